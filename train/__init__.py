@@ -1,0 +1,1 @@
+"""The trainer: torch, numpy, safetensors and the standard library, nothing more."""

@@ -1,0 +1,188 @@
+"""The manifest and the shard header: the contract between what packs tokens and what trains on them.
+
+Standard library only, so that a bare GPU image reads it. `stages` writes it, `train` reads it.
+
+A shard is 256 little-endian int32 followed by uint16 little-endian tokens, exactly 1024 + 2 * tokens bytes:
+the layout of llm.c, modded-nanogpt and parameter-golf, whose readers look at slots 0 to 2 only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAGIC = 20240520  # llm.c, dev/data/data_common.py
+FORMAT_VERSION = 1  # ours, slot 3; raised when the meaning of a shard's bytes changes
+SCHEMA_VERSION = 1  # of manifest.json
+HEADER_BYTES = 1024
+
+
+class ManifestError(Exception):
+    """The manifest or a shard is missing, damaged, or does not belong together. One line, for people."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first 1024 bytes of a shard."""
+
+    tokens: int
+    vocab_size: int
+    bos_id: int
+    documents: int
+    build_id: str  # the first 8 bytes of the manifest's build_id, as hex
+
+    def pack(self) -> bytes:
+        """The header's 1024 bytes."""
+        slots = [MAGIC, 1, self.tokens, FORMAT_VERSION, self.vocab_size, self.bos_id, self.documents]
+        head = struct.pack("<7i", *slots) + bytes.fromhex(self.build_id[:16])
+        return head.ljust(HEADER_BYTES, b"\0")
+
+    @classmethod
+    def unpack(cls, raw: bytes, where: str) -> Header:
+        """Raises ManifestError when `raw` is no header of ours."""
+        if len(raw) < HEADER_BYTES:
+            raise ManifestError(f"{where}: {len(raw)} bytes is shorter than a shard's header; build it again")
+        magic, version, tokens, fmt, vocab, bos, documents = struct.unpack("<7i", raw[:28])
+        if (magic, version) != (MAGIC, 1):
+            raise ManifestError(f"{where}: not a token shard (magic {magic}, version {version})")
+        if fmt != FORMAT_VERSION:
+            raise ManifestError(f"{where}: shard format {fmt}, this program reads {FORMAT_VERSION}")
+        return cls(tokens, vocab, bos, documents, raw[28:36].hex())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One `.bin` with its `.idx` and `.rows.parquet`. Paths are relative to the manifest's folder."""
+
+    path: str
+    split: str  # train | val
+    tokens: int
+    documents: int
+    bytes: int
+    sha256: str
+    index: str
+    index_sha256: str
+    rows: str
+    rows_sha256: str
+    rows_digest: str  # of the table's values
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer the tokens came from. `token_bytes[id]` is the length of its text in bytes, 0 for specials."""
+
+    path: str
+    sha256: str
+    vocab_size: int
+    bos_id: int
+    pad_id: int
+    special_ids: dict[str, int]
+    token_bytes: list[int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one source gave to this mixture. Ratios and epochs are of training tokens."""
+
+    name: str
+    kind: str
+    origin: str
+    revision: str
+    licence: str
+    rows_in: int
+    rows_kept: int
+    dropped: dict[str, int]  # by reason
+    quarantined: int
+    available_tokens: int
+    tokens: int
+    documents: int
+    ratio_asked: float
+    ratio_got: float
+    epochs: float  # how often its tokens repeat; at most its cap
+    max_epochs: float
+    val_tokens: int
+    val_documents: int
+    files_lost: int = 0  # corrupt files left out, within quarantine.files
+
+
+@dataclass(frozen=True)
+class ValidationIds:
+    """Sorted 16-byte ids of every document held out, and the rule that chose them."""
+
+    path: str
+    sha256: str
+    count: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All there is to know about one packed mixture. `folder` is where it was read from, not stored."""
+
+    schema_version: int
+    build_id: str
+    name: str
+    phase: str
+    mixture: str
+    seed: int
+    tokens: int  # of all training shards
+    val_tokens: int
+    documents: int
+    tokenizer: Tokenizer
+    shards: list[Shard]
+    sources: list[Source]
+    val_ids: ValidationIds
+    recipe: dict[str, Any]  # the whole recipe, resolved
+    source_tree: str  # hash of the code that built it
+    versions: dict[str, str] = field(default_factory=dict)
+    folder: str = field(default="", compare=False)
+
+    def split(self, name: str) -> list[Shard]:
+        """The shards of `train` or `val`, in order."""
+        return [s for s in self.shards if s.split == name]
+
+    def file(self, relative: str) -> Path:
+        """The absolute path of a file the manifest names."""
+        return Path(self.folder) / relative
+
+    def to_json(self) -> str:
+        """The text of manifest.json: sorted keys, so that equal manifests are equal bytes."""
+        value = dataclasses.asdict(self)
+        del value["folder"]
+        return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """Read a manifest.json (or the folder that holds one). Raises ManifestError with the way to mend it."""
+    # abspath, not resolve: the published folder is a link, and phases are found beside the link.
+    file = Path(path).absolute()
+    if file.is_dir():
+        file = file / "manifest.json"
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{file}: no such manifest; build one with `python -m pipeline run pack_pretrain`"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{file}: not valid JSON ({error}); build it again") from None
+    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+        found = value.get("schema_version") if isinstance(value, dict) else None
+        raise ManifestError(f"{file}: schema version {found}, this program reads {SCHEMA_VERSION}")
+    try:
+        return Manifest(
+            **{
+                **value,
+                "tokenizer": Tokenizer(**value["tokenizer"]),
+                "shards": [Shard(**s) for s in value["shards"]],
+                "sources": [Source(**s) for s in value["sources"]],
+                "val_ids": ValidationIds(**value["val_ids"]),
+                "folder": str(file.parent),
+            }
+        )
+    except (TypeError, KeyError) as error:
+        raise ManifestError(f"{file}: not a manifest of ours ({error})") from None
