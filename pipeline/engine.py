@@ -1,0 +1,327 @@
+"""The engine: keys, reuse, retries, a bounded window of units in flight, and the dry run.
+
+`Context` is what a stage's `build` sees. It turns "run this work on these inputs" into a key, looks the key
+up in the store, and only then asks the executor. The driver holds no truth: whatever it knew, the records
+say again after it was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pipeline import code
+from pipeline.errors import NotBuilt, UnitFailed, UserError
+from pipeline.executors import Executor, WorkerLost
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+from pipeline.storage import Store
+from stages.base import Artifact, Record, Stage, Task, work_name
+from stages.registry import STAGES
+
+RETRIES = 5  # transient errors: 1, 2, 4, 8, 16 s and then give up
+LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
+WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
+
+
+@dataclass
+class StageState:
+    """What the driver has seen of one stage in this run; records hold the truth."""
+
+    units: dict[str, str] = field(default_factory=dict)  # label -> key
+    reasons: dict[str, str] = field(default_factory=dict)  # label -> why it runs (or would)
+    records: list[Record] = field(default_factory=list)
+    failed: list[UnitFailed] = field(default_factory=list)
+
+
+class Context:
+    """One build of one recipe: what stages call, and what the command line reports on."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        executor: Callable[[], Executor],
+        progress: Progress,
+        *,
+        dry: bool = False,
+        force: frozenset[str] = frozenset(),
+        debug: bool = False,
+    ):
+        self.recipe, self.store, self.progress = recipe, store, progress
+        self.dry, self.force, self.debug = dry, force, debug
+        self.states: dict[str, StageState] = {}
+        self._make_executor = executor
+        self._executor: Executor | None = None
+        self._slots: asyncio.Semaphore | None = None
+        self._stages: dict[str, asyncio.Task[Any]] = {}
+        self._units: dict[str, asyncio.Future[Record]] = {}
+        self._fatal: UnitFailed | None = None
+        self._before = store.read_state(recipe.name, "units.json") or {}
+
+    # -- what stages call ----------------------------------------------------------------------------
+
+    async def stage(self, name: str) -> Any:
+        """The result of another stage's build; each is built once."""
+        if name not in self._stages:
+            self.state(name)
+            self._stages[name] = asyncio.ensure_future(STAGES[name].build(self))
+        return await self._stages[name]
+
+    def identify(self, path: str) -> tuple[str, int]:
+        """(digest of the contents, bytes) of a source file."""
+        return self.store.identify(path)
+
+    def artifact_path(self, artifact: Artifact) -> str:
+        """A local path for a small result that `build` itself must read, such as a solved mixture."""
+        return self.store.fetch(artifact)
+
+    async def gather(self, awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
+        """Await many units, a window at a time, in order.
+
+        A unit that failed on its input gives None while `quarantine.files` allows for it; the rest goes on,
+        and the first failure beyond that is raised once all have ended. In a dry run every unit is looked at
+        before NotBuilt is raised.
+        """
+        window = asyncio.Semaphore(WINDOW)
+        errors: list[BaseException] = []
+
+        async def one(awaitable: Awaitable[Any]) -> Any:
+            try:
+                return await awaitable
+            except (NotBuilt, UnitFailed) as error:
+                errors.append(error)
+                return None
+            finally:
+                window.release()
+
+        tasks = []
+        for awaitable in awaitables:
+            await window.acquire()
+            tasks.append(asyncio.ensure_future(one(awaitable)))
+        results = await asyncio.gather(*tasks)
+        for error in errors:
+            lost = isinstance(error, UnitFailed) and error.stage == "download" and not error.fatal
+            if not (lost and len(self.states["download"].failed) <= self.recipe.quarantine.files):
+                raise error
+        return list(results)
+
+    def check_quarantine(self) -> None:
+        """Stop when more rows were bad than the recipe tolerates. Raises UserError."""
+        counts = self.counts("download")
+        bad, rows = counts.get("quarantined", 0), counts.get("rows_in", 0)
+        allowed = self.recipe.quarantine.tolerate
+        if bad > allowed * rows:
+            raise UserError(
+                f"{bad:,} of {rows:,} rows are in quarantine, more than quarantine.tolerate={allowed:.3%} allows; "
+                f"look at {self.store.out}/{self.recipe.name}/quarantine/, mend the source or raise the tolerance"
+            )
+
+    def counts(self, stage: str, source: str | None = None) -> dict[str, int]:
+        """The sum of a stage's counters over its records, of one source or of all."""
+        total: dict[str, int] = {}
+        for record in self.state(stage).records:
+            if source is None or record.label.split(" ")[0] == source:
+                for name, n in record.counts.items():
+                    total[name] = total.get(name, 0) + n
+        return total
+
+    async def run(
+        self,
+        stage: str,
+        work: Callable[[Task], None],
+        params: dict[str, Any],
+        inputs: list[Artifact],
+        label: str,
+        source: str | None = None,
+        weight: int = 0,
+    ) -> Record:
+        """Run one unit, or find its record. `weight` is its input in bytes, for progress.
+
+        Raises UnitFailed, or NotBuilt in a dry run.
+        """
+        if self._fatal:
+            raise self._fatal
+        label = f"{source} {label}" if source else label
+        libraries = STAGES[stage].libraries
+        facts = {
+            "stage": stage,
+            "work": work_name(work),
+            "code": code.fingerprint(work.__module__),
+            "versions": code.versions(libraries),
+            "params": params,
+            "inputs": [a.digest for a in inputs],
+        }
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
+        if key in self._units:
+            return await asyncio.shield(self._units[key])
+        future: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
+        self._units[key] = future
+        try:
+            record = await self._resolve(stage, key, facts, inputs, label, weight)
+        except BaseException as error:
+            future.set_exception(error)
+            future.exception()  # it is raised here; nobody else may be waiting
+            raise
+        future.set_result(record)
+        return record
+
+    # -- how it is done ------------------------------------------------------------------------------
+
+    def state(self, stage: str) -> StageState:
+        """What this run knows of `stage`."""
+        return self.states.setdefault(stage, StageState())
+
+    async def _resolve(
+        self, stage: str, key: str, facts: dict[str, Any], inputs: list[Artifact], label: str, weight: int
+    ) -> Record:
+        state = self.state(stage)
+        state.units[label] = key
+        found = None if stage in self.force else self.store.find(stage, key)
+        if found is not None:
+            record = replace(found, cached=True, label=label)
+            state.records.append(record)
+            self.progress.finished(stage, record, weight)
+            return record
+        state.reasons[label] = self._why(stage, label, facts)
+        self.progress.planned(stage, label, weight)
+        if self.dry:
+            raise NotBuilt(stage)
+        spec = {
+            **facts,
+            "key": key,
+            "label": label,
+            "out": self.store.uri,
+            "inputs": [asdict(replace(a, path=self.store.absolute(a))) for a in inputs],
+        }
+        try:
+            record = await self._submit(spec)
+        except UnitFailed as error:
+            state.failed.append(error)
+            self.progress.failed(stage, label, error.message)
+            if error.fatal:
+                self._fatal = error
+            raise
+        state.records.append(record)
+        self.progress.finished(stage, record, weight)
+        return record
+
+    def _why(self, stage: str, label: str, facts: dict[str, Any]) -> str:
+        """Why the unit is not in the store: what differs from the last build of the same name."""
+        if stage in self.force:
+            return "--force"
+        before = self._before.get("facts", {}).get(stage, {})
+        if label not in self._before.get("units", {}).get(stage, {}):
+            return "new"
+        now = fact_digests(facts)
+        changed = [name for name, digest in now.items() if name in before and before[name] != digest]
+        if "versions" in changed:
+            return f"version of {' or '.join(STAGES[stage].libraries)} changed"
+        if changed:
+            return f"{' and '.join(changed)} changed"
+        return "input or parameter changed"
+
+    async def _submit(self, spec: dict[str, Any]) -> Record:
+        stage, label = spec["stage"], spec["label"]
+        if self._executor is None:
+            self._executor = self._make_executor()
+            self._slots = asyncio.Semaphore(self._executor.slots)
+            self.progress.line(f"executor {self._executor.name}, {self._executor.slots} slots")
+        assert self._slots is not None
+        transient = lost = 0
+        while True:
+            try:
+                async with self._slots:
+                    if self._fatal:
+                        raise self._fatal
+                    self.progress.started(stage, label)
+                    reply = await self._executor.submit(spec)
+            except WorkerLost as error:
+                lost += 1
+                if lost > LOST_RETRIES:
+                    raise UnitFailed(stage, label, f"its worker died {lost} times; last: {error}") from None
+                self.progress.line(f"{stage} {label}: {error}; trying again")
+                continue
+            if "record" in reply:
+                return Record.from_dict(reply["record"])
+            error = reply["error"]
+            if self.debug:
+                self.progress.line(error["trace"])
+            if error["kind"] != "transient" or transient >= RETRIES:
+                raise UnitFailed(stage, label, error["message"], fatal=error["kind"] == "fatal")
+            pause = 2**transient * (0.5 + random.random())
+            transient += 1
+            self.progress.line(f"{stage} {label}: {error['message']}; trying again in {pause:.0f} s")
+            await asyncio.sleep(pause)
+
+    def close(self) -> None:
+        """Stop the executor, if one was started."""
+        if self._executor is not None:
+            self._executor.close()
+
+    @property
+    def started_executor(self) -> bool:
+        """Whether anything had to run."""
+        return self._executor is not None
+
+    def save_state(self) -> None:
+        """Remember which units the results refer to: `clean`, `status` and the dry run's reasons read it."""
+        before = self._before or {}
+        units = dict(before.get("units", {}))
+        facts = dict(before.get("facts", {}))
+        for stage, state in self.states.items():
+            if state.units:
+                units[stage] = dict(sorted(state.units.items()))
+                facts[stage] = {"versions": fact_digest(code.versions(STAGES[stage].libraries))}
+        self.store.write_state(self.recipe.name, "units.json", {"units": units, "facts": facts})
+
+
+def fact_digest(value: Any) -> str:
+    """A short digest of one part of a unit's key."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fact_digests(facts: dict[str, Any]) -> dict[str, str]:
+    """The parts of a key that all units of a stage share."""
+    return {name: fact_digest(facts[name]) for name in ("versions",)}
+
+
+def order(target: str) -> list[Stage]:
+    """`target` and every stage it needs, upstream first. Raises UserError."""
+    if target not in STAGES:
+        raise UserError(f"no stage {target!r}; the stages are {', '.join(STAGES)}")
+    found: dict[str, Stage] = {}
+
+    def visit(name: str) -> None:
+        if name not in found:
+            for upstream in STAGES[name].after:
+                visit(upstream)
+            found[name] = STAGES[name]
+
+    visit(target)
+    return list(found.values())
+
+
+def drive(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a build to its end, and stop the executor whatever happens."""
+
+    async def main() -> Any:
+        try:
+            return await coroutine
+        finally:
+            pending = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+            for task in pending:
+                task.cancel()
+            context.close()
+
+    started = time.monotonic()
+    try:
+        return asyncio.run(main())
+    finally:
+        context.progress.close(time.monotonic() - started)

@@ -1,0 +1,31 @@
+"""Errors that people read: one or two lines that say what, where and how to mend it."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Wrong usage, a wrong recipe, or input that cannot work. Printed without a stack trace."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """The command line or the recipe is wrong: exit status 2."""
+
+    exit_code = 2
+
+
+class UnitFailed(UserError):
+    """A unit failed for good. `fatal` ends the run at once (a full disk); else the rest goes on."""
+
+    def __init__(self, stage: str, label: str, message: str, fatal: bool = False):
+        super().__init__(f"{stage} {label}: {message}")
+        self.stage, self.label, self.message, self.fatal = stage, label, message, fatal
+
+
+class NotBuilt(Exception):  # noqa: N818 - a signal of the dry run, not an error
+    """The dry run met a unit that has not run yet, so what depends on it cannot be known."""
+
+    def __init__(self, stage: str):
+        super().__init__(stage)
+        self.stage = stage

@@ -1,0 +1,175 @@
+"""Where units run: a pool of processes on this machine, or tasks on a Ray cluster. The bytes are the same.
+
+An executor has `slots` (how many units may be in flight), `submit(spec)` and `close()`. It starts nothing
+until the first unit is submitted. `submit` raises WorkerLost when the process that ran the unit died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from typing import Any, Protocol
+
+from pipeline.code import ROOT
+from pipeline.errors import UserError
+from pipeline.worker import receive, run_unit, send
+
+
+class WorkerLost(Exception):  # noqa: N818 - reads as what happened
+    """The worker died in the middle of a unit: killed, out of memory, or its node is gone."""
+
+
+class Executor(Protocol):
+    """Runs units somewhere."""
+
+    name: str
+    slots: int
+
+    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Run one unit and return what `run_unit` returned."""
+
+    def close(self) -> None:
+        """Stop all workers; units in flight are lost."""
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class LocalExecutor:
+    """A pool of `python -m pipeline.worker` processes, each with its own pipe, restarted when one dies."""
+
+    name = "local"
+
+    def __init__(self, workers: int | None = None):
+        self.slots = workers or cores()
+        self.idle: list[subprocess.Popen[bytes]] = []
+        self.all: set[subprocess.Popen[bytes]] = set()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # One thread a worker in the libraries: there are as many workers as cores.
+        threads = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, **threads, "PYTHONPATH": python_path()}
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        self.all.add(worker)
+        return worker
+
+    def _call(self, worker: subprocess.Popen[bytes], spec: dict[str, Any]) -> dict[str, Any]:
+        assert worker.stdin and worker.stdout
+        try:
+            send(worker.stdin, spec)
+            reply: dict[str, Any] = receive(worker.stdout)
+        except (EOFError, BrokenPipeError, ValueError):
+            self.all.discard(worker)
+            worker.kill()
+            code = worker.wait()
+            raise WorkerLost(f"worker process {worker.pid} ended with {code}") from None
+        return reply
+
+    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Run one unit on an idle worker, started if there is none."""
+        worker = self.idle.pop() if self.idle else self._start()
+        reply = await asyncio.to_thread(self._call, worker, spec)
+        self.idle.append(worker)
+        return reply
+
+    def close(self) -> None:
+        """Kill the workers."""
+        for worker in self.all:
+            worker.kill()
+        for worker in self.all:
+            worker.wait()
+        self.all.clear()
+        self.idle.clear()
+
+
+class RayExecutor:
+    """Plain Ray tasks of a few KB in and out; a local Ray is started and stopped here, a cluster only joined."""
+
+    name = "ray"
+
+    def __init__(self, address: str | None = None, workers: int | None = None):
+        self.address, self.workers = address, workers
+        self.slots = workers or cores()
+        self.remote: Any = None
+
+    def start(self) -> None:
+        """Join the cluster at `address`, or start a Ray of our own on this machine."""
+        # Ray's own start-up lines and its warning about accelerators are not ours to show.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        os.environ["PYTHONPATH"] = python_path()
+        import ray
+
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if self.address:
+                excludes = [".venv", "build", "runs", ".git", "tests", "benchmarks"]
+                environment = {"working_dir": str(ROOT), "excludes": excludes}
+                ray.init(address=self.address, runtime_env=environment, **options)
+                self.slots = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            else:
+                # Data goes through files, so the object store holds only records.
+                memory = 128 << 20
+                ray.init(
+                    address="local",
+                    num_cpus=self.slots,
+                    include_dashboard=False,
+                    object_store_memory=memory,
+                    **options,
+                )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            where = f"at {self.address}" if self.address else "on this machine"
+            raise UserError(f"no Ray {where}: {' '.join(str(error).split())}; try --executor local") from None
+        # Retries are the engine's business: it knows a lost worker from a bad row.
+        self.remote = ray.remote(num_cpus=1, max_retries=0)(run_unit)
+
+    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Run one unit as a Ray task."""
+        if self.remote is None:
+            self.start()
+        import ray
+
+        try:
+            reply: dict[str, Any] = await self.remote.options(name=f"{spec['stage']} {spec['label']}").remote(
+                spec
+            )
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise WorkerLost(" ".join(str(error).split())[:300]) from None
+        return reply
+
+    def close(self) -> None:
+        """Leave the cluster; stop a Ray of our own."""
+        if self.remote is not None:
+            import ray
+
+            ray.shutdown()
+            self.remote = None
+
+
+def python_path() -> str:
+    """PYTHONPATH with the project first, so that workers import it from the clone, uninstalled."""
+    rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(ROOT)]
+    return os.pathsep.join([str(ROOT), *rest])
+
+
+# Ray costs some five seconds to start; below this much input a pool of processes is done before that.
+SMALL_INPUT = 1 << 30
+
+
+def choose_executor(kind: str, address: str | None, workers: int | None, input_bytes: int) -> Executor:
+    """The executor for `kind`; `auto` is local for small inputs without an address."""
+    if kind == "auto":
+        kind = "ray" if address or input_bytes > SMALL_INPUT else "local"
+    if kind == "local" and address:
+        raise UserError("--address needs --executor ray")
+    return RayExecutor(address, workers) if kind == "ray" else LocalExecutor(workers)

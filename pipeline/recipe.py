@@ -1,0 +1,278 @@
+"""Recipes: one YAML file from raw text to checkpoint, validated before anything runs.
+
+Every key has a default, a unit and a line of documentation here, in `train/config.py` or beside its source;
+`python -m pipeline schema recipe` prints them all as JSON Schema. Errors name the file, the key and the
+allowed values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.code import ROOT
+from pipeline.errors import UsageError
+from stages.sources import SourceConfig
+from train.config import ModelConfig, TrainConfig
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmgbt]?)(i?)(b?)\s*", re.IGNORECASE)
+
+
+def quantity(value: Any) -> Any:
+    """`1M` -> 1,000,000; `20MB`, `64MiB`, `1.5B`, plain numbers. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = QUANTITY.fullmatch(value)
+    if not match:
+        raise ValueError(f"{value!r} is not a quantity; write 300000, 300k, 1M, 1.5B, 20MB or 64MiB")
+    number, prefix, binary, _ = match.groups()
+    power = UNITS[prefix.lower()]
+    if binary:
+        power = 1024 ** {"k": 1, "m": 2, "g": 3, "t": 4}[prefix.lower()]
+    return round(float(number.replace("_", "")) * power)
+
+
+def ratio(value: Any) -> Any:
+    """`80%` -> 0.8; plain numbers. Raises ValueError."""
+    if isinstance(value, str):
+        try:
+            return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a ratio; write 80% or 0.8") from None
+    return value
+
+
+Count = Annotated[int, BeforeValidator(quantity), Field(ge=1)]
+Ratio = Annotated[float, BeforeValidator(ratio), Field(gt=0, le=1)]
+Share = Annotated[float, BeforeValidator(ratio), Field(ge=0, le=1)]
+
+
+class Model(BaseModel):
+    """Unknown keys are errors, and a recipe never changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Dedup(Model):
+    """Duplicates leave the corpus before the tokenizer sees it."""
+
+    exact: bool = Field(True, description="Drop documents whose normalised text is the same, across sources.")
+    priority: list[str] = Field(
+        default_factory=list, description="Sources in the order in which a duplicate is kept; others follow."
+    )
+
+
+class TokenizerConfig(Model):
+    """The byte-level BPE that the pipeline trains."""
+
+    vocab_size: Count = Field(8192, description="Ids in all: specials, 256 bytes and merges. At most 65536.")
+    split: Literal["gpt4"] = Field("gpt4", description="How text is cut before merging: GPT-4-style split.")
+    sample: Count = Field(20_000_000, description="Bytes of text to train on, stratified by source.")
+
+
+class Mixture(Model):
+    """What one phase trains on. Solved exactly before it is built."""
+
+    tokens: Count = Field(description="Training tokens in all.")
+    ratios: dict[str, Ratio] = Field(description="Share of the tokens per source; they sum to 100%.")
+    max_epochs: float | dict[str, float] = Field(
+        1.0, description="How often a source may be repeated; one cap, or one per source (default 1)."
+    )
+    val_tokens: Count = Field(2_000_000, description="At most so many held-out tokens go to validation shards.")
+
+    def cap(self, source: str) -> float:
+        """The cap on repeats of `source`."""
+        if isinstance(self.max_epochs, dict):
+            return self.max_epochs.get(source, 1.0)
+        return self.max_epochs
+
+    @model_validator(mode="after")
+    def _sums(self) -> Mixture:
+        total = sum(self.ratios.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"ratios sum to {total:.4%}, not 100%; write shares that add up")
+        caps = self.max_epochs if isinstance(self.max_epochs, dict) else {"": self.max_epochs}
+        if any(cap <= 0 for cap in caps.values()):
+            raise ValueError("max_epochs must be above 0")
+        unknown = set(caps) - set(self.ratios) - {""}
+        if unknown:
+            raise ValueError(f"max_epochs names {sorted(unknown)}, which has no ratio here")
+        return self
+
+
+class Quarantine(Model):
+    """How much bad input a run may leave behind and still be built upon."""
+
+    tolerate: Share = Field(0.001, description="Share of rows that may be bad before the run stops.")
+    files: int = Field(0, ge=0, description="Files that may be unreadable before the run stops.")
+
+
+class Recipe(Model):
+    """One small language model, from raw text to checkpoint."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Names the folder of the results.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Decides every shuffle; nothing else is random.")
+    executor: Literal["auto", "ray", "local"] = Field("auto", description="Where units run; see --executor.")
+    sources: dict[str, SourceConfig] = Field(min_length=1, description="Where text comes from, by name.")
+    dedup: Dedup = Field(default_factory=Dedup)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    shard_tokens: Count = Field(100_000_000, le=2**30 - 2048, description="Tokens per training shard.")
+    mixtures: dict[Literal["pretrain", "anneal"], Mixture] = Field(default_factory=dict)
+    quarantine: Quarantine = Field(default_factory=Quarantine)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: dict[str, TrainConfig] = Field(default_factory=dict, description="Phases, trained in this order.")
+
+    @model_validator(mode="after")
+    def _names(self) -> Recipe:
+        known = ", ".join(self.sources)
+        for name, mixture in self.mixtures.items():
+            for source in mixture.ratios:
+                if source not in self.sources:
+                    raise ValueError(f"mixtures.{name}.ratios names source {source!r}; the sources are {known}")
+        for source in self.dedup.priority:
+            if source not in self.sources:
+                raise ValueError(f"dedup.priority names source {source!r}; the sources are {known}")
+        for phase, config in self.train.items():
+            mixture_name = config.mixture or phase
+            if mixture_name not in self.mixtures:
+                have = ", ".join(self.mixtures) or "none"
+                raise ValueError(f"train.{phase}.mixture is {mixture_name!r}; the mixtures are {have}")
+        if self.tokenizer.vocab_size > 65_536:
+            raise ValueError(
+                f"tokenizer.vocab_size is {self.tokenizer.vocab_size:,}: ids are stored as uint16, "
+                "so at most 65,536; lower it"
+            )
+        return self
+
+    def phase_of(self, mixture: str) -> str:
+        """The training phase a mixture is for: the one of its name, else the first that trains on it."""
+        phases = [p for p, c in self.train.items() if (c.mixture or p) == mixture]
+        return mixture if mixture in phases or not phases else phases[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole recipe, resolved, as JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def _nested(hint: Any) -> list[type]:
+    """The model classes inside a type hint such as dict[str, A | B]."""
+    if isinstance(hint, typing.TypeAliasType if hasattr(typing, "TypeAliasType") else ()):
+        hint = hint.__value__
+    if isinstance(hint, type) and (issubclass(hint, BaseModel) or dataclasses.is_dataclass(hint)):
+        return [hint]
+    origin = typing.get_origin(hint)
+    if origin in (Annotated, dict, list, typing.Union, types.UnionType):
+        return [cls for part in typing.get_args(hint) for cls in _nested(part)]
+    return []
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    """Key as written in YAML -> type hint, for a pydantic model or a dataclass."""
+    if issubclass(cls, BaseModel):
+        return {(f.alias or name): f.annotation for name, f in cls.model_fields.items()}
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _allowed_at(location: tuple[Any, ...]) -> list[str]:
+    """The keys allowed where an unknown one was found."""
+    classes: list[type] = [Recipe]
+    for part in location[:-1]:
+        step: list[type] = []
+        for cls in classes:
+            hint = _fields(cls).get(str(part))
+            step += _nested(hint) if hint is not None else []
+        # a name inside a dict (a source, a phase) or a union tag: stay among the same classes
+        tagged = [c for c in classes if _kind(c) == part]
+        classes = step or tagged or classes
+    return sorted({key for cls in classes for key in _fields(cls)})
+
+
+def _kind(cls: type) -> str | None:
+    """The value of `from` that selects a source class."""
+    if issubclass(cls, BaseModel):
+        for field in cls.model_fields.values():
+            if field.alias == "from" and typing.get_origin(field.annotation) is Literal:
+                return str(typing.get_args(field.annotation)[0])
+    return None
+
+
+def _explain(where: str, error: ValidationError) -> str:
+    """One line a problem: file, key, what is wrong, what is allowed."""
+    lines = []
+    for problem in error.errors():
+        location = problem["loc"]
+        key = ".".join(str(part) for part in location) or "recipe"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            allowed = _allowed_at(location)
+            near = difflib.get_close_matches(str(location[-1]), allowed, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            message = f"unknown key; {hint}allowed: {', '.join(allowed)}"
+        elif problem["type"] == "missing":
+            message = "is required and missing"
+        elif "input" in problem and isinstance(problem["input"], str | int | float | bool):
+            message += f" (got {problem['input']!r})"
+        lines.append(f"{where}: {key}: {message}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
+    """Set `a.b=c` in the raw recipe; c is read as YAML. Raises UsageError."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {override}: write --set a.b=value")
+        node: Any = raw
+        *parents, last = key.split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise UsageError(f"--set {override}: {part} is not a group of keys")
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {override}: {str(error).splitlines()[0]}") from None
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that ship in manifests/."""
+    return sorted(file.stem for file in (ROOT / "manifests").glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """A file, or the name of a recipe that ships. Raises UsageError."""
+    for candidate in (Path(name), ROOT / "manifests" / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"--recipe {name}: no such file, and the recipes that ship are {', '.join(shipped())}")
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """Read and validate a recipe. Raises UsageError that names file, key and allowed values."""
+    file = find_recipe(name)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{file}: a recipe is a mapping of keys; see manifests/quickstart.yaml")
+    apply_overrides(raw, overrides or [])
+    return parse_recipe(raw, str(file))
+
+
+def parse_recipe(raw: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe given as plain values. Raises UsageError."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(_explain(where, error)) from None

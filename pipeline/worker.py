@@ -1,0 +1,152 @@
+"""One unit, run to its record: what happens inside a worker, whichever executor started it.
+
+As a program (`python -m pipeline.worker`) it serves units over stdin and stdout, one JSON message each way,
+and dies with its driver: the moment stdin closes it exits, in the middle of a unit if need be.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import queue
+import resource
+import shutil
+import struct
+import sys
+import threading
+import time
+import traceback
+import uuid
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.storage import Store, sha256_file
+from stages.base import Artifact, DataError, Record, Task, TransientError, find_work
+
+TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
+
+
+def run_unit(spec: dict[str, Any]) -> dict[str, Any]:
+    """Run the unit described by `spec`. Returns {"record": ...} or {"error": {kind, message, trace}}.
+
+    kind: transient (try again), permanent (the input is at fault or the code is), fatal (stop the run).
+    """
+    store = Store(spec["out"])
+    attempt = uuid.uuid4().hex[:12]
+    folder = store.attempt_folder(spec["stage"], spec["key"])
+    try:
+        return {"record": _run(store, spec, attempt, folder).to_dict()}
+    except Exception as error:
+        for leftover in folder.glob(f"{attempt}.*"):
+            leftover.unlink(missing_ok=True)
+        return {"error": _classify(error)}
+    finally:
+        store.drop_scratch()
+        if not store.local:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(store: Store, spec: dict[str, Any], attempt: str, folder: Path) -> Record:
+    _reset_peak()
+    started = time.time()
+    inputs = [Artifact(**a) for a in spec["inputs"]]
+    task = Task(spec["params"], inputs, folder, attempt, store.fetch)
+    find_work(spec["work"])(task)
+    hashed: dict[str, str] = {}  # slices of one file share its hash
+    outputs = []
+    for output in task.outputs:
+        if output.path not in hashed:
+            hashed[output.path] = sha256_file(output.path)
+        outputs.append(store.seal(spec["stage"], spec["key"], output, hashed[output.path]))
+    finished = time.time()
+    record = Record(
+        key=spec["key"],
+        stage=spec["stage"],
+        label=spec["label"],
+        inputs=[a.digest for a in inputs],
+        outputs=outputs,
+        counts=dict(sorted(task.counts.items())),
+        seconds=round(finished - started, 3),
+        peak_mb=_peak_mb(),
+        versions=spec["versions"],
+        started=started,
+        finished=finished,
+        attempt=attempt,
+    )
+    return store.put_record(record)
+
+
+def _classify(error: Exception) -> dict[str, str]:
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = "fatal"
+        message = f"no space left on the disk of --out ({message}); free some and run the same command again"
+    elif isinstance(error, MemoryError):
+        kind, message = "transient", "out of memory; use fewer --workers"
+    elif isinstance(error, TRANSIENT):
+        kind = "transient"
+    elif isinstance(error, DataError):
+        kind = "permanent"
+    else:
+        kind, message = "permanent", f"{type(error).__name__}: {message}"
+    return {"kind": kind, "message": message, "trace": traceback.format_exc()}
+
+
+def _reset_peak() -> None:
+    """Let the kernel count peak memory from here (Linux); elsewhere the peak is the process's own."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_mb() -> float:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    except OSError:
+        pass
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def send(stream: BinaryIO, message: Any) -> None:
+    """Write one length-prefixed JSON message."""
+    data = json.dumps(message).encode()
+    stream.write(struct.pack("<Q", len(data)) + data)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> Any:
+    """Read one message. Raises EOFError when the other side is gone."""
+    head = stream.read(8)
+    if len(head) < 8:
+        raise EOFError
+    (length,) = struct.unpack("<Q", head)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return json.loads(data)
+
+
+def serve() -> None:
+    """Serve units until stdin closes."""
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not end up among the replies
+
+    def listen() -> None:
+        while True:
+            try:
+                requests.put(receive(sys.stdin.buffer))
+            except EOFError:
+                os._exit(0)  # the driver is gone: nobody would read the reply
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        send(replies, run_unit(requests.get()))
+
+
+if __name__ == "__main__":
+    serve()
