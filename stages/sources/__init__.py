@@ -1,0 +1,1 @@
+"""Where text comes from: one module a source. `stages.sources.registry` lists them."""

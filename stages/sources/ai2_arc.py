@@ -1,0 +1,65 @@
+"""AI2 ARC: multiple-choice science questions in parquet, written out as text with the right answer.
+
+    Question: Which of these is a mineral?
+    A. wood
+    B. quartz
+    Answer: B. quartz
+
+Labels are A to E in most rows and 1 to 4 in some; both are kept as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.base import Task
+from stages.sources.base import UNIT_BYTES, BadRow, BaseConfig, FieldError, Identify, Row, UnitSpec
+from stages.sources.files import list_files
+from stages.sources.parquet import SUFFIXES, cut, decode, rows
+from stages.sources.parts import write_parts
+
+COLUMNS = ["question", "choices", "answerKey"]
+
+
+class Config(BaseConfig):
+    """AI2 ARC's parquet files: `from: ai2_arc`."""
+
+    kind: Literal["ai2_arc"] = Field(alias="from", description="The kind of source.")
+    path: str | list[str] = Field(
+        description="A file, a folder, a glob, or a list of them; local or a URI. Leave test splits out."
+    )
+
+
+def units(config: Config, identify: Identify) -> list[UnitSpec]:
+    """Cut the files as parquet is cut. Raises DataError when they lack question, choices or answerKey."""
+    # The template only names the columns to the cutter; `work` builds the text itself.
+    template = "{question}{choices}{answerKey}"
+    params = {"text": "", "template": template, "url": None, "meta": config.wanted_columns()}
+    specs = cut(list_files(config.path, SUFFIXES), params, identify, UNIT_BYTES)
+    keep = ("meta", "files", "groups")
+    return [UnitSpec(s.name, s.inputs, {k: s.params[k] for k in keep}, s.weight) for s in specs]
+
+
+def work(task: Task) -> None:
+    """Read one unit. Params: meta, files, groups (a [start, stop) for each input)."""
+    write_parts(task, rows(task, to_row, [*COLUMNS, *task.params["meta"]]))
+
+
+def to_row(record: dict[str, Any], file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
+    """One question as text. A row whose answer is not among its choices is bad."""
+    try:
+        values = decode(record)
+    except FieldError as error:
+        return BadRow(file, number, str(error))
+    question, choices, key = (values[c] for c in COLUMNS)
+    if not (isinstance(question, str) and isinstance(choices, dict) and isinstance(key, str)):
+        return BadRow(file, number, "question, choices or answerKey is null or of a wrong type")
+    labels, texts = choices.get("label") or [], choices.get("text") or []
+    if len(labels) != len(texts) or key not in labels or not all(isinstance(t, str) for t in texts):
+        return BadRow(file, number, f"answerKey {key!r} is not among the labels {labels}", question)
+    options = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
+    answer = texts[labels.index(key)]
+    text = f"Question: {question}\n{options}\nAnswer: {key}. {answer}"
+    return Row(file, number, text, None, tuple(values[c] for c in params["meta"]))

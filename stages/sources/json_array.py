@@ -1,0 +1,146 @@
+"""One JSON array of objects a file, as MetaMathQA ships: streamed element by element, never loaded whole."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.base import DataError, Task
+from stages.sources.base import BadRow, Identify, Row, TextConfig, UnitSpec, row_of, text_params
+from stages.sources.files import list_files, opened, whole_files
+from stages.sources.parts import write_parts
+
+SUFFIXES = (".json",)
+CHUNK = 1 << 20
+LONGEST = 1 << 28  # characters in one element; beyond it the array is taken for damaged
+SPACE = " \t\n\r"
+
+
+class Config(TextConfig):
+    """Elements of JSON arrays: `from: json_array`."""
+
+    kind: Literal["json_array"] = Field(alias="from", description="The kind of source.")
+
+
+class ArrayError(Exception):
+    """The text is not one JSON array. The message says where and what."""
+
+
+def units(config: Config, identify: Identify) -> list[UnitSpec]:
+    """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
+    return whole_files(list_files(config.path, SUFFIXES), text_params(config), identify)
+
+
+def work(task: Task) -> None:
+    """Read one unit. Params: text, template, url, meta, files (a name for each input)."""
+    write_parts(task, rows(task))
+
+
+def rows(task: Task) -> Iterator[Row | BadRow]:
+    """Each element of each file as a row. Raises DataError when an array is cut off or malformed."""
+    for artifact, name in zip(task.inputs, task.params["files"], strict=True):
+        with opened(artifact.path) as stream:
+            try:
+                raw = iter(lambda stream=stream: stream.read(CHUNK), b"")  # type: ignore[misc]
+                for number, record in enumerate(elements(decoded(raw))):
+                    yield row_of(record, name, number, task.params)
+            except ArrayError as error:
+                raise DataError(f"{artifact.path}: {error}; fetch the file again") from error
+
+
+def decoded(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Text of UTF-8 chunks cut anywhere.
+
+    Invalid bytes become lone surrogates, so that only the row that holds them is quarantined.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+    for chunk in chunks:
+        yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
+
+
+class Buffer:
+    """Text not yet consumed, fed from chunks."""
+
+    def __init__(self, chunks: Iterator[str]):
+        self.chunks, self.text, self.at, self.seen = chunks, "", 0, 0
+
+    def more(self, size: int = 1) -> bool:
+        """Drop what was consumed and read at least `size` more characters; False at the end."""
+        self.seen += self.at
+        pieces, got = [self.text[self.at :]], 0
+        self.at = 0
+        for chunk in self.chunks:
+            pieces.append(chunk)
+            got += len(chunk)
+            if got >= size:
+                break
+        self.text = "".join(pieces)
+        return got > 0
+
+    def next(self) -> str:
+        """The next character that is no white space, not consumed; empty at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in SPACE:
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    @property
+    def where(self) -> int:
+        """Characters consumed so far."""
+        return self.seen + self.at
+
+
+def elements(chunks: Iterable[str]) -> Iterator[Any]:
+    """The elements of the JSON array whose text comes in `chunks`, cut anywhere.
+
+    Holds one chunk and one element. Raises ArrayError naming the character where it goes wrong.
+    """
+    buffer = Buffer(iter(chunks))
+    if buffer.next() != "[":
+        raise ArrayError("does not start with '[': not a JSON array (for JSON lines say `from: jsonl`)")
+    buffer.at += 1
+    if buffer.next() == "]":
+        buffer.at += 1
+    else:
+        while True:
+            yield element(buffer)
+            mark = buffer.next()
+            if mark not in (",", "]"):
+                what = f"has {mark!r} after an element" if mark else "is cut off after an element"
+                raise ArrayError(f"the JSON array {what}, at character {buffer.where}")
+            buffer.at += 1
+            if mark == "]":
+                break
+    if buffer.next():
+        raise ArrayError(f"something follows the JSON array, at character {buffer.where}")
+
+
+DECODER = json.JSONDecoder()
+
+
+def element(buffer: Buffer) -> Any:
+    """Parse and consume one element, reading on while it is incomplete."""
+    buffer.next()
+    while True:
+        try:
+            value, end = DECODER.raw_decode(buffer.text, buffer.at)
+            if end < len(buffer.text):  # `12` at the very end could be the start of `123`
+                buffer.at = end
+                return value
+            problem = "is cut off"
+        except json.JSONDecodeError as error:
+            value, end, problem = None, -1, f"is cut off or broken ({error.msg})"
+        except RecursionError as error:
+            raise ArrayError(f"an element is nested too deeply, at character {buffer.where}") from error
+        # Doubling what is held keeps the repeated attempts linear in the element's length.
+        held = len(buffer.text) - buffer.at
+        if held > LONGEST or not buffer.more(max(1, held)):
+            raise ArrayError(f"the JSON array {problem}, in the element at character {buffer.where}")

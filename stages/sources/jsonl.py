@@ -1,0 +1,89 @@
+"""JSON lines, plain, gzipped or zstd-compressed: streamed, one unit a file or a batch of small ones.
+
+A compressed file cannot be entered in the middle, so it is one streaming unit that writes parts.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, Literal
+
+from pydantic import Field
+
+from stages.base import DataError, Task
+from stages.sources.base import BadRow, Identify, Row, TextConfig, UnitSpec, row_of, text_params
+from stages.sources.files import list_files, opened, unzstd, whole_files
+from stages.sources.parts import write_parts
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
+CHUNK = 1 << 20
+
+
+class Config(TextConfig):
+    """Rows of JSON-lines files: `from: jsonl`."""
+
+    kind: Literal["jsonl"] = Field(alias="from", description="The kind of source.")
+
+
+def units(config: Config, identify: Identify) -> list[UnitSpec]:
+    """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
+    return whole_files(list_files(config.path, SUFFIXES), text_params(config), identify)
+
+
+def work(task: Task) -> None:
+    """Read one unit. Params: text, template, url, meta, files (a name for each input)."""
+    write_parts(task, rows(task))
+
+
+def rows(task: Task) -> Iterator[Row | BadRow]:
+    """Each line of each file as a row; blank lines are not rows. Raises DataError on a damaged file."""
+    for artifact, name in zip(task.inputs, task.params["files"], strict=True):
+        with opened(artifact.path) as stream:
+            number = 0
+            for line in lines(chunks(stream, artifact.path)):
+                if line.strip():
+                    yield parse(line, name, number, task.params)
+                    number += 1
+
+
+def chunks(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    """The file's decompressed bytes, a chunk at a time, by the ending of its name."""
+    if name.endswith(".zst"):
+        yield from unzstd(stream, name)
+    elif name.endswith(".gz"):
+        try:
+            with gzip.open(stream) as inner:
+                while chunk := inner.read(CHUNK):
+                    yield chunk
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{name} is cut off or damaged ({error}); fetch the file again") from error
+    else:
+        while chunk := stream.read(CHUNK):
+            yield chunk
+
+
+def lines(source: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends, from chunks cut anywhere."""
+    rest: list[bytes] = []
+    for chunk in source:
+        *whole, tail = chunk.split(b"\n")
+        for line in whole:
+            yield b"".join([*rest, line])
+            rest = []
+        rest.append(tail)
+    if last := b"".join(rest):
+        yield last
+
+
+def parse(line: bytes, file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
+    """One line as a row, or the reason why it is none."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(file, number, f"not valid UTF-8 at byte {error.start}", line[:200].decode("utf-8", "replace"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        return BadRow(file, number, f"broken JSON: {error}", line[:200].decode("utf-8", "replace"))
+    return row_of(record, file, number, params)

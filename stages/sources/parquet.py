@@ -1,0 +1,215 @@
+"""Parquet files: cut by row groups, read one row group and only the needed columns at a time.
+
+arrow does not check that a string column holds valid UTF-8, so strings are read as bytes and decoded here;
+a row that does not decode is quarantined and its neighbours are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from stages.base import Artifact, DataError, Task, TransientError
+from stages.sources.base import (
+    UNIT_BYTES,
+    BadRow,
+    FieldError,
+    Identify,
+    Row,
+    TextConfig,
+    UnitSpec,
+    coerce,
+    pick,
+    template_fields,
+    text_of,
+    text_params,
+)
+from stages.sources.files import list_files, opened
+from stages.sources.parts import write_parts
+
+SUFFIXES = (".parquet",)
+ROWS = 4096  # rows decoded at a time
+
+
+class Config(TextConfig):
+    """Rows of parquet files: `from: parquet`."""
+
+    kind: Literal["parquet"] = Field(alias="from", description="The kind of source.")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Row groups [start, stop) of one file; stop -1 means all, where the footer could not be read."""
+
+    artifact: Artifact
+    start: int
+    stop: int
+    size: int
+
+
+def units(config: Config, identify: Identify, unit_bytes: int = UNIT_BYTES) -> list[UnitSpec]:
+    """Cut the source into units of about `unit_bytes` of text: row-group ranges, small files batched.
+
+    Raises DataError when nothing matches `path` or a file lacks a column, naming those it has. A file whose
+    footer cannot be read becomes a unit of its own, which will fail with the reason.
+    """
+    return cut(list_files(config.path, SUFFIXES), text_params(config), identify, unit_bytes)
+
+
+def columns_of(params: dict[str, Any], there: list[str]) -> list[str]:
+    """Top-level columns that a unit reads. `url` is read where it is there, unless another one is named."""
+    fields = template_fields(params["template"]) if params["template"] is not None else [params["text"]]
+    fields += [*params["meta"], *([params["url"]] if params["url"] else [])]
+    if params["url"] is None and "url" in there:
+        fields.append("url")
+    return list(dict.fromkeys(f if f in there else f.split(".")[0] for f in fields))
+
+
+def cut(files: list[tuple[str, str]], params: dict[str, Any], identify: Identify, unit_bytes: int) -> list[UnitSpec]:
+    """Units over `files` for any source that reads parquet; see `units`."""
+    specs: list[UnitSpec] = []
+    batch: list[Piece] = []
+    for full, name in files:
+        for piece in pieces(full, name, params, identify, unit_bytes):
+            if batch and sum(p.size for p in batch) + piece.size > unit_bytes:
+                specs.append(spec_of(batch, params))
+                batch = []
+            batch.append(piece)
+            if piece.stop < 0:  # a damaged file must not take its neighbours with it
+                alone = batch.pop()
+                specs += [spec_of(batch, params)] if batch else []
+                specs.append(spec_of([alone], params))
+                batch = []
+    return [*specs, spec_of(batch, params)] if batch else specs
+
+
+def pieces(full: str, name: str, params: dict[str, Any], identify: Identify, unit_bytes: int) -> Iterator[Piece]:
+    """Row-group ranges of one file, each at most `unit_bytes` of the needed columns where row groups allow."""
+    digest, size = identify(full)
+    artifact = Artifact(full, digest, name=name, bytes=size)
+    try:
+        with opened(full) as stream:
+            footer = pq.ParquetFile(stream).metadata
+            there = footer.schema.to_arrow_schema().names
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        yield Piece(artifact, 0, -1, size)
+        return
+    needed = set(columns_of(params, there))
+    if missing := sorted(needed - set(there)):
+        raise DataError(f"{full} has no column {' or '.join(map(repr, missing))}; its columns are {', '.join(there)}")
+    start = total = 0
+    for group in range(footer.num_row_groups):
+        info = footer.row_group(group)
+        weight = sum(
+            info.column(c).total_uncompressed_size
+            for c in range(info.num_columns)
+            if info.column(c).path_in_schema.split(".")[0] in needed
+        )
+        if group > start and total + weight > unit_bytes:
+            yield Piece(artifact, start, group, total)
+            start, total = group, 0
+        total += weight
+    yield Piece(artifact, start, footer.num_row_groups, total)
+
+
+def spec_of(batch: list[Piece], params: dict[str, Any]) -> UnitSpec:
+    """One unit over some pieces."""
+    first = batch[0]
+    more = f"+{len(batch) - 1}" if len(batch) > 1 else ""
+    groups = f"[{first.start}:{first.stop}]" if first.stop >= 0 else ""
+    return UnitSpec(
+        f"{first.artifact.name}{groups}{more}",
+        [p.artifact for p in batch],
+        {
+            **params,
+            "files": [p.artifact.name for p in batch],
+            "groups": [[p.start, p.stop] for p in batch],
+        },
+        sum(p.size for p in batch),
+    )
+
+
+def work(task: Task) -> None:
+    """Read one unit. Params: text, template, url, meta, files, groups (a [start, stop) for each input)."""
+    write_parts(task, rows(task, to_row))
+
+
+ToRow = Callable[[dict[str, Any], str, int, dict[str, Any]], Row | BadRow]
+
+
+def rows(task: Task, convert: ToRow, columns: list[str] | None = None) -> Iterator[Row | BadRow]:
+    """The rows of a unit's pieces, each turned by `convert(record, file, row, params)`.
+
+    Raises DataError when a file is damaged, TransientError when its remote file system fails.
+    """
+    params = task.params
+    for artifact, name, (start, stop) in zip(task.inputs, params["files"], params["groups"], strict=True):
+        path = artifact.path
+        try:
+            with opened(path) as stream:
+                file = pq.ParquetFile(stream)
+                last = file.num_row_groups if stop < 0 else stop
+                wanted = columns or columns_of(params, file.schema_arrow.names)
+                number = sum(file.metadata.row_group(g).num_rows for g in range(start))
+                for batch in file.iter_batches(ROWS, list(range(start, last)), columns=wanted):
+                    for record in records(batch):
+                        yield convert(record, name, number, params)
+                        number += 1
+        except pa.ArrowException as error:
+            raise DataError(f"{path} is damaged ({first_line(error)}); fetch the file again") from error
+        except OSError as error:
+            if "://" in path or isinstance(error, TransientError):
+                raise
+            raise DataError(f"{path} is damaged ({first_line(error)}); fetch the file again") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, which for arrow is the one that says what is wrong."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Each row as a dict; strings at the top level arrive as bytes so that bad UTF-8 is seen row by row."""
+    columns = []
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_string(column.type):
+            column = column.cast(pa.binary())
+        elif pa.types.is_large_string(column.type):
+            column = column.cast(pa.large_binary())
+        try:
+            columns.append(column.to_pylist())
+        except UnicodeDecodeError:  # inside a nested value: one scalar at a time, so that one row is blamed
+            columns.append(list(column))
+    for values in zip(*columns, strict=True):
+        yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def decode(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its strings decoded. Raises FieldError on invalid UTF-8."""
+    out = {}
+    for name, value in record.items():
+        try:
+            value = value.as_py() if isinstance(value, pa.Scalar) else value
+            out[name] = value.decode("utf-8") if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            raise FieldError(f"field {name!r} is not valid UTF-8 at byte {error.start}") from error
+    return out
+
+
+def to_row(record: dict[str, Any], file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
+    """A Row from one record as `records` gives it."""
+    try:
+        values = decode(record)
+        text = text_of(values, params["text"], params["template"])
+        meta = tuple(coerce(pick(values, c), kind, c) for c, kind in params["meta"].items())
+        url = pick(values, params["url"]) if params["url"] else values.get("url")
+    except FieldError as error:
+        return BadRow(file, number, str(error))
+    return Row(file, number, text, url if isinstance(url, str) else None, meta)

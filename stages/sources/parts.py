@@ -1,0 +1,137 @@
+"""Rows in, parts out: the half of every download that does not depend on the source.
+
+Rows that cannot be text go to the quarantine with a reason; the rest get their document id, once and for
+all, and are written in parts of bounded size so that later stages can work on them side by side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import pyarrow as pa
+
+from stages.base import DataError, TableWriter, Task
+from stages.sources.base import BadRow, Row
+from stages.tables import DOCUMENTS, QUARANTINE, document_id
+
+PART_BYTES = 128 << 20  # text in a part, at most (but for one larger document)
+GROUP_BYTES = 4 << 20  # text in a row group: what a later stage holds in memory at a time
+TEXT_BYTES = 1 << 30  # an arrow string column holds 2 GiB; no document comes near
+
+
+def parts_schema(meta: dict[str, str]) -> pa.Schema:
+    """DOCUMENTS with a `meta.<column>` for each metadata column (`number` or `string`)."""
+    types = {"number": pa.float64(), "string": pa.string()}
+    return pa.schema([*DOCUMENTS, *((f"meta.{name}", types[kind]) for name, kind in meta.items())])
+
+
+def reject(row: Row) -> str | None:
+    """Why the row cannot be a document, or None."""
+    if row.text is None:
+        return "text is null"
+    if not isinstance(row.text, str):
+        return f"text is {type(row.text).__name__}, not a string"
+    try:
+        size = len(row.text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        return f"lone surrogate at character {error.start}: no valid UTF-8"
+    return None if size <= TEXT_BYTES else f"text of {size} bytes is larger than {TEXT_BYTES}"
+
+
+def write_parts(task: Task, rows: Iterable[Row | BadRow], part_bytes: int = PART_BYTES) -> None:
+    """Write `rows` as outputs `part-000`, `part-001`, ... and `quarantine`.
+
+    Counts rows_in, rows_out, quarantined and text_bytes (UTF-8). Raises DataError when there are rows but
+    none can be used, which is a wrong column or a wrong file rather than bad luck.
+    """
+    meta: dict[str, str] = task.params.get("meta", {})
+    schema = parts_schema(meta)
+    reasons: Counter[str] = Counter()
+    with ExitStack() as stack:
+        quarantine = Quarantine(stack.enter_context(task.table("quarantine", QUARANTINE)))
+        writer = PartWriter(task, schema, part_bytes)
+        for row in rows:
+            task.counts["rows_in"] += 1
+            reason = row.reason if isinstance(row, BadRow) else reject(row)
+            if reason is None:
+                assert isinstance(row, Row)
+                writer.add(row)
+            else:
+                excerpt = row.excerpt if isinstance(row, BadRow) else str(row.text)[:200]
+                quarantine.add(row.file, row.row, reason, excerpt)
+                reasons[reason] += 1
+                task.counts["quarantined"] += 1
+        writer.close()
+        quarantine.flush()
+    if reasons and not task.counts["rows_out"]:
+        reason, n = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[0]
+        files = task.params["files"]
+        where = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        raise DataError(f"{where}: none of {task.counts['rows_in']} rows can be used ({n} times: {reason})")
+
+
+class PartWriter:
+    """Collects rows into row groups and row groups into parts."""
+
+    def __init__(self, task: Task, schema: pa.Schema, part_bytes: int):
+        self.task, self.schema, self.part_bytes = task, schema, part_bytes
+        self.rows: list[tuple[Any, ...]] = []
+        self.group_size = self.part_size = self.parts = 0
+        self.writer: TableWriter | None = None
+
+    def add(self, row: Row) -> None:
+        """Append a row whose text is known to be valid."""
+        size = len(row.text.encode("utf-8"))
+        if self.part_size and self.part_size + size > self.part_bytes:
+            self.close()
+        self.rows.append((document_id(row.text), row.text, row.file, row.row, row.url, *row.meta))
+        self.group_size += size
+        self.part_size += size
+        self.task.counts["rows_out"] += 1
+        self.task.counts["text_bytes"] += size
+        if self.group_size >= GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows collected so far as one row group."""
+        if not self.rows:
+            return
+        if self.writer is None:
+            self.writer = self.task.table(f"part-{self.parts:03d}", self.schema)
+            self.parts += 1
+        columns = [pa.array(list(c), f.type) for c, f in zip(zip(*self.rows, strict=True), self.schema, strict=True)]
+        self.writer.write(pa.Table.from_arrays(columns, schema=self.schema))
+        self.rows, self.group_size = [], 0
+
+    def close(self) -> None:
+        """Finish the part at hand; the next row starts another."""
+        self.flush()
+        if self.writer is not None:
+            self.writer.meta["text_bytes"] = self.part_size
+            self.writer.__exit__(None)
+        self.writer, self.part_size = None, 0
+
+
+class Quarantine:
+    """Collects rejected rows; excerpts are made safe to write."""
+
+    def __init__(self, writer: TableWriter):
+        self.writer = writer
+        self.rows: list[tuple[str, int, str, str]] = []
+
+    def add(self, file: str, row: int, reason: str, excerpt: str) -> None:
+        """Note one bad row."""
+        safe = [s.encode("utf-8", "backslashreplace").decode() for s in (reason, excerpt)]
+        self.rows.append((file, row, safe[0][:500], safe[1][:200]))
+        if len(self.rows) >= 10_000:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected."""
+        if self.rows:
+            arrays = [pa.array(list(c), f.type) for c, f in zip(zip(*self.rows, strict=True), QUARANTINE, strict=True)]
+            self.writer.write(pa.Table.from_arrays(arrays, schema=QUARANTINE))
+            self.rows = []

@@ -1,0 +1,109 @@
+"""A tiny engine for these tests: it runs one work function on local files and returns its record.
+
+The real engine adds keys, reuse and processes; the functions must not need any of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages.base import Artifact, Record, Task
+from stages.registry import STAGES
+
+REPO = Path(__file__).resolve().parent.parent.parent
+SHARED = REPO / "../shared/data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}: the shared test data is not here")
+
+
+def identify(path: str) -> tuple[str, int]:
+    """Digest and size of a local file."""
+    data = Path(path).read_bytes()
+    return hashlib.sha256(data).hexdigest(), len(data)
+
+
+def run_unit(
+    folder: Path, work: Callable[[Task], None], params: dict[str, Any], inputs: Iterable[Artifact] = ()
+) -> Record:
+    """Run `work` in `folder` and seal its outputs as the engine does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    task = Task(params, list(inputs), folder, f"a{len(os.listdir(folder))}", lambda a: a.path)
+    work(task)
+    outputs = []
+    for output in task.outputs:
+        digest, size = identify(output.path)
+        outputs.append(replace(output, sha256=digest, bytes=size, digest=output.digest or digest))
+    return Record("", "", "", [a.digest for a in inputs], outputs, dict(task.counts), 0, 0, {}, 0, 0, task.attempt)
+
+
+class MiniContext:
+    """What `build` needs of the engine's context, one unit after another, each once."""
+
+    def __init__(self, folder: Path, recipe: Any):
+        self.folder, self.recipe = folder, recipe
+        self.ran: list[tuple[str, str]] = []
+        self.records: dict[str, Record] = {}
+        self.built: dict[str, Any] = {}
+
+    def identify(self, path: str) -> tuple[str, int]:
+        return identify(path)
+
+    async def stage(self, name: str) -> Any:
+        if name not in self.built:
+            self.built[name] = asyncio.ensure_future(STAGES[name].build(self))
+        return await self.built[name]
+
+    async def gather(self, awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
+        return [await a for a in awaitables]
+
+    async def run(
+        self,
+        stage: str,
+        work: Callable[[Task], None],
+        params: dict[str, Any],
+        inputs: list[Artifact],
+        label: str,
+        source: str | None = None,
+        weight: int = 0,
+    ) -> Record:
+        key = repr((stage, work.__module__, work.__name__, params, [a.digest for a in inputs]))
+        if key not in self.records:
+            self.ran.append((stage, f"{source} {label}"))
+            self.records[key] = run_unit(self.folder / stage, work, params, inputs)
+        return self.records[key]
+
+
+def build(context: MiniContext, stage: str) -> Any:
+    """Build a stage and all it needs."""
+    return asyncio.run(context.stage(stage))
+
+
+def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
+    """The part of a recipe that these stages read."""
+    from pydantic import TypeAdapter
+
+    from stages.sources.registry import SourceConfig
+
+    adapter = TypeAdapter(SourceConfig)
+    defaults: dict[str, Any] = {
+        "seed": 0,
+        "sources": {name: adapter.validate_python(value) for name, value in sources.items()},
+        "dedup": SimpleNamespace(exact=True, priority=[]),
+        "tokenizer": SimpleNamespace(vocab_size=300, split="gpt4", sample=1_000_000),
+        "shard_tokens": 1000,
+    }
+    return SimpleNamespace(**{**defaults, **keys})
+
+
+def rows_of(artifacts: Iterable[Artifact]) -> list[dict[str, Any]]:
+    """All rows of some tables."""
+    return [row for a in artifacts for row in pq.read_table(a.path).to_pylist()]
