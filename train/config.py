@@ -1,0 +1,311 @@
+"""What a model and a training run are told: frozen dataclasses, standard library only.
+
+The recipe's pydantic models embed these classes as they stand (`__pydantic_config__` makes pydantic reject unknown
+keys, without our importing it); the trainer builds them with `from_dict` from the manifest's resolved recipe and the
+`--set` overrides. Every key has a default, a unit and a line of documentation, and `__post_init__` checks the values,
+so that both ways in give the same messages.
+
+Defaults that the seed (Shard-40m-v1, config.py) states are the seed's. Those it is silent about are marked "ours".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class TrainError(ValueError):
+    """Something a person can mend. The text is one or two lines: what, where, how."""
+
+
+class ConfigError(TrainError):
+    """A key or a value that the trainer does not take: wrong usage, exit status 2."""
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Shard architecture (trainers.md 1.15). The defaults are Shard-40m-v1: 54,538,752 parameters."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    dim: int = 512  # width of the residual stream
+    n_layers: int = 12  # blocks; even for gemma4
+    n_heads: int = 8  # attention heads; every head has its own keys and values
+    head_dim: int | None = None  # width of a head; null: dim // n_heads (n_heads * head_dim must be dim)
+    mlp_hidden: int | None = None  # width inside the SwiGLU; null: 4 * dim
+    max_seq_len: int = 8192  # tokens the rotary table covers; train.seq_len may not exceed it
+    attention_pattern: Literal["all_global", "gemma4"] = "gemma4"  # gemma4: layer i sees all iff i is odd
+    sliding_window: int = 1024  # tokens a sliding layer sees, itself included
+    rope_base: float = 10000.0  # base of the rotary frequencies, the same for both kinds of layer
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+    dropout: float = 0.0  # probability, on the output of attention and of the MLP
+    tie_embeddings: bool = True  # the head is the embedding
+    lm_head_logit_cap: float | None = 30.0  # logits become cap * tanh(z / cap); null: off
+    z_loss_weight: float = 1e-4  # times the mean square of the log-partition; 0: off
+    init_std: float = 0.02  # standard deviation of every matrix at the start
+    expect_params: int | None = None  # the count is asserted at the start; null: not asserted
+    vocab_size: int | None = None  # ids; null: the tokenizer's. Another figure than the tokenizer's is an error
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.n_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the MLP."""
+        return 4 * self.dim if self.mlp_hidden is None else self.mlp_hidden
+
+    def is_global(self, layer: int) -> bool:
+        """Whether `layer` attends to everything before it. Odd ones do, so the last layer of an even stack does."""
+        return self.attention_pattern == "all_global" or layer % 2 == 1
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_layers", "n_heads", "max_seq_len", "sliding_window"):
+            _check(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)}: must be above 0")
+        _check(
+            self.n_heads * self.head_size == self.dim,
+            f"model.n_heads * model.head_dim = {self.n_heads} * {self.head_size}: must be model.dim = {self.dim}",
+        )
+        _check(self.head_size % 2 == 0, f"model.head_dim = {self.head_size}: must be even (rotary halves)")
+        _check(self.hidden > 0, f"model.mlp_hidden = {self.hidden}: must be above 0")
+        _one_of("model.attention_pattern", self.attention_pattern, ("all_global", "gemma4"))
+        _check(
+            self.attention_pattern != "gemma4" or self.n_layers % 2 == 0,
+            f"model.n_layers = {self.n_layers}: gemma4 needs an even number, so that the last layer is global",
+        )
+        _check(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: must be in [0, 1)")
+        cap = self.lm_head_logit_cap
+        _check(cap is None or cap > 0, f"model.lm_head_logit_cap = {cap}: must be above 0, or null for none")
+        for name in ("rope_base", "norm_eps"):
+            _check(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)}: must be above 0")
+        for name in ("z_loss_weight", "init_std"):
+            _check(getattr(self, name) >= 0, f"model.{name} = {getattr(self, name)}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the steps, as a factor of each group's lr (train/schedule.py, trainers.md 1.8)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    kind: Literal["wsd", "cosine", "constant"] = "wsd"  # wsd: warm-up, stable, decay
+    warmup: int = 0  # steps of linear warm-up, in all three kinds
+    decay_frac: float = 0.2  # wsd: the share of the steps after warm-up that decay
+    decay_shape: Literal["sqrt", "linear", "cosine"] = "sqrt"  # wsd: ours, the seed is silent; sqrt is 1 - sqrt(p)
+    min_ratio: float = 0.0  # cosine: the factor it ends at
+
+    def __post_init__(self) -> None:
+        where = "train.schedule"
+        _one_of(f"{where}.kind", self.kind, ("wsd", "cosine", "constant"))
+        _one_of(f"{where}.decay_shape", self.decay_shape, ("sqrt", "linear", "cosine"))
+        _check(self.warmup >= 0, f"{where}.warmup = {self.warmup}: must be at least 0 steps")
+        _check(0 <= self.decay_frac <= 1, f"{where}.decay_frac = {self.decay_frac}: must be in [0, 1]")
+        _check(0 <= self.min_ratio <= 1, f"{where}.min_ratio = {self.min_ratio}: must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon for the matrices inside the blocks (train/optim.py, trainers.md 1.6 "Shard Muon")."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    lr: float = 2e-3  # ours. An update has root mean square .18 * lr (scale .18 * sqrt(max(rows, cols)))
+    momentum: float = 0.95  # Nesterov, sum form: buf = momentum * buf + g
+    weight_decay: float = 0.1  # decoupled: w *= 1 - lr * weight_decay, with the scheduled lr
+    ns: Literal["jordan5", "dsv4"] = "dsv4"  # Newton-Schulz: 5 Jordan steps; or 8 of them and 2 of (2, -1.5, .5)
+    ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
+
+    def __post_init__(self) -> None:
+        _one_of("train.muon.ns", self.ns, ("jordan5", "dsv4"))
+        _one_of("train.muon.ns_dtype", self.ns_dtype, ("auto", "float32", "bfloat16"))
+        _check(0 <= self.momentum < 1, f"train.muon.momentum = {self.momentum}: must be in [0, 1)")
+        for name in ("lr", "weight_decay"):
+            _check(getattr(self, name) >= 0, f"train.muon.{name} = {getattr(self, name)}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW for embeddings, norms and an untied head; for everything when train.optimizer is adamw."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    lr: float = 2e-3  # ours
+    betas: tuple[float, float] = (0.9, 0.95)  # of the first and second moment
+    eps: float = 1e-10  # ours: gradients of rare tokens are far below the usual 1e-8
+    weight_decay: float = 0.0  # decoupled, on matrices only; norms never decay
+
+    def __post_init__(self) -> None:
+        _check(all(0 <= b < 1 for b in self.betas), f"train.adamw.betas = {list(self.betas)}: must be in [0, 1)")
+        _check(self.eps > 0, f"train.adamw.eps = {self.eps}: must be above 0")
+        for name in ("lr", "weight_decay"):
+            _check(getattr(self, name) >= 0, f"train.adamw.{name} = {getattr(self, name)}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One phase of training. Batch, rates and lengths are ours: the seed states only the kinds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    mixture: str = ""  # the mixture this phase is for; informational, the manifest decides
+    steps: int = 1000  # optimiser steps
+    batch_size: int = 16  # sequences a step, over all ranks
+    seq_len: int = 256  # tokens a sequence (it reads one more, the last target)
+    micro_batch: int | None = None  # sequences a rank and forward pass; null: the rank's whole share
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for matrices in blocks, AdamW for the rest
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    adamw: AdamWConfig = field(default_factory=AdamWConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    grad_clip: float = 1.0  # largest L2 norm of the whole gradient; 0: no clipping
+    eval_every: int = 0  # steps between validations; 0: only before the first step and after the last
+    eval_tokens: int = 1_000_000  # validation tokens scored, always the same first ones; 0: all
+    checkpoint_every: int = 500  # steps between checkpoints; 0: only at the end. A signal always saves
+    keep_last: int = 2  # checkpoints kept; 0: all
+    log_every: int = 10  # steps between lines of metrics.jsonl and on the screen
+    seed: int = 0  # of weights, data order, dropout and samples
+    init_from: str = "none"  # a phase, or a path of a run or checkpoint: weights only; none: fresh weights
+    out: str | None = None  # the run's folder; null: a new folder under runs/
+    resume: str = "refuse"  # auto | never | PATH of a checkpoint; refuse: a folder that holds a run is an error
+    epochs: float = 1.0  # passes over the mixture that training may make; more is an error
+    prompts: tuple[str, ...] = ("The", "In order to", "For example,")  # samples are drawn for these at the end
+    sample_tokens: int = 48  # tokens a sample; 0: no samples
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations. auto: bfloat16 on CUDA, else float32
+    compile: bool | Literal["auto"] = "auto"  # torch.compile. auto: on CUDA
+    tensorboard: bool = False  # also write TensorBoard event files into the run's folder
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "seq_len", "log_every"):
+            _check(getattr(self, name) > 0, f"train.{name} = {getattr(self, name)}: must be above 0")
+        for name in ("grad_clip", "eval_every", "eval_tokens", "checkpoint_every", "keep_last", "sample_tokens"):
+            _check(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must be at least 0")
+        _check(self.micro_batch is None or self.micro_batch > 0, f"train.micro_batch = {self.micro_batch}: above 0")
+        _check(self.epochs > 0, f"train.epochs = {self.epochs}: must be above 0")
+        _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
+        _one_of("train.optimizer", self.optimizer, ("muon", "adamw"))
+        _one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        _check(bool(self.init_from), "train.init_from is empty: name a phase or a path, or say none")
+        _check(bool(self.resume), "train.resume is empty: say auto, never, refuse or a path")
+
+
+def _one_of(where: str, value: object, allowed: tuple[object, ...]) -> None:
+    _check(value in allowed, f"{where} = {value!r}: must be one of {', '.join(map(str, allowed))}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From JSON and from the command line
+
+
+def from_dict(cls: type[T], value: Any, where: str) -> T:
+    """`value` as a `cls`. Unknown keys raise ConfigError naming the nearest; figures written as text are read."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected keys and values, found {value!r}")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5) or known
+            raise ConfigError(f"{where}.{key}: no such key; did you mean {', '.join(near)}?")
+    return cls(**{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    """`value` as type `hint`, one of those that the classes above use."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(args, value, where)
+    if origin is Literal:
+        _one_of(where, value, args)
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (args[-1] is not Ellipsis and len(value) != len(args)):
+            count = "" if args[-1] is Ellipsis else f" of {len(args)}"
+            raise ConfigError(f"{where} = {value!r}: expected a list{count}")
+        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value) if isinstance(value, str) else value
+            if hint is float or (isinstance(number, int | float) and int(number) == number):
+                # int(text) first: a float cannot hold every seed below 2**63
+                return int(value) if hint is int and isinstance(value, str) and _digits(value) else hint(number)
+        except (ValueError, TypeError, OverflowError):
+            pass
+    if type(value) is hint:
+        return value
+    raise ConfigError(f"{where} = {value!r}: expected {_name(hint)}")
+
+
+def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if types.NoneType in args and (value is None or (str not in args and str(value).lower() in ("none", "null"))):
+        return None
+    for arg in (a for a in args if a is not types.NoneType):
+        try:
+            return _read(arg, value, where)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{where} = {value!r}: expected {' or '.join(_name(a) for a in args)}")
+
+
+def _digits(text: str) -> bool:
+    return text.strip().lstrip("+-").isdigit()
+
+
+def _name(hint: Any) -> str:
+    if hint is types.NoneType:
+        return "null"
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(map(str, typing.get_args(hint)))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def apply_overrides(value: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of `value` ({"model": ..., "train": ...}) with each "a.b=c" put in place. c is JSON, else text.
+
+    Raises ConfigError for an override that has no "=" or does not begin with "model." or "train.".
+    """
+    result: dict[str, Any] = json.loads(json.dumps(value))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or len(keys) < 2 or keys[0] not in ("model", "train") or not all(keys):
+            raise ConfigError(f"--set {override}: write train.KEY=VALUE or model.KEY=VALUE, as in train.steps=20")
+        try:
+            item = json.loads(text)
+        except json.JSONDecodeError:
+            item = text
+        node = result
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {override}: {key} holds a value, not keys")
+        node[keys[-1]] = item
+    return result
+
+
+def configs(recipe: dict[str, Any], phase: str, overrides: list[str], where: str) -> tuple[ModelConfig, TrainConfig]:
+    """The model and the training of `phase` from a resolved recipe, with `overrides` (`train.` means that phase)."""
+    phases = recipe.get("train") or {}
+    if phase not in phases:
+        named = ", ".join(phases) or "none"
+        raise ConfigError(f"{where}: its recipe has no train.{phase} (it has: {named}); add it and pack again")
+    value = apply_overrides({"model": recipe.get("model") or {}, "train": phases[phase] or {}}, overrides)
+    model, train = from_dict(ModelConfig, value["model"], "model"), from_dict(TrainConfig, value["train"], "train")
+    if train.seq_len > model.max_seq_len:
+        raise ConfigError(f"train.seq_len = {train.seq_len}: above model.max_seq_len = {model.max_seq_len}")
+    return model, train

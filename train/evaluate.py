@@ -1,0 +1,151 @@
+"""How good the model is: validation loss, bits per byte, a unigram to compare with, and samples.
+
+Bits per byte = sum of nll / ln 2 / sum of bytes, over the same tokens (trainers.md 1.12). Every target of the
+validation shards is scored exactly once, in windows that do not overlap; the first token of a shard has nothing
+before it and is no target. A special id has 0 bytes and its loss counts: predicting that a text ends is part of
+predicting the text. (nanochat drops specials from both sums.)
+
+The sums are fp64, one per window, added in the windows' order: they do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from train.config import TrainError
+from train.data import Tokens, open_shard
+from train.manifest import Manifest
+from train.model import Model
+
+EVAL_TOKENS = 8192  # targets a forward pass, about; an evaluation holds no gradients, so it may be coarse
+COUNT_TOKENS = 2**24  # tokens counted at once for the unigram: 32 MB
+TEMPERATURE, TOP_P = 0.7, 0.9  # of the samples; the seed's card
+
+
+@dataclass(frozen=True)
+class Score:
+    """nats: loss a token. bits_per_byte: nan where no scored token has bytes."""
+
+    nats: float
+    bits_per_byte: float
+    tokens: int
+
+    @classmethod
+    def of(cls, nll: float, tokens: int, byte_count: int) -> Score:
+        """From sums: nll in nats."""
+        return cls(nll / tokens, nll / math.log(2) / byte_count if byte_count else math.nan, tokens)
+
+
+class Validation:
+    """The windows to score: fixed for a run, split over ranks one by one."""
+
+    def __init__(self, manifest: Manifest, seq_len: int, limit: int, group: Any, rank: int, world: int) -> None:
+        """limit: targets to score at most, a prefix; 0 for all. Raises TrainError when there is nothing to score."""
+        self.group, self.rank, self.world, self.seq_len = group, rank, world, seq_len
+        self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
+        self.vocab_size = manifest.tokenizer.vocab_size
+        self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
+        left = limit or sum(s.tokens for s in manifest.split("val"))
+        for shard in manifest.split("val"):
+            tokens = open_shard(manifest, shard)
+            for start in range(0, len(tokens) - 1, seq_len):
+                take = min(seq_len, len(tokens) - 1 - start, left)
+                if take <= 0:
+                    break
+                self.windows.append(tokens[start : start + take + 1])
+                left -= take
+        self.tokens = sum(len(w) - 1 for w in self.windows)
+        self.bytes = int(sum(self.token_bytes[w[1:]].sum() for w in self.windows))
+        if not self.tokens:
+            raise TrainError(f"{manifest.folder}: no validation tokens; pack a mixture that has validation documents")
+
+    def score(self, model: Model, device: torch.device) -> Score:
+        """The model's score. Every rank calls it and gets the same."""
+        sums = np.zeros(len(self.windows))
+        mine = list(range(self.rank, len(self.windows), self.world))
+        rows = max(1, EVAL_TOKENS // self.seq_len)
+        model.eval()
+        for i in range(0, len(mine), rows):
+            picked = mine[i : i + rows]
+            # padded with 0 to one shape: attention is causal, so what follows a target cannot change it
+            batch = np.zeros((len(picked), self.seq_len + 1), np.int64)
+            for row, w in enumerate(picked):
+                batch[row, : len(self.windows[w])] = self.windows[w]
+            ids = torch.from_numpy(batch).to(device)
+            nll = model.score(ids[:, :-1], ids[:, 1:]).double().cpu().numpy()
+            for row, w in enumerate(picked):
+                sums[w] = nll[row, : len(self.windows[w]) - 1].sum()
+        model.train()
+        return Score.of(float(self._all(sums).sum()), self.tokens, self.bytes)
+
+    def unigram(self, manifest: Manifest) -> Score:
+        """The add-one unigram of the training shards on the same targets. Every rank calls it and gets the same."""
+        counts = np.zeros(self.vocab_size, np.int64)
+        for shard in manifest.split("train")[self.rank :: self.world]:
+            tokens = open_shard(manifest, shard)
+            for i in range(0, len(tokens), COUNT_TOKENS):
+                counts += np.bincount(tokens[i : i + COUNT_TOKENS], minlength=self.vocab_size)
+        nll = -np.log((self._all(counts) + 1.0) / (manifest.tokens + self.vocab_size))
+        return Score.of(float(sum(nll[w[1:]].sum() for w in self.windows)), self.tokens, self.bytes)
+
+    def _all(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The sum over ranks. Exact: every element is 0 on all ranks but one, or a whole number."""
+        if self.world > 1:
+            dist.all_reduce(torch.from_numpy(values), group=self.group)
+        return values
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples
+
+
+def pick(logits: Tensor, uniform: float) -> int:
+    """One id from (V,) logits at TEMPERATURE, among the most likely that hold TOP_P; `uniform` in [0, 1) decides."""
+    probabilities = torch.softmax(logits.double() / TEMPERATURE, -1).cpu()
+    values, ids = probabilities.sort(descending=True, stable=True)
+    before = values.cumsum(0) - values  # the first is always kept
+    values = torch.where(before < TOP_P, values, 0.0)
+    index = torch.searchsorted(values.cumsum(0), uniform * values.sum(), right=True)
+    return int(ids[min(int(index), len(ids) - 1)])
+
+
+def samples(model: Model, manifest: Manifest, prompts: tuple[str, ...], count: int, seed: int) -> list[dict[str, str]]:
+    """Up to `count` tokens after each prompt, as text; ends at BOS. Empty, with a warning, without `tokenizers`."""
+    if not prompts or not count:
+        return []
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        print("warning: no samples: the package tokenizers is not installed", flush=True)
+        return []
+    path = manifest.file(manifest.tokenizer.path)
+    if not path.exists():
+        print(f"warning: no samples: {path} is not there", flush=True)
+        return []
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True  # a prompt that spells a special token gets its characters, not its id
+    device = model.embed.weight.device
+    bos = manifest.tokenizer.bos_id
+    model.eval()
+    result = []
+    for number, prompt in enumerate(prompts):
+        rng = np.random.default_rng((seed, number))
+        ids = [bos, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+        start = len(ids)
+        for _ in range(count):
+            context = torch.tensor([ids[-model.cfg.max_seq_len :]], device=device)
+            token = pick(model.next_logits(context)[0], rng.random())
+            if token == bos:
+                break
+            ids.append(token)
+        result.append({"prompt": prompt, "text": tokenizer.decode(ids[start:], skip_special_tokens=False)})
+    model.train()
+    return result

@@ -1,0 +1,198 @@
+"""The training loop: batch, gradient, update, now and then a line, a score, a checkpoint.
+
+Nothing in a step waits for the device but the lines that are printed. One step, on every rank:
+
+    for each micro-batch:  total / (micro-batches * ranks)  backward      the global mean, exactly
+    one all-reduce (sum) of the flat gradient; clip by its norm; Muon and AdamW
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train import checkpoint
+from train.config import TrainConfig, TrainError
+from train.data import Loader
+from train.evaluate import Score, Validation
+from train.model import Model
+from train.optim import Optimizer
+from train.runfolder import Metrics
+from train.runtime import Runtime
+from train.schedule import lr_factor
+
+OnSave = Callable[[dict[str, Any], str | None], None]
+
+
+@dataclass
+class Run:
+    """All that a step touches. `step` counts the updates made; `before` is the score ahead of the first."""
+
+    rt: Runtime
+    cfg: TrainConfig
+    model: Model
+    optimizer: Optimizer
+    loader: Loader
+    validation: Validation
+    folder: Path
+    state: dict[str, Any]  # what each checkpoint's state.json repeats
+    metrics: Metrics | None = None  # on the first rank
+    on_save: OnSave | None = None
+    step: int = 0
+    seconds: float = 0.0  # spent in steps, over all starts
+    epochs_a_step: float = 0.0
+    before: Score | None = None
+    after: Score | None = None
+    clock: Clock = field(default_factory=lambda: Clock())
+
+
+class Clock:
+    """Seconds in steps since the last reading; scores and checkpoints are left out by `restart`."""
+
+    def __init__(self) -> None:
+        self.start, self.steps = time.perf_counter(), 0
+
+    def read(self) -> tuple[float, int]:
+        """(seconds, steps) since the last reading."""
+        now = time.perf_counter()
+        result = (now - self.start, self.steps)
+        self.start, self.steps = now, 0
+        return result
+
+    def restart(self) -> None:
+        """Leave out what was done since the last reading."""
+        self.start = time.perf_counter()
+
+
+def train(run: Run, stop: Callable[[], bool]) -> bool:
+    """Run to cfg.steps. False when a signal asked to stop: then the step was finished and everything saved."""
+    cfg, rt = run.cfg, run.rt
+    if run.step == 0:
+        run.before = _score(run)
+        _write(run, {"step": 0, **_scored(run.before)})
+    run.clock.restart()
+    while run.step < cfg.steps:
+        loss, norm = one_step(run)
+        run.step += 1
+        run.clock.steps += 1
+        last = run.step == cfg.steps
+        stopping = rt.any(stop())
+        scores = last or _due(run.step, cfg.eval_every)
+        saves = last or stopping or _due(run.step, cfg.checkpoint_every)
+        if scores or saves or run.step == 1 or _due(run.step, cfg.log_every):
+            record = _record(run, loss, norm)
+            if scores and not stopping:
+                run.after = _score(run)
+                record |= _scored(run.after)
+            _write(run, record)
+            if saves:
+                _save(run, record)
+            run.clock.restart()
+        if stopping:
+            return False
+    return True
+
+
+def one_step(run: Run) -> tuple[Tensor, Tensor]:
+    """One update. Returns this rank's part of the global loss in nats, and the gradient's norm: on the device."""
+    rt, cfg, optimizer = run.rt, run.cfg, run.optimizer
+    # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
+    torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
+    batch = torch.from_numpy(run.loader.batch(run.step).astype("int64")).to(rt.device, non_blocking=True)
+    micros = batch.split(run.loader.micro)
+    share = 1 / (len(micros) * rt.world)
+    optimizer.grads.zero_()
+    loss = torch.zeros((), device=rt.device)
+    for rows in micros:
+        total, ce = run.model(rows[:, :-1], rows[:, 1:])
+        (total * share).backward()
+        loss += ce * share
+    rt.sum_(optimizer.grads)
+    norm = optimizer.clip()
+    optimizer.step(lr_factor(run.step, cfg.steps, cfg.schedule))
+    return loss, norm
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
+    """The line of a step, on every rank; this is where the host waits for the device."""
+    cfg, rt = run.cfg, run.rt
+    nats = float(rt.sum_(loss.clone()))
+    seconds, steps = run.clock.read()
+    run.seconds += seconds
+    if not math.isfinite(nats):
+        raise TrainError(
+            f"step {run.step}: the loss is {nats}; nothing was saved after the last checkpoint in {run.folder}\n"
+            "lower train.muon.lr and train.adamw.lr, or lengthen train.schedule.warmup, and start again"
+        )
+    factor = lr_factor(run.step - 1, cfg.steps, cfg.schedule)
+    speed = steps * cfg.batch_size * cfg.seq_len / seconds
+    left = (cfg.steps - run.step) * seconds / steps
+    lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * factor
+    rt.say(
+        f"step {run.step:>{len(str(cfg.steps))}}/{cfg.steps}  loss {nats:.4f}  lr {lr:.2e}  grad {float(norm):.3f}  "
+        f"{speed:>9,.0f} tokens/s  {clock_text(left)} left"
+    )
+    return {
+        "step": run.step,
+        "loss": nats,
+        "lr": lr,
+        "lr_adamw": cfg.adamw.lr * factor,
+        "grad_norm": float(norm),
+        "tokens": run.step * cfg.batch_size * cfg.seq_len,
+        "tokens_per_second": round(speed, 1),
+        "epoch": run.step * run.epochs_a_step,
+        "seconds": round(run.seconds, 3),
+    }
+
+
+def clock_text(seconds: float) -> str:
+    """h:mm:ss or m:ss."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+def _score(run: Run) -> Score:
+    score = run.validation.score(run.model, run.rt.device)
+    run.rt.say(
+        f"step {run.step}: validation loss {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
+        f"({score.tokens:,} tokens)"
+    )
+    return score
+
+
+def _scored(score: Score) -> dict[str, Any]:
+    return {"val_loss": score.nats, "val_bits_per_byte": score.bits_per_byte}
+
+
+def _write(run: Run, record: dict[str, Any]) -> None:
+    if run.metrics is not None:
+        run.metrics.write(record)
+
+
+def _save(run: Run, record: dict[str, Any]) -> None:
+    """A checkpoint, by rank 0, while the others wait; then on_save on all."""
+    cfg = run.cfg
+
+    def work() -> Path:
+        folder = run.folder / "checkpoints"
+        before = None if run.before is None else vars(run.before)
+        state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
+        path = checkpoint.save(folder, run.step, run.model.state_dict(), run.optimizer.state_tensors(), state)
+        checkpoint.prune(folder, cfg.keep_last)
+        return path
+
+    path = run.rt.agreed(work)
+    if run.on_save is not None:
+        run.on_save(record, str(path) if run.rt.first else None)

@@ -1,0 +1,112 @@
+"""Cross-entropy over a capped head, with z-loss, without ever holding all logits.
+
+    c = cap * tanh(z / cap)           z = h Wᵀ, in fp32 (Gemma 2's cap; the seed's is 30)
+    ce = lse(c) - c[target]           what is reported
+    total = mean(ce) + weight * mean(lse(c)²)     what is trained (PaLM's z-loss; lse of the *capped* logits)
+
+At 8192 ids the fp32 logits of 64k tokens are 2 GB, several times over in autograd. So rows are taken in chunks, and
+each chunk's gradient is computed beside its value: three matrix products in all, as many as plain autograd, and no
+logits kept. `reference` says the same in four lines; tests compare values and gradients.
+Formulae and golden values: trainers.md 1.14.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Logits held at once: 2**24 fp32 are 64 MB on CPU, near enough to the caches. A GPU wants larger products.
+CHUNK_CPU, CHUNK_CUDA = 2**24, 2**27
+
+
+def cap_logits(z: Tensor, cap: float | None) -> Tensor:
+    """z (..., V) in fp32, capped; untouched when cap is None."""
+    return z if cap is None else cap * torch.tanh(z / cap)
+
+
+def reference(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float) -> tuple[Tensor, Tensor]:
+    """(total, ce): h (N, d), weight (V, d), targets (N,). The readable form."""
+    c = cap_logits((h @ weight.to(h.dtype).T).float(), cap)
+    lse = torch.logsumexp(c, -1)
+    ce = (lse - c.gather(1, targets[:, None])[:, 0]).mean()
+    return ce + z_weight * lse.square().mean(), ce
+
+
+def head_loss(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float) -> tuple[Tensor, Tensor]:
+    """(total, ce), two scalars: h (N, d), weight (V, d), targets (N,). Gradients flow through `total` only.
+
+    With cap None and z_weight 0 this is F.cross_entropy to the bit, at the price of all logits at once: the seed
+    promises that its levers, when off, leave the plain baseline.
+    """
+    if cap is None and z_weight == 0:
+        ce = F.cross_entropy(F.linear(h, weight.to(h.dtype)).float(), targets)
+        return ce, ce.detach()
+    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight)
+    return total, ce
+
+
+def token_losses(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    """Cross-entropy of every token, (N,) fp32, without gradient: h (N, d), weight (V, d), targets (N,)."""
+    weight = weight.to(h.dtype)
+    parts = []
+    for rows in _chunks(h, weight):
+        c = cap_logits((h[rows] @ weight.T).float(), cap)
+        parts.append(torch.logsumexp(c, -1) - c.gather(1, targets[rows, None])[:, 0])
+    return torch.cat(parts)
+
+
+def _chunks(h: Tensor, weight: Tensor) -> list[slice]:
+    size = max(1, (CHUNK_CUDA if h.is_cuda else CHUNK_CPU) // weight.shape[0])
+    return [slice(i, i + size) for i in range(0, h.shape[0], size)]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Gradients in the forward pass, scaled in the backward pass: `total` is a scalar, so that is all it needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        n = h.shape[0]
+        w = weight.to(h.dtype)
+        dh = torch.empty_like(h)
+        dw = torch.zeros_like(weight, dtype=torch.float32)  # fp32: bf16 sums over chunks lose quality (Liger #827)
+        ce = torch.zeros((), device=h.device)
+        zz = torch.zeros((), device=h.device)
+        for rows in _chunks(h, w):
+            ce_sum, zz_sum, dz = _chunk(h[rows], w, targets[rows], cap, z_weight / n, 1 / n)
+            ce += ce_sum
+            zz += zz_sum
+            dz = dz.to(h.dtype)
+            torch.mm(dz, w, out=dh[rows])
+            if dw.dtype == dz.dtype:
+                dw.addmm_(dz.T, h[rows])
+            else:
+                dw += dz.T @ h[rows]
+        ctx.save_for_backward(dh, dw.to(weight.dtype))
+        ce = ce / n
+        ctx.mark_non_differentiable(ce)
+        return ce + z_weight * zz / n, ce
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dh, dw = ctx.saved_tensors
+        return dh * grads[0].to(dh.dtype), dw * grads[0], None, None, None
+
+
+def _chunk(
+    h: Tensor, w: Tensor, targets: Tensor, cap: float | None, z_scale: float, ce_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of ce, sum of lse², and the gradient of ce_scale * ce + z_scale * lse² by the raw logits, (n, V) fp32."""
+    c = cap_logits((h @ w.T).float(), cap)  # (n, V)
+    lse = torch.logsumexp(c, -1)  # (n,)
+    ce = lse - c.gather(1, targets[:, None])[:, 0]
+    # d lse / dc = softmax(c); d(lse²) = 2 lse softmax(c)
+    d = torch.exp(c - lse[:, None]).mul_((ce_scale + 2 * z_scale * lse)[:, None])
+    d.scatter_add_(1, targets[:, None], torch.full_like(lse, -ce_scale)[:, None])
+    if cap is not None:
+        d.mul_(1 - (c / cap).square_())  # d tanh
+    return ce.sum(), lse.square().sum(), d

@@ -1,0 +1,133 @@
+"""Train a model on a packed mixture.
+
+    torchrun --nproc-per-node 2 train/main.py --manifest build/quickstart/anneal/manifest.json --set train.steps=20
+    python train/main.py --manifest M                    one process
+    train.main.run(manifest, overrides, on_save)         from a launcher that has made the processes (Ray Train)
+
+The model and the phase's settings stand in the manifest's recipe; --set changes them (`train.` means that phase).
+Exit status: 0 trained, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR1 with everything saved: the same
+command with train.resume=auto continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script, from a clone that is not installed
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.distributed as dist
+
+from train import checkpoint, data, loop, report, runfolder
+from train.config import ConfigError, ModelConfig, TrainConfig, TrainError, configs
+from train.evaluate import Score, Validation
+from train.loop import OnSave, Run
+from train.manifest import Manifest, ManifestError, load_manifest
+from train.model import build, check_parameters, prepare_flex
+from train.optim import Optimizer
+from train.runtime import Runtime, processes, stop_requests
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
+
+
+def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None = None) -> dict[str, Any]:
+    """Train. Returns the summary; its `status` is "done", or "stopped" when a signal asked for it.
+
+    on_save(metrics, path) is called on every rank at every checkpoint, with the path on rank 0 and None elsewhere.
+    Raises ManifestError and TrainError, whose texts are for people.
+    """
+    manifest = load_manifest(manifest_path)
+    model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
+    count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
+    epochs = data.check_epochs(manifest, cfg)
+    with processes() as rt, stop_requests() as stop:
+        this = set_up(rt, manifest, str(manifest_path), model_cfg, cfg, on_save)
+        this.epochs_a_step = epochs / cfg.steps
+        report.describe(this, manifest, model_cfg, count, epochs)
+        try:
+            if not loop.train(this, stop):
+                rt.say(f"stopped by a signal after step {this.step}, saved; train.resume=auto continues: {this.folder}")
+                return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
+            return report.finish(this, manifest, count)
+        finally:
+            if this.metrics is not None:
+                this.metrics.close()
+
+
+def set_up(
+    rt: Runtime, manifest: Manifest, path: str, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None
+) -> Run:
+    """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
+    loader = data.Loader(manifest, cfg, rt.rank, rt.world)
+    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world)
+    if not data.check_hashes(manifest, rt.rank, rt.world):
+        rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
+    ours = runfolder.identity(manifest, model_cfg, cfg)
+    start = rt.agreed(lambda: runfolder.open_run(manifest, cfg, ours))
+    model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed).to(rt.device)
+    source = start.resumed or start.weights
+    point = checkpoint.read(source) if source else None
+    if point is not None:
+        model.load_state_dict(point.tensors("model.safetensors"))
+    if rt.world > 1:
+        for parameter in model.parameters():
+            dist.broadcast(parameter.data, src=0)
+    bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
+    model.dtype = torch.bfloat16 if bf16 else torch.float32
+    model.flex = prepare_flex(model_cfg, cfg.seq_len, rt.device)
+    if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
+        model.run_trunk = torch.compile(model.trunk, dynamic=False)
+    this = Run(rt, cfg, model, Optimizer(model, cfg), loader, validation, start.folder, {"identity": ours})
+    this.on_save = on_save
+    if start.resumed and point is not None:
+        this.optimizer.load(point.tensors("optimizer.safetensors"), point.step)
+        this.step, this.seconds = point.step, float(point.state["seconds"])
+        this.before = Score(**point.state["before"]) if point.state["before"] else None
+    if source:
+        rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
+    if rt.first:
+        this.metrics = runfolder.Metrics(start.folder, this.step, cfg.tensorboard)
+        facts = {
+            "manifest": os.path.relpath(Path(path).absolute(), start.folder.absolute()),
+            "name": manifest.name,
+            "build_id": manifest.build_id,
+            "phase": manifest.phase,
+            **{key: getattr(cfg, key) for key in ("seed", "batch_size", "seq_len", "steps")},
+            "model": dataclasses.asdict(model_cfg),
+            "train": dataclasses.asdict(cfg),
+            "world_size": rt.world,
+            "device": str(rt.device),
+        }
+        runfolder.write_run(start.folder, ours, facts, {"step": this.step, "world_size": rt.world})
+    return this
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="train/main.py", description="Train a model on a packed mixture.")
+    parser.add_argument("--manifest", required=True, metavar="M", help="a manifest.json, or the folder that holds one")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="as train.steps=20")
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+    given = parser.parse_args(arguments)
+    try:
+        return EXIT_STOPPED if run(given.manifest, given.set)["status"] == "stopped" else 0
+    except (TrainError, ManifestError, OSError) as error:
+        if given.debug:
+            raise
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            # All ranks mostly fail alike. The first of this machine speaks at once, and torchrun then ends us;
+            # who is still here after a second failed alone.
+            time.sleep(1)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

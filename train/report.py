@@ -1,0 +1,74 @@
+"""What a run says about itself at its start and at its end: lines for people, and summary.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from train import checkpoint, data
+from train.config import ModelConfig
+from train.evaluate import samples
+from train.loop import Run
+from train.manifest import Manifest
+
+
+def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, epochs: float) -> None:
+    """What is about to happen, in five lines."""
+    cfg, rt = this.cfg, this.rt
+    windows = sum(this.loader.counts)
+    tail = data.tail_tokens(manifest, cfg.seq_len)
+    where = f"{rt.world} process{'es' if rt.world > 1 else ''} on {rt.device.type}"
+    rt.say(f"run        {manifest.name}/{manifest.phase}, build {manifest.build_id[:16]}, {where}")
+    rt.say(
+        f"model      {count:,} parameters: {model_cfg.n_layers} layers of {model_cfg.dim}, "
+        f"{model_cfg.attention_pattern}, {str(this.model.dtype).removeprefix('torch.')}"
+    )
+    rt.say(
+        f"data       {manifest.tokens:,} tokens in {len(this.loader.shards)} shard(s): {windows:,} windows of "
+        f"{cfg.seq_len}, {tail:,} tokens in no window; {manifest.val_tokens:,} for validation"
+    )
+    rt.say(
+        f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "
+        f"{epochs:.2f} epochs; {cfg.optimizer}, {cfg.schedule.kind}"
+    )
+    rt.say(f"folder     {this.folder}")
+
+
+def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
+    """Last scores, samples, summary.json."""
+    cfg, rt = this.cfg, this.rt
+    after = this.after or this.validation.score(this.model, rt.device)
+    unigram = this.validation.unigram(manifest)
+    texts = samples(this.model, manifest, cfg.prompts, cfg.sample_tokens, cfg.seed) if rt.first else []
+    tokens = this.step * cfg.batch_size * cfg.seq_len
+    summary = {
+        "status": "done",
+        "name": manifest.name,
+        "phase": manifest.phase,
+        "build_id": manifest.build_id,
+        "parameters": count,
+        "steps": this.step,
+        "tokens": tokens,
+        "seconds": round(this.seconds, 3),
+        "tokens_per_second": round(tokens / this.seconds, 1) if this.seconds else None,
+        "before": None if this.before is None else vars(this.before),
+        "unigram": vars(unigram),
+        "after": vars(after),
+        "samples": texts,
+        "folder": str(this.folder),
+    }
+    if rt.first:
+        checkpoint.write_atomic(this.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    before = "" if this.before is None else f"{this.before.bits_per_byte:.4f} before, "
+    below = 100 * (1 - after.bits_per_byte / unigram.bits_per_byte) if unigram.bits_per_byte else 0.0
+    rt.say(
+        f"bits/byte  {before}{unigram.bits_per_byte:.4f} add-one unigram, {after.bits_per_byte:.4f} after "
+        f"({below:.1f} % below the unigram)"
+    )
+    for sample in texts:
+        prompt, text = (json.dumps(sample[key], ensure_ascii=False) for key in ("prompt", "text"))
+        rt.say(f"sample     {prompt} -> {text}")
+    rt.say(f"done       {this.step} steps in {this.seconds:.1f} s: {tokens / max(this.seconds, 1e-9):,.0f} tokens/s")
+    for name in ("summary.json", "metrics.jsonl", "checkpoints/"):
+        rt.say(f"           {this.folder / name}")
+    return summary
