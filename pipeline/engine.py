@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -21,9 +22,10 @@ from pipeline.errors import NotBuilt, UnitFailed, UserError
 from pipeline.executors import Executor, WorkerLost
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-from pipeline.storage import Store
+from pipeline.storage import Store, run_lock
 from stages.base import Artifact, Record, Stage, Task, work_name
 from stages.registry import STAGES
+from stages.sources.registry import describe
 
 RETRIES = 5  # transient errors: 1, 2, 4, 8, 16 s and then give up
 LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
@@ -62,7 +64,11 @@ class Context:
         self._slots: asyncio.Semaphore | None = None
         self._stages: dict[str, asyncio.Task[Any]] = {}
         self._units: dict[str, asyncio.Future[Record]] = {}
+        self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
         self._fatal: UnitFailed | None = None
+        self.published: list[str] = []  # folders that this run changed
+        self.folders: list[str] = []  # folders that it stands behind
+        self.lock = run_lock(store, " ".join(sys.argv))
         self._before = store.read_state(recipe.name, "units.json") or {}
 
     # -- what stages call ----------------------------------------------------------------------------
@@ -70,13 +76,45 @@ class Context:
     async def stage(self, name: str) -> Any:
         """The result of another stage's build; each is built once."""
         if name not in self._stages:
-            self.state(name)
-            self._stages[name] = asyncio.ensure_future(STAGES[name].build(self))
-        return await self._stages[name]
+            self._stages[name] = asyncio.ensure_future(self._build(STAGES[name]))
+        return await asyncio.shield(self._stages[name])
+
+    async def _build(self, stage: Stage) -> Any:
+        self.state(stage.name)
+        result = await stage.build(self)
+        if stage.publish and not self.dry:
+            for folder, files in stage.publish(result).items():
+                self.folders.append(folder)
+                if self.store.publish(self.recipe.name, folder, files):
+                    self.published.append(folder)
+        return result
 
     def identify(self, path: str) -> tuple[str, int]:
         """(digest of the contents, bytes) of a source file."""
         return self.store.identify(path)
+
+    def folder(self, name: str) -> str:
+        """The published folder `name` of this recipe."""
+        return f"{self.store.out}/{self.recipe.name}/{name}"
+
+    def code_digest(self, stage: str) -> str:
+        """One digest of all the code that `stage` and the stages before it ran."""
+        names = {s.name for s in order(stage)}
+        used = sorted((work, digest) for (name, work), digest in self._codes.items() if name in names)
+        return fact_digest(used)
+
+    def versions(self, stage: str) -> dict[str, str]:
+        """Versions of the libraries that `stage` and the stages before it declare."""
+        libraries = {library for s in order(stage) for library in s.libraries}
+        return code.versions(tuple(sorted(libraries)))
+
+    def describe_source(self, name: str) -> dict[str, str]:
+        """origin, revision and licence of a source, for the manifest."""
+        return describe(self.recipe.sources[name])
+
+    def fingerprint(self, module: str) -> str:
+        """Fingerprint of a module that a unit runs without importing it in the driver."""
+        return code.fingerprint(module)
 
     def artifact_path(self, artifact: Artifact) -> str:
         """A local path for a small result that `build` itself must read, such as a solved mixture."""
@@ -141,9 +179,11 @@ class Context:
         label: str,
         source: str | None = None,
         weight: int = 0,
+        places: dict[str, str] | None = None,
     ) -> Record:
         """Run one unit, or find its record. `weight` is its input in bytes, for progress.
 
+        `places` are paths the work needs that say nothing about its result, so they stay out of the key.
         Raises UnitFailed, or NotBuilt in a dry run.
         """
         if self._fatal:
@@ -158,13 +198,14 @@ class Context:
             "params": params,
             "inputs": [a.digest for a in inputs],
         }
+        self._codes[stage, facts["work"]] = facts["code"]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
         if key in self._units:
             return await asyncio.shield(self._units[key])
         future: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         self._units[key] = future
         try:
-            record = await self._resolve(stage, key, facts, inputs, label, weight)
+            record = await self._resolve(stage, key, facts, inputs, label, weight, places or {})
         except BaseException as error:
             future.set_exception(error)
             future.exception()  # it is raised here; nobody else may be waiting
@@ -179,10 +220,19 @@ class Context:
         return self.states.setdefault(stage, StageState())
 
     async def _resolve(
-        self, stage: str, key: str, facts: dict[str, Any], inputs: list[Artifact], label: str, weight: int
+        self,
+        stage: str,
+        key: str,
+        facts: dict[str, Any],
+        inputs: list[Artifact],
+        label: str,
+        weight: int,
+        places: dict[str, str],
     ) -> Record:
         state = self.state(stage)
         state.units[label] = key
+        if stage in self.force and not self.dry:
+            self.store.forget(stage, key)
         found = None if stage in self.force else self.store.find(stage, key)
         if found is not None:
             record = replace(found, cached=True, label=label)
@@ -198,6 +248,8 @@ class Context:
             "key": key,
             "label": label,
             "out": self.store.uri,
+            "places": places,
+            "cpus": STAGES[stage].cpus,
             "inputs": [asdict(replace(a, path=self.store.absolute(a))) for a in inputs],
         }
         try:
@@ -229,11 +281,14 @@ class Context:
 
     async def _submit(self, spec: dict[str, Any]) -> Record:
         stage, label = spec["stage"], spec["label"]
+        await asyncio.sleep(0)  # let the window fill: `auto` chooses by the bytes planned so far
         if self._executor is None:
             self._executor = self._make_executor()
+            self.lock.__enter__()
             self._slots = asyncio.Semaphore(self._executor.slots)
             self.progress.line(f"executor {self._executor.name}, {self._executor.slots} slots")
         assert self._slots is not None
+        spec["executor"] = self._executor.name
         transient = lost = 0
         while True:
             try:
@@ -264,6 +319,12 @@ class Context:
         """Stop the executor, if one was started."""
         if self._executor is not None:
             self._executor.close()
+            self.lock.__exit__(None, None, None)
+
+    def built(self, stage: str) -> Any:
+        """What the build of `stage` returned, or None if it did not run to its end here."""
+        task = self._stages.get(stage)
+        return task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
 
     @property
     def started_executor(self) -> bool:
@@ -275,16 +336,17 @@ class Context:
         before = self._before or {}
         units = dict(before.get("units", {}))
         facts = dict(before.get("facts", {}))
+        failed = {name: {e.label: e.message for e in s.failed} for name, s in self.states.items() if s.failed}
         for stage, state in self.states.items():
             if state.units:
                 units[stage] = dict(sorted(state.units.items()))
                 facts[stage] = {"versions": fact_digest(code.versions(STAGES[stage].libraries))}
-        self.store.write_state(self.recipe.name, "units.json", {"units": units, "facts": facts})
+        self.store.write_state(self.recipe.name, "units.json", {"units": units, "facts": facts, "failed": failed})
 
 
 def fact_digest(value: Any) -> str:
     """A short digest of one part of a unit's key."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def fact_digests(facts: dict[str, Any]) -> dict[str, str]:

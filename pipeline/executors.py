@@ -140,9 +140,8 @@ class RayExecutor:
         import ray
 
         try:
-            reply: dict[str, Any] = await self.remote.options(name=f"{spec['stage']} {spec['label']}").remote(
-                spec
-            )
+            task = self.remote.options(name=f"{spec['stage']} {spec['label']}", num_cpus=spec["cpus"])
+            reply: dict[str, Any] = await task.remote(spec)
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise WorkerLost(" ".join(str(error).split())[:300]) from None
         return reply

@@ -59,6 +59,10 @@ class Progress:
         """The row of `stage`, made when first seen."""
         return self.rows.setdefault(stage, Row())
 
+    def known_bytes(self) -> int:
+        """Input of all units planned so far."""
+        return sum(row.known_bytes for row in self.rows.values())
+
     def planned(self, stage: str, label: str, weight: int) -> None:
         """A unit has to run."""
         row = self.row(stage)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pipeline.code import ROOT
 from pipeline.errors import UsageError
-from stages.sources import SourceConfig
+from stages.sources.registry import SourceConfig
 from train.config import ModelConfig, TrainConfig
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
@@ -129,6 +129,7 @@ class Recipe(Model):
     mixtures: dict[Literal["pretrain", "anneal"], Mixture] = Field(default_factory=dict)
     quarantine: Quarantine = Field(default_factory=Quarantine)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    ranks: int = Field(1, ge=1, description="Processes that the stage `train` starts, one a GPU.")
     train: dict[str, TrainConfig] = Field(default_factory=dict, description="Phases, trained in this order.")
 
     @model_validator(mode="after")
@@ -141,8 +142,12 @@ class Recipe(Model):
         for source in self.dedup.priority:
             if source not in self.sources:
                 raise ValueError(f"dedup.priority names source {source!r}; the sources are {known}")
+        trained: dict[str, str] = {}
         for phase, config in self.train.items():
             mixture_name = config.mixture or phase
+            if mixture_name in trained:
+                raise ValueError(f"train.{phase} and train.{trained[mixture_name]} use the same mixture")
+            trained[mixture_name] = phase
             if mixture_name not in self.mixtures:
                 have = ", ".join(self.mixtures) or "none"
                 raise ValueError(f"train.{phase}.mixture is {mixture_name!r}; the mixtures are {have}")

@@ -10,6 +10,7 @@ copies, with the manifest put last.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 from stages.base import Artifact, Record
 
 RECORD = "record.json"
+LOCK = "running.json"
 BIG = 1 << 20  # input files above this have their digest cached
 
 
@@ -127,12 +129,12 @@ class Store:
 
     def seal(self, stage: str, key: str, artifact: Artifact, sha256: str) -> Artifact:
         """Move a finished output into the store and make it durable. `artifact.path` is local."""
-        name = Path(artifact.path).name
-        target = f"{self.folder(stage, key)}/{name}"
+        target = artifact.path
         if self.local:
-            with Path(artifact.path).open("rb") as file:
+            with Path(target).open("rb") as file:
                 os.fsync(file.fileno())
         else:
+            target = f"{self.folder(stage, key)}/{Path(artifact.path).name}"
             self.fs.put_file(artifact.path, target)
         info = self.stat(target)
         size = Path(artifact.path).stat().st_size
@@ -141,6 +143,12 @@ class Store:
         return replace(
             artifact, path=relative, bytes=size, sha256=sha256, digest=artifact.digest or sha256, meta=meta
         )
+
+    def forget(self, stage: str, key: str) -> None:
+        """Delete a unit, outputs and all; published folders keep their own links to them."""
+        folder = self.folder(stage, key)
+        if self.fs.exists(folder):
+            self.fs.rm(folder, recursive=True)
 
     def put_record(self, record: Record) -> Record:
         """Commit: the first valid record wins, and is returned."""
@@ -220,8 +228,13 @@ class Store:
 
     # -- results -------------------------------------------------------------------------------------
 
-    def publish(self, recipe: str, folder: str, files: dict[str, Artifact]) -> bool:
-        """Make `files` appear as `<out>/<recipe>/<folder>/`, all at once. True if anything changed."""
+    def publish(self, recipe: str, folder: str, files: dict[str, Artifact] | str) -> bool:
+        """Make `files` appear as `<out>/<recipe>/<folder>/`, all at once. True if anything changed.
+
+        A text instead of files is a folder of the store to link to: a training run, which is not copied.
+        """
+        if isinstance(files, str):
+            return switch_link(Path(self.out) / recipe / folder, Path(self.root) / files)
         if not self.local:
             return self._publish_copies(recipe, folder, files)
         names = json.dumps({name: a.sha256 for name, a in sorted(files.items())})
@@ -309,3 +322,18 @@ def switch_link(link: Path, target: Path) -> bool:
     temporary.symlink_to(wanted)
     temporary.replace(link)
     return True
+
+
+@contextlib.contextmanager
+def run_lock(store: Store, command: str) -> Any:
+    """Say that a run uses this store, for `status` and `clean`. Informational: two runs may share a store."""
+    if not store.local:
+        yield
+        return
+    path = Path(store.root) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"pid": os.getpid(), "command": command}))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.launch import launcher
 from pipeline.storage import Store, sha256_file
 from stages.base import Artifact, DataError, Record, Task, TransientError, find_work
 
@@ -51,7 +52,7 @@ def _run(store: Store, spec: dict[str, Any], attempt: str, folder: Path) -> Reco
     _reset_peak()
     started = time.time()
     inputs = [Artifact(**a) for a in spec["inputs"]]
-    task = Task(spec["params"], inputs, folder, attempt, store.fetch)
+    task = Task(spec["params"], inputs, folder, attempt, store.fetch, spec["places"], launcher(spec["executor"]))
     find_work(spec["work"])(task)
     hashed: dict[str, str] = {}  # slices of one file share its hash
     outputs = []

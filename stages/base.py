@@ -94,6 +94,8 @@ class Task:
     folder: Path  # where outputs go
     attempt: str  # makes file names unique to this attempt
     locate: Callable[[Artifact], str]  # fetches a remote artifact into scratch space when it must
+    places: dict[str, str] = field(default_factory=dict)  # paths that stay out of the key
+    launch: Callable[[str, list[str], int], None] | None = None  # starts a training job; see pipeline/launch.py
     outputs: list[Artifact] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -105,9 +107,7 @@ class Task:
         """A local path to write an output to. Register it with `add` once it is complete."""
         return str(self.folder / f"{self.attempt}.{filename}")
 
-    def add(
-        self, name: str, path: str, *, digest: str = "", rows: int = 0, tokens: int = 0, **meta: Any
-    ) -> None:
+    def add(self, name: str, path: str, *, digest: str = "", rows: int = 0, tokens: int = 0, **meta: Any) -> None:
         """Register a finished output. Without `digest` the sha256 of the file stands for it."""
         self.outputs.append(Artifact(path, digest, name=name, rows=rows, tokens=tokens, meta=meta))
 
@@ -187,4 +187,6 @@ class Stage:
     build: Callable[[Any], Awaitable[Any]]
     after: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()  # whose versions are part of every unit's key
-    publish: Callable[[Any], dict[str, dict[str, Artifact]]] | None = None  # folder -> file name -> artifact
+    # Folder that people use -> file name -> artifact, or a folder of the store to link to.
+    publish: Callable[[Any], dict[str, Any]] | None = None
+    cpus: int = 1  # that a unit keeps busy itself; 0 when it only starts a job that asks for its own

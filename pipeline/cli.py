@@ -1,0 +1,229 @@
+"""The command line. Exit status: 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import UserError
+from stages.base import DataError
+from train.manifest import ManifestError, load_manifest
+
+app = typer.Typer(
+    help="Shardmill: from raw text to a trained small language model, with every token accounted for.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StageArgument = Annotated[str, typer.Argument(help="A stage; see `list`.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe that ships, or a YAML file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe: a.b=value.")]
+OutOption = Annotated[str, typer.Option("--out", help="Folder or fsspec URI for the store and the results.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show stack traces.")]
+ManifestArgument = Annotated[str, typer.Argument(help="A manifest.json, or the folder that holds it.")]
+
+
+def make_context(
+    stage: str,
+    recipe: str,
+    overrides: list[str] | None,
+    out: str,
+    executor: str | None = None,
+    address: str | None = None,
+    workers: int | None = None,
+    **options: Any,
+) -> Any:
+    """A Context for one command. Raises UserError."""
+    from pipeline.engine import Context, order
+    from pipeline.executors import choose_executor
+    from pipeline.progress import Progress
+    from pipeline.recipe import load_recipe
+    from pipeline.storage import Store
+
+    order(stage)
+    loaded = load_recipe(recipe, overrides)
+    kind = executor or ("ray" if address else loaded.executor)
+    if kind not in ("auto", "ray", "local"):
+        raise UserError(f"--executor {kind}: allowed are auto, ray, local")
+    context: Any
+
+    def start() -> Any:
+        return choose_executor(kind, address, workers, context.progress.known_bytes())
+
+    context = Context(loaded, Store(out), start, Progress(options.pop("quiet", False)), **options)
+    return context
+
+
+@app.command("list")
+def list_stages() -> None:
+    """The stages, what each reads and writes."""
+    from pipeline.report import grid
+    from stages.registry import STAGES
+
+    rows = [(s.name, ", ".join(s.after) or "-", s.reads, s.writes) for s in STAGES.values()]
+    table = grid("Stages", ("stage", "after", "reads", "writes"), rows)
+    for column in table.columns:
+        column.justify = "left"
+        column.overflow = "fold"
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def plan(
+    stage: StageArgument,
+    recipe: RecipeOption = "quickstart",
+    overrides: SetOption = None,
+    out: OutOption = "build",
+    debug: DebugOption = False,
+) -> None:
+    """Dry run: the graph, what is cached, what would run and why, the mixture solved."""
+    from pipeline.plan import print_plan
+
+    context = make_context(stage, recipe, overrides, out, dry=True, quiet=True, debug=debug)
+    print_plan(context, stage)
+
+
+@app.command()
+def run(
+    stage: StageArgument,
+    recipe: RecipeOption = "quickstart",
+    overrides: SetOption = None,
+    out: OutOption = "build",
+    executor: Annotated[str | None, typer.Option(help="auto, ray or local; the recipe's by default.")] = None,
+    address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster to join.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run STAGE's units again, whatever is cached.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Build STAGE and everything it needs that is not built yet."""
+    from pipeline.engine import drive
+    from pipeline.report import print_report
+
+    forced = frozenset([stage]) if force else frozenset()
+    context = make_context(stage, recipe, overrides, out, executor, address, workers, force=forced, debug=debug)
+    try:
+        result = drive(context, context.stage(stage))
+    finally:
+        if context.started_executor or context.published:
+            context.save_state()
+    print_report(context, stage, result)
+
+
+@app.command()
+def status(recipe: RecipeOption = "quickstart", out: OutOption = "build") -> None:
+    """What is done, running, failed, quarantined."""
+    from pipeline.status import print_status
+    from pipeline.storage import Store
+
+    print_status(Store(out), recipe_name(recipe))
+
+
+@app.command()
+def clean(
+    out: OutOption = "build",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete unreferenced training runs too.")] = False,
+) -> None:
+    """Delete what no result refers to. Training runs stay unless --force."""
+    from pipeline.status import clean_store
+    from pipeline.storage import Store
+
+    clean_store(Store(out), dry_run, force)
+
+
+@app.command()
+def inspect(
+    manifest: ManifestArgument,
+    shard: Annotated[int, typer.Option(min=0, help="Which shard to decode a window of.")] = 0,
+    token: Annotated[int, typer.Option(min=0, help="Where the window starts.")] = 0,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in the window.")] = 120,
+) -> None:
+    """Mixture, counts, drop reasons, and a decoded window of any shard."""
+    from pipeline.inspect import print_manifest
+
+    print_manifest(load_manifest(manifest), shard, token, length)
+
+
+@app.command()
+def verify(manifest: ManifestArgument) -> None:
+    """Every checksum and every invariant; non-zero exit on any difference."""
+    from stages.verify import verify as differences
+
+    loaded = load_manifest(manifest)
+    problems = 0
+    for problem in differences(loaded):
+        problems += 1
+        print(f"differs: {problem}")
+    if problems:
+        raise UserError(f"{manifest}: {problems} differences; run the pack stage again with --force to mend it")
+    files = 2 + 3 * len(loaded.shards)
+    print(f"{manifest}: {files} files, {loaded.tokens:,} training and {loaded.val_tokens:,} held-out tokens agree")
+
+
+@app.command()
+def schema(what: Annotated[str, typer.Argument(help="recipe or manifest")]) -> None:
+    """The JSON Schema of recipes or manifests, generated from the models."""
+    from pydantic import TypeAdapter
+
+    from pipeline.errors import UsageError
+    from pipeline.recipe import Recipe
+    from train.manifest import Manifest
+
+    if what not in ("recipe", "manifest"):
+        raise UsageError(f"schema {what}: allowed are recipe, manifest")
+    value = Recipe.model_json_schema(by_alias=True) if what == "recipe" else TypeAdapter(Manifest).json_schema()
+    print(json.dumps(value, indent=1, sort_keys=True))
+
+
+def recipe_name(recipe: str) -> str:
+    """The name inside a recipe file, which names its folder of results."""
+    from pipeline.recipe import load_recipe
+
+    return load_recipe(recipe).name
+
+
+def main() -> None:
+    """Entry point: people get a line, programs an exit status, and --debug the stack trace."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app(standalone_mode=False)
+    except (UserError, DataError, ManifestError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        where = f" ({Path(error.filename)})" if isinstance(error.filename, str) else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        usage = error.__class__.__module__.startswith("click") or hasattr(error, "format_message")
+        if usage:
+            print(f"error: {getattr(error, 'format_message', lambda: str(error))()}", file=sys.stderr)
+            sys.exit(2)
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,127 @@
+"""What a run says when it ends: documents by reason, the tokenizer, mixtures asked and got, training, places."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.engine import Context
+from stages.base import Record
+
+
+def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A plain table; columns after the first are right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    return table
+
+
+def dropped(context: Context, source: str) -> dict[str, int]:
+    """Documents dropped from `source`, by reason, most frequent first."""
+    found: dict[str, int] = {}
+    for stage in ("filter", "dedup"):
+        for what, n in context.counts(stage, source).items():
+            if what.startswith("dropped."):
+                found[what.removeprefix("dropped.")] = n
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def documents(context: Context) -> Table:
+    """Documents in, quarantined, dropped and kept, per source."""
+    last = "dedup" if context.state("dedup").records else "filter"
+    rows = []
+    for source in context.recipe.sources:
+        reasons = dropped(context, source)
+        said = ", ".join(f"{name} {n:,}" for name, n in reasons.items()) or "-"
+        counts = context.counts("download", source)
+        kept = context.counts(last, source).get("kept", 0)
+        rows.append(
+            (source, counts.get("rows_in", 0), counts.get("quarantined", 0), sum(reasons.values()), kept, said)
+        )
+    table = grid("Documents", ("source", "in", "quarantined", "dropped", "kept", "dropped by reason"), rows)
+    table.columns[-1].justify = "left"
+    return table
+
+
+def tokens(context: Context) -> Table:
+    """Bytes per token, per source."""
+    rows = []
+    for source in context.recipe.sources:
+        counts = context.counts("tokenize", source)
+        text, n = counts.get("text_bytes", 0), counts.get("tokens", 0)
+        held = counts.get("val_tokens", 0)
+        rows.append((source, text, n, f"{text / n:.3f}" if n else "-", counts.get("train_tokens", 0), held))
+    header = ("source", "text bytes", "tokens", "bytes/token", "to train on", "held out")
+    return grid(f"Tokens ({context.recipe.tokenizer.vocab_size:,} ids)", header, rows)
+
+
+def mixture(value: dict[str, Any]) -> Table:
+    """Ratios asked and got."""
+    rows = [
+        (
+            s["name"],
+            f"{s['ratio_asked']:.2%}",
+            f"{s['ratio_got']:.4%}",
+            s["tokens"],
+            s["documents"],
+            f"{s['epochs']:.3f}",
+            f"{s['max_epochs']:g}",
+        )
+        for s in value["sources"]
+    ]
+    shards = sum(1 for s in value["shards"] if s["split"] == "train")
+    title = (
+        f"Mixture {value['mixture']}: {value['tokens']:,} tokens in {shards} shards, "
+        f"{value['val_tokens']:,} held out"
+    )
+    return grid(title, ("source", "asked", "got", "tokens", "documents", "epochs", "cap"), rows)
+
+
+def training(context: Context, done: dict[str, Record]) -> tuple[Table, list[str]]:
+    """Bits per byte on held-out documents before, of a unigram model, and after, per phase; and the samples."""
+    rows, samples = [], []
+    for phase, record in done.items():
+        summary = json.loads(Path(context.artifact_path(record.output("summary.json"))).read_text())
+        scores = [summary[name] for name in ("before", "unigram", "after")]
+        before, unigram, after = (s["bits_per_byte"] if s else None for s in scores)
+        gain = f"{1 - after / unigram:.1%} below" if after and unigram else "-"
+        shown = [f"{x:.4f}" if x else "-" for x in (before, unigram, after)]
+        rate = f"{summary['tokens_per_second']:,.0f}"
+        rows.append((phase, summary["parameters"], summary["steps"], rate, *shown, gain))
+        samples += [f"[{phase}] {s['prompt']!r} -> {s['text']!r}" for s in summary.get("samples", [])]
+    header = ("phase", "parameters", "steps", "tokens/s", "before", "unigram", "after", "after vs unigram")
+    return grid("Bits per byte on held-out documents", header, rows), samples
+
+
+def print_report(context: Context, stage: str, result: Any) -> None:
+    """Everything worth knowing after `run stage`, on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    if context.state("download").records:
+        console.print(documents(context))
+        console.print()
+    if context.state("tokenize").records:
+        console.print(tokens(context))
+        console.print()
+    for name in ("pack_pretrain", "pack_anneal_mix"):
+        built = context.built(name)
+        if built:
+            console.print(mixture(built["manifest"]))
+            console.print()
+    if stage == "train":
+        table, samples = training(context, result)
+        console.print(table)
+        console.print()
+        for sample in samples:
+            console.print(sample, markup=False)
+        console.print()
+    console.print("Where everything lies", style="bold")
+    for folder in context.folders:
+        console.print(f"  {context.folder(folder)}", markup=False)
