@@ -12,19 +12,17 @@ from typing import Any
 
 from stages.apply_rules import work
 from stages.base import Artifact, DataError, Record, Stage
-from stages.download import fetch, units_of, within_budget
+from stages.download import check_not_empty, fetch, units_of, within_budget
 from stages.rules import parse_rules
 from stages.sources.base import UnitSpec
 
 LOOK_AHEAD = 16  # units started at a time for a source with a budget, at most
 
 
-async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> list[Record]:
-    """One download unit, then its parts through the rules."""
+async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> tuple[Record, list[Record]]:
+    """One download unit, then its parts through the rules: their records."""
     params = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
     record = await fetch(context, name, config, spec)
-    if not record.counts.get("rows_in"):
-        return []
     done: list[Record | None] = await context.gather(
         context.run(
             "filter",
@@ -37,23 +35,27 @@ async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> list[Re
         )
         for part in record.named("part-")
     )
-    return [r for r in done if r is not None]
+    return record, [r for r in done if r is not None]
 
 
 async def source_records(context: Any, name: str, config: Any) -> list[Record]:
     """The filter records that make up source `name`, in order: all, or the shortest prefix that fills a budget."""
     specs = await units_of(context, name, config)
     records: list[Record] = []
+    downloaded: list[Record] = []
     start = 0
     while start < len(specs):
         window = len(specs) - start if not config.has_budget else next_window(config, records, start)
         batch = specs[start : start + window]
         start += len(batch)
-        for found in await context.gather(chain(context, name, config, spec) for spec in batch):
-            records += found or []
+        found = await context.gather(chain(context, name, config, spec) for spec in batch)
+        for download, parts in filter(None, found):
+            downloaded.append(download)
+            records += parts
         enough = within_budget(config, [counts_of(r) for r in records])
         if enough is not None:
             return records[:enough]
+    check_not_empty(name, downloaded)
     return records
 
 
@@ -72,13 +74,11 @@ def next_window(config: Any, records: list[Record], units: int) -> int:
     return min(LOOK_AHEAD, max(1, round(missing * units)))
 
 
-def check_not_empty(name: str, records: list[Record]) -> None:
-    """Raises DataError when a source has no rows, or its rules leave none, naming the commonest reason."""
+def check_some_kept(name: str, records: list[Record]) -> None:
+    """Raises DataError when a source's rules leave no document, naming the commonest reason."""
     counts: Counter[str] = Counter()
     for record in records:
         counts.update(record.counts)
-    if not counts["rows_in"]:
-        raise DataError(f"source {name} has no rows; check what it points at")
     if not counts["kept"]:
         reasons = {k.removeprefix("dropped."): n for k, n in counts.items() if k.startswith("dropped.")}
         reason, n = min(reasons.items(), key=lambda item: (-item[1], item[0]))
@@ -93,7 +93,7 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
 
     async def one(name: str, config: Any) -> list[Artifact]:
         records = await source_records(context, name, config)
-        check_not_empty(name, records)
+        check_some_kept(name, records)
         return [record.output("docs") for record in records]
 
     sources = context.recipe.sources

@@ -185,7 +185,7 @@ def entries(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
 
 def attached(call: ast.Call, module: str, names: dict[str, dict[str, str]]) -> Iterator[tuple[str, str]]:
     """What a call such as `add_newdoc("numpy", "ndarray", ("sort", "..."))` documents; nothing for others."""
-    function = getattr(call.func, "attr", None) or getattr(call.func, "id", "")
+    function = str(getattr(call.func, "attr", "") or getattr(call.func, "id", ""))
     if not function.startswith(ATTACHERS) or not call.args:
         return
     head = [literal(a, names) or ast.unparse(a) for a in call.args[:-1]]

@@ -130,17 +130,25 @@ def element(buffer: Buffer) -> Any:
     """Parse and consume one element, reading on while it is incomplete."""
     buffer.next()
     while True:
+        problem = ""
         try:
             value, end = DECODER.raw_decode(buffer.text, buffer.at)
-            if end < len(buffer.text):  # `12` at the very end could be the start of `123`
-                buffer.at = end
-                return value
-            problem = "is cut off"
         except json.JSONDecodeError as error:
-            value, end, problem = None, -1, f"is cut off or broken ({error.msg})"
+            problem = f"is cut off or broken ({error.msg})"
         except RecursionError as error:
             raise ArrayError(f"an element is nested too deeply, at character {buffer.where}") from error
+        # `12`, `12.` or `12e+` where the text ends may be the start of a longer number.
+        if not problem and len(buffer.text) - end >= 4:
+            break
+        start = buffer.at  # where reading on moves to 0
         # Doubling what is held keeps the repeated attempts linear in the element's length.
         held = len(buffer.text) - buffer.at
-        if held > LONGEST or not buffer.more(max(1, held)):
-            raise ArrayError(f"the JSON array {problem}, in the element at character {buffer.where}")
+        if held > LONGEST:
+            raise ArrayError(f"an element is longer than {LONGEST:,} characters, at character {buffer.where}")
+        if not buffer.more(max(1, held)):
+            if problem:
+                raise ArrayError(f"the JSON array {problem}, in the element at character {buffer.where}")
+            end -= start
+            break
+    buffer.at = end
+    return value

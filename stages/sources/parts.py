@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from stages.tables import DOCUMENTS, QUARANTINE, document_id
 
 PART_BYTES = 128 << 20  # text in a part, at most (but for one larger document)
 GROUP_BYTES = 4 << 20  # text in a row group: what a later stage holds in memory at a time
+HOPELESS = 1000  # bad rows in a row, from the first on, that make a unit fail
 TEXT_BYTES = 1 << 30  # an arrow string column holds 2 GiB; no document comes near
 
 
@@ -44,33 +44,30 @@ def reject(row: Row) -> str | None:
 def write_parts(task: Task, rows: Iterable[Row | BadRow], part_bytes: int = PART_BYTES) -> None:
     """Write `rows` as outputs `part-000`, `part-001`, ... and `quarantine`.
 
-    Counts rows_in, rows_out, quarantined and text_bytes (UTF-8). Raises DataError when there are rows but
-    none can be used, which is a wrong column or a wrong file rather than bad luck.
+    Counts rows_in, rows_out, quarantined and text_bytes (UTF-8). The quarantine's meta names the commonest
+    reason. Raises DataError when the first thousand rows are all bad: a wrong column, not bad luck.
     """
     meta: dict[str, str] = task.params.get("meta", {})
-    schema = parts_schema(meta)
     reasons: Counter[str] = Counter()
-    with ExitStack() as stack:
-        quarantine = Quarantine(stack.enter_context(task.table("quarantine", QUARANTINE)))
-        writer = PartWriter(task, schema, part_bytes)
+    with task.table("quarantine", QUARANTINE) as table:
+        quarantine = Quarantine(table)
+        writer = PartWriter(task, parts_schema(meta), part_bytes)
         for row in rows:
-            task.counts["rows_in"] += 1
+            task.count("rows_in")
             reason = row.reason if isinstance(row, BadRow) else reject(row)
             if reason is None:
                 assert isinstance(row, Row)
                 writer.add(row)
-            else:
-                excerpt = row.excerpt if isinstance(row, BadRow) else str(row.text)[:200]
-                quarantine.add(row.file, row.row, reason, excerpt)
-                reasons[reason] += 1
-                task.counts["quarantined"] += 1
+                continue
+            excerpt = row.excerpt if isinstance(row, BadRow) else str(row.text)[:200]
+            quarantine.add(row.file, row.row, reason, excerpt)
+            reasons[reason] += 1
+            task.count("quarantined")
+            if task.counts["quarantined"] == HOPELESS and not task.counts["rows_out"]:
+                raise DataError(f"{row.file}: none of the first {HOPELESS} rows can be used; row {row.row}: {reason}")
         writer.close()
         quarantine.flush()
-    if reasons and not task.counts["rows_out"]:
-        reason, n = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[0]
-        files = task.params["files"]
-        where = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-        raise DataError(f"{where}: none of {task.counts['rows_in']} rows can be used ({n} times: {reason})")
+        table.meta["commonest"] = min(reasons, key=lambda r: (-reasons[r], r), default="")
 
 
 class PartWriter:

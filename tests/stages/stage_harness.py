@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pydantic import TypeAdapter
 
 from stages.base import Artifact, Record, Task
 from stages.registry import STAGES
+from stages.sources.registry import SourceConfig
 
 REPO = Path(__file__).resolve().parent.parent.parent
 SHARED = REPO / "../shared/data"
@@ -36,7 +37,7 @@ def run_unit(
 ) -> Record:
     """Run `work` in `folder` and seal its outputs as the engine does."""
     folder.mkdir(parents=True, exist_ok=True)
-    task = Task(params, list(inputs), folder, f"a{len(os.listdir(folder))}", lambda a: a.path)
+    task = Task(params, list(inputs), folder, f"a{len(list(folder.iterdir()))}", lambda a: a.path)
     work(task)
     outputs = []
     for output in task.outputs:
@@ -89,10 +90,6 @@ def build(context: MiniContext, stage: str) -> Any:
 
 def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
     """The part of a recipe that these stages read."""
-    from pydantic import TypeAdapter
-
-    from stages.sources.registry import SourceConfig
-
     adapter = TypeAdapter(SourceConfig)
     defaults: dict[str, Any] = {
         "seed": 0,

@@ -1,0 +1,173 @@
+"""Filter and exact deduplication through their builds: reasons, budgets, priority, held-out documents."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from stage_harness import MiniContext, build, recipe, rows_of
+
+from stages import dedup
+from stages.base import DataError
+from stages.ids import is_validation
+from stages.sources import jsonl
+from stages.sources.files import whole_files
+from stages.tables import document_id
+
+
+def write(folder, name, texts):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+
+
+def sources(tmp_path, **texts):
+    found = {}
+    for name, lines in texts.items():
+        write(tmp_path / name, "a.jsonl", lines)
+        found[name] = {"from": "jsonl", "path": str(tmp_path / name)}
+    return found
+
+
+def variant(words, held_out):
+    """A text that normalises to `words` and is, or is not, a validation document."""
+    for n in range(1, 5000):
+        text = words + " " * n
+        if is_validation([document_id(text)])[0] == held_out:
+            return text
+    raise AssertionError
+
+
+def run(tmp_path, found, **keys):
+    context = MiniContext(tmp_path / "out", recipe(found, **keys))
+    return {name: [r["text"] for r in rows_of(parts)] for name, parts in build(context, "dedup").items()}, context
+
+
+def test_priority_and_order_of_recipe(tmp_path):
+    texts = {n: [variant("Shared text", False), variant(f"only {n}", False)] for n in ("a", "b", "c")}
+    texts["c"].append(variant("SHARED \n text", False))
+    found = sources(tmp_path, **texts)
+    kept, _ = run(tmp_path, found)
+    assert kept == {"a": texts["a"], "b": [texts["b"][1]], "c": [texts["c"][1]]}
+    kept, context = run(tmp_path, found, dedup=SimpleNamespace(exact=True, priority=["b"]))
+    assert kept == {"a": [texts["a"][1]], "b": texts["b"], "c": [texts["c"][1]]}
+    counts = [r.counts for r in context.records.values() if "dropped.duplicate" in r.counts]
+    assert [c["dropped.duplicate"] for c in counts] == [1, 0, 2]
+    assert [c.get("duplicate_of.b", 0) for c in counts] == [1, 0, 2]
+    kept, _ = run(tmp_path, found, dedup=SimpleNamespace(exact=False, priority=[]))
+    assert kept == texts
+
+
+def test_smallest_id_within_a_source(tmp_path):
+    same = [variant("Same words" + " " * 40 * i, False) for i in range(4)]
+    kept, _ = run(tmp_path, sources(tmp_path, a=same))
+    assert kept["a"] == [min(same, key=document_id)]
+
+
+def test_a_validation_document_wins_over_priority(tmp_path):
+    held_out, training = variant("Some words here", True), variant("some  words HERE", False)
+    kept, _ = run(tmp_path, sources(tmp_path, a=[training, "other a"], b=[held_out]))
+    assert kept == {"a": ["other a"], "b": [held_out]}
+
+
+def test_only_parts_that_lose_a_row_run_again(tmp_path):
+    found = {}
+    for name in "abc":
+        found |= sources(tmp_path, **{name: [f"{name} text {i}" for i in range(20)]})
+    _, context = run(tmp_path, found)
+    write(tmp_path / "c", "a.jsonl", [*(f"c text {i}" for i in range(20)), "a text 3", "new"])
+    before = len(context.ran)
+    context.built.clear()
+    build(context, "dedup")
+    again = context.ran[before:]
+    assert [stage for stage, _ in again] == ["download", "filter", "dedup", "dedup"]
+    assert again[-1][1].startswith("c ")
+
+
+@pytest.mark.parametrize("of", [1, 2, 16])
+def test_buckets_together_say_the_same(tmp_path, of, monkeypatch):
+    texts = {n: [f"text {i % 30}" for i in range(k, k + 40)] for n, k in (("a", 0), ("b", 10))}
+    monkeypatch.setattr(dedup, "BUCKET_ROWS", 80 // of)
+    kept, context = run(tmp_path, sources(tmp_path, **texts))
+    assert sum(name.startswith("None find") for _, name in context.ran) == of
+    assert sorted(kept["a"] + kept["b"]) == sorted({f"text {i}" for i in range(30)})
+
+
+def test_clusters_against_a_plain_dictionary():
+    rng = np.random.default_rng(0)
+    n = 3000
+    hashes = (rng.integers(0, 40, n).astype(np.uint64), rng.integers(0, 20, n).astype(np.uint64))
+    ids = tuple(rng.integers(0, 2**63, n).astype(np.uint64) for _ in range(2))
+    parts, rows = rng.integers(0, 5, n), np.arange(n)
+    rank = parts % 3
+    raw = [int(a).to_bytes(8, "little") + int(b).to_bytes(8, "little") for a, b in zip(*ids, strict=True)]
+    best: dict = {}
+    keys = [(not v, rank[i], raw[i], parts[i], rows[i], i) for i, v in enumerate(is_validation(raw))]
+    groups = list(zip(*hashes, strict=True))
+    for group, key in zip(groups, keys, strict=True):
+        best[group] = min(best.get(group, key), key)
+    kept, dropped = dedup.clusters(hashes, ids, parts, rows, rank)
+    assert set(range(n)) - set(dropped.tolist()) == {key[-1] for key in best.values()}
+    assert all(best[groups[d]][-1] == k for k, d in zip(kept, dropped, strict=True))
+
+
+def test_drops_are_sliced_by_part(tmp_path):
+    _, context = run(tmp_path, sources(tmp_path, a=["x", "x", "y"], b=["y", "z"], c=["q"]))
+    find = next(r for r in context.records.values() if r.named("drops-"))
+    slices = find.named("drops-")
+    assert [(s.rows_from, s.rows_to) for s in slices] == [(0, 1), (1, 2), (2, 2)]
+    table = pq.read_table(slices[0].path)
+    assert table["kept_source"].to_pylist() == ["a", "a"]
+    assert table["kept_id"].to_pylist() == [document_id("x"), document_id("y")]
+
+
+def test_filter_counts_reasons_and_empty_text(tmp_path):
+    found = sources(tmp_path, a=["", "short", "long enough"])
+    found["a"]["rules"] = [{"length": {"min_chars": 6}}]
+    kept, context = run(tmp_path, found)
+    assert kept == {"a": ["long enough"]}
+    counts = next(r.counts for r in context.records.values() if "dropped.empty" in r.counts)
+    assert counts == {"dropped.empty": 1, "dropped.length_short": 1, "kept": 1, "rows_in": 3, "text_bytes": 11}
+
+
+def test_nothing_left_names_the_reason(tmp_path):
+    found = sources(tmp_path, a=["x", "y", ""])
+    found["a"]["rules"] = ["gopher_quality"]
+    with pytest.raises(DataError, match="source a: the rules dropped all 3 documents, 2 of them for gopher_short"):
+        run(tmp_path, found)
+
+
+def test_no_rows_and_no_good_rows(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/a.jsonl").write_text("\n")
+    found = {"a": {"from": "jsonl", "path": str(tmp_path / "a")}}
+    with pytest.raises(DataError, match="source a has no rows"):
+        run(tmp_path, found)
+    (tmp_path / "a/a.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match="source a: none of its 1 rows can be used .no field 'text'"):
+        run(tmp_path, found)
+    found["a"]["path"] = str(tmp_path / "gone")
+    with pytest.raises(DataError, match="source a: no files match"):
+        run(tmp_path, found)
+
+
+@pytest.mark.parametrize(
+    "budget", [{"max_documents": 35}, {"max_bytes": 35 * 100}, {"max_tokens": 35 * 25}, {"max_documents": 9999}]
+)
+def test_a_budget_takes_the_shortest_prefix_in_hash_order(tmp_path, budget, monkeypatch):
+    def one_file_a_unit(config, identify):
+        files = jsonl.list_files(config.path, jsonl.SUFFIXES)
+        return whole_files(files, jsonl.text_params(config), identify, unit_bytes=1)
+
+    monkeypatch.setattr(jsonl, "units", one_file_a_unit)
+    for i in range(12):
+        write(tmp_path / "a", f"{i:02d}.jsonl", [f"{i:02d} {j:02d}".ljust(100, ".") for j in range(10)])
+    found = {"a": {"from": "jsonl", "path": str(tmp_path / "a"), **budget}}
+    kept, context = run(tmp_path, found)
+    files = list(dict.fromkeys(text[:2] for text in kept["a"]))
+    assert len(files) == min(12, -(-budget.get("max_documents", 35) // 10))
+    downloads = sum(stage == "download" for stage, _ in context.ran)
+    assert downloads <= len(files) + 4
+    more = {"a": {"from": "jsonl", "path": str(tmp_path / "a"), "max_documents": 75}}
+    wider, _ = run(tmp_path, more)
+    assert wider["a"][: len(kept["a"])] == kept["a"][: len(wider["a"])]

@@ -1,0 +1,93 @@
+"""Filter rules: each reason on text made for it, thresholds and their errors."""
+
+import pytest
+
+from stages.apply_rules import text_hash
+from stages.rules import RULES, Document, first_reason, gopher_quality, parse_rules
+
+PROSE = "The quick brown foxes of that old forest have to be with the lazy dogs and rest. " * 4
+
+CRAFTED = {
+    "gopher_short_doc": "The cat and the dog have to be with that of old.",
+    "gopher_long_doc": "the and " * 50_001,
+    "gopher_mean_word_length": "a b the of and " * 20 + "x y " * 40,
+    "gopher_symbol_ratio": PROSE + "# " * 12,
+    "gopher_bullet_lines": "\n".join("- " + line for line in (PROSE * 3).split(". ")),
+    "gopher_ellipsis_lines": "\n".join(line + "..." if i % 2 else line for i, line in enumerate([PROSE] * 10)),
+    "gopher_alphabetic": PROSE + "12345 " * 60,
+    "gopher_stop_words": "Lorem ipsum dolor amet consectetur " * 20,
+}
+
+
+def test_good_prose_passes():
+    assert gopher_quality(Document(PROSE)) is None
+
+
+@pytest.mark.parametrize("reason", CRAFTED)
+def test_gopher_reasons(reason):
+    assert gopher_quality(Document(CRAFTED[reason])) == reason
+
+
+def test_thresholds_are_inclusive():
+    fifty = " ".join(["the", "and"] + ["words"] * 48)
+    assert gopher_quality(Document(fifty)) is None
+    assert gopher_quality(Document(fifty), min_words=51) == "gopher_short_doc"
+
+
+def test_symbols_do_not_count_as_words():
+    assert gopher_quality(Document("the and " + "words " * 40 + "-- " * 20)) == "gopher_short_doc"
+
+
+def test_length():
+    rule = RULES["length"]
+    assert rule(Document("abc"), min_chars=4) == "length_short"
+    assert rule(Document("abc"), max_chars=2) == "length_long"
+    assert rule(Document("abc"), min_chars=3, max_chars=3) is None
+
+
+@pytest.mark.parametrize(
+    ("test", "value", "reason"),
+    [
+        ({"min": 3}, 3.0, None),
+        ({"min": 3}, 2.0, "metadata_x"),
+        ({"min": 1, "max": 2}, 2.5, "metadata_x"),
+        ({"in": ["en"]}, "en", None),
+        ({"in": ["en"]}, "de", "metadata_x"),
+        ({"min": 3}, None, "metadata_x_missing"),
+    ],
+)
+def test_metadata(test, value, reason):
+    assert first_reason(Document("text", {"x": value}), parse_rules([{"metadata": {"x": test}}])) == reason
+
+
+def test_first_failing_rule_names_the_reason():
+    rules = parse_rules([{"length": {"min_chars": 10}}, "gopher_quality"])
+    assert first_reason(Document("short"), rules) == "length_short"
+    assert first_reason(Document("long enough for one"), rules) == "gopher_short_doc"
+    assert first_reason(Document(""), []) == "empty"
+
+
+def test_naming_a_default_changes_nothing():
+    assert parse_rules([{"gopher_quality": {"min_words": 50}}]) == parse_rules(["gopher_quality"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (["gofer"], "the rules are gopher_quality, length, metadata"),
+        ([{"length": {"min": 3}}], "it has min_chars, max_chars"),
+        ([{"length": {"min_chars": "3"}}], "must be a number"),
+        (["metadata"], "names no column"),
+        ([{"metadata": {"x": 3}}], "must be tested by"),
+        ([{"metadata": {"x": {"in": "en"}}}], "list of strings"),
+        ([{"metadata": {"x": {"min": "3"}}}], "must be a number"),
+    ],
+)
+def test_mistakes_are_explained(rules, message):
+    with pytest.raises(ValueError, match=message):
+        parse_rules(rules)
+
+
+def test_text_hash_ignores_case_space_and_composition():
+    assert text_hash("Caf\u00e9  au\nlait ") == text_hash("cafe\u0301 AU lait")
+    assert text_hash("a b") != text_hash("ab")
