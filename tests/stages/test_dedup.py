@@ -144,7 +144,7 @@ def test_no_rows_and_no_good_rows(tmp_path):
     with pytest.raises(DataError, match="source a has no rows"):
         run(tmp_path, found)
     (tmp_path / "a/a.jsonl").write_text("{}\n")
-    with pytest.raises(DataError, match="source a: none of its 1 rows can be used .no field 'text'"):
+    with pytest.raises(DataError, match=r"source a: none of its 1 rows can be used .no field 'text'"):
         run(tmp_path, found)
     found["a"]["path"] = str(tmp_path / "gone")
     with pytest.raises(DataError, match="source a: no files match"):

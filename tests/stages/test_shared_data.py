@@ -21,7 +21,6 @@ SOURCES_HERE = {
         "path": f"{SHARED}/web/*_c4_samples.parquet",
         "rules": ["gopher_quality", {"metadata": {"int_score": {"min": 3}, "language": {"in": ["en"]}}}],
     },
-    "planetmath": {"from": "parquet", "path": f"{SHARED}/math/openwebmath_schema_planetmath.parquet"},
     "arxiv": {"from": "jsonl", "path": f"{SHARED}/math/arxiv_schema_napkin.jsonl.zst", "url": "meta.url"},
     "arc": {"from": "ai2_arc", "path": f"{SHARED}/qa/ai2_arc/*/train-*.parquet"},
     "gsm8k": {
@@ -41,7 +40,7 @@ SOURCES_HERE = {
     },
     "cosmopedia": {"from": "parquet", "path": f"{SHARED}/qa/cosmopedia_schema"},
 }
-ROWS = {"web": 776, "planetmath": 3616, "arxiv": 98, "arc": 3370, "gsm8k": 7473, "numina": 4540}
+ROWS = {"web": 776, "arxiv": 98, "arc": 3370, "gsm8k": 7473, "numina": 4540}
 ROWS |= {"metamath": 7475, "cosmopedia": 140}
 
 
