@@ -55,7 +55,7 @@ def gopher_quality(
     total = words.total()
     solid = {w: n for w, n in words.items() if w.isalnum() or any(map(str.isalnum, w))}
     count = sum(solid.values())
-    if count < min_words:
+    if count < max(min_words, 1):
         return "gopher_short_doc"
     if count > max_words:
         return "gopher_long_doc"

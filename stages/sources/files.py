@@ -28,10 +28,7 @@ def list_files(path: str | list[str], suffixes: tuple[str, ...]) -> list[tuple[s
     """
     found: dict[str, str] = {}
     for one in [path] if isinstance(path, str) else path:
-        try:
-            matches = _matches(one, suffixes)
-        except FileNotFoundError:
-            matches = []
+        matches = _matches(one, suffixes)
         if not matches:
             raise DataError(f"no files match {one}; check `path` (looked for {', '.join(suffixes)})")
         for full, name in matches:
@@ -41,8 +38,24 @@ def list_files(path: str | list[str], suffixes: tuple[str, ...]) -> list[tuple[s
 
 
 def _matches(path: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-    fs, inner = fsspec.core.url_to_fs(path)
-    remote = "://" in path
+    """Files at one path. Raises DataError when its file system is unknown or cannot be asked."""
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+        return _search(fs, inner, suffixes, remote="://" in path)
+    except FileNotFoundError:
+        return []
+    except ImportError as error:
+        raise DataError(f"{path}: {error}; install what it names into this environment") from error
+    except Exception as error:  # every remote file system raises its client's own kinds
+        if "://" not in path:
+            raise
+        what = (str(error).splitlines() or [""])[0][:200]
+        raise DataError(
+            f"{path} cannot be listed ({type(error).__name__}: {what}); check the address, the network and access"
+        ) from error
+
+
+def _search(fs: Any, inner: str, suffixes: tuple[str, ...], *, remote: bool) -> list[tuple[str, str]]:
     if any(c in inner for c in MAGIC):
         first = next(i for i, c in enumerate(inner) if c in MAGIC)
         root = inner[:first].rpartition("/")[0]

@@ -33,7 +33,7 @@ from stages.sources.files import list_files, opened
 from stages.sources.parts import write_parts
 
 SUFFIXES = (".parquet",)
-ROWS = 4096  # rows decoded at a time
+BATCH_BYTES = 32 << 20  # text decoded at a time, about; rows of a book each would fill the memory otherwise
 
 
 class Config(TextConfig):
@@ -96,6 +96,8 @@ def pieces(full: str, name: str, params: dict[str, Any], identify: Identify, uni
         with opened(full) as stream:
             footer = pq.ParquetFile(stream).metadata
             there = footer.schema.to_arrow_schema().names
+    except TransientError as error:
+        raise DataError(f"{error}; its footer is needed to cut it into units: try again later") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         yield Piece(artifact, 0, -1, size)
         return
@@ -156,16 +158,20 @@ def rows(task: Task, convert: ToRow, columns: list[str] | None = None) -> Iterat
                 last = file.num_row_groups if stop < 0 else stop
                 wanted = columns or columns_of(params, file.schema_arrow.names)
                 number = sum(file.metadata.row_group(g).num_rows for g in range(start))
-                for batch in file.iter_batches(ROWS, list(range(start, last)), columns=wanted):
+                size = batch_rows(file.metadata)
+                for batch in file.iter_batches(size, list(range(start, last)), columns=wanted):
                     for record in records(batch):
                         yield convert(record, name, number, params)
                         number += 1
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:  # of a remote file, OSError has become TransientError
             raise DataError(f"{path} is damaged ({first_line(error)}); fetch the file again") from error
-        except OSError as error:
-            if "://" in path or isinstance(error, TransientError):
-                raise
-            raise DataError(f"{path} is damaged ({first_line(error)}); fetch the file again") from error
+
+
+def batch_rows(footer: pq.FileMetaData) -> int:
+    """Rows to decode at a time so that they stay near BATCH_BYTES, from the file's mean row."""
+    groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
+    mean = sum(g.total_byte_size for g in groups) // max(1, footer.num_rows)
+    return min(4096, max(1, BATCH_BYTES // max(1, mean)))
 
 
 def first_line(error: Exception) -> str:

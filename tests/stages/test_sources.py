@@ -354,3 +354,24 @@ def test_zstd_frames_and_cuts(frames, size):
     assert b"".join(unzstd(io.BytesIO(packed), "x", size)) == b"".join(frames)
     with pytest.raises(DataError, match="x is cut off"):
         list(unzstd(io.BytesIO(packed[:-1]), "x", size))
+
+
+def test_local_paths_are_absolute(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl", LINES)
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "*.jsonl", "a.jsonl", "../" + tmp_path.name):
+        (pair,) = list_files(path, (".jsonl",))
+        assert Path(pair[0]).is_absolute()
+        assert pair[1] == "a.jsonl"
+
+
+def test_a_place_that_cannot_be_asked(monkeypatch):
+    with pytest.raises(DataError, match="nosuch://bucket/x.jsonl cannot be listed"):
+        list_files("nosuch://bucket/x.jsonl", (".jsonl",))
+
+    def refuse(*_, **__):
+        raise RuntimeError("401: who are you")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "glob", refuse)
+    with pytest.raises(DataError, match="memory://b/.*401: who are you.*access"):
+        list_files("memory://b/*.jsonl", (".jsonl",))
