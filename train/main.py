@@ -21,6 +21,9 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a script, from a clone that is not installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # Threads that wait by spinning stall each other when another program takes a core: steps of 0.5 s took 6.
+    # Read when torch is loaded, so it stands before that.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torch.distributed as dist
