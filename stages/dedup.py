@@ -125,7 +125,8 @@ def work(task: Task) -> None:
         table = pq.read_table(task.path(artifact), columns=["row", "kept_source"])
         table = table.slice(artifact.rows_from, artifact.rows_to - artifact.rows_from)
         dropped[table["row"].to_numpy()] = True
-        task.count("dropped.duplicate", table.num_rows)
+        if table.num_rows:  # a reason that dropped nothing is not listed
+            task.count("dropped.duplicate", table.num_rows)
         for entry in table["kept_source"].value_counts().to_pylist():
             task.count(f"duplicate_of.{entry['values']}", entry["counts"])
     at = 0

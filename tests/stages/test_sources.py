@@ -366,12 +366,12 @@ def test_local_paths_are_absolute(tmp_path, monkeypatch):
 
 
 def test_a_place_that_cannot_be_asked(monkeypatch):
-    with pytest.raises(DataError, match="nosuch://bucket/x.jsonl cannot be listed"):
+    with pytest.raises(DataError, match=r"nosuch://bucket/x.jsonl cannot be listed"):
         list_files("nosuch://bucket/x.jsonl", (".jsonl",))
 
     def refuse(*_, **__):
         raise RuntimeError("401: who are you")
 
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "glob", refuse)
-    with pytest.raises(DataError, match="memory://b/.*401: who are you.*access"):
+    with pytest.raises(DataError, match=r"memory://b/.*401: who are you.*access"):
         list_files("memory://b/*.jsonl", (".jsonl",))
