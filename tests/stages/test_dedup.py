@@ -152,7 +152,14 @@ def test_no_rows_and_no_good_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "budget", [{"max_documents": 35}, {"max_bytes": 35 * 100}, {"max_tokens": 35 * 25}, {"max_documents": 9999}]
+    "budget",
+    [
+        {"max_documents": 35},
+        {"max_bytes": 35 * 100},
+        {"max_tokens": 35 * 25},
+        {"max_documents": 9999},
+        {"max_documents": 5},
+    ],
 )
 def test_a_budget_takes_the_shortest_prefix_in_hash_order(tmp_path, budget, monkeypatch):
     def one_file_a_unit(config, identify):
