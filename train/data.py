@@ -167,7 +167,7 @@ def _locate(counts: list[int], cfg: TrainConfig, step: int) -> tuple[NDArray[np.
 
 
 class Loader:
-    """Rows of any step for one rank. Shards are opened when first read; the state is the step, which the caller holds."""
+    """Rows of any step for one rank. Shards are opened when first read; the state is the step: the caller has it."""
 
     def __init__(self, manifest: Manifest, cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:
         if cfg.batch_size % world:

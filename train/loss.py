@@ -107,7 +107,7 @@ def _chunk(
     """
     z = (h @ w.T).float()  # (n, V)
     t = None if cap is None else z.div_(cap).tanh_()  # the capped logits, in units of the cap
-    c = z if cap is None else t * cap  # type: ignore[operator]
+    c = z if t is None or cap is None else t * cap
     picked = c.gather(1, targets[:, None])[:, 0]
     if cap is not None and cap <= EXP_SAFE:
         e = c.exp_()
