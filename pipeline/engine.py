@@ -152,6 +152,7 @@ class Context:
 
     def check_quarantine(self) -> None:
         """Stop when more rows were bad than the recipe tolerates. Raises UserError."""
+        self.publish_quarantine()
         counts = self.counts("download")
         bad, rows = counts.get("quarantined", 0), counts.get("rows_in", 0)
         allowed = self.recipe.quarantine.tolerate
@@ -160,6 +161,15 @@ class Context:
                 f"{bad:,} of {rows:,} rows are in quarantine, more than quarantine.tolerate={allowed:.3%} allows; "
                 f"look at {self.store.out}/{self.recipe.name}/quarantine/, mend the source or raise the tolerance"
             )
+
+    def publish_quarantine(self) -> None:
+        """Put the tables of bad rows, each with its reason, where people look for them."""
+        records = [r for r in self.state("download").records if r.counts.get("quarantined")]
+        files = {f"{fact_digest(r.label)[:16]}.parquet": r.output("quarantine") for r in records}
+        if files and not self.dry and "quarantine" not in self.folders:
+            self.folders.append("quarantine")
+            if self.store.publish(self.recipe.name, "quarantine", files):
+                self.published.append("quarantine")
 
     def counts(self, stage: str, source: str | None = None) -> dict[str, int]:
         """The sum of a stage's counters over its records, of one source or of all."""

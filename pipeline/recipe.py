@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import types
 import typing
 from pathlib import Path
@@ -20,25 +19,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pipeline.code import ROOT
 from pipeline.errors import UsageError
+from stages.quantities import quantity
 from stages.sources.registry import SourceConfig
 from train.config import ModelConfig, TrainConfig
-
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
-QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmgbt]?)(i?)(b?)\s*", re.IGNORECASE)
-
-
-def quantity(value: Any) -> Any:
-    """`1M` -> 1,000,000; `20MB`, `64MiB`, `1.5B`, plain numbers. Raises ValueError."""
-    if not isinstance(value, str):
-        return value
-    match = QUANTITY.fullmatch(value)
-    if not match:
-        raise ValueError(f"{value!r} is not a quantity; write 300000, 300k, 1M, 1.5B, 20MB or 64MiB")
-    number, prefix, binary, _ = match.groups()
-    power = UNITS[prefix.lower()]
-    if binary:
-        power = 1024 ** {"k": 1, "m": 2, "g": 3, "t": 4}[prefix.lower()]
-    return round(float(number.replace("_", "")) * power)
 
 
 def ratio(value: Any) -> Any:
@@ -216,7 +199,9 @@ def _explain(where: str, error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         location = problem["loc"]
-        key = ".".join(str(part) for part in location) or "recipe"
+        # pydantic puts the tag of the union (`from:`) into the location; it is no key of the recipe
+        written = location[:2] + location[3:] if location[0:1] == ("sources",) else location
+        key = ".".join(str(part) for part in written) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             allowed = _allowed_at(location)

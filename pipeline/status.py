@@ -15,6 +15,7 @@ from pipeline.report import grid
 from pipeline.storage import LOCK, RECORD, Store
 from stages.base import Record
 
+
 def running(store: Store) -> dict[str, Any] | None:
     """The run that is using this store now on this machine, if one is."""
     if not store.local:

@@ -218,6 +218,7 @@ def describe(path: str, chosen: list[tuple[str, list[tuple[bytes, str]]]]) -> di
 async def build(context: Any) -> Record:
     """The one tokenizer of the recipe."""
     curated: dict[str, list[Artifact]] = await context.stage("dedup")
+    context.check_quarantine()
     config = context.recipe.tokenizer
     params = {
         "vocab_size": config.vocab_size,

@@ -12,13 +12,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from stages.base import Artifact, DataError
+from stages.quantities import quantity
 
 Identify = Callable[[str], tuple[str, int]]  # path or URI -> (digest of the contents, bytes)
+
+Budget = Annotated[int | None, BeforeValidator(quantity), Field(gt=0)]
 
 UNIT_BYTES = 128 << 20  # text in a unit, about; units stay between 64 and 256 MB where the input allows it
 
@@ -35,14 +38,13 @@ class BaseConfig(BaseModel):
     licence: str = Field(default="", description="Licence of the text, repeated in the manifest; not interpreted.")
     origin: str = Field(default="", description="Where the text comes from, for the manifest.")
     revision: str = Field(default="", description="Which version of it, for the manifest.")
-    max_documents: int | None = Field(
+    max_documents: Budget = Field(
         default=None,
-        gt=0,
         description="Budget in documents kept by the filter. Whole units count, so it may be exceeded by one.",
     )
-    max_bytes: int | None = Field(default=None, gt=0, description="Budget in bytes of text kept by the filter (UTF-8).")
-    max_tokens: int | None = Field(
-        default=None, gt=0, description="Budget in tokens kept by the filter, estimated as bytes / 4."
+    max_bytes: Budget = Field(default=None, description="Budget in bytes of text kept by the filter (UTF-8).")
+    max_tokens: Budget = Field(
+        default=None, description="Budget in tokens kept by the filter, estimated as bytes / 4."
     )
 
     @property

@@ -1,0 +1,23 @@
+"""Quantities as people write them in recipes: 300k tokens, 20MB of text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmgbt]?)(i?)(b?)\s*", re.IGNORECASE)
+
+
+def quantity(value: Any) -> Any:
+    """`1M` -> 1,000,000; `20MB`, `64MiB`, `1.5B`, plain numbers. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = QUANTITY.fullmatch(value)
+    if not match:
+        raise ValueError(f"{value!r} is not a quantity; write 300000, 300k, 1M, 1.5B, 20MB or 64MiB")
+    number, prefix, binary, _ = match.groups()
+    power = UNITS[prefix.lower()]
+    if binary:
+        power = 1024 ** {"k": 1, "m": 2, "g": 3, "t": 4}[prefix.lower()]
+    return round(float(number.replace("_", "")) * power)
