@@ -219,9 +219,8 @@ def main() -> None:
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        usage = error.__class__.__module__.startswith("click") or hasattr(error, "format_message")
-        if usage:
-            print(f"error: {getattr(error, 'format_message', lambda: str(error))()}", file=sys.stderr)
+        if hasattr(error, "format_message"):  # click's usage errors
+            print(f"error: {error.format_message()}", file=sys.stderr)
             sys.exit(2)
         if debug:
             raise

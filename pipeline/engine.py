@@ -200,7 +200,7 @@ class Context:
             raise self._fatal
         label = f"{source} {label}" if source else label
         libraries = STAGES[stage].libraries
-        facts = {
+        facts: dict[str, Any] = {
             "stage": stage,
             "work": work_name(work),
             "code": code.fingerprint(work.__module__),
@@ -315,14 +315,14 @@ class Context:
                 continue
             if "record" in reply:
                 return Record.from_dict(reply["record"])
-            error = reply["error"]
+            fault = reply["error"]
             if self.debug:
-                self.progress.line(error["trace"])
-            if error["kind"] != "transient" or transient >= RETRIES:
-                raise UnitFailed(stage, label, error["message"], fatal=error["kind"] == "fatal")
+                self.progress.line(fault["trace"])
+            if fault["kind"] != "transient" or transient >= RETRIES:
+                raise UnitFailed(stage, label, fault["message"], fatal=fault["kind"] == "fatal")
             pause = 2**transient * (0.5 + random.random())
             transient += 1
-            self.progress.line(f"{stage} {label}: {error['message']}; trying again in {pause:.0f} s")
+            self.progress.line(f"{stage} {label}: {fault['message']}; trying again in {pause:.0f} s")
             await asyncio.sleep(pause)
 
     def close(self) -> None:

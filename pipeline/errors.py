@@ -15,7 +15,7 @@ class UsageError(UserError):
     exit_code = 2
 
 
-class UnitFailed(UserError):
+class UnitFailed(UserError):  # noqa: N818 - reads as what happened
     """A unit failed for good. `fatal` ends the run at once (a full disk); else the rest goes on."""
 
     def __init__(self, stage: str, label: str, message: str, fatal: bool = False):

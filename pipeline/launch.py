@@ -63,7 +63,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
     sys.path.insert(0, config["root"])
     from train.main import run
 
-    def on_save(metrics: dict[str, Any], path: Path | None) -> None:
+    def on_save(metrics: dict[str, Any], path: str | None) -> None:
         # A barrier for all ranks. The checkpoint stays where the trainer put it: no second copy.
         ray.train.report({**metrics, "checkpoint": str(path or "")})
 

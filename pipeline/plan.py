@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from pipeline.recipe import Recipe
 from pipeline.report import grid
 from stages.base import DataError
 from stages.mixture import capacity, largest_remainder, solve
+from stages.sources.registry import SOURCES
 from train.config import ModelConfig
 from train.model import count_parameters
 
@@ -30,6 +32,22 @@ def explore(context: Context, target: str) -> str:
     except OSError as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def unlisted(recipe: Recipe, context: Context) -> list[tuple[Any, ...]]:
+    """One row a source: how many units it has, or why that cannot be known yet."""
+
+    def look(name: str) -> tuple[Any, ...]:
+        config = recipe.sources[name]
+        try:
+            specs = SOURCES[config.kind].units(config, context.identify)
+        except (DataError, OSError) as error:
+            return name, config.kind, "?", "?", str(error)
+        size = sum(spec.weight for spec in specs)
+        return name, config.kind, len(specs), f"{size / 1e6:,.1f}", "listed"
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(look, recipe.sources))
 
 
 def stage_rows(context: Context, target: str) -> list[tuple[Any, ...]]:
@@ -54,15 +72,17 @@ def mixture_rows(context: Context, name: str) -> tuple[list[tuple[Any, ...]], st
     """What is asked of each source, what it has, and what binds (or why that cannot be known)."""
     mixture = context.recipe.mixtures[name]
     wanted = largest_remainder(mixture.tokens, mixture.ratios)
-    rows, have = [], {}
+    rows: list[tuple[Any, ...]] = []
+    have: dict[str, int | None] = {}
     for source in mixture.ratios:
         counts = context.counts("tokenize", source)
         state = context.states.get("tokenize")
         complete = state is not None and state.records and not state.reasons
         have[source] = counts["train_tokens"] if complete and "train_tokens" in counts else None
-        known = "unknown until it is tokenised" if have[source] is None else f"{have[source]:,}"
+        has = have[source]
+        known = "unknown until it is tokenised" if has is None else f"{has:,}"
         cap = mixture.cap(source)
-        repeat = f"{wanted[source] / have[source]:.3f}" if have[source] else "?"
+        repeat = f"{wanted[source] / has:.3f}" if has else "?"
         rows.append((source, f"{mixture.ratios[source]:.2%}", wanted[source], known, f"{cap:g}", repeat))
     if any(n is None for n in have.values()):
         return rows, "cannot be solved yet: exact token counts exist only after tokenize"
@@ -81,7 +101,7 @@ def phase_rows(recipe: Recipe) -> list[tuple[Any, ...]]:
     """Tokens each phase trains on, and the epochs that makes of its mixture."""
     rows = []
     for phase, config in recipe.train.items():
-        mixture = recipe.mixtures[config.mixture or phase]  # type: ignore[index]
+        mixture = recipe.mixtures[config.mixture or phase]
         used = config.steps * config.batch_size * config.seq_len
         epochs = used / mixture.tokens
         note = f"above train.{phase}.epochs = {config.epochs}" if epochs > config.epochs else "ok"
@@ -91,7 +111,7 @@ def phase_rows(recipe: Recipe) -> list[tuple[Any, ...]]:
 
 def disk(recipe: Recipe, names: list[str]) -> str:
     """Bytes that packed shards will take: 2 a token, and about 60 a document for index and rows."""
-    total = sum(recipe.mixtures[n].tokens for n in names)  # type: ignore[index]
+    total = sum(recipe.mixtures[n].tokens for n in names)
     return f"{2 * total / 1e6:,.1f} MB of shards for {total:,} tokens (2 bytes each), plus index and rows"
 
 
@@ -133,7 +153,13 @@ def print_plan(context: Context, target: str) -> None:
     table = grid("Graph", ("stage", "units", "cached", "to run", "why"), stage_rows(context, target))
     table.columns[-1].justify = "left"
     console.print(table)
-    if stopped:
+    if not context.state("download").units:
+        table = grid("Sources", ("source", "from", "units", "MB", ""), unlisted(recipe, context))
+        table.columns[-1].justify = "left"
+        console.print()
+        console.print(table)
+        console.print("Units, keys and all that follows cannot be known before every source is listed.")
+    elif stopped:
         console.print(f"Not known yet: {stopped}", markup=False)
     console.print()
     wanted = {s.name for s in order(target)}
@@ -141,7 +167,7 @@ def print_plan(context: Context, target: str) -> None:
     names = [n for n in names if n in recipe.mixtures]
     for name in names:
         rows, verdict = mixture_rows(context, name)
-        title = f"Mixture {name}: {recipe.mixtures[name].tokens:,} tokens"  # type: ignore[index]
+        title = f"Mixture {name}: {recipe.mixtures[name].tokens:,} tokens"
         console.print(grid(title, ("source", "asked", "tokens", "available", "cap", "epochs"), rows))
         console.print(verdict, markup=False)
         console.print()

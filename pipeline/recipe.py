@@ -34,6 +34,8 @@ def ratio(value: Any) -> Any:
     return value
 
 
+MIXTURES = ("pretrain", "anneal")  # stages pack_pretrain and pack_anneal_mix
+
 Count = Annotated[int, BeforeValidator(quantity), Field(ge=1)]
 Ratio = Annotated[float, BeforeValidator(ratio), Field(gt=0, le=1)]
 Share = Annotated[float, BeforeValidator(ratio), Field(ge=0, le=1)]
@@ -109,7 +111,7 @@ class Recipe(Model):
     dedup: Dedup = Field(default_factory=Dedup)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     shard_tokens: Count = Field(100_000_000, le=2**30 - 2048, description="Tokens per training shard.")
-    mixtures: dict[Literal["pretrain", "anneal"], Mixture] = Field(default_factory=dict)
+    mixtures: dict[str, Mixture] = Field(default_factory=dict, description="`pretrain`, `anneal` or both.")
     quarantine: Quarantine = Field(default_factory=Quarantine)
     model: ModelConfig = Field(default_factory=ModelConfig)
     ranks: int = Field(1, ge=1, description="Processes that the stage `train` starts, one a GPU.")
@@ -119,6 +121,8 @@ class Recipe(Model):
     def _names(self) -> Recipe:
         known = ", ".join(self.sources)
         for name, mixture in self.mixtures.items():
+            if name not in MIXTURES:
+                raise ValueError(f"mixtures.{name}: no stage packs it; allowed are {', '.join(MIXTURES)}")
             for source in mixture.ratios:
                 if source not in self.sources:
                     raise ValueError(f"mixtures.{name}.ratios names source {source!r}; the sources are {known}")
@@ -168,7 +172,7 @@ def _fields(cls: type) -> dict[str, Any]:
     if issubclass(cls, BaseModel):
         return {(f.alias or name): f.annotation for name, f in cls.model_fields.items()}
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
 def _allowed_at(location: tuple[Any, ...]) -> list[str]:

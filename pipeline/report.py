@@ -43,9 +43,7 @@ def documents(context: Context) -> Table:
         said = ", ".join(f"{name} {n:,}" for name, n in reasons.items()) or "-"
         counts = context.counts("download", source)
         kept = context.counts(last, source).get("kept", 0)
-        rows.append(
-            (source, counts.get("rows_in", 0), counts.get("quarantined", 0), sum(reasons.values()), kept, said)
-        )
+        rows.append((source, counts.get("rows_in", 0), counts.get("quarantined", 0), sum(reasons.values()), kept, said))
     table = grid("Documents", ("source", "in", "quarantined", "dropped", "kept", "dropped by reason"), rows)
     table.columns[-1].justify = "left"
     return table
@@ -79,8 +77,7 @@ def mixture(value: dict[str, Any]) -> Table:
     ]
     shards = sum(1 for s in value["shards"] if s["split"] == "train")
     title = (
-        f"Mixture {value['mixture']}: {value['tokens']:,} tokens in {shards} shards, "
-        f"{value['val_tokens']:,} held out"
+        f"Mixture {value['mixture']}: {value['tokens']:,} tokens in {shards} shards, {value['val_tokens']:,} held out"
     )
     return grid(title, ("source", "asked", "got", "tokens", "documents", "epochs", "cap"), rows)
 

@@ -59,7 +59,7 @@ def print_status(store: Store, recipe: str) -> None:
 
 def referenced(store: Store) -> set[tuple[str, str]]:
     """(stage, key) of every unit that a recipe's results refer to."""
-    found = set()
+    found: set[tuple[str, str]] = set()
     for file in store.fs.glob(f"{store.out}/*/units.json"):
         state = json.loads(store.fs.cat_file(file))
         for stage, units in state["units"].items():

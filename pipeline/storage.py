@@ -140,9 +140,7 @@ class Store:
         size = Path(artifact.path).stat().st_size
         relative = target.removeprefix(self.root + "/")
         meta = {**artifact.meta, "stamp": info["stamp"]}
-        return replace(
-            artifact, path=relative, bytes=size, sha256=sha256, digest=artifact.digest or sha256, meta=meta
-        )
+        return replace(artifact, path=relative, bytes=size, sha256=sha256, digest=artifact.digest or sha256, meta=meta)
 
     def forget(self, stage: str, key: str) -> None:
         """Delete a unit, outputs and all; published folders keep their own links to them."""

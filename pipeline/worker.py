@@ -19,7 +19,7 @@ import time
 import traceback
 import uuid
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from pipeline.launch import launcher
 from pipeline.storage import Store, sha256_file
@@ -112,14 +112,14 @@ def _peak_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def send(stream: BinaryIO, message: Any) -> None:
+def send(stream: IO[bytes], message: Any) -> None:
     """Write one length-prefixed JSON message."""
     data = json.dumps(message).encode()
     stream.write(struct.pack("<Q", len(data)) + data)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Any:
+def receive(stream: IO[bytes]) -> Any:
     """Read one message. Raises EOFError when the other side is gone."""
     head = stream.read(8)
     if len(head) < 8:
