@@ -1,129 +1,19 @@
-"""A tiny packed mixture of learnable text, made once, and the helpers that train on it."""
+"""Fixtures of the trainer's tests: the mixture, made once, and processes that end with their test."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from train.manifest import Header, Manifest, Shard, Tokenizer, ValidationIds, load_manifest
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-ROOT = Path(__file__).parents[2]
-BOS, PAD = 256, 257
-VOCAB = 264  # 256 bytes, BOS, PAD and six that never occur
-BUILD_ID = hashlib.sha256(b"the tests' mixture").hexdigest()
+from trainer_harness import MODEL, TRAIN, make_mixture, start
 
-MODEL = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 64, "sliding_window": 16}
-TRAIN = {
-    "steps": 12,
-    "batch_size": 8,
-    "seq_len": 32,
-    "log_every": 1,
-    "checkpoint_every": 4,
-    "eval_tokens": 1024,
-    "schedule": {"warmup": 2},
-    "muon": {"lr": 0.01},
-    "adamw": {"lr": 0.01},
-    "sample_tokens": 0,
-}
-
-torch.set_num_threads(1)  # a run in this process rounds as a subprocess with one thread does
-
-
-def text(seed: int, words: int) -> bytes:
-    """Sentences from a handful of words, each one likely after the one before: something to learn."""
-    rng = random.Random(seed)
-    vocabulary = ["the", "small", "model", "reads", "every", "token", "once", "and", "then", "again"]
-    position, out = 0, []
-    for _ in range(words):
-        position = (position + rng.choice([1, 1, 1, 2, 3])) % len(vocabulary)
-        out.append(vocabulary[position])
-    return " ".join(out).encode()
-
-
-def write_shard(folder: Path, name: str, split: str, documents: list[bytes]) -> Shard:
-    tokens = np.concatenate([np.frombuffer(bytes(d), np.uint8).astype("<u2") for d in documents])
-    starts = np.cumsum([0] + [len(d) for d in documents[:-1]])
-    tokens = np.insert(tokens, starts, BOS).astype("<u2")
-    path = folder / f"{name}.bin"
-    path.write_bytes(Header(len(tokens), VOCAB, BOS, len(documents), BUILD_ID[:16]).pack() + tokens.tobytes())
-    sha = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Shard(
-        path.name,
-        split,
-        len(tokens),
-        len(documents),
-        path.stat().st_size,
-        sha,
-        f"{name}.idx",
-        "",
-        f"{name}.rows.parquet",
-        "",
-        "",
-    )
-
-
-def write_tokenizer(path: Path) -> None:
-    """256 byte-level ids in the order of the bytes, no merges, and the specials."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's bytes_to_unicode
-    spare = iter(range(256, 512))
-    letters = [chr(b if b in printable else next(spare)) for b in range(256)]
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<|bos|>", special=True), AddedToken("<|pad|>", special=True)])
-    tokenizer.save(str(path))
-
-
-def make_mixture(folder: Path, model: dict[str, Any], phases: dict[str, dict[str, Any]], phase: str) -> Path:
-    """Two training shards, one validation shard and a manifest in `folder`. Returns the manifest's path."""
-    folder.mkdir(parents=True)
-    shards = [
-        write_shard(folder, "m_train_000000", "train", [text(i, 90) for i in range(20)]),
-        write_shard(folder, "m_train_000001", "train", [text(100 + i, 60) for i in range(15)]),
-        write_shard(folder, "m_val_000000", "val", [text(200 + i, 80) for i in range(4)]),
-    ]
-    write_tokenizer(folder / "tokenizer.json")
-    manifest = Manifest(
-        schema_version=1,
-        build_id=BUILD_ID,
-        name="tiny",
-        phase=phase,
-        mixture=phase,
-        seed=0,
-        tokens=sum(s.tokens for s in shards[:2]),
-        val_tokens=shards[2].tokens,
-        documents=35,
-        tokenizer=Tokenizer(
-            path="tokenizer.json",
-            sha256=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
-            vocab_size=VOCAB,
-            bos_id=BOS,
-            pad_id=PAD,
-            special_ids={"<|bos|>": BOS, "<|pad|>": PAD},
-            token_bytes=[1] * 256 + [0] * (VOCAB - 256),
-        ),
-        shards=shards,
-        sources=[],
-        val_ids=ValidationIds("val_ids.bin", "", 4, "blake2b-128 below 2%"),
-        recipe={"model": model, "train": phases},
-        source_tree="",
-    )
-    path = folder / "manifest.json"
-    path.write_text(manifest.to_json())
-    return path
+from train.manifest import Manifest, load_manifest
 
 
 @pytest.fixture(scope="session")
@@ -136,42 +26,6 @@ def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def manifest(pretrain: Path) -> Manifest:
     return load_manifest(pretrain)
-
-
-def sets(**values: Any) -> list[str]:
-    """--set texts: steps=3 -> train.steps=3; model__dim=8 -> model.dim=8; schedule__warmup=1."""
-    names = {k: k.replace("__", ".") for k in values}
-    return [
-        f"{n if n.startswith('model.') else 'train.' + n}={v if isinstance(v, str) else json.dumps(v)}"
-        for (k, n), v in zip(names.items(), values.values(), strict=True)
-    ]
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> dict[int, float]:
-    """Step -> loss; fails when a step stands twice."""
-    lines = [m for m in metrics(folder) if "loss" in m]
-    result = {m["step"]: m["loss"] for m in lines}
-    assert len(result) == len(lines)
-    return result
-
-
-def start(manifest: Path, overrides: list[str], processes: int = 0) -> subprocess.Popen[str]:
-    """train/main.py from the clone, not installed, in another folder; `processes` above 0: under torchrun."""
-    launcher = [sys.executable]
-    if processes:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launcher, str(ROOT / "train/main.py"), "--manifest", str(manifest)]
-    if overrides:
-        command += ["--set", *overrides]
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment["OMP_NUM_THREADS"] = "1"
-    return subprocess.Popen(
-        command, cwd=manifest.parent, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
 
 
 @pytest.fixture
@@ -188,6 +42,3 @@ def launch() -> Any:
         if process.poll() is None:
             process.kill()
         process.wait()
-
-
-Launch = Callable[..., subprocess.Popen[str]]

@@ -1,0 +1,167 @@
+"""The architecture: against a plain transformer to the bit, and the rule of the window."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from train.config import ConfigError, ModelConfig
+from train.model import build, check_parameters, prepare_flex, window_mask, window_rule
+
+PLAIN = ModelConfig(
+    dim=32,
+    n_layers=3,
+    n_heads=2,
+    max_seq_len=32,
+    attention_pattern="all_global",
+    lm_head_logit_cap=None,
+    z_loss_weight=0,
+)
+TINY = ModelConfig(dim=16, n_layers=2, n_heads=2, max_seq_len=64, sliding_window=8)
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, d, heads, hidden):
+        super().__init__()
+        self.heads = heads
+        self.n1, self.n2 = nn.RMSNorm(d, eps=1e-5), nn.RMSNorm(d, eps=1e-5)
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d, bias=False) for _ in range(4))
+        self.gate, self.up = nn.Linear(d, hidden, bias=False), nn.Linear(d, hidden, bias=False)
+        self.down = nn.Linear(hidden, d, bias=False)
+
+    def forward(self, x):
+        B, T, d = x.shape
+        y = self.n1(x)
+        q, k, v = (f(y).view(B, T, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        angle = torch.outer(
+            torch.arange(T).double(), 10000.0 ** (-torch.arange(0, d // self.heads, 2).double() / (d // self.heads))
+        )
+        cos, sin = angle.cos().float(), angle.sin().float()
+
+        def turn(t):
+            a, b = t[..., : t.shape[-1] // 2], t[..., t.shape[-1] // 2 :]
+            return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+        y = F.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True)
+        x = x + self.o(y.transpose(1, 2).reshape(B, T, d))
+        y = self.n2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Plain(nn.Module):
+    """A causal transformer as anyone would write it."""
+
+    def __init__(self, vocab, d, layers, heads, hidden):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, d)
+        self.blocks = nn.ModuleList(PlainBlock(d, heads, hidden) for _ in range(layers))
+        self.norm = nn.RMSNorm(d, eps=1e-5)
+
+    def forward(self, ids, targets):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(F.linear(self.norm(x), self.embed.weight).flatten(0, 1), targets.flatten())
+
+
+def test_with_every_lever_off_it_is_a_plain_transformer_to_the_bit():
+    ours = build(PLAIN, 50, seed=1)
+    plain = Plain(50, 32, 3, 2, 128)
+    mine, theirs = list(ours.parameters()), list(plain.parameters())
+    renamed = {"attn_norm": "n1", "mlp_norm": "n2"}
+    names = [
+        ".".join(renamed.get(p, p) for p in n.split(".") if p not in ("attn", "mlp"))
+        for n, _ in ours.named_parameters()
+    ]
+    plain.load_state_dict(dict(zip(names, mine, strict=True)))
+    ids = torch.randint(0, 50, (3, 33), generator=torch.Generator().manual_seed(0))
+    a, b = torch.optim.AdamW(mine, lr=1e-2), torch.optim.AdamW(theirs, lr=1e-2)
+    for _ in range(3):
+        total, ce = ours(ids[:, :-1], ids[:, 1:])
+        loss = plain(ids[:, :-1], ids[:, 1:])
+        assert total.item() == loss.item() == ce.item()
+        for optimizer, value in ((a, total), (b, loss)):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    for (name, p), key in zip(ours.named_parameters(), names, strict=True):
+        assert torch.equal(p, plain.get_parameter(key)), name
+
+
+def test_a_lever_that_is_on_changes_the_loss():
+    ids = torch.randint(0, 50, (2, 33))
+    base = build(PLAIN, 50, 1)(ids[:, :-1], ids[:, 1:])[0].item()
+    for change in ({"lm_head_logit_cap": 0.1}, {"z_loss_weight": 0.1}, {"dropout": 0.5}):
+        other = build(dataclasses.replace(PLAIN, **change), 50, 1)
+        assert other(ids[:, :-1], ids[:, 1:])[0].item() != base, change
+
+
+def test_a_sliding_layer_sees_exactly_the_window():
+    model = build(dataclasses.replace(TINY, init_std=0.3), 50, seed=2)
+    assert model.blocks[0].attn.window == 8 and model.blocks[1].attn.window is None  # even slides, odd is global
+    x = torch.randn(1, 24, 16, requires_grad=True)
+    cos, sin = model.cos[:24], model.sin[:24]
+    model.blocks[0].attn(x, cos, sin, None)[0, 20].sum().backward()
+    seen = (x.grad[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist()
+    assert seen == list(range(13, 21))  # 0 <= 20 - j < 8
+    x.grad = None
+    model.blocks[1].attn(x, cos, sin, None)[0, 20].sum().backward()
+    assert (x.grad[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist() == list(range(21))
+
+
+def test_a_window_as_long_as_the_sequence_is_plain_causal():
+    ids = torch.randint(0, 50, (2, 17), generator=torch.Generator().manual_seed(0))
+    cap = dataclasses.replace(TINY, sliding_window=16)
+    all_global = dataclasses.replace(TINY, attention_pattern="all_global")
+    assert torch.equal(
+        build(cap, 50, 1)(ids[:, :-1], ids[:, 1:])[0], build(all_global, 50, 1)(ids[:, :-1], ids[:, 1:])[0]
+    )
+    shorter = dataclasses.replace(TINY, sliding_window=15)
+    assert build(shorter, 50, 1)(ids[:, :-1], ids[:, 1:])[0] != build(cap, 50, 1)(ids[:, :-1], ids[:, 1:])[0]
+
+
+def test_the_kernels_rule_is_the_masks():
+    i = torch.arange(40)
+    rule = window_rule(7)(i, i, i[:, None], i[None, :])
+    assert torch.equal(rule, window_mask(40, 7, torch.device("cpu")))
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    q, k, v = torch.randn(3, 1, 2, 256, 16)
+    mask = create_block_mask(window_rule(100), None, None, 256, 256, device="cpu")
+    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=window_mask(256, 100, torch.device("cpu")))
+    assert torch.allclose(flex_attention(q, k, v, block_mask=mask), dense, atol=1e-5)
+
+
+def test_a_slow_path_on_cuda_is_said_aloud(capsys):
+    assert prepare_flex(TINY, 33, torch.device("cuda")) is None  # 33 is no multiple of the kernel's block
+    assert "SLOW attention path" in capsys.readouterr().err
+    assert prepare_flex(TINY, 64, torch.device("cpu")) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_depend_on_the_seed_only_and_have_the_std():
+    a, b, c = build(TINY, 500, 1), build(TINY, 500, 1), build(TINY, 500, 2)
+    assert torch.equal(a.embed.weight, b.embed.weight) and not torch.equal(a.embed.weight, c.embed.weight)
+    assert a.embed.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    untied = build(dataclasses.replace(TINY, tie_embeddings=False), 500, 1)
+    assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in a.parameters()) == 500 * 16
+
+
+def test_next_logits_agree_with_the_training_path():
+    model = build(dataclasses.replace(TINY, init_std=0.3), 50, 3)
+    ids = torch.randint(0, 50, (1, 20))
+    nll = model.score(ids[:, :-1], ids[:, 1:])[0, -1]
+    want = -torch.log_softmax(model.next_logits(ids[:, :-1])[0], -1)[ids[0, -1]]
+    assert torch.allclose(nll, want, atol=1e-5)
+
+
+def test_parameters_and_vocabulary_are_asserted():
+    assert check_parameters(dataclasses.replace(TINY, expect_params=None), 50) > 0
+    with pytest.raises(ConfigError, match="expect_params says 7"):
+        check_parameters(dataclasses.replace(TINY, expect_params=7), 50)
+    with pytest.raises(ConfigError, match="tokenizer has 50"):
+        check_parameters(dataclasses.replace(TINY, vocab_size=49), 50)

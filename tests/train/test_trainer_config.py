@@ -1,0 +1,95 @@
+"""Configuration: what is accepted, and how a refusal reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from train.config import ConfigError, ModelConfig, TrainConfig, apply_overrides, configs, from_dict
+
+
+def test_defaults_are_the_shard():
+    cfg = ModelConfig()
+    assert (cfg.head_size, cfg.hidden, cfg.sliding_window, cfg.lm_head_logit_cap) == (64, 2048, 1024, 30.0)
+    assert [cfg.is_global(i) for i in range(4)] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stepz", 3, "train.stepz: no such key; did you mean steps"),
+        ("steps", 0, "train.steps = 0"),
+        ("steps", "ten", "train.steps = 'ten': expected a whole number"),
+        ("steps", 1.5, "train.steps = 1.5: expected a whole number"),
+        ("steps", True, "train.steps = True"),
+        ("optimizer", "sgd", "train.optimizer = 'sgd': must be one of muon, adamw"),
+        ("compile", "maybe", "train.compile"),
+        ("muon", {"ls": 1}, "train.muon.ls: no such key; did you mean"),
+        ("muon", 3, "train.muon: expected keys and values"),
+        ("adamw", {"betas": [0.9]}, "train.adamw.betas"),
+        ("schedule", {"kind": "step"}, "train.schedule.kind = 'step': must be one of wsd, cosine, constant"),
+    ],
+)
+def test_refusals_name_the_key_and_what_is_allowed(key, value, message):
+    with pytest.raises(ConfigError) as error:
+        from_dict(TrainConfig, {key: value}, "train")
+    assert message in str(error.value)
+
+
+def test_model_refusals():
+    for value, message in (
+        ({"n_layers": 3}, "gemma4 needs an even number"),
+        ({"dim": 100}, "n_heads"),
+        ({"attention_pattern": "none"}, "all_global, gemma4"),
+        ({"lm_head_logit_cap": 0}, "null for none"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            from_dict(ModelConfig, value, "model")
+
+
+def test_figures_written_as_text_and_nulls_are_read():
+    cfg = from_dict(
+        TrainConfig, {"steps": "20", "micro_batch": "none", "muon": {"lr": "1e-3"}, "seed": str(2**63 - 1)}, "train"
+    )
+    assert (cfg.steps, cfg.micro_batch, cfg.muon.lr, cfg.seed) == (20, None, 1e-3, 2**63 - 1)
+    assert from_dict(ModelConfig, {"lm_head_logit_cap": "null"}, "model").lm_head_logit_cap is None
+    assert from_dict(TrainConfig, {"compile": "false"}, "train").compile is False
+    assert from_dict(TrainConfig, {"init_from": "none", "out": None}, "train").init_from == "none"
+
+
+def test_overrides():
+    value = {"model": {"dim": 8}, "train": {"schedule": {"kind": "wsd"}}}
+    got = apply_overrides(
+        value, ["train.steps=20", "train.schedule.warmup=2", "model.dim=64", "train.out=a=b", 'train.prompts=["x"]']
+    )
+    assert got == {
+        "model": {"dim": 64},
+        "train": {"steps": 20, "schedule": {"kind": "wsd", "warmup": 2}, "out": "a=b", "prompts": ["x"]},
+    }
+    assert value["model"] == {"dim": 8}
+    for wrong in ("train.steps", "steps=3", "lr.x=1", "train.=1", "model.dim.x=1"):
+        with pytest.raises(ConfigError, match="--set"):
+            apply_overrides(value, [wrong])
+
+
+def test_train_means_the_manifests_phase():
+    recipe = {"model": {"dim": 64, "n_heads": 4}, "train": {"pretrain": {"steps": 5}, "anneal": {"steps": 7}}}
+    model, train = configs(recipe, "anneal", ["train.batch_size=4", "model.max_seq_len=512"], "m.json")
+    assert (model.dim, model.max_seq_len, train.steps, train.batch_size) == (64, 512, 7, 4)
+    with pytest.raises(ConfigError, match="no train.sft"):
+        configs(recipe, "sft", [], "m.json")
+    with pytest.raises(ConfigError, match="max_seq_len"):
+        configs(recipe, "anneal", ["train.seq_len=9999"], "m.json")
+
+
+def test_pydantic_takes_the_classes_as_they_are():
+    pydantic = pytest.importorskip("pydantic")
+
+    class Recipe(pydantic.BaseModel):
+        model: ModelConfig = ModelConfig()
+        train: dict[str, TrainConfig] = {}
+
+    recipe = Recipe(model={"dim": 64, "n_heads": 4}, train={"a": {"muon": {"lr": 1}, "compile": False}})
+    assert recipe.train["a"].muon.lr == 1.0 and recipe.model.head_size == 16
+    for wrong in ({"model": {"dims": 3}}, {"train": {"a": {"muon": {"x": 1}}}}, {"model": {"n_layers": 3}}):
+        with pytest.raises(pydantic.ValidationError):
+            Recipe(**wrong)
