@@ -75,7 +75,7 @@ def test_train_means_the_manifests_phase():
     recipe = {"model": {"dim": 64, "n_heads": 4}, "train": {"pretrain": {"steps": 5}, "anneal": {"steps": 7}}}
     model, train = configs(recipe, "anneal", ["train.batch_size=4", "model.max_seq_len=512"], "m.json")
     assert (model.dim, model.max_seq_len, train.steps, train.batch_size) == (64, 512, 7, 4)
-    with pytest.raises(ConfigError, match="no train.sft"):
+    with pytest.raises(ConfigError, match=r"no train.sft"):
         configs(recipe, "sft", [], "m.json")
     with pytest.raises(ConfigError, match="max_seq_len"):
         configs(recipe, "anneal", ["train.seq_len=9999"], "m.json")
@@ -86,7 +86,7 @@ def test_pydantic_takes_the_classes_as_they_are():
 
     class Recipe(pydantic.BaseModel):
         model: ModelConfig = ModelConfig()
-        train: dict[str, TrainConfig] = {}
+        train: dict[str, TrainConfig] = pydantic.Field(default_factory=dict)
 
     recipe = Recipe(model={"dim": 64, "n_heads": 4}, train={"a": {"muon": {"lr": 1}, "compile": False}})
     assert recipe.train["a"].muon.lr == 1.0 and recipe.model.head_size == 16

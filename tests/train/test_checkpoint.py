@@ -1,0 +1,95 @@
+"""Checkpoints on the disk: whole, or not there, or said to be damaged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from train import checkpoint
+from train.config import TrainError
+
+
+def put(folder, step, value=1.0):
+    return checkpoint.save(folder, step, {"w": torch.full((3,), value)}, {"m": torch.zeros(2)}, {"note": "x"})
+
+
+def test_a_checkpoint_comes_back_and_latest_names_it(tmp_path):
+    put(tmp_path, 4)
+    path = put(tmp_path, 120, 2.0)
+    assert path.name == "step_000120" == (tmp_path / "latest").read_text().strip()
+    for where in (path, tmp_path):
+        found = checkpoint.find(where, "train.resume")
+        assert found.step == 120 and found.state["note"] == "x"
+        assert torch.equal(found.tensors("model.safetensors")["w"], torch.full((3,), 2.0))
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".pt", ".pkl") or p.name.startswith(".")]
+
+
+def test_a_kill_before_the_rename_leaves_the_earlier_ones(tmp_path, monkeypatch):
+    put(tmp_path, 4)
+
+    class Killed(BaseException):
+        pass
+
+    def die(path):
+        raise Killed
+
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "flush", die)
+        with pytest.raises(Killed):
+            put(tmp_path, 8)
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_000004"]
+    assert checkpoint.find(tmp_path, "k").step == 4
+    assert list(tmp_path.glob(".part-*"))
+    checkpoint.sweep(tmp_path)
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half(tmp_path, monkeypatch):
+    put(tmp_path, 4)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(TrainError, match=r"step_000008: not written: .*No space left"):
+        put(tmp_path, 8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_000004"]
+
+
+@pytest.mark.parametrize("name", checkpoint.TENSOR_FILES)
+def test_cut_and_damaged_files_are_named_with_the_newest_whole_one(tmp_path, name):
+    put(tmp_path, 4)
+    newest = put(tmp_path, 8)
+    raw = (newest / name).read_bytes()
+    for bad, word in ((raw[: len(raw) // 2], "cut"), (raw[:-1] + bytes([raw[-1] ^ 1]), "damaged")):
+        (newest / name).write_bytes(bad)
+        with pytest.raises(TrainError, match=word) as error:
+            checkpoint.find(tmp_path, "train.resume")
+        assert "step_000004" in str(error.value) and "\n" in str(error.value)
+    whole, broken = checkpoint.newest_intact(tmp_path)
+    assert whole is not None and whole.step == 4 and len(broken) == 1
+
+
+def test_a_cut_state_and_a_missing_file_are_errors(tmp_path):
+    newest = put(tmp_path, 8)
+    text = (newest / "state.json").read_text()
+    (newest / "state.json").write_text(text[: len(text) // 2])
+    with pytest.raises(TrainError, match="not a whole checkpoint"):
+        checkpoint.read(newest)
+    (newest / "state.json").write_text(text)
+    (newest / "optimizer.safetensors").unlink()
+    with pytest.raises(TrainError, match="not a whole checkpoint"):
+        checkpoint.read(newest)
+    with pytest.raises(TrainError, match=r"--set train.init_from=none"):
+        checkpoint.find(tmp_path / "nowhere", "train.init_from")
+
+
+def test_the_newest_are_kept_and_none_is_overwritten(tmp_path):
+    for step in (2, 4, 10):
+        put(tmp_path, step)
+    checkpoint.prune(tmp_path, 0)
+    assert len(checkpoint.steps(tmp_path)) == 3
+    checkpoint.prune(tmp_path, 2)
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_000010", "step_000004"]
+    with pytest.raises(TrainError, match="never overwritten"):
+        put(tmp_path, 10)

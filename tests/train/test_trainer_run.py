@@ -1,0 +1,275 @@
+"""Whole runs: in this process, as the script, and under torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets
+
+from train import checkpoint
+from train.config import ConfigError, TrainError
+from train.main import main, run
+from train.manifest import ManifestError, load_manifest
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pretrain, tmp_path_factory):
+    """24 steps in one go, in this process; the folder."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(pretrain, sets(out=str(folder), steps=24))
+    return folder
+
+
+def test_a_run_learns_and_leaves_what_it_says(undisturbed):
+    values = losses(undisturbed)
+    assert list(values) == list(range(1, 25)) and values[24] < values[1] - 1
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["steps"] == 24
+    assert summary["after"]["bits_per_byte"] < 0.85 * summary["unigram"]["bits_per_byte"]
+    assert summary["before"]["bits_per_byte"] > summary["unigram"]["bits_per_byte"]
+    facts = json.loads((undisturbed / "run.json").read_text())
+    assert (undisturbed / facts["manifest"]).resolve().is_file()
+    assert {"seed", "batch_size", "seq_len", "build_id", "world_size", "versions", "starts"} <= set(facts)
+    assert [p.name for p in checkpoint.steps(undisturbed / "checkpoints")] == ["step_000024", "step_000020"]
+    first, last = metrics(undisturbed)[0], metrics(undisturbed)[-1]
+    assert first["step"] == 0 and first["val_bits_per_byte"] == summary["before"]["bits_per_byte"]
+    assert last["val_loss"] == summary["after"]["nats"]
+    assert {"lr", "grad_norm", "tokens", "tokens_per_second", "epoch"} <= set(last)
+
+
+def test_accumulation_gives_the_same_losses(pretrain, undisturbed, tmp_path):
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=24, micro_batch=2))
+    mine, theirs = losses(tmp_path / "r"), losses(undisturbed)
+    assert max(abs(mine[s] - theirs[s]) for s in theirs) < 1e-5
+
+
+def test_adamw_cosine_bf16_untied_and_dropout_run(pretrain, tmp_path):
+    more = sets(optimizer="adamw", schedule__kind="cosine", dtype="bfloat16", model__tie_embeddings=False)
+    run(pretrain, [*more, *sets(out=str(tmp_path / "r"), steps=12, model__dropout=0.1)])
+    values = losses(tmp_path / "r")
+    assert values[12] < values[1] - 0.3
+
+
+def test_dropout_resumes_to_the_bit_and_a_longer_run_continues(pretrain, tmp_path):
+    common = sets(model__dropout=0.2, schedule__kind="constant", checkpoint_every=0)
+    run(pretrain, [*common, *sets(out=str(tmp_path / "whole"), steps=8)])
+    run(pretrain, [*common, *sets(out=str(tmp_path / "r"), steps=4)])
+    run(pretrain, [*common, *sets(out=str(tmp_path / "r"), steps=8, resume="auto")])
+    assert losses(tmp_path / "r") == losses(tmp_path / "whole")
+    assert [s["step"] for s in json.loads((tmp_path / "r/run.json").read_text())["starts"]] == [0, 4]
+    assert run(pretrain, [*common, *sets(out=str(tmp_path / "r"), steps=8, resume="auto")])["status"] == "done"
+
+
+def test_on_save_is_called_at_each_checkpoint(pretrain, tmp_path):
+    calls = []
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=6), on_save=lambda m, p: calls.append((m["step"], m["loss"], p)))
+    assert [(s, p) for s, _, p in calls] == [(s, str(tmp_path / f"r/checkpoints/step_{s:06d}")) for s in (4, 6)]
+    assert calls[0][1] == losses(tmp_path / "r")[4]
+
+
+def test_samples_and_a_new_folder_under_runs(pretrain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    summary = run(pretrain, sets(steps=2, sample_tokens=5, prompts=["the"], tensorboard=True))
+    assert summary["folder"] == "runs/tiny-pretrain-001" and summary["samples"][0]["prompt"] == "the"
+    assert "folder     runs/tiny-pretrain-001" in capsys.readouterr().out
+    assert list((tmp_path / summary["folder"]).glob("events.out.tfevents.*"))
+    assert run(pretrain, sets(steps=1))["folder"] == "runs/tiny-pretrain-002"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders, resume, init_from
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_nothing_is_touched(pretrain, undisturbed, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    for more, message in (
+        ({}, r"this very run, saved at step 24\ncontinue it with --set train.resume=auto"),
+        ({"resume": "never"}, "this very run"),
+        ({"seed": 5}, r"another run \(differs in train.seed \(0 there, 5 here\)\)"),
+        ({"seed": 5, "resume": "auto"}, r"resume=auto: .* another run \(differs in train.seed"),
+        ({"resume": "auto", "model__dim": 64}, "differs in model.dim"),
+    ):
+        with pytest.raises(TrainError, match=message):
+            run(pretrain, sets(out=str(undisturbed), steps=24, **more))
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    with pytest.raises(ConfigError, match=r"needs train\.out"):
+        run(pretrain, sets(resume="auto"))
+
+
+def test_resume_from_a_path_continues_elsewhere_to_the_bit(pretrain, undisturbed, tmp_path):
+    path = undisturbed / "checkpoints/step_000020"
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=24, resume=str(path)))
+    mine, theirs = losses(tmp_path / "r"), losses(undisturbed)
+    assert mine == {s: theirs[s] for s in (21, 22, 23, 24)}
+    with pytest.raises(TrainError, match=r"is of another run: train.seed"):
+        run(pretrain, sets(out=str(tmp_path / "q"), seed=9, resume=str(path)))
+    with pytest.raises(TrainError, match="later than"):
+        run(pretrain, sets(out=str(undisturbed), steps=24, resume=str(path)))
+
+
+def test_a_cut_checkpoint_auto_warns_and_takes_the_one_before(pretrain, undisturbed, tmp_path, capsys):
+    folder = tmp_path / "r"
+    shutil.copytree(undisturbed, folder)
+    file = folder / "checkpoints/step_000024/model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(TrainError, match=r"cut: .*\nthe newest whole one is .*step_000020"):
+        run(pretrain, sets(out=str(tmp_path / "q"), steps=24, resume=str(folder)))
+    run(pretrain, sets(out=str(folder), steps=24, resume="auto"))
+    said = capsys.readouterr().err
+    assert "warning" in said and "step_000024" in said and "step_000020" in said
+    assert losses(folder) == losses(undisturbed)
+    assert (folder / "checkpoints/step_000024.broken").is_dir()
+    for path in checkpoint.steps(folder / "checkpoints"):
+        (path / "state.json").write_text("{")
+    with pytest.raises(TrainError, match=r"no checkpoint in .* is whole"):
+        run(pretrain, sets(out=str(folder), steps=24, resume="auto"))
+
+
+def test_init_from(pretrain, undisturbed, tmp_path):
+    phases = {"pretrain": TRAIN, "anneal": {**TRAIN, "init_from": "pretrain", "steps": 2}}
+    anneal = make_mixture(tmp_path / "store" / "xyz", MODEL, phases, "anneal")
+    link = tmp_path / "build" / "anneal"
+    link.parent.mkdir()
+    link.symlink_to(anneal.parent)
+    with pytest.raises(TrainError, match=r"train\.init_from=PATH.*train\.init_from=none") as error:
+        run(link, sets(out=str(tmp_path / "a")))
+    assert str(tmp_path / "build/train/pretrain/checkpoints") in str(error.value)  # beside the link
+    assert not (tmp_path / "a").exists()
+    shutil.copytree(undisturbed, tmp_path / "build/train/pretrain")
+    run(link, sets(out=str(tmp_path / "a")))
+    started = metrics(tmp_path / "a")[0]["val_loss"]
+    assert started == metrics(undisturbed)[-1]["val_loss"]  # the weights, all of them
+    assert losses(tmp_path / "a").keys() == {1, 2}  # and nothing else: step, schedule and moments are new
+    run(link, sets(out=str(tmp_path / "b"), init_from=str(undisturbed / "checkpoints/step_000020")))
+    assert metrics(tmp_path / "b")[0]["val_loss"] != started
+    with pytest.raises(TrainError, match=r"another model: model\.dim \(32 there, 64 here\)"):
+        run(link, sets(out=str(tmp_path / "c"), model__dim=64))
+    good = json.loads(anneal.read_text())
+    for change, message in (
+        ({"val_ids": good["val_ids"] | {"rule": "another"}}, "val_rule"),
+        ({"tokenizer": good["tokenizer"] | {"sha256": "0" * 64}}, "tokenizer_sha256"),
+    ):
+        anneal.write_text(json.dumps(good | change))
+        with pytest.raises(TrainError, match=message):
+            run(link, sets(out=str(tmp_path / "d")))
+
+
+def test_errors_for_people(pretrain, tmp_path, capsys):
+    def said(manifest, *settings):
+        status = main(["--manifest", str(manifest), *(["--set", *settings] if settings else [])])
+        text = capsys.readouterr().err
+        assert text.startswith("error: ") and text.count("\n") <= 2 and "Traceback" not in text
+        return status, text
+
+    out = f"train.out={tmp_path / 'r'}"
+    assert said(tmp_path / "none.json")[1].find("no such manifest") > 0
+    assert said(pretrain, "train.stepz=3")[0] == 2
+    status, text = said(pretrain, out, "train.steps=999")
+    assert status == 1 and "epochs of this mixture" in text
+    assert said(pretrain, out, "model.expect_params=7")[1].find("expect_params says 7") > 0
+    copy = tmp_path / "copy"
+    shutil.copytree(pretrain.parent, copy)
+    shard = copy / "m_train_000000.bin"
+    raw = bytearray(shard.read_bytes())
+    raw[2000] ^= 1
+    shard.write_bytes(raw)
+    assert said(copy, out)[1].find("sha256 differs") > 0
+    assert not (tmp_path / "r").exists()  # refused before anything was made
+    (tmp_path / "file").write_text("")
+    assert "is a file" in said(pretrain, f"train.out={tmp_path / 'file'}")[1]
+    assert "loss is" in said(pretrain, out, "train.muon.lr=1e30", "train.adamw.lr=1e30")[1]
+    with pytest.raises(SystemExit) as error:
+        main(["--set", "x=1"])
+    assert error.value.code == 2
+
+
+def test_a_manifest_without_validation_is_an_error(manifest, tmp_path):
+    without = dataclasses.replace(manifest, shards=manifest.split("train"))
+    shutil.copytree(manifest.folder, tmp_path / "m")
+    (tmp_path / "m/manifest.json").write_text(without.to_json())
+    with pytest.raises(TrainError, match="no validation tokens"):
+        run(tmp_path / "m", sets(out=str(tmp_path / "r")))
+    (tmp_path / "m/manifest.json").write_text("{")
+    with pytest.raises(ManifestError):
+        load_manifest(tmp_path / "m")
+    assert VOCAB < 65536
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+
+
+def wait_for(path, steps):
+    """Until metrics.jsonl has that many steps."""
+    end = time.time() + 60
+    while time.time() < end:
+        if path.exists() and path.read_text().count('"loss"') >= steps:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path}: not {steps} steps after 60 s")
+
+
+def test_torchrun_with_two_processes_gives_one_processes_losses(pretrain, undisturbed, launch, tmp_path):
+    process = launch(pretrain, sets(out=str(tmp_path / "r"), steps=24), processes=2)
+    out = process.communicate(timeout=90)[0]
+    assert process.returncode == 0, out
+    mine, theirs = losses(tmp_path / "r"), losses(undisturbed)
+    assert mine.keys() == theirs.keys()
+    assert max(abs(mine[s] - theirs[s]) for s in theirs) < 1e-5
+    a, b = (json.loads((f / "summary.json").read_text()) for f in (tmp_path / "r", undisturbed))
+    assert a["after"]["nats"] == pytest.approx(b["after"]["nats"], abs=1e-5)
+    assert a["unigram"] == b["unigram"] and a["after"]["tokens"] == b["after"]["tokens"]
+    assert out.count("step 24/24") == 1  # one rank speaks
+    # and at another number of processes it goes on
+    shutil.rmtree(tmp_path / "r/checkpoints/step_000024")
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=24, resume="auto"))
+    again = losses(tmp_path / "r")
+    assert again.keys() == theirs.keys() and max(abs(again[s] - theirs[s]) for s in theirs) < 1e-5
+
+
+def test_kill_9_at_a_random_step_then_resume_to_the_bit(pretrain, undisturbed, launch, tmp_path):
+    folder = tmp_path / "r"
+    for _ in range(2):
+        process = launch(pretrain, sets(out=str(folder), steps=24, resume="auto"))
+        wait_for(folder / "metrics.jsonl", random.randint(1, 15))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "summary.json").exists()
+    run(pretrain, sets(out=str(folder), steps=24, resume="auto"))
+    assert losses(folder) == losses(undisturbed)
+    ends = [checkpoint.find(f, "k").tensors("model.safetensors") for f in (folder, undisturbed)]
+    assert all(bool((ends[0][k] == ends[1][k]).all()) for k in ends[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, launch, tmp_path, number):
+    folder = tmp_path / "r"
+    command = sets(out=str(folder), steps=50, checkpoint_every=0, resume="auto", epochs=2)
+    process = launch(pretrain, command)
+    wait_for(folder / "metrics.jsonl", 3)
+    process.send_signal(number)
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 75, out
+    saved = checkpoint.find(folder, "k").step
+    assert 3 <= saved < 50 and f"stopped by a signal after step {saved}" in out
+    assert max(losses(folder)) == saved
+    run(pretrain, command)
+    assert list(losses(folder)) == list(range(1, 51))
+
+
+def test_sigterm_to_torchrun_saves_once_on_all_ranks(pretrain, launch, tmp_path):
+    folder = tmp_path / "r"
+    process = launch(pretrain, sets(out=str(folder), steps=50, checkpoint_every=0), processes=2)
+    wait_for(folder / "metrics.jsonl", 3)
+    os.kill(process.pid, signal.SIGTERM)
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode != 0  # torchrun's own status, not 75
+    saved = checkpoint.find(folder, "k")
+    assert 3 <= saved.step < 50 and saved.state["world_size"] == 2, out
