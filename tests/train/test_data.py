@@ -37,6 +37,15 @@ def test_the_order_changes_with_seed_and_epoch_and_mixes():
     assert permute(np.array([77], np.uint64), n, 0, 0)[0] == orders[0][77]
 
 
+def test_a_window_needs_the_token_after_it(manifest):
+    def shards(*tokens):
+        new = [dataclasses.replace(manifest.shards[0], tokens=t) for t in tokens]
+        return dataclasses.replace(manifest, shards=new, tokens=sum(tokens))
+
+    assert windows_of(shards(32, 33, 64, 65, 0, 1), 32) == [0, 1, 1, 2, 0, 0]
+    assert tail_tokens(shards(64, 65), 32) == 32 + 1
+
+
 def test_ranks_together_read_what_one_reads(manifest):
     whole = Loader(manifest, CFG).batch(5)
     assert whole.shape == (8, 33)

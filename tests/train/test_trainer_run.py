@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 
 import pytest
@@ -262,6 +263,21 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, laun
     assert max(losses(folder)) == saved
     run(pretrain, command)
     assert list(losses(folder)) == list(range(1, 51))
+
+
+def test_a_signal_to_one_rank_stops_all_and_each_exits_75(pretrain, launch, tmp_path):
+    # started as srun would: the variables and no torchrun
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    settings = sets(out=str(tmp_path / "r"), steps=50, checkpoint_every=0)
+    ranks = [launch(pretrain, settings, variables={**place, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    wait_for(tmp_path / "r/metrics.jsonl", 3)
+    ranks[1].send_signal(signal.SIGUSR1)
+    out = [p.communicate(timeout=30)[0] for p in ranks]
+    assert [p.returncode for p in ranks] == [75, 75], out
+    assert 3 <= checkpoint.find(tmp_path / "r", "k").step < 50
 
 
 def test_sigterm_to_torchrun_saves_once_on_all_ranks(pretrain, launch, tmp_path):

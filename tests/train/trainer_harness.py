@@ -145,7 +145,9 @@ def losses(folder: Path) -> dict[int, float]:
     return result
 
 
-def start(manifest: Path, overrides: list[str], processes: int = 0) -> subprocess.Popen[str]:
+def start(
+    manifest: Path, overrides: list[str], processes: int = 0, variables: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """train/main.py from the clone, not installed, in another folder; `processes` above 0: under torchrun."""
     launcher = [sys.executable]
     if processes:
@@ -154,7 +156,7 @@ def start(manifest: Path, overrides: list[str], processes: int = 0) -> subproces
     if overrides:
         command += ["--set", *overrides]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment["OMP_NUM_THREADS"] = "1"
+    environment |= {"OMP_NUM_THREADS": "1", **(variables or {})}
     return subprocess.Popen(
         command, cwd=manifest.parent, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
