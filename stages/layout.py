@@ -44,7 +44,15 @@ class Unit:
         self.position = table["position"].to_numpy()
         self.token_start = table["token_start"].to_numpy()
         self.token_count = table["token_count"].to_numpy()
+        self.lineage: pa.Table | None = None
         self.val = np.asarray(table["val"].to_numpy(zero_copy_only=False), dtype=bool)
+
+    def name(self, row: int) -> tuple[str, int, str, str, int]:
+        """What tells a row from all others, duplicates included: id, part, source, source file and row."""
+        if self.lineage is None:
+            self.lineage = pq.read_table(self.docs_path, columns=["source_file", "source_row"])
+        file, number = (self.lineage[column][row].as_py() for column in ("source_file", "source_row"))
+        return self.ids[row].as_py().hex(), int(self.part[row]), self.source, file, number
 
     def tokens(self) -> np.ndarray:
         """All tokens (n,) uint16."""
@@ -73,15 +81,6 @@ def units_of(task: Task) -> Iterator[Unit]:
     pairs = task.inputs[: 2 * len(task.params["units"])]
     for i, source in enumerate(task.params["units"]):
         yield Unit(task, pairs[2 * i], pairs[2 * i + 1], source)
-
-
-def ordered_before(take: np.ndarray, unit_ids: pa.Array, part: np.ndarray, cut: dict[str, Any]) -> np.ndarray:
-    """Mask of documents that come before the cut in the order (take hash, id, part); only ties look at ids."""
-    border = np.uint64(int(cut["take"]))
-    mask: np.ndarray = take < border
-    for i in np.flatnonzero(take == border):
-        mask[i] = (unit_ids[int(i)].as_py().hex(), int(part[i])) < (cut["id"], cut["part"])
-    return mask
 
 
 def layout(task: Task) -> None:
@@ -118,25 +117,43 @@ def layout(task: Task) -> None:
 
 
 def partial_epoch(units: list[Unit], by_take: np.ndarray, rest: int, seed: int) -> dict[str, Any]:
-    """Where the order (take hash, id, part) reaches `rest` tokens: the first document left out, and the cut.
+    """Where the order of takes reaches `rest` training tokens.
 
-    Only the documents of the histogram bin in which the count is reached are looked at one by one.
-    Returns take (uint64 as text), id, part of the document that is cut, and `keep`, the tokens left of it.
+    Only the documents of the histogram bin in which the count is reached are sorted.
     """
     reached = np.cumsum(by_take)
     bin_number = int(np.searchsorted(reached, rest, "left"))
     before = int(reached[bin_number - 1]) if bin_number else 0
-    found = []
+    picked = []
     for unit in units:
         take = ids.take(seed, unit.ids)
-        inside = np.flatnonzero(((take >> np.uint64(52)) == bin_number) & ~unit.val)
-        for i in inside:
-            found.append((int(take[i]), unit.ids[int(i)].as_py().hex(), int(unit.part[i]), int(unit.token_count[i])))
-    for take_hash, document, part, count in sorted(found):
-        if before + count >= rest:
-            return {"take": str(take_hash), "id": document, "part": part, "keep": rest - before}
+        rows = np.flatnonzero(((take >> np.uint64(52)) == bin_number) & ~unit.val)
+        picked.append((unit, rows, take[rows]))
+    cut = cut_where(picked, rest - before)
+    assert cut, "the histogram holds more tokens than the documents do"
+    return cut
+
+
+def cut_where(picked: list[tuple[Unit, np.ndarray, np.ndarray]], limit: int) -> dict[str, Any] | None:
+    """The document at which `limit` tokens are reached in the order (take hash, name); None if they hold fewer.
+
+    `picked`: units with some of their rows and these rows' take hashes. Returns `take` (uint64 as text), `name`
+    of the document that is cut, and `keep`, the tokens left of it. Names break ties only.
+    """
+    takes = np.concatenate([np.zeros(0, np.uint64), *(take for _, _, take in picked)])
+    counts = np.concatenate([np.zeros(0, np.int64), *(unit.token_count[rows] for unit, rows, _ in picked)])
+    order = np.argsort(takes, kind="stable")
+    place = int(np.searchsorted(np.cumsum(counts[order]), limit, "left"))
+    if place == len(order):
+        return None
+    border = takes[order[place]]
+    before = int(counts[takes < border].sum())
+    tied = [(unit, int(row)) for unit, rows, take in picked for row in rows[take == border]]
+    for name, count in sorted((unit.name(row), int(unit.token_count[row])) for unit, row in tied):
+        if before + count >= limit:
+            return {"take": str(border), "name": name, "keep": limit - before}
         before += count
-    raise AssertionError("the histogram holds more tokens than the documents do")
+    raise AssertionError("documents of one take hash hold fewer tokens than their sum")
 
 
 def rotated_histogram(histogram: np.ndarray, copy: int) -> np.ndarray:
@@ -177,16 +194,16 @@ def apply_cut(
     unit: Unit, rows: np.ndarray, cut: dict[str, Any], seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of `rows`, those the partial epoch takes, with their counts; the document at the cut is shortened."""
-    chosen = unit.ids.take(pa.array(rows))
-    take = ids.take(seed, chosen)
-    keep = ordered_before(take, chosen, unit.part[rows], cut)
+    take, border = ids.take(seed, unit.ids.take(pa.array(rows))), np.uint64(int(cut["take"]))
+    keep: np.ndarray = take < border
     truncated = np.zeros(len(rows), bool)
     counts = unit.token_count[rows].astype(np.int64)
-    for i in np.flatnonzero(take == np.uint64(int(cut["take"]))):
-        if (chosen[int(i)].as_py().hex(), int(unit.part[rows[i]])) == (cut["id"], cut["part"]):
+    for i in np.flatnonzero(take == border):
+        name = unit.name(int(rows[i]))
+        keep[i] = name <= tuple(cut["name"])
+        if name == tuple(cut["name"]):
             truncated[i] = counts[i] != cut["keep"]
             counts[i] = cut["keep"]
-            keep[i] = True
     return rows[keep], counts[keep], truncated[keep]
 
 
@@ -209,17 +226,10 @@ def shard_counts(units: list[Unit], sources: dict[str, Any], borders: list[int],
 
 def held_out(units: list[Unit], limit: int, seed: int) -> dict[str, Any]:
     """Which validation documents are packed: in take order until `limit` tokens are reached, the last one cut."""
-    found = []
+    picked = []
     for unit in units:
         rows = np.flatnonzero(unit.val)
-        take = ids.take(seed, unit.ids.take(pa.array(rows)))
-        for i, row in enumerate(rows):
-            key = (int(take[i]), unit.ids[int(row)].as_py().hex(), int(unit.part[row]))
-            found.append((*key, int(unit.token_count[row])))
-    total = 0
-    for take_hash, document, part, count in sorted(found):
-        total += count
-        if total >= limit:
-            keep = count - (total - limit)
-            return {"cut": {"take": str(take_hash), "id": document, "part": part, "keep": keep}, "tokens": limit}
-    return {"cut": None, "tokens": total}
+        picked.append((unit, rows, ids.take(seed, unit.ids.take(pa.array(rows)))))
+    cut = cut_where(picked, limit)
+    total = sum(int(unit.token_count[rows].sum()) for unit, rows, _ in picked)
+    return {"cut": cut, "tokens": limit if cut else total}

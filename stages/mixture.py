@@ -106,8 +106,8 @@ def nearest_mix(tokens: int, ratios: Mapping[str, float], room: Mapping[str, int
 
 def nearest_ratios(tokens: int, ratios: Mapping[str, float], room: Mapping[str, int]) -> dict[str, str] | None:
     """`nearest_mix` as percentages that sum to 100 and fit when they are fed back, with few decimals."""
-    mix = nearest_mix(tokens, ratios, room)
-    names = [s for s in ratios if mix and mix[s]]
+    mix = nearest_mix(tokens, ratios, room) or {}
+    names = [s for s in ratios if mix.get(s)]
     for decimals in range(2, FINEST + 1) if mix else ():
         whole = 100 * 10**decimals
         parts = {s: mix[s] * whole // tokens for s in names}
