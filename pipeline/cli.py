@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline.errors import UserError
+from pipeline.errors import UsageError, UserError
 from stages.base import DataError
 from train.manifest import ManifestError, load_manifest
 
@@ -53,7 +53,7 @@ def make_context(
     loaded = load_recipe(recipe, overrides)
     kind = executor or ("ray" if address else loaded.executor)
     if kind not in ("auto", "ray", "local"):
-        raise UserError(f"--executor {kind}: allowed are auto, ray, local")
+        raise UsageError(f"--executor {kind}: allowed are auto, ray, local")
     context: Any
 
     def start() -> Any:
@@ -174,7 +174,6 @@ def schema(what: Annotated[str, typer.Argument(help="recipe or manifest")]) -> N
     """The JSON Schema of recipes or manifests, generated from the models."""
     from pydantic import TypeAdapter
 
-    from pipeline.errors import UsageError
     from pipeline.recipe import Recipe
     from train.manifest import Manifest
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline import code
-from pipeline.errors import NotBuilt, UnitFailed, UserError
+from pipeline.errors import NotBuilt, UnitFailed, UsageError, UserError
 from pipeline.executors import Executor, WorkerLost
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
@@ -365,9 +365,9 @@ def fact_digests(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def order(target: str) -> list[Stage]:
-    """`target` and every stage it needs, upstream first. Raises UserError."""
+    """`target` and every stage it needs, upstream first. Raises UsageError."""
     if target not in STAGES:
-        raise UserError(f"no stage {target!r}; the stages are {', '.join(STAGES)}")
+        raise UsageError(f"no stage {target!r}; the stages are {', '.join(STAGES)}")
     found: dict[str, Stage] = {}
 
     def visit(name: str) -> None:

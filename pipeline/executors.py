@@ -14,7 +14,7 @@ import sys
 from typing import Any, Protocol
 
 from pipeline.code import ROOT
-from pipeline.errors import UserError
+from pipeline.errors import UsageError, UserError
 from pipeline.worker import receive, run_unit, send
 
 
@@ -170,5 +170,5 @@ def choose_executor(kind: str, address: str | None, workers: int | None, input_b
     if kind == "auto":
         kind = "ray" if address or input_bytes > SMALL_INPUT else "local"
     if kind == "local" and address:
-        raise UserError("--address needs --executor ray")
+        raise UsageError("--address needs --executor ray")
     return RayExecutor(address, workers) if kind == "ray" else LocalExecutor(workers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.code import ROOT
 from pipeline.errors import UsageError
 from stages.quantities import quantity
 from stages.sources.registry import SourceConfig
+from stages.text_encoder import SPECIALS
 from train.config import ModelConfig, TrainConfig
 
 
@@ -62,6 +64,17 @@ class TokenizerConfig(Model):
     vocab_size: Count = Field(8192, description="Ids in all: specials, 256 bytes and merges. At most 65536.")
     split: Literal["gpt4"] = Field("gpt4", description="How text is cut before merging: GPT-4-style split.")
     sample: Count = Field(20_000_000, description="Bytes of text to train on, stratified by source.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TokenizerConfig:
+        least = len(SPECIALS) + 256
+        if self.vocab_size > 65_536:
+            raise ValueError(
+                f"vocab_size is {self.vocab_size:,}: ids are stored as uint16, so at most 65,536; lower it"
+            )
+        if self.vocab_size < least:
+            raise ValueError(f"vocab_size is {self.vocab_size}: special tokens and the 256 bytes alone take {least}")
+        return self
 
 
 class Mixture(Model):
@@ -138,11 +151,6 @@ class Recipe(Model):
             if mixture_name not in self.mixtures:
                 have = ", ".join(self.mixtures) or "none"
                 raise ValueError(f"train.{phase}.mixture is {mixture_name!r}; the mixtures are {have}")
-        if self.tokenizer.vocab_size > 65_536:
-            raise ValueError(
-                f"tokenizer.vocab_size is {self.tokenizer.vocab_size:,}: ids are stored as uint16, "
-                "so at most 65,536; lower it"
-            )
         return self
 
     def phase_of(self, mixture: str) -> str:
@@ -198,26 +206,53 @@ def _kind(cls: type) -> str | None:
     return None
 
 
+WRONG_TYPE = {
+    "bool": "must be true or false",
+    "dict": "must be a group of keys",
+    "float": "must be a number",
+    "int": "must be a whole number",
+    "list": "must be a list",
+    "model": "must be a group of keys",
+    "dataclass": "must be a group of keys",
+    "string": "must be text",
+}
+SHOWN = 2  # problems told at a time
+
+
 def _explain(where: str, error: ValidationError) -> str:
     """One line a problem: file, key, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors():
-        location = problem["loc"]
-        # pydantic puts the tag of the union (`from:`) into the location; it is no key of the recipe
+        # The members of a union are pydantic's words, not keys of the recipe.
+        location = tuple(part for part in problem["loc"] if not re.search(r"[\[\]]|^(str|int|float)$", str(part)))
+        # So is the tag of a source's kind.
         written = location[:2] + location[3:] if location[0:1] == ("sources",) else location
         key = ".".join(str(part) for part in written) or "recipe"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            allowed = _allowed_at(location)
-            near = difflib.get_close_matches(str(location[-1]), allowed, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            message = f"unknown key; {hint}allowed: {', '.join(allowed)}"
-        elif problem["type"] == "missing":
-            message = "is required and missing"
-        elif "input" in problem and isinstance(problem["input"], str | int | float | bool):
-            message += f" (got {problem['input']!r})"
-        lines.append(f"{where}: {key}: {message}")
-    return "\n".join(dict.fromkeys(lines))
+        lines.append(f"{where}: {key}{_message(problem, location)}")
+    told = list(dict.fromkeys(lines))
+    return "\n".join(told[:SHOWN]) + (f" (and {len(told) - SHOWN} more)" if len(told) > SHOWN else "")
+
+
+def _message(problem: Any, location: tuple[Any, ...]) -> str:
+    """What is wrong with the key at `location`, and what is allowed there."""
+    kind, given = problem["type"], problem["input"]
+    expected = WRONG_TYPE.get(kind.partition("_")[0])
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        allowed = _allowed_at(location)
+        near = difflib.get_close_matches(str(location[-1]), allowed, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f": unknown key; {hint}allowed: {', '.join(allowed)}"
+    if kind == "missing":
+        return ": is required and missing"
+    if kind == "union_tag_invalid":
+        return f".from: no kind of source {problem['ctx']['tag']!r}; allowed: {problem['ctx']['expected_tags']}"
+    if kind == "union_tag_not_found":
+        return ": is a group of keys with `from`, the kind of source"
+    if expected and kind.endswith(("_type", "_parsing", "_from_float")):
+        return f": {expected}, not {str(given)[:80]!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    told = kind == "value_error" or not isinstance(given, str | int | float)
+    return f": {message}" if told else f": {message} (got {given!r})"
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
@@ -251,11 +286,23 @@ def find_recipe(name: str) -> Path:
     raise UsageError(f"--recipe {name}: no such file, and the recipes that ship are {', '.join(shipped())}")
 
 
+class Loader(yaml.SafeLoader):
+    """YAML where a key written twice is an error: the second would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1} - {"<<"})
+        if twice:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {twice[0]!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """Read and validate a recipe. Raises UsageError that names file, key and allowed values."""
     file = find_recipe(name)
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
-QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmgbt]?)(i?)(b?)\s*", re.IGNORECASE)
+QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(?:([kmgt])i|([kmgbt]?))b?\s*", re.IGNORECASE)
 
 
 def quantity(value: Any) -> Any:
@@ -16,8 +16,6 @@ def quantity(value: Any) -> Any:
     match = QUANTITY.fullmatch(value)
     if not match:
         raise ValueError(f"{value!r} is not a quantity; write 300000, 300k, 1M, 1.5B, 20MB or 64MiB")
-    number, prefix, binary, _ = match.groups()
-    power = UNITS[prefix.lower()]
-    if binary:
-        power = 1024 ** {"k": 1, "m": 2, "g": 3, "t": 4}[prefix.lower()]
+    number, binary, prefix = match.groups()
+    power = 1024 ** (1 + "kmgt".index(binary.lower())) if binary else UNITS[prefix.lower()]
     return round(float(number.replace("_", "")) * power)
