@@ -1,15 +1,18 @@
-"""Starting a training job from a unit: torchrun in a child process, or Ray Train on the cluster.
+"""Starting a training job from a unit: child processes on this machine, or Ray Train on the cluster.
 
 The trainer knows neither: both call `train.main` with the same manifest and the same overrides.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ Launch = Callable[[str, list[str], int], None]
 
 def launcher(executor: str) -> Launch:
     """The way to start training that goes with an executor."""
-    return ray_train if executor == "ray" else torchrun
+    return ray_train if executor == "ray" else processes
 
 
 def _die_with_parent() -> None:
@@ -32,28 +35,68 @@ def _die_with_parent() -> None:
         ctypes.CDLL("libc.so.6", use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def torchrun(manifest: str, overrides: list[str], workers: int) -> None:
-    """Train with `workers` processes on this machine. Raises DataError with the trainer's last words."""
-    script = str(ROOT / "train" / "main.py")
-    command = [sys.executable]
-    if workers > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    command += [script, "--manifest", manifest]
-    for override in overrides:
-        command += ["--set", override]
+def processes(manifest: str, overrides: list[str], ranks: int) -> None:
+    """Train with `ranks` processes on this machine. Raises DataError with the trainer's last words.
+
+    Started here and not by torchrun, whose ranks would live on when torchrun itself is killed.
+    """
+    command = [sys.executable, str(ROOT / "train" / "main.py"), "--manifest", manifest, "--set", *overrides]
     # The pool gives its workers one thread each; the trainer is alone and takes the machine.
     threads = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in threads}
-    child = subprocess.Popen(
-        command, env=environment, stdout=2, stderr=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
-    )
+    if ranks > 1:
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
+        environment["LOCAL_WORLD_SIZE"] = str(ranks)
+    children = []
+    for rank in range(ranks):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        children.append(
+            subprocess.Popen(
+                command,
+                env=environment | place,
+                stdout=2 if rank == 0 else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=_die_with_parent,
+            )
+        )
+    tails: list[list[str]] = [[] for _ in children]
+    readers = [threading.Thread(target=_relay, args=pair) for pair in zip(children, tails, strict=True)]
+    for reader in readers:
+        reader.start()
+    try:
+        while (running := [c for c in children if c.poll() is None]) and not _failed(children):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running[0].wait(timeout=0.5)
+    finally:
+        failed = _failed(children)
+        for child in children:
+            child.kill()
+        for reader in readers:
+            reader.join()
+    if failed is not None:
+        said = " ".join(tails[failed])[-400:]
+        raise DataError(f"training ended with status {children[failed].returncode}: {said}")
+
+
+def _failed(children: list[subprocess.Popen[str]]) -> int | None:
+    """The first rank that ended badly."""
+    return next((i for i, c in enumerate(children) if c.poll()), None)
+
+
+def _relay(child: subprocess.Popen[str], tail: list[str]) -> None:
+    """Pass on what a rank says, and remember its last lines."""
     assert child.stderr
-    tail: list[str] = []
     for line in child.stderr:
         sys.stderr.write(line)
-        tail = [*tail[-4:], line.strip()]
-    if child.wait() != 0:
-        raise DataError(f"training ended with {child.returncode}: {' '.join(tail)[-400:]}")
+        tail[:] = [*tail[-3:], line.strip()]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _ray_worker(config: dict[str, Any]) -> None:

@@ -89,7 +89,9 @@ def training(context: Context, done: dict[str, Record]) -> tuple[Table, list[str
         summary = json.loads(Path(context.artifact_path(record.output("summary.json"))).read_text())
         scores = [summary[name] for name in ("before", "unigram", "after")]
         before, unigram, after = (s["bits_per_byte"] if s else None for s in scores)
-        gain = f"{1 - after / unigram:.1%} below" if after and unigram else "-"
+        gain = "-"
+        if after and unigram:
+            gain = f"{abs(1 - after / unigram):.1%} {'below' if after < unigram else 'above'}"
         shown = [f"{x:.4f}" if x else "-" for x in (before, unigram, after)]
         rate = f"{summary['tokens_per_second']:,.0f}"
         rows.append((phase, summary["parameters"], summary["steps"], rate, *shown, gain))

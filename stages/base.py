@@ -189,4 +189,6 @@ class Stage:
     libraries: tuple[str, ...] = ()  # whose versions are part of every unit's key
     # Folder that people use -> file name -> artifact, or a folder of the store to link to.
     publish: Callable[[Any], dict[str, Any]] | None = None
+    # What a long unit says of itself while it runs: (its folder, its params) -> a line, or "".
+    news: Callable[[str, dict[str, Any]], str] | None = None
     cpus: int = 1  # that a unit keeps busy itself; 0 when it only starts a job that asks for its own

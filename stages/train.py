@@ -72,6 +72,20 @@ def published(done: dict[str, Record]) -> dict[str, Any]:
     return links
 
 
+def news(folder: str, params: dict[str, Any]) -> str:
+    """Where training has got to, from the last line of its metrics."""
+    metrics = Path(folder) / "run" / "metrics.jsonl"
+    if not metrics.is_file():
+        return ""
+    lines = [line for line in metrics.read_text().splitlines() if '"loss"' in line]
+    if not lines:
+        return ""
+    last, steps = json.loads(lines[-1]), params["settings"]["steps"]
+    rate = last["tokens_per_second"]
+    left = (steps - last["step"]) * last["tokens"] / last["step"] / rate
+    return f"step {last['step']}/{steps}, loss {last['loss']:.4f}, {rate:,.0f} tokens/s, {left:,.0f} s left"
+
+
 STAGE = Stage(
     name="train",
     reads="packed mixtures, recipe.model, recipe.train",
@@ -80,5 +94,6 @@ STAGE = Stage(
     after=("pack_pretrain", "pack_anneal_mix"),
     libraries=("torch",),
     publish=published,
+    news=news,
     cpus=0,
 )

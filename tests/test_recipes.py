@@ -1,0 +1,77 @@
+"""The recipes that ship: they load, and the seed's model trains on packed text."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.plan import parameters
+from pipeline.recipe import load_recipe, shipped
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARD_PARAMETERS = 54_538_752  # the card's figure
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_loads_and_names_itself(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.executor == "ray"
+    for phase, config in recipe.train.items():
+        tokens = config.steps * config.batch_size * config.seq_len
+        assert tokens <= config.epochs * recipe.mixtures[config.mixture or phase].tokens, phase
+
+
+def test_shard_40m_is_the_seeds_model():
+    recipe = load_recipe("shard_40m")
+    assert f"{SHARD_PARAMETERS:,}" in parameters(recipe)
+    assert recipe.model.expect_params == SHARD_PARAMETERS
+    assert len(recipe.mixtures["anneal"].ratios) == 7
+    assert recipe.train["anneal"].steps == 20_000
+    assert recipe.train["pretrain"].steps == 48_220
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_plan_of_shard_40m_needs_neither_network_nor_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    done = run("-m", "pipeline", "plan", "pack_anneal_mix", "--recipe", "shard_40m", "--out", str(tmp_path), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"{SHARD_PARAMETERS:,} parameters (expect_params agrees)" in done.stdout
+    for source in load_recipe("shard_40m").sources:
+        assert source in done.stdout
+    assert "cannot be listed" in done.stdout
+    assert "1,320,000,000 tokens" in done.stdout
+    assert "cannot be solved yet" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shard_40m_trains_a_few_steps_from_packed_text(tmp_path):
+    raw = yaml.safe_load((ROOT / "manifests" / "shard_40m.yaml").read_text())
+    docs = {"from": "installed_docs", "packages": ["stdlib"], "rules": ["gopher_quality"]}
+    raw |= {"sources": {"docs": docs}, "dedup": {"exact": True}}
+    raw["mixtures"] = {"anneal": {"tokens": "20k", "ratios": {"docs": "100%"}, "val_tokens": 2000}}
+    raw["train"] = {"anneal": raw["train"]["anneal"] | {"init_from": "none"}}
+    recipe = tmp_path / "shard.yaml"
+    recipe.write_text(yaml.safe_dump(raw))
+    build = ["-m", "pipeline", "run", "pack_anneal_mix", "--recipe", str(recipe), "--executor", "local"]
+    done = run(*build, "--out", str(tmp_path / "out"), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    manifest = tmp_path / "out" / "shard_40m" / "anneal" / "manifest.json"
+    settings = ["steps=4", "batch_size=2", "micro_batch=2", "seq_len=64", "schedule.warmup=1", "sample_tokens=0"]
+    # Newton-Schulz at this size is most of a CPU step; five iterations instead of ten
+    settings += ["muon.ns=jordan5", "schedule.decay_frac=0"]
+    settings += ["eval_tokens=500", "eval_every=0", "log_every=1", "checkpoint_every=0", f"out={tmp_path / 'run'}"]
+    sets = [f"train.{s}" for s in settings]
+    done = run(str(ROOT / "train" / "main.py"), "--manifest", str(manifest), "--set", *sets, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["parameters"] == SHARD_PARAMETERS
+    assert summary["after"]["bits_per_byte"] < summary["before"]["bits_per_byte"] - 0.01
