@@ -60,6 +60,7 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
     return digest, tuple(sorted(i for i in imports if _module_file(i) and i != name))
 
 
+@functools.cache
 def modules_of(name: str) -> dict[str, str]:
     """Digest of every project module that `name` needs, itself included."""
     found: dict[str, str] = {}

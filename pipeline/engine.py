@@ -8,12 +8,13 @@ say again after it was killed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline import code
 from pipeline.errors import NotBuilt, UnitFailed, UsageError, UserError
 from pipeline.executors import Executor, WorkerLost
 from pipeline.progress import Progress
+from pipeline.reasons import Facts, fact_digest, reason
 from pipeline.recipe import Recipe
 from pipeline.storage import Store, run_lock
 from stages.base import Artifact, Record, Stage, Task, work_name
@@ -29,6 +31,7 @@ from stages.sources.registry import describe
 
 RETRIES = 5  # transient errors: 1, 2, 4, 8, 16 s and then give up
 LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
+NEWS_EVERY = 10.0  # seconds between the lines of a long unit
 WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
 
 
@@ -40,6 +43,7 @@ class StageState:
     reasons: dict[str, str] = field(default_factory=dict)  # label -> why it runs (or would)
     records: list[Record] = field(default_factory=list)
     failed: list[UnitFailed] = field(default_factory=list)
+    facts: Facts = field(default_factory=Facts)  # what each key is made of
 
 
 class Context:
@@ -69,7 +73,9 @@ class Context:
         self.published: list[str] = []  # folders that this run changed
         self.folders: list[str] = []  # folders that it stands behind
         self.lock = run_lock(store, " ".join(sys.argv))
+        self.complete = False  # whether the build came to its end
         self._before = store.read_state(recipe.name, "units.json") or {}
+        self._facts = {name: Facts(saved) for name, saved in self._before.get("facts", {}).items()}
 
     # -- what stages call ----------------------------------------------------------------------------
 
@@ -241,6 +247,7 @@ class Context:
     ) -> Record:
         state = self.state(stage)
         state.units[label] = key
+        state.facts.add(label, facts)
         if stage in self.force and not self.dry:
             self.store.forget(stage, key)
         found = None if stage in self.force else self.store.find(stage, key)
@@ -249,7 +256,7 @@ class Context:
             state.records.append(record)
             self.progress.finished(stage, record, weight)
             return record
-        state.reasons[label] = self._why(stage, label, facts)
+        state.reasons[label] = self._why(stage, label, key)
         self.progress.planned(stage, label, weight)
         if self.dry:
             raise NotBuilt(stage)
@@ -274,20 +281,12 @@ class Context:
         self.progress.finished(stage, record, weight)
         return record
 
-    def _why(self, stage: str, label: str, facts: dict[str, Any]) -> str:
+    def _why(self, stage: str, label: str, key: str) -> str:
         """Why the unit is not in the store: what differs from the last build of the same name."""
         if stage in self.force:
             return "--force"
-        before = self._before.get("facts", {}).get(stage, {})
-        if label not in self._before.get("units", {}).get(stage, {}):
-            return "new"
-        now = fact_digests(facts)
-        changed = [name for name, digest in now.items() if name in before and before[name] != digest]
-        if "versions" in changed:
-            return f"version of {' or '.join(STAGES[stage].libraries)} changed"
-        if changed:
-            return f"{' and '.join(changed)} changed"
-        return "input or parameter changed"
+        before = self._facts.get(stage, Facts())
+        return reason(label, self.state(stage).facts, before, self.store.has_record(stage, key))
 
     async def _submit(self, spec: dict[str, Any]) -> Record:
         stage, label = spec["stage"], spec["label"]
@@ -306,7 +305,8 @@ class Context:
                     if self._fatal:
                         raise self._fatal
                     self.progress.started(stage, label)
-                    reply = await self._executor.submit(spec)
+                    with self._following(spec):
+                        reply = await self._executor.submit(spec)
             except WorkerLost as error:
                 lost += 1
                 if lost > LOST_RETRIES:
@@ -325,6 +325,29 @@ class Context:
             self.progress.line(f"{stage} {label}: {fault['message']}; trying again in {pause:.0f} s")
             await asyncio.sleep(pause)
 
+    @contextlib.contextmanager
+    def _following(self, spec: dict[str, Any]) -> Iterator[None]:
+        """Pass on what a long unit says of itself; a local one writes to our terminal anyway."""
+        news = STAGES[spec["stage"]].news
+        if news is None or self._executor is None or self._executor.name == "local":
+            yield
+            return
+
+        async def follow() -> None:
+            said = ""
+            while True:
+                await asyncio.sleep(NEWS_EVERY)
+                text = news(self.store.folder(spec["stage"], spec["key"]), spec["params"])
+                if text and text != said:
+                    said = text
+                    self.progress.line(f"{spec['stage']} {spec['label']}: {text}")
+
+        task = asyncio.ensure_future(follow())
+        try:
+            yield
+        finally:
+            task.cancel()
+
     def close(self) -> None:
         """Stop the executor, if one was started."""
         if self._executor is not None:
@@ -342,26 +365,22 @@ class Context:
         return self._executor is not None
 
     def save_state(self) -> None:
-        """Remember which units the results refer to: `clean`, `status` and the dry run's reasons read it."""
+        """Remember which units the results refer to: `clean`, `status` and the dry run's reasons read it.
+
+        A build that was cut short has not seen all its units, so what it knows is added to what was known.
+        """
         before = self._before or {}
         units = dict(before.get("units", {}))
         facts = dict(before.get("facts", {}))
         failed = {name: {e.label: e.message for e in s.failed} for name, s in self.states.items() if s.failed}
         for stage, state in self.states.items():
             if state.units:
-                units[stage] = dict(sorted(state.units.items()))
-                facts[stage] = {"versions": fact_digest(code.versions(STAGES[stage].libraries))}
+                old = {} if self.complete else units.get(stage, {})
+                units[stage] = dict(sorted({**old, **state.units}.items()))
+                if not self.complete:
+                    state.facts = self._facts.get(stage, Facts()).merged(state.facts)
+                facts[stage] = state.facts.to_dict()
         self.store.write_state(self.recipe.name, "units.json", {"units": units, "facts": facts, "failed": failed})
-
-
-def fact_digest(value: Any) -> str:
-    """A short digest of one part of a unit's key."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def fact_digests(facts: dict[str, Any]) -> dict[str, str]:
-    """The parts of a key that all units of a stage share."""
-    return {name: fact_digest(facts[name]) for name in ("versions",)}
 
 
 def order(target: str) -> list[Stage]:
@@ -385,7 +404,9 @@ def drive(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
 
     async def main() -> Any:
         try:
-            return await coroutine
+            result = await coroutine
+            context.complete = True
+            return result
         finally:
             pending = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
             for task in pending:

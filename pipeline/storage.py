@@ -88,6 +88,10 @@ class Store:
             return None
         return record if all(self._intact(a) for a in record.outputs) else None
 
+    def has_record(self, stage: str, key: str) -> bool:
+        """Whether a record of this key is there, whatever became of its outputs."""
+        return bool(self.fs.exists(f"{self.folder(stage, key)}/{RECORD}"))
+
     def _intact(self, artifact: Artifact) -> bool:
         path = self.absolute(artifact)
         if path in self.checked:
