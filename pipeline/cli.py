@@ -43,8 +43,9 @@ def make_context(
     **options: Any,
 ) -> Any:
     """A Context for one command. Raises UserError."""
-    from pipeline.engine import Context, order
+    from pipeline.engine import Context
     from pipeline.executors import choose_executor
+    from pipeline.graph import order
     from pipeline.progress import Progress
     from pipeline.recipe import load_recipe
     from pipeline.storage import Store

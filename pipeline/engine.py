@@ -18,9 +18,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pipeline import code
-from pipeline.errors import NotBuilt, UnitFailed, UsageError, UserError
+from pipeline import code, quarantine
+from pipeline.errors import NotBuilt, UnitFailed, UserError
 from pipeline.executors import Executor, WorkerLost
+from pipeline.graph import order
 from pipeline.progress import Progress
 from pipeline.reasons import Facts, fact_digest, reason
 from pipeline.recipe import Recipe
@@ -158,24 +159,7 @@ class Context:
 
     def check_quarantine(self) -> None:
         """Stop when more rows were bad than the recipe tolerates. Raises UserError."""
-        self.publish_quarantine()
-        counts = self.counts("download")
-        bad, rows = counts.get("quarantined", 0), counts.get("rows_in", 0)
-        allowed = self.recipe.quarantine.tolerate
-        if bad > allowed * rows:
-            raise UserError(
-                f"{bad:,} of {rows:,} rows are in quarantine, more than quarantine.tolerate={allowed:.3%} allows; "
-                f"look at {self.store.out}/{self.recipe.name}/quarantine/, mend the source or raise the tolerance"
-            )
-
-    def publish_quarantine(self) -> None:
-        """Put the tables of bad rows, each with its reason, where people look for them."""
-        records = [r for r in self.state("download").records if r.counts.get("quarantined")]
-        files = {f"{fact_digest(r.label)[:16]}.parquet": r.output("quarantine") for r in records}
-        if files and not self.dry and "quarantine" not in self.folders:
-            self.folders.append("quarantine")
-            if self.store.publish(self.recipe.name, "quarantine", files):
-                self.published.append("quarantine")
+        quarantine.check(self)
 
     def counts(self, stage: str, source: str | None = None) -> dict[str, int]:
         """The sum of a stage's counters over its records, of one source or of all."""
@@ -369,34 +353,19 @@ class Context:
 
         A build that was cut short has not seen all its units, so what it knows is added to what was known.
         """
-        before = self._before or {}
-        units = dict(before.get("units", {}))
-        facts = dict(before.get("facts", {}))
+        for name, state in self.states.items():
+            if not self.complete:
+                state.facts = self._facts.get(name, Facts()).merged(state.facts)
+        old = self._before.get("units", {})
+        units = {
+            name: {**({} if self.complete else old.get(name, {})), **state.units}
+            for name, state in self.states.items()
+            if state.units
+        }
+        facts = {name: self.states[name].facts.to_dict() for name in units}
         failed = {name: {e.label: e.message for e in s.failed} for name, s in self.states.items() if s.failed}
-        for stage, state in self.states.items():
-            if state.units:
-                old = {} if self.complete else units.get(stage, {})
-                units[stage] = dict(sorted({**old, **state.units}.items()))
-                if not self.complete:
-                    state.facts = self._facts.get(stage, Facts()).merged(state.facts)
-                facts[stage] = state.facts.to_dict()
-        self.store.write_state(self.recipe.name, "units.json", {"units": units, "facts": facts, "failed": failed})
-
-
-def order(target: str) -> list[Stage]:
-    """`target` and every stage it needs, upstream first. Raises UsageError."""
-    if target not in STAGES:
-        raise UsageError(f"no stage {target!r}; the stages are {', '.join(STAGES)}")
-    found: dict[str, Stage] = {}
-
-    def visit(name: str) -> None:
-        if name not in found:
-            for upstream in STAGES[name].after:
-                visit(upstream)
-            found[name] = STAGES[name]
-
-    visit(target)
-    return list(found.values())
+        value = {"units": {**old, **units}, "facts": {**self._before.get("facts", {}), **facts}, "failed": failed}
+        self.store.write_state(self.recipe.name, "units.json", value)
 
 
 def drive(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:

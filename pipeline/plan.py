@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.engine import Context, drive, order
+from pipeline.engine import Context, drive
 from pipeline.errors import NotBuilt, UserError
+from pipeline.graph import order
 from pipeline.recipe import Recipe
 from pipeline.report import grid
 from stages.base import DataError

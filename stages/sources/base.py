@@ -21,7 +21,7 @@ from stages.quantities import quantity
 
 Identify = Callable[[str], tuple[str, int]]  # path or URI -> (digest of the contents, bytes)
 
-Budget = Annotated[int | None, BeforeValidator(quantity), Field(gt=0)]
+Budget = Annotated[int, BeforeValidator(quantity), Field(gt=0)] | None
 
 UNIT_BYTES = 128 << 20  # text in a unit, about; units stay between 64 and 256 MB where the input allows it
 
@@ -43,9 +43,7 @@ class BaseConfig(BaseModel):
         description="Budget in documents kept by the filter. Whole units count, so it may be exceeded by one.",
     )
     max_bytes: Budget = Field(default=None, description="Budget in bytes of text kept by the filter (UTF-8).")
-    max_tokens: Budget = Field(
-        default=None, description="Budget in tokens kept by the filter, estimated as bytes / 4."
-    )
+    max_tokens: Budget = Field(default=None, description="Budget in tokens kept by the filter, estimated as bytes / 4.")
 
     @property
     def has_budget(self) -> bool:

@@ -1,0 +1,171 @@
+"""Recipes: every mistake names file, key and what is allowed, in a line or two, and exits 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_harness import Work, small_recipe
+from pydantic import TypeAdapter
+
+from pipeline.errors import UsageError
+from pipeline.recipe import Recipe, load_recipe, parse_recipe, ratio, shipped
+from stages.quantities import quantity
+from train.manifest import Manifest
+
+
+def message(tmp_path: Path, *overrides: str) -> str:
+    """What is said of the small recipe with `overrides`."""
+    raw = tmp_path / "r.yaml"
+    raw.write_text(json.dumps(small_recipe(tmp_path)))
+    with pytest.raises(UsageError) as caught:
+        load_recipe(str(raw), list(overrides))
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value).splitlines()) <= 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "said"),
+    [
+        ("sed=1", "sed: unknown key; did you mean 'seed'", "allowed: dedup, executor, mixtures"),
+        ("sources.web.pth=x", "sources.web.pth: unknown key; did you mean 'path'", "template"),
+        ("sources.maths.pth=x", "sources.maths.pth: unknown key", "max_documents"),
+        ("sources.web.rules=[bogus]", "sources.web: no rule 'bogus'", "gopher_quality, length, metadata"),
+        ("sources.web.rules=[{length: {min_char: 3}}]", "sources.web: rule length has no threshold", "min_chars"),
+        ("sources.web.rules=[{length: {min_chars: x}}]", "sources.web: rule length: min_chars", "number"),
+        ("dedup.exakt=true", "dedup.exakt: unknown key", "exact, priority"),
+        ("tokenizer.vocab=3", "tokenizer.vocab: unknown key; did you mean 'vocab_size'", "sample, split, vocab_size"),
+        ("mixtures.pretrain.token=1", "mixtures.pretrain.token: unknown key", "max_epochs, ratios, tokens"),
+        ("quarantine.rows=1", "quarantine.rows: unknown key", "files, tolerate"),
+        ("model.dims=3", "model.dims: unknown key; did you mean 'dim'", "sliding_window"),
+        ("train.pretrain.step=3", "train.pretrain.step: unknown key; did you mean 'steps'", "batch_size"),
+        ("train.pretrain.schedule.knd=x", "train.pretrain.schedule.knd: unknown key", "decay_frac, decay_shape, kind"),
+        ("sources.web.from=nope", "sources.web.from: no kind of source 'nope'", "'jsonl', 'json_array'"),
+        ("sources.web.path=3", "sources.web.path: must be text", "must be a list"),
+        ("sources.new={path: x}", "sources.new: ", "`from`"),
+        ("train.pretrain.schedule.kind=x", "train.pretrain.schedule.kind", "'wsd', 'cosine' or 'constant'"),
+        ("executor=dask", "executor", "'auto', 'ray' or 'local'"),
+        ("seed=x", "seed: must be a whole number", "'x'"),
+        ("model=3", "model: must be a group of keys", "'3'"),
+        ("sources={}", "sources", "at least 1 item"),
+        ("mixtures.pretrain.tokens=12Q", "mixtures.pretrain.tokens: '12Q' is not a quantity", "write 300000, 300k"),
+        ("mixtures.pretrain.tokens=1i", "mixtures.pretrain.tokens: '1i' is not a quantity", "64MiB"),
+        ("mixtures.pretrain.ratios.web=x%", "mixtures.pretrain.ratios.web: 'x%' is not a ratio", "write 80% or 0.8"),
+        ("mixtures.pretrain.ratios.web=50%", "mixtures.pretrain: ratios sum to 80.0000%, not 100%", "add up"),
+        (
+            "mixtures.pretrain.ratios={web: 0.5, nope: 0.5}",
+            "mixtures.pretrain.ratios names source 'nope'",
+            "web, maths",
+        ),
+        ("mixtures.pretrain.max_epochs={nope: 2}", "mixtures.pretrain: max_epochs names ['nope']", "no ratio"),
+        ("mixtures.pretrain.max_epochs=0", "mixtures.pretrain: max_epochs", "above 0"),
+        ("mixtures.other={tokens: 3, ratios: {web: 1}}", "mixtures.other", "pretrain, anneal"),
+        ("dedup.priority=[x]", "dedup.priority names source 'x'", "web, maths, notes"),
+        ("tokenizer.vocab_size=65537", "tokenizer: vocab_size is 65,537", "at most 65,536; lower it"),
+        ("tokenizer.vocab_size=263", "tokenizer: vocab_size is 263", "264"),
+        ("name=a b", "name: ", "'a b'"),
+        ("train.third={steps: 3}", "train.third.mixture is 'third'", "pretrain, anneal"),
+    ],
+)
+def test_mistakes_name_file_key_and_what_is_allowed(tmp_path: Path, override: str, key: str, said: str) -> None:
+    text = message(tmp_path, override)
+    assert text.startswith(str(tmp_path / "r.yaml") + ": ")
+    assert key in text
+    assert said in text
+
+
+@pytest.mark.parametrize(("override", "said"), [("seed", "a.b=value"), ("=3", "a.b=value"), ("name.a=3", "name")])
+def test_malformed_overrides(tmp_path: Path, override: str, said: str) -> None:
+    assert said in message(tmp_path, override)
+
+
+def test_the_largest_vocabulary_is_allowed_and_overrides_reach_every_level(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps(small_recipe(tmp_path)))
+    overrides = ["tokenizer.vocab_size=65536", "train.anneal.steps=9", "mixtures.anneal.ratios.web=20%", "seed=3"]
+    recipe = load_recipe(str(tmp_path / "r.yaml"), overrides)
+    assert (recipe.tokenizer.vocab_size, recipe.train["anneal"].steps, recipe.seed) == (65536, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1\nb: }", "not valid YAML"),
+        ("- a\n- b", "a recipe is a mapping"),
+        ("", "a recipe is a mapping"),
+        ("name: a\nseed: 1\nseed: 2", "key 'seed' is there twice"),
+        ("name: a", "sources: is required and missing"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=str(file)) as caught:
+        load_recipe(str(file))
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_a_missing_recipe_names_those_that_ship() -> None:
+    with pytest.raises(UsageError, match=r"nowhere.yaml: no such file.*quickstart"):
+        load_recipe("nowhere.yaml")
+
+
+def test_quantities_and_ratios() -> None:
+    given = ["20MB", "64MiB", "1.5B", "300k", "1_000", "2kib", 7]
+    assert [quantity(q) for q in given] == [20_000_000, 64 << 20, 1_500_000_000, 300_000, 1000, 2048, 7]
+    assert [ratio(r) for r in ("80%", "0.25", 0.5)] == [0.8, 0.25, 0.5]
+
+
+def test_shipped_recipes_load_and_survive_a_round_trip_through_json() -> None:
+    assert {"quickstart", "shard_40m"} <= set(shipped())
+    for name in shipped():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        again = parse_recipe(json.loads(json.dumps(recipe.to_dict())), "a manifest")
+        assert again == recipe
+
+
+def keys_without_words(schema: dict[str, Any]) -> set[str]:
+    """Keys of pydantic models in a schema that have no description."""
+    found = set()
+    for name, part in {"Recipe": schema, **schema["$defs"]}.items():
+        for key, value in part.get("properties", {}).items():
+            if part.get("additionalProperties") is False and not {"description", "$ref"}.intersection(value):
+                found.add(f"{name}.{key}")
+    return found
+
+
+def test_json_schema_of_recipes_lists_every_key(work: Work) -> None:
+    done = work.cli("schema", "recipe")
+    assert done.returncode == 0, done.stderr
+    schema = json.loads(done.stdout)
+    assert schema == json.loads(json.dumps(Recipe.model_json_schema(by_alias=True)))
+    assert set(schema["properties"]) == set(load_recipe("quickstart").to_dict())
+    assert schema["required"] == ["name", "sources"]
+    assert schema["additionalProperties"] is False
+    kinds = schema["properties"]["sources"]["additionalProperties"]["discriminator"]["mapping"]
+    assert {"installed_docs", "parquet", "jsonl", "json_array"} <= set(kinds)
+    ours = ("Recipe", "Dedup", "TokenizerConfig", "Mixture", "Quarantine")
+    assert not {key for key in keys_without_words(schema) if key.startswith(ours)}
+
+
+def test_json_schema_of_manifests_fits_a_real_one(reference: Work) -> None:
+    done = reference.cli("schema", "manifest")
+    schema = json.loads(done.stdout)
+    value = json.loads((reference.out / "small/pretrain/manifest.json").read_text())
+    assert set(value) <= set(schema["properties"])
+    assert set(schema["required"]) <= set(value)
+    shard = schema["$defs"]["Shard"]
+    assert all(set(s) == set(shard["properties"]) for s in value["shards"])
+    read = TypeAdapter(Manifest).validate_json(json.dumps(value), strict=True)
+    assert read.tokens == 50_000
+    with pytest.raises(ValueError, match="tokens"):
+        TypeAdapter(Manifest).validate_python({**value, "tokens": "many"})
+
+
+def test_the_command_line_says_it_in_a_line_and_exits_2(work: Work) -> None:
+    assert "unknown key" in work.fails("run", "filter", "--set", "bogus=1", status=2)
+    assert "allowed are recipe, manifest" in work.fails("schema", "nonsense", status=2)
