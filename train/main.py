@@ -7,6 +7,10 @@
 The model and the phase's settings stand in the manifest's recipe; --set changes them (`train.` means that phase).
 Exit status: 0 trained, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR1 with everything saved: the same
 command with train.resume=auto continues.
+
+torchrun passes SIGTERM on to the processes, which save, but itself exits 1, whatever they return: judge by its log
+line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running; for SLURM start it with
+`--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1`, or use srun, which needs no torchrun (tried, torch 2.13).
 """
 
 from __future__ import annotations
