@@ -213,6 +213,14 @@ def test_the_cap_on_validation_tokens(tmp_path, val_tokens):
     )
 
 
+def test_held_out_documents_do_not_move_the_end_of_a_partial_epoch(tmp_path):
+    """One that lies in the very bin of the histogram in which the count is reached, in front of the cut."""
+    held, trained = ids.take(0, VAL_IDS), ids.take(0, TRAIN_IDS)
+    v, t = next((v, t) for v, h in enumerate(held) for t in np.flatnonzero(trained >> 52 == h >> 52) if h < trained[t])
+    sources = {"a": source([VAL_IDS[v], TRAIN_IDS[t]], [9, 9])}
+    check(split_and_pack(tmp_path, sources, {"a": 5}, 1), sources, {"a": 5})
+
+
 def test_documents_in_equal_positions_share_a_shard(tmp_path):
     """Two sources that hold the same ids: every position is there twice."""
     same = {"a": source(TRAIN_IDS[:40], [30] * 40), "b": source(TRAIN_IDS[:40], [30] * 40, "b.jsonl")}
@@ -320,7 +328,7 @@ def test_repeats_lie_far_apart_and_among_other_neighbours(shuffled):
     assert {len(found) for found in shards.values()} == {3, 4}
     assert all(len(set(found)) == len(found) for found in shards.values())
     again = sum(bool(a & b) for near in neighbours.values() for a, b in itertools.combinations(near, 2))
-    assert again < 0.02 * len(neighbours)
+    assert again < 0.05 * len(neighbours)  # chance makes it 0.03
     sizes = np.array([len(t) for _, _, t in packed.train])
     assert len(sizes) == 10 and np.all(np.abs(sizes / sizes.mean() - 1) < 0.05)
 
