@@ -107,6 +107,10 @@ class RayExecutor:
         # Ray's own start-up lines and its warning about accelerators are not ours to show.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        # Ray nices its workers to 15, behind everything else on a shared machine; here they are the job.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        # Torch's threads must sleep while they wait: a spinning one costs a busy machine tenfold.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         os.environ["PYTHONPATH"] = python_path()
         import ray
 
