@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,20 @@ from rich.console import Console
 
 from pipeline.errors import UserError
 from pipeline.report import grid
-from pipeline.storage import LOCK, RECORD, Store
+from pipeline.storage import RECORD, RUNNING, Store, runs
 from stages.base import Record
 
 
 def running(store: Store) -> dict[str, Any] | None:
-    """The run that is using this store now on this machine, if one is."""
-    if not store.local:
-        return None
-    try:
-        lock: dict[str, Any] = json.loads((Path(store.root) / LOCK).read_text())
-        os.kill(lock["pid"], 0)
-    except (FileNotFoundError, ValueError, KeyError, ProcessLookupError):
-        return None
-    except PermissionError:
-        pass
-    return lock
+    """A run that is using this store now on this machine, if one is."""
+    return next(iter(runs(store)), None)
 
 
 def print_status(store: Store, recipe: str) -> None:
     """Units by stage of the last build of `recipe`, and what has gone wrong."""
     console = Console(highlight=False, soft_wrap=True)
     state = store.read_state(recipe, "units.json")
-    now = running(store)
-    if now:
+    for now in runs(store):
         console.print(f"running: {now['command']} (process {now['pid']})", markup=False)
     if not state:
         console.print(f"{recipe}: nothing is built in {store.out}; start with `python -m pipeline run`", markup=False)
@@ -91,6 +80,8 @@ def clean_store(store: Store, dry_run: bool, force: bool) -> None:
             links = [p for p in build.parent.parent.rglob("*") if p.is_symlink()]
             if build.resolve() not in {link.resolve() for link in links}:
                 freed += remove(store, str(build), dry_run)
+        for stale in [] if dry_run else Path(store.root).glob(f"{RUNNING}/*"):
+            stale.unlink(missing_ok=True)
     print(f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB")
 
 

@@ -11,6 +11,7 @@ copies, with the manifest put last.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 from stages.base import Artifact, Record
 
 RECORD = "record.json"
-LOCK = "running.json"
+RUNNING = "running"  # a file here, and a lock on it, for each run
 BIG = 1 << 20  # input files above this have their digest cached
 
 
@@ -327,15 +328,36 @@ def switch_link(link: Path, target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def run_lock(store: Store, command: str) -> Any:
-    """Say that a run uses this store, for `status` and `clean`. Informational: two runs may share a store."""
+def run_lock(store: Store, command: str) -> Iterator[None]:
+    """Say that a run uses this store, for `status` and `clean`. Several runs may share a store.
+
+    The lock on the file goes with the process, however that ends.
+    """
     if not store.local:
         yield
         return
-    path = Path(store.root) / LOCK
+    path = Path(store.root) / RUNNING / f"{uuid.uuid4().hex}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"pid": os.getpid(), "command": command}))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps({"pid": os.getpid(), "command": command}))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def runs(store: Store) -> list[dict[str, Any]]:
+    """The runs that are using this store now."""
+    found = []
+    for path in sorted(Path(store.root).glob(f"{RUNNING}/*.json")) if store.local else []:
+        try:
+            with path.open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(json.load(file))
+        except (FileNotFoundError, ValueError):
+            continue  # it has just ended, or just begun
+    return found

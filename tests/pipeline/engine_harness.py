@@ -111,10 +111,11 @@ class Work:
 
     folder: Path
     root: Path = REPO
+    shared: Path | None = None  # a corpus that belongs to somebody else
 
     @property
     def corpus(self) -> Path:
-        return self.folder / "corpus"
+        return self.shared or self.folder / "corpus"
 
     @property
     def out(self) -> Path:
@@ -219,10 +220,11 @@ class Work:
         return found
 
 
-def new_work(folder: Path, root: Path = REPO) -> Work:
-    """A corpus and the small recipe in `folder`."""
-    work = Work(folder, root)
-    write_corpus(work.corpus)
+def new_work(folder: Path, root: Path = REPO, corpus: Path | None = None) -> Work:
+    """The small recipe in `folder`, and a corpus unless there is one already."""
+    work = Work(folder, root, corpus)
+    if corpus is None:
+        write_corpus(work.corpus)
     work.write()
     return work
 

@@ -1,0 +1,169 @@
+"""The fingerprint of code, and that exactly what must re-run does: by the records, and by what `plan` says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from engine_harness import Work, copy_project, edit, new_work, small_recipe, started_since
+
+PRINT_ALL = """
+import json
+from pipeline.code import fingerprint
+names = ("stages.sources.jsonl", "stages.apply_rules", "stages.dedup", "stages.build_tokenizer", "stages.tokenize",
+         "stages.layout", "stages.pack", "train.main")
+print(json.dumps({name: fingerprint(name) for name in names}))
+"""
+
+
+def fingerprints(root: Path) -> dict[str, str]:
+    """Fingerprint of each work module of the project at `root`."""
+    done = subprocess.run([sys.executable, "-c", PRINT_ALL], cwd=root, capture_output=True, text=True, check=True)
+    return dict(yaml.safe_load(done.stdout))
+
+
+def changed(root: Path, before: dict[str, str]) -> set[str]:
+    """Modules whose fingerprint is another than before."""
+    return {name for name, digest in fingerprints(root).items() if digest != before[name]}
+
+
+def test_only_meaning_counts(tmp_path: Path) -> None:
+    root = copy_project(tmp_path)
+    before = fingerprints(root)
+    rules = root / "stages/rules.py"
+    edit(rules, "def length(", "# a comment\n\n\ndef length(")
+    edit(rules, '"""Length of the text in characters, both ends allowed."""', '"""Other words."""')
+    edit(root / "stages/ids.py", '"""', '"""Another docstring. ')
+    assert changed(root, before) == set()
+    edit(rules, 'return "length_short"', 'return "length_too_short"')
+    assert changed(root, before) == {"stages.apply_rules"}
+    edit(root / "stages/text_encoder.py", '"<|tool|>"', '"<|tools|>"')
+    assert changed(root, before) == {"stages.apply_rules", "stages.build_tokenizer", "stages.tokenize"}
+    edit(root / "train/schedule.py", "def ", "UNUSED = 1\n\n\ndef ")
+    assert changed(root, before) == {"stages.apply_rules", "stages.build_tokenizer", "stages.tokenize", "train.main"}
+
+
+def test_a_function_that_holds_nothing_but_its_docstring(tmp_path: Path) -> None:
+    root = copy_project(tmp_path)
+    before = fingerprints(root)
+    edit(root / "stages/rules.py", "def length(", 'def unused() -> None:\n    """Nothing."""\n\n\ndef length(')
+    assert changed(root, before) == {"stages.apply_rules"}
+
+
+def plan(work: Work, target: str, **environment: str) -> dict[str, tuple[str, str]]:
+    """stage -> (units to run, why) as `plan` prints them; stages that are cached left out."""
+    done = work.cli("plan", target, **environment)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.split("Graph\n")[1].split("\n\n")[0].splitlines()[1:]
+    cells = [re.split(r"\s{2,}", line.strip()) for line in table if not line.startswith("Not known")]
+    return {c[0]: (c[3], c[4]) for c in cells if c[4] != "cached"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """A project of its own that cuts finely, with everything packed. Tests leave it as they found it."""
+    folder = tmp_path_factory.mktemp("rerun")
+    work = new_work(folder, copy_project(folder, unit_bytes=20_000))
+    work.run("pack_pretrain")
+    return work
+
+
+def rerun(work: Work, stage: str, **environment: str) -> set[tuple[str, str]]:
+    """(stage, label) of the units that running `stage` again makes."""
+    moment = time.time()
+    work.run(stage, **environment)
+    return started_since(work, moment)
+
+
+def test_a_comment_runs_nothing_again(built: Work) -> None:
+    edit(built.root / "stages/tokenize.py", "BINS = 4096", "# Words.\nBINS = 4096")
+    assert plan(built, "pack_pretrain") == {}
+    assert rerun(built, "pack_pretrain") == set()
+
+
+def test_a_helper_of_two_stages_runs_those_two_again(built: Work) -> None:
+    helper = built.root / "stages/text_encoder.py"
+    edit(helper, "def special_ids(", "UNUSED = 1\n\n\ndef special_ids(")
+    assert plan(built, "pack_pretrain")["build_tokenizer"] == ("1", "code stages.text_encoder changed")
+    tokenised = rerun(built, "pack_pretrain")
+    units = {(r["stage"], r["label"]) for r in built.records().values() if r["stage"] == "tokenize"}
+    # The tokenizer and the tokens come out as they were: of packing only the manifest, which names the code.
+    assert tokenised == {("build_tokenizer", "600"), ("pack_pretrain", "manifest")} | units
+    assert len(units) > 5
+    edit(helper, "UNUSED = 1\n\n\n", "")
+    assert rerun(built, "pack_pretrain") == set()
+
+
+def test_a_threshold_of_one_source_runs_its_filter_again(built: Work) -> None:
+    recipe = small_recipe(built.corpus)
+    recipe["sources"]["web"]["rules"] = [{"length": {"min_chars": 150}}]
+    built.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert plan(built, "dedup") == {
+        "filter": ("3", "parameter rules changed (3)"),
+        "dedup": ("?", "not reached: waits for the stages above"),
+    }
+    parts = {("filter", f"web w{i}.jsonl part-000") for i in range(3)}
+    applied = {("dedup", f"web {i:05d}") for i in range(3)}
+    assert rerun(built, "dedup") == parts | {("dedup", "find 1 of 1")} | applied
+    built.write()
+    assert rerun(built, "dedup") == set()
+
+
+def test_one_input_file_runs_its_units_again(built: Work) -> None:
+    file = built.corpus / "web/w1.jsonl"
+    text = file.read_text()
+    new = "Ganz neu und " + "sehr lang " * 20
+    file.write_text(text + f'{{"text": "{new}", "score": 1}}\n')
+    assert plan(built, "dedup")["download"] == ("1", "input changed")
+    assert rerun(built, "dedup") == {
+        ("download", "web w1.jsonl"),
+        ("filter", "web w1.jsonl part-000"),
+        ("dedup", "find 1 of 1"),
+        ("dedup", "web 00001"),
+    }
+    file.write_text(text)
+    assert rerun(built, "dedup") == set()
+
+
+def test_a_declared_library_runs_the_stages_that_declare_it(built: Work, tmp_path: Path) -> None:
+    info = tmp_path / "site" / "tokenizers-99.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 99.0\n")
+    path = {"PYTHONPATH": str(info.parent)}
+    assert plan(built, "pack_pretrain", **path)["build_tokenizer"] == ("1", "version of tokenizers changed")
+    made = rerun(built, "pack_pretrain", **path)
+    assert {stage for stage, _ in made} == {"build_tokenizer", "tokenize", "pack_pretrain"}
+    # Tokens came out the same, so of packing only the manifest, which names the versions, is made anew.
+    assert {label for stage, label in made if stage == "pack_pretrain"} == {"manifest"}
+    assert rerun(built, "pack_pretrain") == set()
+
+
+def test_damaged_and_unknown_units_say_so(built: Work) -> None:
+    key = json.loads((built.out / "small/units.json").read_text())["units"]["build_tokenizer"]["600"]
+    record = built.records()["build_tokenizer", key]
+    path = built.out / "store" / record["outputs"][0]["path"]
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-1])
+    assert plan(built, "tokenize")["build_tokenizer"] == ("1", "its output is missing or damaged")
+    path.write_bytes(kept)
+    assert plan(built, "tokenize") == {}
+    recipe = small_recipe(built.corpus)
+    recipe["sources"]["more"] = {"from": "parquet", "path": str(built.corpus / "maths"), "revision": "2"}
+    built.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert "download" not in plan(built, "filter"), "another name for the same rows is the same work"
+    recipe["sources"]["more"]["text"] = "url"
+    built.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert plan(built, "filter")["download"][1].startswith("new")
+    built.write()
+
+
+def test_what_is_remembered_for_reasons_stays_small(built: Work) -> None:
+    state = (built.out / "small/units.json").read_text()
+    units = len(built.records())
+    assert len(state) / units < 1000, "bytes of units.json per unit"

@@ -1,0 +1,197 @@
+"""The engine: the same bytes everywhere, a cached run that touches nothing, no barriers, a bounded window."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_harness import Work, copy_project, edit, new_work, small_recipe
+
+from pipeline.engine import WINDOW, Context, drive
+from pipeline.errors import UnitFailed
+from pipeline.executors import WorkerLost
+from pipeline.progress import Progress
+from pipeline.recipe import parse_recipe
+from pipeline.storage import Store
+from stages import apply_rules
+from stages.base import Artifact, Record
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_gives_the_same_bytes(reference: Work, tmp_path: Path, workers: int) -> None:
+    work = new_work(tmp_path, corpus=reference.corpus)
+    for stage in ("pack_pretrain", "pack_anneal_mix"):
+        done = work.run(stage, "--executor", "ray", "--workers", str(workers))
+        assert f"executor ray, {workers} slots" in done.stderr
+    results = work.results()
+    assert results == reference.results()
+    assert sum(name.endswith(".bin") for name in results) == 5 + 1 + 2 + 1
+    assert sum(" docs" in name for name in results) == 3 * 3
+
+
+def test_a_cached_run_starts_nothing_and_touches_nothing(reference: Work) -> None:
+    before = reference.snapshot()
+    began = time.monotonic()
+    done = reference.run("pack_pretrain", "--executor", "ray", PYTHONPROFILEIMPORTTIME="1")
+    seconds = time.monotonic() - began
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    assert "pipeline.executors" in imported
+    assert imported.isdisjoint({"ray", "torch", "datasets"})
+    assert "executor" not in done.stderr.replace("pipeline.executors", "")
+    assert "22 units, 22 cached" in done.stderr
+    assert reference.snapshot() == before
+    assert seconds < 10
+
+
+def test_plan_writes_nothing(work: Work, reference: Work) -> None:
+    assert work.cli("plan", "pack_pretrain").returncode == 0
+    assert not work.out.exists()
+    before = reference.snapshot()
+    assert reference.cli("plan", "pack_anneal_mix", "--set", "tokenizer.vocab_size=500").returncode == 0
+    assert reference.snapshot() == before
+
+
+def test_verify_and_inspect_accept_what_was_built(reference: Work) -> None:
+    manifest = str(reference.out / "small/anneal/manifest.json")
+    done = reference.cli("verify", manifest)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "20,000 training" in done.stdout
+    assert reference.cli("inspect", manifest).returncode == 0
+
+
+def test_a_slow_source_holds_up_no_other(tmp_path: Path) -> None:
+    work = new_work(tmp_path, copy_project(tmp_path))
+    slow = '    if task.params["files"] == ["n.jsonl"]:\n        __import__("time").sleep(2)\n'
+    edit(
+        work.root / "stages/sources/jsonl.py",
+        "    write_parts(task, rows(task))",
+        slow + "    write_parts(task, rows(task))",
+    )
+    work.run("dedup", "--workers", "2")
+    records = {(r["stage"], r["label"]): r for r in work.records().values()}
+    slow_download = records["download", "notes n.jsonl"]
+    filtered = [r for (stage, label), r in records.items() if stage == "filter" and not label.startswith("notes")]
+    assert len(filtered) == 2
+    assert all(r["finished"] < slow_download["finished"] for r in filtered)
+    assert all(r["started"] >= slow_download["finished"] for (s, _), r in records.items() if s == "dedup")
+
+
+class Stub:
+    """An executor that makes records out of nothing and notes how many units it holds."""
+
+    name = "stub"
+    slots = 4
+
+    def __init__(self, replies: list[Any] | None = None) -> None:
+        self.flying = self.most = self.ran = 0
+        self.replies = replies or []
+
+    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+        self.flying += 1
+        self.most = max(self.most, self.flying)
+        await asyncio.sleep(0)
+        self.flying -= 1
+        self.ran += 1
+        reply = self.replies.pop(0) if self.replies else None
+        if isinstance(reply, Exception):
+            raise reply
+        if isinstance(reply, dict):
+            return {"error": {"trace": "", **reply}}
+        record = Record(spec["key"], spec["stage"], spec["label"], [], [], {"kept": 1}, 0, 0, {}, 0, 0, "a")
+        return {"record": record.to_dict()}
+
+    def close(self) -> None:
+        self.flying = 0
+
+
+def context_of(tmp_path: Path, stub: Stub, **keys: Any) -> Context:
+    """A Context that runs on `stub`."""
+    recipe = parse_recipe({**small_recipe(tmp_path), **keys}, "here")
+    return Context(recipe, Store(str(tmp_path / "out")), lambda: stub, Progress(quiet=True))  # type: ignore[arg-type,return-value]
+
+
+async def one(context: Context, i: int, stage: str = "filter") -> Record:
+    """Run the i-th made-up unit."""
+    return await context.run(stage, apply_rules.work, {"rules": []}, [Artifact("x", str(i))], f"unit {i}", "web")
+
+
+def test_five_thousand_units_stay_within_the_window(tmp_path: Path) -> None:
+    stub = Stub()
+    context = context_of(tmp_path, stub)
+    ahead = 0
+
+    def units() -> Iterator[Any]:
+        nonlocal ahead
+        for i in range(5000):
+            ahead = max(ahead, i - stub.ran)
+            yield one(context, i)
+
+    began = time.monotonic()
+    records = drive(context, context.gather(units()))
+    assert time.monotonic() - began < 30
+    assert [r.label for r in records] == [f"web unit {i}" for i in range(5000)]
+    assert (stub.ran, stub.most) == (5000, 4)
+    assert 4 < ahead <= WINDOW
+    assert context.counts("filter", "web") == {"kept": 5000}
+
+
+def test_the_same_unit_asked_for_twice_runs_once(tmp_path: Path) -> None:
+    stub = Stub()
+    context = context_of(tmp_path, stub)
+    first, second = drive(context, context.gather([one(context, 1), one(context, 1)]))
+    assert first == second
+    assert stub.ran == 1
+
+
+def test_transient_errors_and_lost_workers_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine.random.random", lambda: -0.5)  # no pause
+    busy = {"kind": "transient", "message": "429"}
+    stub = Stub([busy, WorkerLost("killed"), busy, WorkerLost("killed")])
+    context = context_of(tmp_path, stub)
+    assert drive(context, one(context, 1)).label == "web unit 1"
+    assert stub.ran == 5
+
+
+def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine.random.random", lambda: -0.5)
+    context = context_of(tmp_path, Stub([{"kind": "transient", "message": "429"}] * 9))
+    with pytest.raises(UnitFailed, match="filter web unit 1: 429"):
+        drive(context, one(context, 1))
+    stub = Stub([WorkerLost("killed")] * 9)
+    context = context_of(tmp_path, stub)
+    with pytest.raises(UnitFailed, match=r"its worker died 4 times; last: killed"):
+        drive(context, one(context, 2))
+    assert stub.ran == 4
+
+
+def test_one_bad_unit_does_not_stop_the_others(tmp_path: Path) -> None:
+    stub = Stub([{"kind": "permanent", "message": "bad"}])
+    context = context_of(tmp_path, stub)
+    with pytest.raises(UnitFailed, match="filter web unit 0: bad"):
+        drive(context, context.gather([one(context, i) for i in range(50)]))
+    assert stub.ran == 50
+    assert len(context.state("filter").records) == 49
+
+
+def test_a_full_disk_stops_at_once(tmp_path: Path) -> None:
+    stub = Stub([{"kind": "fatal", "message": "no space left"}])
+    context = context_of(tmp_path, stub)
+    with pytest.raises(UnitFailed, match="no space left"):
+        drive(context, context.gather(one(context, i) for i in range(500)))
+    assert stub.ran <= stub.slots
+
+
+def test_a_tolerated_file_is_left_out_and_one_more_is_not(tmp_path: Path) -> None:
+    bad = {"kind": "permanent", "message": "cut off"}
+    for lost, files, fails in ((1, 1, False), (2, 1, True), (1, 0, True)):
+        context = context_of(tmp_path, Stub([bad] * lost), quarantine={"files": files})
+        job = context.gather([one(context, i, "download") for i in range(5)])
+        if fails:
+            with pytest.raises(UnitFailed, match="cut off"):
+                drive(context, job)
+        else:
+            assert drive(context, job).count(None) == 1

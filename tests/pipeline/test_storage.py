@@ -1,0 +1,174 @@
+"""The store: commit, reuse and publishing, on a disk and on a file system without renames or links."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.storage import RECORD, Store, run_lock, sha256_file, switch_link
+from stages.base import Artifact, Record
+
+
+def make_record(store: Store, tmp_path: Path, attempt: str, content: bytes, key: str = "ab" * 20) -> Record:
+    """A record of one output, sealed but not put."""
+    folder = Path(store.folder("filter", key)) if store.local else tmp_path / attempt
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{attempt}.docs.parquet"
+    path.write_bytes(content)
+    sealed = store.seal("filter", key, Artifact(str(path), "d" * 64, name="docs"), sha256_file(path))
+    return Record(key, "filter", "x", [], [sealed], {}, 0, 0, {}, 0, 0, attempt)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store, local and remote."""
+    return Store(str(tmp_path / "out") if request.param == "disk" else f"memory://{uuid.uuid4().hex}")
+
+
+def test_the_first_record_wins(store: Store, tmp_path: Path) -> None:
+    first, second = (make_record(store, tmp_path, a, a.encode()) for a in ("one", "two"))
+    assert store.find("filter", first.key) is None
+    assert store.put_record(first).attempt == "one"
+    assert store.put_record(second).attempt == "one"
+    found = store.find("filter", first.key)
+    assert found is not None
+    assert (found.attempt, found.outputs) == ("one", first.outputs)
+    assert [(s, k) for s, k, _ in store.unit_folders()] == [("filter", first.key)]
+
+
+def test_a_record_whose_outputs_are_gone_is_replaced(store: Store, tmp_path: Path) -> None:
+    first = make_record(store, tmp_path, "one", b"1111")
+    store.put_record(first)
+    store.fs.rm_file(store.absolute(first.outputs[0]))
+    fresh = Store(store.uri)
+    assert fresh.find("filter", first.key) is None
+    assert fresh.has_record("filter", first.key)
+    assert fresh.put_record(make_record(fresh, tmp_path, "two", b"2222")).attempt == "two"
+    found = fresh.find("filter", first.key)
+    assert found is not None
+    assert found.attempt == "two"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', "null"])
+def test_a_damaged_record_counts_as_none(store: Store, tmp_path: Path, damage: str) -> None:
+    record = make_record(store, tmp_path, "one", b"1111")
+    store.fs.makedirs(store.folder("filter", record.key), exist_ok=True)
+    store.fs.pipe_file(f"{store.folder('filter', record.key)}/{RECORD}", damage.encode())
+    assert store.find("filter", record.key) is None
+    assert store.put_record(record).attempt == "one"
+    assert store.find("filter", record.key) is not None
+
+
+def test_truncated_and_altered_outputs_are_noticed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    record = store.put_record(make_record(store, tmp_path, "one", b"12345678"))
+    path = Path(store.absolute(record.outputs[0]))
+    path.write_bytes(b"1234567")
+    assert Store(store.out).find("filter", record.key) is None
+    path.write_bytes(b"12345679")
+    assert Store(store.out).find("filter", record.key) is None
+    path.write_bytes(b"12345678")  # another time, the same contents: as after a copy
+    assert Store(store.out).find("filter", record.key) is not None
+
+
+def test_no_leftovers_of_a_commit(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    for attempt in ("one", "two"):
+        store.put_record(make_record(store, tmp_path, attempt, b"1"))
+    names = {p.name for p in Path(store.folder("filter", "ab" * 20)).iterdir()}
+    assert names == {RECORD, "one.docs.parquet", "two.docs.parquet"}
+
+
+def test_publishing_switches_whole_folders(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    old = store.put_record(make_record(store, tmp_path, "one", b"old")).outputs[0]
+    new = store.put_record(make_record(store, tmp_path, "two", b"new", "cd" * 20)).outputs[0]
+    link = tmp_path / "out/r/pretrain"
+    assert store.publish("r", "pretrain", {"a": old, "b": old})
+    before = link.resolve()
+    assert not store.publish("r", "pretrain", {"a": old, "b": old})
+    assert store.publish("r", "pretrain", {"a": new})
+    assert {p.name: p.read_bytes() for p in link.iterdir()} == {"a": b"new"}
+    assert {p.name for p in before.iterdir()} == {"a", "b"}, "the old build is as it was"
+    assert (link / "a").samefile(store.absolute(new)), "no second copy of the bytes"
+    assert not list(link.parent.rglob(".*")), "no temporary names are left"
+
+
+def test_a_folder_of_the_users_is_not_touched(tmp_path: Path) -> None:
+    mine = tmp_path / "pretrain"
+    mine.mkdir()
+    (mine / "precious").write_text("x")
+    with pytest.raises(FileExistsError, match="move it away"):
+        switch_link(mine, tmp_path)
+    assert (mine / "precious").read_text() == "x"
+
+
+def test_remote_publishing_puts_the_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    outputs = {n: store.put_record(make_record(store, tmp_path, n, n.encode(), n * 40)).outputs[0] for n in "abc"}
+    files = {"manifest.json": outputs["a"], "x.bin": outputs["b"], "a.idx": outputs["c"]}
+    order: list[str] = []
+    copy = store.fs.copy
+
+    def noted(source: str, target: str, **options: Any) -> None:
+        order.append(target.rpartition("/")[2])
+        copy(source, target, **options)
+
+    monkeypatch.setattr(store.fs, "copy", noted)
+    assert store.publish("r", "anneal", files)
+    assert order == ["a.idx", "x.bin", "manifest.json"]
+    assert not store.publish("r", "anneal", files)
+    assert len(order) == 3, "nothing is copied twice"
+
+
+def test_remote_artifacts_are_fetched_once_and_scratch_goes(tmp_path: Path) -> None:
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    artifact = store.put_record(make_record(store, tmp_path, "one", b"abc")).outputs[0]
+    path = store.fetch(artifact)
+    assert Path(path).read_bytes() == b"abc"
+    assert store.fetch(artifact) == path
+    store.drop_scratch()
+    assert not Path(path).exists()
+
+
+def test_the_digest_of_an_input_follows_its_contents(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    file = tmp_path / "big"
+    file.write_bytes(b"x" * (2 << 20))
+    first = store.identify(str(file))
+    assert Store(store.out).identify(f"file://{file}") == first == (sha256_file(file), 2 << 20)
+    file.write_bytes(b"y" * (2 << 20))
+    assert store.identify(str(file)) == (sha256_file(file), 2 << 20) != first
+
+
+def test_state_is_written_only_when_it_says_something_new(store: Store) -> None:
+    assert store.read_state("r", "units.json") is None
+    store.write_state("r", "units.json", {"a": 1})
+    assert store.read_state("r", "units.json") == {"a": 1}
+    if store.local:
+        path = Path(store.out) / "r/units.json"
+        before = path.stat()
+        store.write_state("r", "units.json", {"a": 1})
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        path.write_text("{")
+        assert store.read_state("r", "units.json") is None, "a damaged state is no state"
+
+
+def test_two_runs_of_one_store_both_count_as_running(tmp_path: Path) -> None:
+    from pipeline.status import running
+
+    store = Store(str(tmp_path / "out"))
+    assert running(store) is None
+    with run_lock(store, "run a"):
+        with run_lock(store, "run b"):
+            assert running(store) is not None
+        now = running(store)
+        assert now is not None, "the end of one run must not hide the other"
+        assert now["pid"] == os.getpid()
+        assert json.dumps(now)
+    assert running(store) is None
