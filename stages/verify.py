@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages import ids
+from stages.layout import rotate
 from stages.shards import ROWS, open_shard, read_index
 from stages.tables import table_digest
+from stages.text_encoder import BOS, PAD, special_ids, token_bytes
 from train.manifest import HEADER_BYTES, Manifest, ManifestError, Shard
 
 
@@ -23,8 +26,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@dataclass
+class Tally:
+    """What the rows of all shards add up to."""
+
+    tokens: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # by split, source, copy
+    documents: Counter[tuple[str, str]] = field(default_factory=Counter)  # by split, source
+    cuts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    border: int = -1  # the highest position in the training shards so far
+
+
 def verify(manifest: Manifest) -> Iterator[str]:
-    """Every difference between the manifest and what lies beside it."""
+    """Every difference between the manifest and what lies beside it.
+
+    What came before packing (rows in, kept and dropped, origin, revision, licence, versions, the hash of the
+    source tree, the recipe's other keys, the second half of the build id) cannot be known from the folder.
+    """
+    yield from verify_manifest(manifest)
     named = [(manifest.tokenizer.path, manifest.tokenizer.sha256)]
     named.append((manifest.val_ids.path, manifest.val_ids.sha256))
     for shard in manifest.shards:
@@ -40,18 +58,79 @@ def verify(manifest: Manifest) -> Iterator[str]:
         else:
             continue
         damaged.add(path)
-    held = set() if manifest.val_ids.path in damaged else set(read_ids(manifest))
-    if manifest.val_ids.rule != ids.VALIDATION_RULE:
-        yield f"validation rule {manifest.val_ids.rule!r} is not this program's {ids.VALIDATION_RULE!r}"
-    totals: dict[tuple[str, str], int] = {}
+    if manifest.tokenizer.path not in damaged:
+        yield from verify_tokenizer(manifest)
+    held: set[bytes] = set()
+    if manifest.val_ids.path not in damaged:
+        listed = read_ids(manifest)
+        yield from verify_ids(manifest, listed)
+        held.update(listed)
+    tally = Tally()
     for shard in manifest.shards:
         if damaged.isdisjoint({shard.path, shard.index, shard.rows}):
             try:
-                yield from verify_shard(manifest, shard, held, totals)
-            except (ManifestError, pa.ArrowInvalid) as error:
+                yield from verify_shard(manifest, shard, held, tally)
+            except (ManifestError, pa.ArrowException, OSError) as error:
                 yield f"{shard.path}: {error}"
     if not damaged:
-        yield from verify_totals(manifest, totals)
+        yield from verify_totals(manifest, tally)
+
+
+def verify_manifest(manifest: Manifest) -> Iterator[str]:
+    """The manifest agrees with itself: names, numbers and what its recipe asked for."""
+    numbers = Counter[str]()
+    for shard in manifest.shards:
+        stem = f"{manifest.name}_{manifest.mixture}_{shard.split}_{numbers[shard.split]:06d}"
+        numbers[shard.split] += 1
+        if (shard.path, shard.index, shard.rows) != (f"{stem}.bin", f"{stem}.idx", f"{stem}.rows.parquet"):
+            yield f"manifest: the files of {shard.path} are not named {stem}"
+        if shard.split not in ("train", "val"):
+            yield f"manifest: {shard.path} is of split {shard.split!r}"
+        if shard.bytes != HEADER_BYTES + 2 * shard.tokens:
+            yield f"manifest: {shard.path} cannot have {shard.bytes:,} bytes and {shard.tokens:,} tokens"
+    recipe = manifest.recipe
+    asked = recipe.get("mixtures", {}).get(manifest.mixture) or {}
+    facts = {
+        "name": (manifest.name, recipe.get("name")),
+        "seed": (manifest.seed, recipe.get("seed")),
+        "tokens": (manifest.tokens, asked.get("tokens")),
+        "sources": ({s.name: s.ratio_asked for s in manifest.sources}, asked.get("ratios")),
+    }
+    for name, (said, wanted) in facts.items():
+        if said != wanted:
+            yield f"manifest: {name} is {said!r}, its recipe says {wanted!r}"
+    caps = asked.get("max_epochs", 1.0)
+    for source in manifest.sources:
+        cap = caps.get(source.name, 1.0) if isinstance(caps, dict) else caps
+        if source.max_epochs != cap:
+            yield f"manifest: source {source.name} has a cap of {source.max_epochs}, its recipe says {cap}"
+        if source.ratio_got != source.tokens / max(1, manifest.tokens):
+            yield f"manifest: source {source.name} has ratio_got {source.ratio_got}, not tokens / all tokens"
+        if source.epochs != (source.tokens / source.available_tokens if source.available_tokens else 0.0):
+            yield f"manifest: source {source.name} has epochs {source.epochs}, not tokens / available_tokens"
+        if source.epochs > source.max_epochs + 1e-9:
+            yield f"manifest: source {source.name} is repeated {source.epochs:.3f} times, above its cap"
+
+
+def verify_tokenizer(manifest: Manifest) -> Iterator[str]:
+    """What the manifest says of the tokenizer is what its file says."""
+    said, path = manifest.tokenizer, str(manifest.file(manifest.tokenizer.path))
+    specials, lengths = special_ids(path), token_bytes(path)
+    if said.special_ids != specials or (said.bos_id, said.pad_id) != (specials.get(BOS), specials.get(PAD)):
+        yield f"manifest: special ids are not those of {said.path}"
+    if said.token_bytes != lengths or said.vocab_size != len(lengths):
+        yield f"manifest: vocabulary size or token_bytes are not those of {said.path}"
+
+
+def verify_ids(manifest: Manifest, listed: list[bytes]) -> Iterator[str]:
+    """`val_ids.bin` is sorted, of the size promised, and holds only ids that the rule holds out."""
+    name = manifest.val_ids.path
+    if manifest.val_ids.rule != ids.VALIDATION_RULE:
+        yield f"validation rule {manifest.val_ids.rule!r} is not this program's {ids.VALIDATION_RULE!r}"
+    if len(listed) != manifest.val_ids.count or any(len(i) != 16 for i in listed[-1:]):
+        yield f"{name}: does not hold {manifest.val_ids.count:,} ids of 16 bytes"
+    elif listed != sorted(set(listed)) or not ids.is_validation(listed).all():
+        yield f"{name}: ids are not sorted, or not all held out by the rule"
 
 
 def read_ids(manifest: Manifest) -> list[bytes]:
@@ -60,9 +139,7 @@ def read_ids(manifest: Manifest) -> list[bytes]:
     return [raw[i : i + 16] for i in range(0, len(raw), 16)]
 
 
-def verify_shard(
-    manifest: Manifest, shard: Shard, held: set[bytes], totals: dict[tuple[str, str], int]
-) -> Iterator[str]:
+def verify_shard(manifest: Manifest, shard: Shard, held: set[bytes], tally: Tally) -> Iterator[str]:
     """Header, index, rows and tokens of one shard agree with each other and with the manifest."""
     name, bos = shard.path, manifest.tokenizer.bos_id
     header, tokens = open_shard(manifest.file(shard.path))
@@ -71,7 +148,7 @@ def verify_shard(
     facts = (header.tokens, header.documents, header.vocab_size, header.bos_id)
     if facts != (shard.tokens, shard.documents, manifest.tokenizer.vocab_size, bos):
         yield f"{name}: header says {facts}, the manifest otherwise"
-    rows = pq.read_table(manifest.file(shard.rows))
+    rows = pq.read_table(manifest.file(shard.rows), partitioning=None)
     if rows.schema.names != ROWS.names:
         yield f"{shard.rows}: columns are {rows.schema.names}"
         return
@@ -94,9 +171,30 @@ def verify_shard(
     if np.isin(tokens, reserved).any():
         yield f"{name}: holds special ids other than BOS"
     yield from verify_split(shard, rows, held)
-    for source in pc.unique(rows["source"]).to_pylist():
-        mine = int(counts[np.asarray(pc.equal(rows["source"], source).to_numpy())].sum())
-        totals[shard.split, source] = totals.get((shard.split, source), 0) + mine
+    yield from verify_order(manifest, shard, rows, tally)
+    groups = rows.group_by(["source", "copy"]).aggregate(
+        [("token_count", "sum"), ("token_count", "count"), ("truncated", "sum")]
+    )
+    for row in groups.to_pylist():
+        tally.tokens[shard.split, row["source"], row["copy"]] += row["token_count_sum"]
+        tally.documents[shard.split, row["source"]] += row["token_count_count"]
+        tally.cuts[shard.split, row["source"]] += row["truncated_sum"]
+
+
+def verify_order(manifest: Manifest, shard: Shard, rows: pa.Table, tally: Tally) -> Iterator[str]:
+    """Documents lie where seed and id put them: in this shard, and in this order inside it."""
+    identities, part = rows["document_id"].combine_chunks(), rows["part"].to_numpy()
+    copy = rows["copy"].to_numpy()
+    order = ids.order(manifest.seed, identities, part, copy)
+    if (order[1:] < order[:-1]).any():
+        yield f"{shard.rows}: documents are not in the order of seed {manifest.seed}"
+    if shard.split == "train" and len(rows):
+        places = ids.position(manifest.seed, identities, part)
+        for number in np.unique(copy):
+            places[copy == number] = rotate(places[copy == number], int(number))
+        if int(places.min()) <= tally.border:
+            yield f"{shard.path}: holds documents that belong into an earlier shard"
+        tally.border = int(places.max())
 
 
 def verify_split(shard: Shard, rows: pa.Table, held: set[bytes]) -> Iterator[str]:
@@ -112,15 +210,34 @@ def verify_split(shard: Shard, rows: pa.Table, held: set[bytes]) -> Iterator[str
         yield f"{shard.path}: documents are not on the side of the split that their id puts them"
 
 
-def verify_totals(manifest: Manifest, totals: dict[tuple[str, str], int]) -> Iterator[str]:
-    """Counts of the manifest are the sums of what the shards hold."""
-    for split, expected in (("train", manifest.tokens), ("val", manifest.val_tokens)):
-        found = sum(n for (s, _), n in totals.items() if s == split)
-        if found != expected:
-            yield f"manifest: {split} tokens are {found:,}, not {expected:,}"
-    for source in manifest.sources:
-        found = totals.get(("train", source.name), 0)
-        if found != source.tokens:
-            yield f"manifest: source {source.name} gave {found:,} tokens, not {source.tokens:,}"
-        if source.epochs > source.max_epochs + 1e-9:
-            yield f"manifest: source {source.name} is repeated {source.epochs:.3f} times, above its cap"
+def verify_totals(manifest: Manifest, tally: Tally) -> Iterator[str]:
+    """Counts of the manifest are the sums of what the shards hold, and repeats are as it says."""
+    known = {source.name for source in manifest.sources}
+    strange = {name for _, name in tally.documents} - known
+    if strange:
+        yield f"manifest: shards hold documents of {', '.join(sorted(strange))}, which it does not list"
+
+    def of(split: str, name: str | None = None) -> tuple[int, int]:
+        tokens = sum(n for (s, source, _), n in tally.tokens.items() if s == split and name in (None, source))
+        return tokens, sum(n for (s, source), n in tally.documents.items() if s == split and name in (None, source))
+
+    facts = [
+        ("training tokens and documents", (manifest.tokens, manifest.documents), of("train")),
+        ("validation tokens", manifest.val_tokens, of("val")[0]),
+    ]
+    for s in manifest.sources:
+        facts.append((f"tokens and documents of {s.name}", (s.tokens, s.documents), of("train", s.name)))
+        facts.append((f"held out of {s.name}", (s.val_tokens, s.val_documents), of("val", s.name)))
+    for what, said, found in facts:
+        if said != found:
+            yield f"manifest: {what} are {found}, not {said}"
+    for s in manifest.sources:
+        full, rest = divmod(s.tokens, s.available_tokens) if s.available_tokens else (0, s.tokens)
+        wanted = dict.fromkeys(range(full), s.available_tokens) | ({full: rest} if rest else {})
+        copies = {c: n for (split, name, c), n in tally.tokens.items() if (split, name) == ("train", s.name)}
+        if copies != wanted:
+            yield f"manifest: tokens of {s.name} by copy are {copies}, not {wanted}"
+        if tally.cuts["train", s.name] > 1:
+            yield f"manifest: {tally.cuts['train', s.name]} training documents of {s.name} are cut, not one at most"
+    if sum(n for (split, _), n in tally.cuts.items() if split == "val") > 1:
+        yield "manifest: more than one validation document is cut"
