@@ -196,14 +196,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # typer turns Ctrl-C into a status and returns it
+        if status == 130:
+            raise KeyboardInterrupt
+        sys.exit(status if isinstance(status, int) else 0)
     except (UserError, DataError, ManifestError) as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except typer.Abort:
         sys.exit(1)
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline import code, quarantine
-from pipeline.errors import NotBuilt, UnitFailed, UserError
+from pipeline.errors import NotBuilt, UnitFailed
 from pipeline.executors import Executor, WorkerLost
 from pipeline.graph import order
 from pipeline.progress import Progress

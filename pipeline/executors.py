@@ -84,9 +84,10 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Kill the workers."""
-        for worker in self.all:
+        workers = list(self.all)  # the threads that wait for them take them out of the set
+        for worker in workers:
             worker.kill()
-        for worker in self.all:
+        for worker in workers:
             worker.wait()
         self.all.clear()
         self.idle.clear()

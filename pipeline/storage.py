@@ -243,16 +243,21 @@ class Store:
         names = json.dumps({name: a.sha256 for name, a in sorted(files.items())})
         build = hashlib.sha256(names.encode()).hexdigest()[:16]
         base = Path(self.out) / recipe
-        target = base / "builds" / f"{folder.replace('/', '-')}-{build}"
-        if not target.is_dir():
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            temporary.mkdir(parents=True)
-            for name, artifact in files.items():
-                link_or_copy(Path(self.absolute(artifact)), temporary / name)
-            try:
-                temporary.rename(target)
-            except OSError:  # another run built the same
-                shutil.rmtree(temporary)
+        name = f"{folder.replace('/', '-')}-{build}"
+        linked = (base / folder).resolve()
+        for target in [linked, *sorted((base / "builds").glob(f"{name}*"))]:
+            if target.name.startswith(name) and all(same_file(target / n, self.absolute(a)) for n, a in files.items()):
+                return switch_link(base / folder, target)
+        target = base / "builds" / name
+        temporary = target.with_name(f".{name}.{uuid.uuid4().hex[:8]}")
+        temporary.mkdir(parents=True)
+        for file, artifact in files.items():
+            link_or_copy(Path(self.absolute(artifact)), temporary / file)
+        try:
+            temporary.rename(target)
+        except OSError:  # another run built the same, or what stands there was damaged; `clean` takes it
+            target = target.with_name(f"{name}-{uuid.uuid4().hex[:8]}")
+            temporary.rename(target)
         return switch_link(base / folder, target)
 
     def _publish_copies(self, recipe: str, folder: str, files: dict[str, Artifact]) -> bool:
@@ -308,6 +313,16 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def same_file(path: Path, stored: str) -> bool:
+    """Whether a published file is the stored one: a link to it, or a copy of its length and time."""
+    try:
+        here, there = path.stat(), os.stat(stored)  # noqa: PTH116 - a text
+    except FileNotFoundError:
+        return False
+    marks = [(info.st_size, info.st_mtime_ns) for info in (here, there)]
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) or marks[0] == marks[1]
 
 
 def switch_link(link: Path, target: Path) -> bool:

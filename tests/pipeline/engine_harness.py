@@ -156,6 +156,7 @@ class Work:
                 stderr=err,
                 text=True,
                 start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores it
             )
 
     def cli(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,125 @@
+"""The everyday commands: list, status, clean."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from engine_harness import Work, copy_project, edit, new_work
+
+from pipeline.storage import Store, run_lock
+
+
+def test_list_names_every_stage(work: Work) -> None:
+    done = work.cli("list")
+    assert done.returncode == 0
+    first = [line.split()[0] for line in done.stdout.splitlines()[2:] if line and not line.startswith(" ")]
+    stages = ["download", "filter", "dedup", "build_tokenizer", "tokenize", "pack_pretrain", "pack_anneal_mix", "train"]
+    assert [word for word in first if word in stages] == stages
+
+
+def test_status_before_and_after(reference: Work, work: Work) -> None:
+    assert "nothing is built" in work.cli("status").stdout
+    lines = reference.cli("status").stdout.splitlines()
+    rows = {line.split()[0]: line.split()[1:4] for line in lines if line and line.split()[0] in ("filter", "dedup")}
+    assert rows == {"filter": ["3", "0", "0"], "dedup": ["4", "0", "0"]}
+    assert "quarantined rows: 1" in lines
+
+
+def test_clean_keeps_what_results_refer_to(tmp_path: Path) -> None:
+    work = new_work(tmp_path)
+    work.run("pack_pretrain")
+    work.run("pack_pretrain", "--set", "seed=8")
+    training = work.out / "store/train/ab" / ("ab" * 20) / "run/checkpoints"
+    training.mkdir(parents=True)
+    (training / "weights").write_text("precious")
+    units = set(work.records())
+    before = work.snapshot()
+    listed = work.cli("clean", "--dry-run")
+    assert listed.returncode == 0, listed.stderr
+    assert "would delete" in listed.stdout
+    assert work.snapshot() == before, "a dry run deletes nothing"
+    done = work.cli("clean")
+    assert done.returncode == 0, done.stderr
+    assert "holds a training run; --force deletes it" in done.stdout
+    assert (training / "weights").exists()
+    left = set(work.records())
+    assert left < units
+    assert {stage for stage, _ in units - left} == {"tokenize", "pack_pretrain"}
+    assert len(list((work.out / "small/builds").glob("pretrain-*"))) == 1
+    again = work.run("pack_pretrain", "--set", "seed=8")
+    assert "22 units, 22 cached" in again.stderr
+    assert work.cli("verify", str(work.out / "small/pretrain")).returncode == 0
+    assert "deleted" in work.cli("clean", "--force").stdout
+    assert not training.exists()
+
+
+def test_clean_takes_leftovers_of_killed_attempts(tmp_path: Path) -> None:
+    work = new_work(tmp_path)
+    work.run("filter")
+    record = next(r for r in work.records().values() if r["stage"] == "filter")
+    leftover = work.out / "store/filter" / record["key"][:2] / record["key"] / "feedfacefeed.docs.parquet"
+    leftover.write_text("x")
+    assert str(leftover) in work.cli("clean").stdout
+    assert not leftover.exists()
+    assert "cached" in work.run("filter").stderr
+
+
+def test_a_run_cut_short_forgets_nothing(tmp_path: Path) -> None:
+    work = new_work(tmp_path)
+    work.run("pack_pretrain")
+    kept = set(work.records())
+    work.fails("run", "pack_pretrain", "--executor", "local", "--set", "sources.web.path=/nowhere", "--set", "seed=5")
+    work.fails("run", "pack_pretrain", "--executor", "local", "--set", "tokenizer.vocab_size=60000")
+    assert work.cli("clean").returncode == 0
+    assert kept <= set(work.records()) | {u for u in kept if u[0] == "build_tokenizer"}
+    assert "deleted" not in work.cli("clean").stdout
+
+
+def test_clean_waits_for_a_run(tmp_path: Path) -> None:
+    work = new_work(tmp_path)
+    store = Store(str(work.out))
+    with run_lock(store, "run something"):
+        text = work.fails("clean")
+        assert f"process {os.getpid()} is running `run something`" in text
+        assert "running: run something" in work.cli("status").stdout
+    assert work.cli("clean").returncode == 0
+
+
+def test_a_lock_left_by_a_killed_run_holds_up_nobody(tmp_path: Path) -> None:
+    work = new_work(tmp_path)
+    stale = work.out / "store/running/dead.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text(json.dumps({"pid": 1, "command": "run"}))
+    assert work.cli("clean").returncode == 0
+    assert not stale.exists()
+
+
+def test_force_runs_only_that_stage_again(tmp_path: Path) -> None:
+    work = new_work(tmp_path)
+    work.run("dedup")
+    before = {u: r["attempt"] for u, r in work.records().items()}
+    work.run("dedup", "--force")
+    after = {u: r["attempt"] for u, r in work.records().items()}
+    assert {u[0] for u in before if after[u] != before[u]} == {"dedup"}
+    assert set(after) == set(before)
+
+
+def test_a_fault_of_ours_is_a_line_and_debug_shows_where(tmp_path: Path) -> None:
+    work = new_work(tmp_path, copy_project(tmp_path))
+    edit(work.root / "stages/apply_rules.py", "    rules = [(name", "    1 / 0\n    rules = [(name")
+    text = work.fails("run", "filter", "--executor", "local")
+    assert "ZeroDivisionError: division by zero" in text
+    done = work.cli("run", "filter", "--executor", "local", "--debug")
+    assert done.returncode == 1
+    assert "apply_rules.py" in done.stderr
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--help", "run --help"])
+def test_help(work: Work, option: str) -> None:
+    done = work.cli(*option.split()) if option != "--help" else work.cli("list", "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout

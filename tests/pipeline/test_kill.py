@@ -1,0 +1,157 @@
+"""kill -9 at any moment, of the driver or of a worker: nothing is lost, nothing runs twice, nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_harness import LIMIT, Work, copy_project, descendants, edit, gone, kill, marked, new_work
+
+
+def record_files(work: Work) -> list[Path]:
+    return list(work.out.glob("store/*/??/*/record.json"))
+
+
+def wait_for(condition: Any, what: str, seconds: float = LIMIT) -> Any:
+    """Poll until `condition()` is true, and return what it gave."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.005)
+    return value
+
+
+def run_and_kill(work: Work, records: int, *options: str) -> bool:
+    """Start a run, kill -9 its driver when `records` units are done. False if it ended before."""
+    mark = uuid.uuid4().hex
+    driver = work.start("run", "pack_pretrain", *options, SHARDMILL_TEST=mark)
+    wait_for(lambda: len(record_files(work)) >= records or driver.poll() is not None, "records")
+    killed = driver.poll() is None
+    kill(driver.pid)
+    driver.wait()
+    # The next run starts at once, while whatever the dead driver left may still be there.
+    return killed
+
+
+def check_nothing_ran_twice(work: Work, seen: dict[tuple[str, str], Any]) -> None:
+    """No unit that had a record was started again: the record is the same, no later attempt wrote beside it."""
+    for unit, record in seen.items():
+        now = work.records()[unit]
+        assert (now["attempt"], now["started"]) == (record["attempt"], record["started"]), record["label"]
+        folder = work.out / "store" / unit[0] / unit[1][:2] / unit[1]
+        for path in folder.iterdir():
+            if path.name.split(".")[0] not in (record["attempt"], "record"):
+                # An attempt that was under way when its twin committed may end; none may begin later.
+                assert path.stat().st_mtime <= record["finished"] + 1, f"{path} was written after the record"
+
+
+def kill_at(reference: Work, folder: Path, moments: list[int], *options: str) -> None:
+    """Kill the driver after so many records, each time running again at once; the end must be the same."""
+    work = new_work(folder, corpus=reference.corpus)
+    seen: dict[tuple[str, str], Any] = {}
+    killed = 0
+    for records in moments:
+        killed += run_and_kill(work, records, *options)
+        seen |= work.records()
+    done = work.cli("run", "pack_pretrain", *options)
+    assert done.returncode == 0, done.stderr
+    work.run("pack_anneal_mix")
+    assert killed >= len(moments) - 1
+    check_nothing_ran_twice(work, seen)
+    assert work.results() == reference.results()
+
+
+def test_kill_the_driver_of_a_pool(reference: Work, tmp_path: Path) -> None:
+    kill_at(reference, tmp_path, [1, 4, 8, 11, 15, 20], "--executor", "local")
+
+
+def test_kill_the_driver_of_ray(reference: Work, tmp_path: Path) -> None:
+    kill_at(reference, tmp_path, [2, 12], "--executor", "ray", "--workers", "2")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_kill_the_driver_at_every_record(reference: Work, tmp_path: Path, executor: str) -> None:
+    kill_at(reference, tmp_path, list(range(1, 22)), "--executor", executor, "--workers", "2")
+
+
+def slow_project(folder: Path, seconds: float) -> Path:
+    """A project whose tokeniser takes its time, so that a test can meet it at work."""
+    root = copy_project(folder)
+    sleep = f'__import__("time").sleep({seconds})'
+    edit(root / "stages/tokenize.py", "    seed, shard_tokens = task", f"    {sleep}\n    seed, shard_tokens = task")
+    return root
+
+
+def busy(work: Work) -> bool:
+    """Whether the tokeniser is at work."""
+    return bool(list(work.out.glob("store/tokenize/??/*")))
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_nothing_outlives_a_killed_driver(tmp_path: Path, executor: str) -> None:
+    work = new_work(tmp_path, slow_project(tmp_path, 20))
+    mark = uuid.uuid4().hex
+    driver = work.start("run", "tokenize", "--executor", executor, SHARDMILL_TEST=mark)
+    wait_for(lambda: busy(work), "the tokeniser")
+    time.sleep(0.3)
+    assert len(marked(mark)) >= (2 if executor == "local" else 4)
+    kill(driver.pid)
+    driver.wait()
+    assert gone(mark, 15) == {}
+    before = work.snapshot()
+    time.sleep(1)
+    assert work.snapshot() == before
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_killed_worker_is_replaced(tmp_path: Path, executor: str) -> None:
+    work = new_work(tmp_path, slow_project(tmp_path, 1.5))
+    mark = uuid.uuid4().hex
+    driver = work.start("run", "tokenize", "--executor", executor, "--workers", "2", SHARDMILL_TEST=mark)
+    wait_for(lambda: busy(work), "the tokeniser")
+    time.sleep(0.3)
+    word = "pipeline.worker" if executor == "local" else "ray::tokenize"
+    victims = wait_for(lambda: [p for p, c in descendants(driver.pid).items() if word in c], "a worker at work", 10)
+    kill(victims[0])
+    assert driver.wait(LIMIT) == 0, (tmp_path / "stderr").read_text()
+    assert "trying again" in (tmp_path / "stderr").read_text()
+    digests = {k: v for k, v in work.results().items() if k.startswith("tokenize")}
+    (tmp_path / "straight").mkdir()
+    straight = new_work(tmp_path / "straight", corpus=work.corpus)
+    straight.run("tokenize")
+    assert digests == {k: v for k, v in straight.results().items() if k.startswith("tokenize")}
+    assert gone(mark, 15) == {}
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_ctrl_c_says_so_and_leaves_nothing(tmp_path: Path, executor: str) -> None:
+    work = new_work(tmp_path, slow_project(tmp_path, 20))
+    mark = uuid.uuid4().hex
+    driver = work.start("run", "tokenize", "--executor", executor, SHARDMILL_TEST=mark)
+    wait_for(lambda: busy(work), "the tokeniser")
+    time.sleep(0.3)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    assert driver.wait(20) == 130
+    text = (tmp_path / "stderr").read_text()
+    assert "interrupted; the same command continues" in text
+    assert "Traceback" not in text
+    assert gone(mark, 15) == {}
+
+
+@pytest.mark.soak
+def test_no_rank_outlives_a_killed_driver(tmp_path: Path) -> None:
+    work = new_work(tmp_path)
+    mark = uuid.uuid4().hex
+    more = ("--set", "train.pretrain.steps=20000", "--set", "train.pretrain.epochs=1000", "--set", "ranks=2")
+    driver = work.start("run", "train", "--executor", "local", *more, SHARDMILL_TEST=mark)
+    wait_for(lambda: list(work.out.glob("store/train/??/*/run/metrics.jsonl")), "the first step")
+    assert sum("train/main.py" in c for c in marked(mark).values()) >= 3
+    kill(driver.pid)
+    driver.wait()
+    assert gone(mark, 15) == {}
