@@ -49,17 +49,18 @@ def test_a_source_that_falls_short_stops_before_packing(tmp_path):
         small(tmp_path, mixtures={})
 
 
-@pytest.mark.parametrize(("token", "length"), [(0, 1), (0, 500), (777, 40), (5000, 100_000)])
+@pytest.mark.parametrize(("token", "length"), [(0, 1), (0, 500), (777, 40), (5000, 100_000), (None, 9)])
 def test_inspect_decodes_the_window_and_names_its_rows(folder, capsys, token, length):
     manifest = load_manifest(folder)
+    shard = manifest.shards[1]
+    rows = pq.read_table(folder / shard.rows).to_pylist()
+    token = rows[3]["token_start"] if token is None else token  # where one row ends and the next begins
     print_manifest(manifest, 1, token, length)
     said = capsys.readouterr().out
-    shard = manifest.shards[1]
     tokens = open_shard(folder / shard.path)[1][token : token + length]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     title = f"{shard.path}, tokens {token:,} to {token + len(tokens):,}:\n"
     assert title + tokenizer.decode(tokens.tolist(), skip_special_tokens=False) + "\n\n" in said
-    rows = pq.read_table(folder / shard.rows).to_pylist()
     inside = [r for r in rows if r["token_start"] < token + length and r["token_start"] + r["token_count"] > token]
     found = re.findall(r"^  from (\w+):(\S+) row (\d+)  id (\w+)  (\S*)$", said, re.MULTILINE)
     expected = [(r["source"], r["source_file"], str(r["source_row"]), r["document_id"].hex(), r["url"]) for r in inside]
