@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import Any, Protocol
 
+from pipeline import reaper
 from pipeline.code import ROOT
 from pipeline.errors import UsageError, UserError
 from pipeline.worker import receive, run_unit, send
@@ -102,6 +103,7 @@ class RayExecutor:
         self.address, self.workers = address, workers
         self.slots = workers or cores()
         self.remote: Any = None
+        self.reaper: subprocess.Popen[bytes] | None = None  # ends our Ray if we are killed
 
     def start(self) -> None:
         """Join the cluster at `address`, or start a Ray of our own on this machine."""
@@ -123,6 +125,7 @@ class RayExecutor:
                 ray.init(address=self.address, runtime_env=environment, **options)
                 self.slots = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             else:
+                self.reaper = reaper.start(dict(os.environ))
                 # Data goes through files, so the object store holds only records.
                 memory = 128 << 20
                 ray.init(
@@ -158,6 +161,9 @@ class RayExecutor:
 
             ray.shutdown()
             self.remote = None
+        if self.reaper is not None and self.reaper.stdin:
+            self.reaper.stdin.close()
+            self.reaper = None
 
 
 def python_path() -> str:

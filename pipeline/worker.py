@@ -12,6 +12,7 @@ import os
 import queue
 import resource
 import shutil
+import signal
 import struct
 import sys
 import threading
@@ -133,6 +134,7 @@ def receive(stream: IO[bytes]) -> Any:
 
 def serve() -> None:
     """Serve units until stdin closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the driver decides
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not end up among the replies
