@@ -109,7 +109,7 @@ def test_nothing_outlives_a_killed_driver(tmp_path: Path, executor: str) -> None
     assert work.snapshot() == before
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.soak)])
 def test_a_killed_worker_is_replaced(tmp_path: Path, executor: str) -> None:
     work = new_work(tmp_path, slow_project(tmp_path, 1.5))
     mark = uuid.uuid4().hex
@@ -129,7 +129,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, executor: str) -> None:
     assert gone(mark, 15) == {}
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.soak)])
 def test_ctrl_c_says_so_and_leaves_nothing(tmp_path: Path, executor: str) -> None:
     work = new_work(tmp_path, slow_project(tmp_path, 20))
     mark = uuid.uuid4().hex
