@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -99,8 +100,8 @@ class Mixture(Model):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"ratios sum to {total:.4%}, not 100%; write shares that add up")
         caps = self.max_epochs if isinstance(self.max_epochs, dict) else {"": self.max_epochs}
-        if any(cap <= 0 for cap in caps.values()):
-            raise ValueError("max_epochs must be above 0")
+        if not all(0 < cap < math.inf for cap in caps.values()):
+            raise ValueError("max_epochs must be a finite number above 0")
         unknown = set(caps) - set(self.ratios) - {""}
         if unknown:
             raise ValueError(f"max_epochs names {sorted(unknown)}, which has no ratio here")
@@ -123,7 +124,7 @@ class Recipe(Model):
     sources: dict[str, SourceConfig] = Field(min_length=1, description="Where text comes from, by name.")
     dedup: Dedup = Field(default_factory=Dedup)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
-    shard_tokens: Count = Field(100_000_000, le=2**30 - 2048, description="Tokens per training shard.")
+    shard_tokens: Count = Field(100_000_000, le=500_000_000, description="Tokens per training shard.")
     mixtures: dict[str, Mixture] = Field(default_factory=dict, description="`pretrain`, `anneal` or both.")
     quarantine: Quarantine = Field(default_factory=Quarantine)
     model: ModelConfig = Field(default_factory=ModelConfig)

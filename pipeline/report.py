@@ -96,7 +96,7 @@ def training(context: Context, done: dict[str, Record]) -> tuple[Table, list[str
         rate = f"{summary['tokens_per_second']:,.0f}"
         rows.append((phase, summary["parameters"], summary["steps"], rate, *shown, gain))
         samples += [f"[{phase}] {s['prompt']!r} -> {s['text']!r}" for s in summary.get("samples", [])]
-    header = ("phase", "parameters", "steps", "tokens/s", "before", "unigram", "after", "after vs unigram")
+    header = ("phase", "parameters", "steps", "tokens/s", "before", "unigram", "after", "vs unigram")
     return grid("Bits per byte on held-out documents", header, rows), samples
 
 

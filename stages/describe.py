@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from stages import ids
 from stages.base import Record, Task
-from train.manifest import Shard, Source, Tokenizer
+from train.manifest import Shard, Source, Tokenizer, manifest_text
 
 
 def manifest(task: Task) -> None:
@@ -44,8 +44,7 @@ def manifest(task: Task) -> None:
         "rule": ids.VALIDATION_RULE,
     }
     path = task.output("manifest.json")
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(manifest_text(value), encoding="utf-8")
     task.add("manifest", path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,8 +41,11 @@ def verify(manifest: Manifest) -> Iterator[str]:
     """Every difference between the manifest and what lies beside it.
 
     What came before packing (rows in, kept and dropped, origin, revision, licence, versions, the hash of the
-    source tree, the recipe's other keys, the second half of the build id) cannot be known from the folder.
+    source tree, the recipe's other keys, the second half of the build id) cannot be known from the folder: for
+    these only the manifest's own digest speaks.
     """
+    if json.loads(manifest.to_json())["digest"] != manifest.digest:
+        yield "manifest: its digest is not of what it says; it was changed after it was written"
     yield from verify_manifest(manifest)
     named = [(manifest.tokenizer.path, manifest.tokenizer.sha256)]
     named.append((manifest.val_ids.path, manifest.val_ids.sha256))

@@ -9,6 +9,7 @@ the layout of llm.c, modded-nanogpt and parameter-golf, whose readers look at sl
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import struct
 from dataclasses import dataclass, field
@@ -139,6 +140,7 @@ class Manifest:
     recipe: dict[str, Any]  # the whole recipe, resolved
     source_tree: str  # hash of the code that built it
     versions: dict[str, str] = field(default_factory=dict)
+    digest: str = ""  # of all the above, so that `verify` sees a figure changed by hand
     folder: str = field(default="", compare=False)
 
     def split(self, name: str) -> list[Shard]:
@@ -153,7 +155,15 @@ class Manifest:
         """The text of manifest.json: sorted keys, so that equal manifests are equal bytes."""
         value = dataclasses.asdict(self)
         del value["folder"]
-        return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return manifest_text(value)
+
+
+def manifest_text(value: dict[str, Any]) -> str:
+    """manifest.json of plain values, its digest filled in."""
+    rest = {key: item for key, item in value.items() if key != "digest"}
+    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()
+    rest["digest"] = hashlib.sha256(canonical).hexdigest()
+    return json.dumps(rest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def load_manifest(path: str | Path) -> Manifest:

@@ -14,6 +14,7 @@ from pipeline.recipe import parse_recipe
 from pipeline.storage import Store
 from pipeline.worker import run_unit
 from stages.verify import sha256
+from train.manifest import manifest_text
 
 RNG = random.Random(4)
 WORDS = ["".join(RNG.choices("aeioubdgklmnrst", k=RNG.randint(2, 7))) for _ in range(300)]
@@ -68,12 +69,12 @@ def small(folder: Path, **keys: Any) -> Path:
 
 
 def edit(folder: Path, change: Any) -> None:
-    """Change the manifest in `folder`: `change(value)` edits it in place."""
+    """Change the manifest in `folder`, as a forger who mends its digest would: `change(value)` edits it in place."""
     path = folder / "manifest.json"
     value = json.loads(path.read_text())
     change(value)
     path.unlink()
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    path.write_text(manifest_text(value))
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -70,6 +70,21 @@ def test_the_command_line_says_so(folder):
     assert damaged.stderr.startswith("error: ") and "1 differences" in damaged.stderr
 
 
+def test_any_figure_changed_by_hand_is_seen(folder):
+    path = folder / "manifest.json"
+    text = path.read_text()
+    for old, new in (
+        ('"rows_in": ', '"rows_in": 1'),
+        ('"source_tree": "', '"source_tree": "0'),
+        ('"licence": "', '"licence": "x'),
+    ):
+        assert old in text
+        replace(path, text.replace(old, new, 1).encode())
+        assert any("changed after it was written" in problem for problem in problems(folder)), old
+    replace(path, text.encode())
+    assert not problems(folder)
+
+
 UNKNOWABLE = {"source_tree", "versions", "phase"}
 UNKNOWABLE_OF_SOURCES = {
     *("kind", "origin", "revision", "licence", "rows_in", "rows_kept"),
