@@ -75,7 +75,7 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
 
     async def one(name: str, config: Any) -> list[Artifact]:
         specs = await units_of(context, name, config)
-        records = await context.gather([fetch(context, name, config, spec) for spec in specs])
+        records = await context.gather(fetch(context, name, config, spec) for spec in specs)
         done = [r for r in records if r is not None]
         check_not_empty(name, done)
         return [part for record in done for part in record.named("part-")]
