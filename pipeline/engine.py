@@ -149,7 +149,8 @@ class Context:
         tasks = []
         for awaitable in awaitables:
             await window.acquire()
-            tasks.append(asyncio.ensure_future(one(awaitable)))
+            # A task of its own, so that it ends cleanly when it is cancelled before its turn.
+            tasks.append(asyncio.ensure_future(one(asyncio.ensure_future(awaitable))))
         results = await asyncio.gather(*tasks)
         for error in errors:
             lost = isinstance(error, UnitFailed) and error.stage == "download" and not error.fatal
