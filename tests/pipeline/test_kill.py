@@ -71,7 +71,7 @@ def test_kill_the_driver_of_a_pool(reference: Work, tmp_path: Path) -> None:
 
 
 def test_kill_the_driver_of_ray(reference: Work, tmp_path: Path) -> None:
-    kill_at(reference, tmp_path, [2, 12], "--executor", "ray", "--workers", "2")
+    kill_at(reference, tmp_path, [8], "--executor", "ray", "--workers", "2")
 
 
 @pytest.mark.soak
@@ -144,14 +144,13 @@ def test_ctrl_c_says_so_and_leaves_nothing(tmp_path: Path, executor: str) -> Non
     assert gone(mark, 15) == {}
 
 
-@pytest.mark.soak
 def test_no_rank_outlives_a_killed_driver(tmp_path: Path) -> None:
     work = new_work(tmp_path)
     mark = uuid.uuid4().hex
     more = ("--set", "train.pretrain.steps=20000", "--set", "train.pretrain.epochs=1000", "--set", "ranks=2")
     driver = work.start("run", "train", "--executor", "local", *more, SHARDMILL_TEST=mark)
     wait_for(lambda: list(work.out.glob("store/train/??/*/run/metrics.jsonl")), "the first step")
-    assert sum("train/main.py" in c for c in marked(mark).values()) >= 3
+    assert sum("train/main.py" in c for c in marked(mark).values()) == 2
     kill(driver.pid)
     driver.wait()
     assert gone(mark, 15) == {}

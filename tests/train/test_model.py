@@ -124,6 +124,7 @@ def test_a_window_as_long_as_the_sequence_is_plain_causal():
     assert build(shorter, 50, 1)(ids[:, :-1], ids[:, 1:])[0] != build(cap, 50, 1)(ids[:, :-1], ids[:, 1:])[0]
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")  # uncompiled on purpose: it is the rule we test
 def test_the_kernels_rule_is_the_masks():
     i = torch.arange(40)
     rule = window_rule(7)(i, i, i[:, None], i[None, :])
