@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.plan import parameters
-from pipeline.recipe import load_recipe, shipped
+from pipeline.recipe import load_recipe, parse_recipe, shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARD_PARAMETERS = 54_538_752  # the card's figure
@@ -75,3 +76,18 @@ def test_shard_40m_trains_a_few_steps_from_packed_text(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["parameters"] == SHARD_PARAMETERS
     assert summary["after"]["bits_per_byte"] < summary["before"]["bits_per_byte"] - 0.01
+
+
+def test_the_readmes_recipe_is_valid():
+    block = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    recipe = parse_recipe(yaml.safe_load(block), "README.md")
+    for phase, config in recipe.train.items():
+        held = recipe.mixtures[config.mixture or phase].tokens
+        assert 0.9 < config.steps * config.batch_size * config.seq_len / held <= config.epochs, phase
+
+
+def test_the_readme_names_every_dependency():
+    text = (ROOT / "README.md").read_text()
+    for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+        name = requirement.split(">=")[0]
+        assert any(name in line for line in text.splitlines() if line.startswith("| ")), name
