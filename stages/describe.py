@@ -100,7 +100,10 @@ def describe_source(
             if what.startswith("dropped."):
                 reason = what.removeprefix("dropped.")
                 dropped[reason] = dropped.get(reason, 0) + n
-    total = lambda records, what: sum(r.counts.get(f"{what}.{name}", 0) for r in records)  # noqa: E731
+
+    def total(records: list[Record], what: str) -> int:
+        return sum(r.counts.get(f"{what}.{name}", 0) for r in records)
+
     got = total(train, "tokens")
     return Source(
         name=name,
