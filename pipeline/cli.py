@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -217,6 +218,10 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         where = f" ({Path(error.filename)})" if isinstance(error.filename, str) else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            from pipeline.worker import DISK_FULL
+
+            where = f": {DISK_FULL}"
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:

@@ -29,6 +29,9 @@ from stages.base import Artifact, DataError, Record, Task, TransientError, find_
 TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
 
 
+DISK_FULL = "no space left on the disk of --out; free some and run the same command again"
+
+
 def run_unit(spec: dict[str, Any]) -> dict[str, Any]:
     """Run the unit described by `spec`. Returns {"record": ...} or {"error": {kind, message, trace}}.
 
@@ -36,7 +39,10 @@ def run_unit(spec: dict[str, Any]) -> dict[str, Any]:
     """
     store = Store(spec["out"])
     attempt = uuid.uuid4().hex[:12]
-    folder = store.attempt_folder(spec["stage"], spec["key"])
+    try:
+        folder = store.attempt_folder(spec["stage"], spec["key"])
+    except OSError as error:
+        return {"error": _classify(error)}
     try:
         return {"record": _run(store, spec, attempt, folder).to_dict()}
     except Exception as error:
@@ -83,7 +89,7 @@ def _classify(error: Exception) -> dict[str, str]:
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind = "fatal"
-        message = f"no space left on the disk of --out ({message}); free some and run the same command again"
+        message = f"{DISK_FULL} ({message})"
     elif isinstance(error, MemoryError):
         kind, message = "transient", "out of memory; use fewer --workers"
     elif isinstance(error, TRANSIENT):

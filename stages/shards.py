@@ -61,7 +61,7 @@ def write_shard(path: str, tokens: np.ndarray, header: Header) -> None:
     """Write a `.bin` of uint16 `tokens` (n,) behind `header`."""
     with Path(path).open("wb") as file:
         file.write(header.pack())
-        tokens.astype("<u2", copy=False).tofile(file)
+        file.write(np.ascontiguousarray(tokens, "<u2").data)  # not tofile: see stages/tokenize.py
 
 
 def open_shard(path: str | Path) -> tuple[Header, np.ndarray]:

@@ -6,6 +6,8 @@ slice of every unit. One longer than a shard is cut into parts, each with a posi
 
 from __future__ import annotations
 
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,9 +56,9 @@ def work(task: Task) -> None:
     document, part, start, count = document[rank], part[rank], start[rank], count[rank]
     places, val, ids = places[rank], val[rank], ids.take(pa.array(rank))
     path = task.output("tokens.bin")
-    with open(path, "wb") as out:  # noqa: PTH123 - numpy writes to it directly
+    with Path(path).open("wb") as out:
         for d, a, n in zip(document, start, count, strict=True):
-            streams[d][a : a + n].tofile(out)
+            out.write(streams[d][a : a + n].data)  # not tofile, whose error on a full disk names no errno
     total, trained = int(count.sum()), int(count[~val].sum())
     facts = {
         "tokens": total,
@@ -75,7 +77,9 @@ def work(task: Task) -> None:
         if len(document):
             writer.write(pa.Table.from_arrays([ids, *arrays, *lineage.columns], schema=TOKENISED))
     histogram_path = task.output("histogram.npy")
-    np.save(histogram_path, histograms(places, take(seed, ids), np.where(val, 0, count)))
+    buffer = BytesIO()
+    np.save(buffer, histograms(places, take(seed, ids), np.where(val, 0, count)))
+    Path(histogram_path).write_bytes(buffer.getvalue())
     task.add("histogram", histogram_path)
 
 
