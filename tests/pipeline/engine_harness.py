@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def words(rng: random.Random, n: int) -> list[str]:
     return list(found)
 
 
-def documents(seed: int, n: int, repeated: list[str] = []) -> list[str]:  # noqa: B006 - never changed
+def documents(seed: int, n: int, repeated: Sequence[str] = ()) -> list[str]:
     """`n` documents of some forty words; `repeated` are mixed in evenly."""
     rng = random.Random(seed)
     lexicon = words(random.Random(5), 700)
