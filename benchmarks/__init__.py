@@ -1,0 +1,1 @@
+"""Figures the README claims, each measured beside a peer in the same run. `make bench` runs them all."""
