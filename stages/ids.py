@@ -85,9 +85,12 @@ def order(seed: int, ids: Ids, part: int | npt.NDArray[np.integer], copy: int | 
     return draw(TAG_ORDER, ids, seed, part, copy)
 
 
-def take(seed: int, ids: Ids) -> Words:
-    """Which documents a partial epoch takes: those with the smallest values; independent of `position`."""
-    return draw(TAG_TAKE, ids, seed)
+def take(seed: int, ids: Ids, number: int = 0) -> Words:
+    """Which documents a partial epoch takes: those with the smallest values; independent of `position`.
+
+    Draw 0 is pretrain's. An anneal mixture has draw 1 of its own, unless it follows what pretrain showed.
+    """
+    return draw(TAG_TAKE, ids, seed, number)
 
 
 def sample(ids: Ids) -> Words:

@@ -70,6 +70,8 @@ class Shard:
     rows: str
     rows_sha256: str
     rows_digest: str  # of the table's values
+    source: str = ""  # of a validation shard: the one source it holds; empty for the mixture
+    padding: int = 0  # of its tokens, how many only fill windows up (best_fit packing) and belong to no document
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ class Manifest:
     phase: str
     mixture: str
     seed: int
-    tokens: int  # of all training shards
-    val_tokens: int
+    tokens: int  # of all training shards, padding left out
+    val_tokens: int  # of the mixture's validation shard
     documents: int
     tokenizer: Tokenizer
     shards: list[Shard]
@@ -143,9 +145,9 @@ class Manifest:
     digest: str = ""  # of all the above, so that `verify` sees a figure changed by hand
     folder: str = field(default="", compare=False)
 
-    def split(self, name: str) -> list[Shard]:
-        """The shards of `train` or `val`, in order."""
-        return [s for s in self.shards if s.split == name]
+    def split(self, name: str, source: str = "") -> list[Shard]:
+        """The shards of `train` or `val`, in order; of `val` those of the mixture, or of one source."""
+        return [s for s in self.shards if s.split == name and s.source == source]
 
     def file(self, relative: str) -> Path:
         """The absolute path of a file the manifest names."""
