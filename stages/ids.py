@@ -90,7 +90,7 @@ def take(seed: int, ids: Ids, number: int = 0) -> Words:
 
     Draw 0 is pretrain's. An anneal mixture has draw 1 of its own, unless it follows what pretrain showed.
     """
-    return draw(TAG_TAKE, ids, seed, number)
+    return draw(TAG_TAKE, ids, seed, *([number] if number else []))
 
 
 def sample(ids: Ids) -> Words:
