@@ -61,11 +61,10 @@ def _run(store: Store, spec: dict[str, Any], attempt: str, folder: Path) -> Reco
     inputs = [Artifact(**a) for a in spec["inputs"]]
     task = Task(spec["params"], inputs, folder, attempt, store.fetch, spec["places"], launcher(spec["executor"]))
     find_work(spec["work"])(task)
-    hashed: dict[str, str] = {}  # slices of one file share its hash
+    hashed = {output.path: output.sha256 for output in task.outputs}  # slices of one file share its hash
     outputs = []
     for output in task.outputs:
-        if output.path not in hashed:
-            hashed[output.path] = sha256_file(output.path)
+        hashed[output.path] = hashed[output.path] or sha256_file(output.path)
         outputs.append(store.seal(spec["stage"], spec["key"], output, hashed[output.path]))
     finished = time.time()
     record = Record(

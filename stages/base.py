@@ -107,9 +107,14 @@ class Task:
         """A local path to write an output to. Register it with `add` once it is complete."""
         return str(self.folder / f"{self.attempt}.{filename}")
 
-    def add(self, name: str, path: str, *, digest: str = "", rows: int = 0, tokens: int = 0, **meta: Any) -> None:
-        """Register a finished output. Without `digest` the sha256 of the file stands for it."""
-        self.outputs.append(Artifact(path, digest, name=name, rows=rows, tokens=tokens, meta=meta))
+    def add(
+        self, name: str, path: str, *, digest: str = "", sha256: str = "", rows: int = 0, tokens: int = 0, **meta: Any
+    ) -> None:
+        """Register a finished output. Without `digest` the sha256 of the file stands for it.
+
+        `sha256`, where the writer has hashed the very bytes it wrote, saves reading them back.
+        """
+        self.outputs.append(Artifact(path, digest, name=name, sha256=sha256, rows=rows, tokens=tokens, meta=meta))
 
     def table(self, name: str, schema: pa.Schema, **meta: Any) -> TableWriter:
         """A writer for a parquet output called `name`, digested by value."""
