@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from stages import ids
 from stages.base import Record, Task
+from stages.mixture import asked
 from train.manifest import Shard, Source, Tokenizer, manifest_text
 
 
@@ -116,7 +117,7 @@ def describe_source(
         available_tokens=available[name],
         tokens=got,
         documents=total(train, "documents"),
-        ratio_asked=mixture.ratios[name],
+        ratio_asked=asked(mixture, available)[name],
         ratio_got=got / mixture.tokens,
         epochs=targets[name] / available[name] if available[name] else 0.0,
         max_epochs=mixture.cap(name),
