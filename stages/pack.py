@@ -56,6 +56,7 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
         "tokenizer": asdict(described),
         "source_tree": context.code_digest(stage),
         "versions": context.versions(stage),
+        "code": context.modules(stage),
         **contents(context, name, packed, targets, available),
     }
     assert value["tokens"] == mixture.tokens
