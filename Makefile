@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_ARGS ?=
 
-.PHONY: setup quickstart test lint soak clean
+.PHONY: setup quickstart test lint soak bench clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,12 @@ lint: setup
 
 soak: setup
 	$(BIN)/python -m pytest tests -m soak
+
+# Peers that the benchmarks run beside us are installed for them alone: an extra, not part of the lock file.
+BENCHMARKS := pack
+bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation $(PIP_ARGS) -e ".[bench]"
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	$(BIN)/python -m pipeline clean

@@ -1,0 +1,361 @@
+"""Curated parquet to shuffled, packed, indexed, checksummed shards with row tables, against its peers.
+
+100 MB of real text in 8 parquet files; all that comes before `tokenize` is built beforehand and not timed, and so
+is the tokenizer. Timed in turn, several rounds, on the same machine: `run pack_pretrain` as a whole process and
+on workers that are warm, from one source and from three; datatrove's tokenizing alone; llm.c's fineweb.py; and
+the bare limit, two processes that only encode. What was packed is then verified and decoded back to its text.
+
+    python -m benchmarks.pack [--megabytes 100] [--rounds 3] [--no-peers] [--data FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from benchmarks import measure
+from benchmarks.processes import counters, forget_cache, watched
+from pipeline.engine import Context, drive
+from pipeline.executors import LocalExecutor
+from pipeline.progress import Progress
+from pipeline.recipe import parse_recipe
+from pipeline.storage import Store
+from stages.verify import verify
+from train.manifest import load_manifest
+
+WORKERS = 2
+FILES = 8
+SHARD_TOKENS = 5_000_000
+# Our names of the counters in /proc/PID/io.
+MOVED = {"disk_read": "read_bytes", "disk_written": "write_bytes", "calls_read": "rchar", "calls_written": "wchar"}
+PEERS = ("datatrove", "fineweb", "bare")
+# Source -> which of the 8 files; the mixture repeats one source and leaves some of the others out.
+LAYOUTS = {
+    "one": ({"web": range(8)}, {"web": "100%"}),
+    "three": (
+        {"web": range(4), "code": range(4, 7), "books": range(7, 8)},
+        {"web": "60%", "code": "30%", "books": "10%"},
+    ),
+}
+
+
+@dataclass
+class Case:
+    """One recipe over the corpus, built up to `tokenize`."""
+
+    name: str
+    raw: dict[str, Any]
+    base: Path  # where all before `tokenize` is built
+    warm: Path  # a copy in which the warm workers build
+    tokens: int  # training tokens of all sources
+
+
+class Kept(LocalExecutor):
+    """A local pool that outlives the drives that use it: `close` is the engine's, `end` is ours."""
+
+    def close(self) -> None:
+        """Nothing: the next drive finds the workers warm."""
+
+    def end(self) -> None:
+        """Stop the workers."""
+        super().close()
+
+
+def write_corpus(folder: Path, megabytes: float, data: str | None) -> float:
+    """The corpus as FILES parquet files, documents dealt out in turn. Returns its MB of text."""
+    texts = measure.corpus(megabytes, data)
+    folder.mkdir()
+    for i in range(FILES):
+        pq.write_table(pa.table({"text": texts[i::FILES]}), folder / f"part_{i:03d}.parquet", compression="zstd")
+    return sum(len(t.encode()) for t in texts) / 1e6
+
+
+def prepare(folder: Path, corpus: Path, name: str) -> Case:
+    """Build case `name` as far as `tokenize`, in two copies, and let its mixture hold as much as there is."""
+    files, ratios = LAYOUTS[name]
+    raw: dict[str, Any] = {
+        "name": name,
+        "seed": 1,
+        "sources": {
+            source: {"from": "parquet", "path": [str(corpus / f"part_{i:03d}.parquet") for i in numbers]}
+            for source, numbers in files.items()
+        },
+        "tokenizer": {"vocab_size": 8192, "sample": "20MB"},
+        "shard_tokens": SHARD_TOKENS,
+        "mixtures": {"pretrain": {"tokens": 1, "ratios": ratios, "max_epochs": 2}},
+    }
+    out, pool = folder / name, Kept(WORKERS)
+    try:
+        build(raw, out / "counted", pool, "tokenize")
+        copy_store(out / "counted", out / "base", leave="tokenize")
+        copy_store(out / "base", out / "warm")
+    finally:
+        pool.end()
+    tokens = sum(r["counts"]["train_tokens"] for r in records(out / "counted") if r["stage"] == "tokenize")
+    shutil.rmtree(out / "counted")
+    raw["mixtures"]["pretrain"]["tokens"] = tokens
+    return Case(name, raw, out / "base", out / "warm", tokens)
+
+
+def build(raw: dict[str, Any], out: Path, pool: LocalExecutor, stage: str, seed: int = 1) -> None:
+    """Drive `stage` on the workers of `pool`."""
+    context = Context(parse_recipe({**raw, "seed": seed}, "bench"), Store(str(out)), lambda: pool, Progress(True))
+    drive(context, context.stage(stage))
+
+
+def copy_store(source: Path, target: Path, leave: str = "") -> None:
+    """The store of `source` at `target`, by hard links, without stage `leave`."""
+    shutil.copytree(
+        source / "store", target / "store", copy_function=os.link, ignore=shutil.ignore_patterns(leave or " ")
+    )
+
+
+def records(out: Path, since: float = 0.0) -> list[dict[str, Any]]:
+    """The records of units that started after `since`, in the order in which they did."""
+    found = [json.loads(p.read_text()) for p in (out / "store").glob("*/??/*/record.json")]
+    return sorted((r for r in found if r["started"] >= since), key=lambda r: r["started"])
+
+
+def phases(found: list[dict[str, Any]], start: float, end: float) -> dict[str, Any]:
+    """Where the time between `start` and `end` went: seconds after `start` at which each kind of unit ran.
+
+    `busy` is the sum over units, which run side by side; `before` and `after` are the driver's and the workers'
+    start and the publishing.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for r in found:
+        kind = r["stage"] if r["stage"] == "tokenize" else r["label"].split()[0]
+        groups.setdefault(kind, []).append(r)
+    out: dict[str, Any] = {"before": round(found[0]["started"] - start, 3)}
+    for kind, units in groups.items():
+        first, last = min(r["started"] for r in units), max(r["finished"] for r in units)
+        out[kind] = {
+            "units": len(units),
+            "from": round(first - start, 3),
+            "to": round(last - start, 3),
+            "busy": round(sum(r["finished"] - r["started"] for r in units), 3),
+            "peak_mb": max(r["peak_mb"] for r in units),
+        }
+    out["after"] = round(end - max(r["finished"] for r in found), 3)
+    return out
+
+
+class Bench:
+    """The candidates over one corpus, and what each left behind."""
+
+    def __init__(self, folder: Path, corpus: Path, cases: list[Case]):
+        self.folder, self.corpus, self.cases = folder, corpus, cases
+        self.pools = {case.name: Kept(WORKERS) for case in cases}
+        self.seeds = itertools.count(100)
+        self.timed: dict[str, list[float]] = {}  # seconds measured inside
+        self.seen: dict[str, list[dict[str, Any]]] = {}
+        self.peaks: dict[str, list[float]] = {}  # MB of the whole process tree
+        self.workers: dict[str, list[float]] = {}  # peak MB of one worker, from the records
+        self.tokens: dict[str, int] = {}
+
+    def whole(self, case: Case) -> None:
+        """`python -m pipeline run pack_pretrain` over a fresh copy of the store."""
+        out = self.folder / case.name / "whole"
+        shutil.rmtree(out, ignore_errors=True)
+        copy_store(case.base, out)
+        recipe = self.folder / f"{case.name}.yaml"
+        recipe.write_text(json.dumps(case.raw))
+        flags = ["--recipe", recipe, "--out", out, "--executor", "local", "--workers", WORKERS]
+        start = time.time()
+        command = [sys.executable, "-m", "pipeline", "run", "pack_pretrain", *map(str, flags)]
+        _, peak = watched(command)
+        self.note(f"whole {case.name}", out, start, time.time(), peak)
+
+    def warm(self, case: Case) -> None:
+        """`drive` alone, on workers that did the same with another seed."""
+        seed, start = next(self.seeds), time.time()
+        build(case.raw, case.warm, self.pools[case.name], "pack_pretrain", seed)
+        self.note(f"warm {case.name}", case.warm, start, time.time())
+
+    def note(self, name: str, out: Path, start: float, end: float, peak: float = 0.0) -> None:
+        """Remember a round of ours. Raises SystemExit when something else than tokenising and packing had to run."""
+        found = records(out, start)
+        others = {r["stage"] for r in found} - {"tokenize", "pack_pretrain"}
+        if others:
+            raise SystemExit(
+                f"error: {', '.join(sorted(others))} ran inside a timed round; was the code edited meanwhile?"
+            )
+        self.timed.setdefault(name, []).append(end - start)
+        self.seen.setdefault(name, []).append(phases(found, start, end))
+        self.peaks.setdefault(name, []).append(peak)
+        self.workers.setdefault(name, []).append(max(r["peak_mb"] for r in found))
+
+    def peer(self, name: str) -> None:
+        """A peer as a whole process; `bare` times itself."""
+        out = self.folder / "peer"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        tokenizer = next(self.cases[0].base.glob("store/build_tokenizer/??/*/*tokenizer.json"))
+        paths = [str(self.corpus), str(tokenizer), str(out), str(WORKERS)]
+        start = time.time()
+        said, peak = watched([sys.executable, "-m", "benchmarks.pack_peers", name, *paths])
+        seconds = time.time() - start
+        answer = json.loads(said.splitlines()[-1])
+        self.timed.setdefault(name, []).append(answer.get("seconds", seconds))
+        self.peaks.setdefault(name, []).append(peak)
+        self.tokens[name] = answer["tokens"]
+
+
+def traffic(bench: Bench, case: Case) -> dict[str, Any]:
+    """Bytes that the workers write and read, by stage, each a multiple of the token bytes packed.
+
+    `disk_read` starts from a cold cache, so it counts maps as well as calls, and a file that is read back while
+    it is still cached counts once, when it is written. `calls` counts every byte through read() and write().
+    """
+    pool, seed = bench.pools[case.name], next(bench.seeds)
+    found: dict[str, Any] = {}
+    for stage in ("tokenize", "pack_pretrain"):
+        forget_cache(case.warm / "store")
+        pids = [os.getpid(), *(w.pid for w in pool.all)]
+        before = counters(pids)
+        build(case.raw, case.warm, pool, stage, seed)
+        spent = counters(pids)
+        spent.subtract(before)
+        found[stage] = {ours: round(spent[theirs] / (2 * case.tokens), 2) for ours, theirs in MOVED.items()}
+    found["disk_total"] = round(sum(s[k] for s in found.values() for k in ("disk_read", "disk_written")), 2)
+    return found
+
+
+def check(bench: Bench, case: Case) -> dict[str, Any]:
+    """Raises SystemExit unless the packed folder verifies; of one source, unless it decodes to the curated text."""
+    out = bench.folder / case.name / "whole" / case.name
+    manifest = load_manifest(str(out / "pretrain"))
+    problems = list(verify(manifest))
+    if problems:
+        raise SystemExit("error: what was packed is wrong: " + "; ".join(problems[:5]))
+    facts: dict[str, Any] = {"tokens": manifest.tokens + manifest.val_tokens, "shards": len(manifest.shards)}
+    if case.name == "one":
+        packed = Counter(documents(manifest))
+        curated = Counter(
+            hashlib.sha256(text.encode()).digest()
+            for file in sorted((out / "curated").glob("*.parquet"))
+            for text in pq.read_table(file, columns=["text"])["text"].to_pylist()
+        )
+        if packed != curated:
+            raise SystemExit(
+                f"error: {sum((packed - curated).values())} packed documents are not of the corpus, "
+                f"{sum((curated - packed).values())} of the corpus are not packed"
+            )
+        facts["documents_equal"] = sum(packed.values())
+    return facts
+
+
+def documents(manifest: Any) -> Iterator[bytes]:
+    """sha256 of each packed document's text, decoded from its tokens."""
+    tokenizer = Tokenizer.from_file(str(manifest.file(manifest.tokenizer.path)))
+    for shard in manifest.shards:
+        tokens = np.fromfile(manifest.file(shard.path), "<u2", offset=1024)
+        rows = pq.read_table(manifest.file(shard.rows), columns=["token_start", "token_count"])
+        starts, counts = (rows[name].to_numpy() for name in ("token_start", "token_count"))
+        streams = [tokens[s + 1 : s + n].tolist() for s, n in zip(starts, counts, strict=True)]
+        for text in tokenizer.decode_batch(streams, skip_special_tokens=False):
+            yield hashlib.sha256(text.encode()).digest()
+
+
+def table(bench: Bench, megabytes: float) -> list[dict[str, Any]]:
+    """One row a candidate."""
+    datatrove = measure.median(bench.timed.get("datatrove", [float("nan")]))
+    rows = []
+    for name, seconds in bench.timed.items():
+        middle = measure.median(seconds)
+        rows.append(
+            {
+                "name": name,
+                "seconds": round(middle, 3),
+                "all": [round(s, 3) for s in seconds],
+                "mb_per_s": round(megabytes / middle, 1),
+                "times_datatrove": round(datatrove / middle, 1),
+                "peak_tree_mb": round(max(bench.peaks[name])),
+                "peak_worker_mb": round(max(bench.workers.get(name, [0]))),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Run, print, save."""
+    parser = argparse.ArgumentParser(description="packing against datatrove")
+    parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-peers", action="store_true", help="ours only, nothing saved")
+    parser.add_argument("--data", help="a folder of parquet files with a column `text`")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="shardmill-bench-") as name:
+        run(Path(name), options)
+
+
+def run(folder: Path, options: argparse.Namespace) -> None:
+    """The benchmark inside `folder`."""
+    missing = [] if options.no_peers else [n for n in ("datatrove", "tiktoken") if importlib.util.find_spec(n) is None]
+    if missing:
+        raise SystemExit(f"error: {' and '.join(missing)} not installed; pip install -e '.[bench]', or --no-peers")
+    before = measure.machine(("pyarrow", "numpy", "tokenizers", "fastokens"))
+    corpus = folder / "corpus"
+    megabytes = write_corpus(corpus, options.megabytes, options.data)
+    cases = [prepare(folder, corpus, name) for name in LAYOUTS]
+    bench = Bench(folder, corpus, cases)
+    candidates: dict[str, Callable[[], None]] = {}
+    for case in cases:
+        build(case.raw, case.warm, bench.pools[case.name], "pack_pretrain", seed=99)  # warms the workers
+        candidates |= {
+            f"whole {case.name}": lambda c=case: bench.whole(c),
+            f"warm {case.name}": lambda c=case: bench.warm(c),
+        }
+    if not options.no_peers:
+        candidates |= {name: lambda n=name: bench.peer(n) for name in PEERS}
+    try:
+        measure.rounds(candidates, options.rounds)
+        moved = {case.name: traffic(bench, case) for case in cases}
+        checked = {case.name: check(bench, case) for case in cases}
+    finally:
+        for pool in bench.pools.values():
+            pool.end()
+    rows = table(bench, megabytes)
+    for row in rows:
+        speed = f"{row['mb_per_s']:8.1f} MB/s {row['times_datatrove']:6.1f} x datatrove"
+        memory = f"{row['peak_tree_mb']:6} {row['peak_worker_mb']:5} MB"
+        print(f"{row['name']:12} {row['seconds']:8.3f} s {speed} {memory}  {row['all']}")
+    for name, seen in bench.seen.items():
+        for phase, value in seen[-1].items():
+            print(f"{name:12} {phase:9} {json.dumps(value)}")
+    for name, value in moved.items():
+        print(f"traffic {name:5} {json.dumps(value)}")
+    print(f"checked {json.dumps(checked)}; peers' tokens {json.dumps(bench.tokens)}")
+    if not options.no_peers:
+        result = {
+            "machine": before,
+            "megabytes": megabytes,
+            "rows": rows,
+            "phases": bench.seen,
+            "traffic": moved,
+            "checked": checked,
+            "peers_tokens": bench.tokens,
+        }
+        measure.save("pack", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Looking at processes from outside: memory of a tree of them, and the bytes they move. Linux, through /proc."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import measure
+
+
+def tree(root: int) -> Iterator[int]:
+    """`root` and all its descendants."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        parents.setdefault(parent, []).append(int(entry.name))
+    todo = [root]
+    while todo:
+        yield (pid := todo.pop())
+        todo += parents.get(pid, [])
+
+
+def resident(pid: int) -> float:
+    """Resident MB of a process; pages of files that it maps count in."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def watched(command: list[str]) -> tuple[str, float]:
+    """Run a command: its output, and the peak of its process tree's resident MB, sampled every 30 ms."""
+    environment = {**os.environ, "PYTHONPATH": str(measure.ROOT)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=measure.ROOT
+    )
+    peak, done = 0.0, threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(0.03):
+            peak = max(peak, sum(resident(pid) for pid in tree(process.pid)))
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    out, err = process.communicate()
+    done.set()
+    watcher.join()
+    if process.returncode:
+        raise SystemExit(f"error: {' '.join(command)} ended with {process.returncode}:\n{out}{err}")
+    return out, peak
+
+
+def counters(pids: list[int]) -> Counter[str]:
+    """/proc/PID/io summed: rchar and wchar through calls, read_bytes and write_bytes to and from the disk."""
+    total: Counter[str] = Counter()
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+            total[line.split(":")[0]] += int(line.split()[1])
+    return total
+
+
+def forget_cache(folder: Path) -> None:
+    """Drop a folder's files from the page cache, so that what is read afterwards comes from the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
