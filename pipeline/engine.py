@@ -70,6 +70,7 @@ class Context:
         self._stages: dict[str, asyncio.Task[Any]] = {}
         self._units: dict[str, asyncio.Future[Record]] = {}
         self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
+        self._files: dict[str, set[tuple[str, int, str]]] = {}  # source -> files its download units read
         self._fatal: UnitFailed | None = None
         self.published: list[str] = []  # folders that this run changed
         self.folders: list[str] = []  # folders that it stands behind
@@ -109,6 +110,19 @@ class Context:
         names = {s.name for s in order(stage)}
         used = sorted((work, digest) for (name, work), digest in self._codes.items() if name in names)
         return fact_digest(used)
+
+    def modules(self, stage: str) -> dict[str, str]:
+        """Digest of every project module that units of `stage` and of the stages before it ran."""
+        names = {s.name for s in order(stage)}
+        found: dict[str, str] = {}
+        for name, work in self._codes:
+            if name in names:
+                found |= code.modules_of(work.partition(":")[0])
+        return dict(sorted(found.items()))
+
+    def source_files(self, name: str) -> list[tuple[str, int, str]]:
+        """(name, bytes, digest) of every file of source `name` that a download unit took, by name."""
+        return sorted(self._files.get(name, ()))
 
     def versions(self, stage: str) -> dict[str, str]:
         """Versions of the libraries that `stage` and the stages before it declare."""
@@ -200,6 +214,8 @@ class Context:
             "inputs": [a.digest for a in inputs],
         }
         self._codes[stage, facts["work"]] = facts["code"]
+        if stage == "download" and source:
+            self._files.setdefault(source, set()).update((a.name, a.bytes, a.digest) for a in inputs)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
         if key in self._units:
             return await asyncio.shield(self._units[key])

@@ -14,7 +14,7 @@ from pipeline.graph import order
 from pipeline.recipe import Recipe
 from pipeline.report import grid
 from stages.base import DataError
-from stages.mixture import capacity, largest_remainder, solve
+from stages.mixture import asked, capacity, largest_remainder, solve
 from stages.sources.registry import SOURCES
 from train.config import ModelConfig
 from train.model import count_parameters
@@ -72,10 +72,10 @@ def stage_rows(context: Context, target: str) -> list[tuple[Any, ...]]:
 def mixture_rows(context: Context, name: str) -> tuple[list[tuple[Any, ...]], str]:
     """What is asked of each source, what it has, and what binds (or why that cannot be known)."""
     mixture = context.recipe.mixtures[name]
-    wanted = largest_remainder(mixture.tokens, mixture.ratios)
     rows: list[tuple[Any, ...]] = []
     have: dict[str, int | None] = {}
-    for source in mixture.ratios:
+    wanted = largest_remainder(mixture.tokens, mixture.ratios or mixture.counts)
+    for source in mixture.sources:
         counts = context.counts("tokenize", source)
         state = context.states.get("tokenize")
         complete = state is not None and state.records and not state.reasons
@@ -84,16 +84,15 @@ def mixture_rows(context: Context, name: str) -> tuple[list[tuple[Any, ...]], st
         known = "unknown until it is tokenised" if has is None else f"{has:,}"
         cap = mixture.cap(source)
         repeat = f"{wanted[source] / has:.3f}" if has else "?"
-        rows.append((source, f"{mixture.ratios[source]:.2%}", wanted[source], known, f"{cap:g}", repeat))
+        rows.append((source, f"{asked(mixture, wanted)[source]:.2%}", wanted[source], known, f"{cap:g}", repeat))
     if any(n is None for n in have.values()):
         return rows, "cannot be solved yet: exact token counts exist only after tokenize"
     known_counts = {s: n or 0 for s, n in have.items()}
-    caps = {s: mixture.cap(s) for s in mixture.ratios}
     try:
-        solve(mixture.tokens, mixture.ratios, known_counts, caps)
+        solve(mixture, known_counts)
     except DataError as error:
         return rows, f"does not fit: {error}"
-    used = {s: wanted[s] / max(1, capacity(known_counts[s], caps[s])) for s in wanted}
+    used = {s: wanted[s] / max(1, capacity(known_counts[s], mixture.cap(s))) for s in wanted}
     binding = max(used, key=lambda s: used[s])
     return rows, f"fits; the cap that binds first is {binding}'s, {used[binding]:.0%} used"
 

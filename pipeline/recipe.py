@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import types
 import typing
@@ -17,37 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.code import ROOT
 from pipeline.errors import UsageError
-from stages.quantities import quantity
+from pipeline.mixtures import Count, Mixture, Model, Share, check_mixtures
 from stages.sources.registry import SourceConfig
 from stages.text_encoder import SPECIALS
 from train.config import ModelConfig, TrainConfig
 
-
-def ratio(value: Any) -> Any:
-    """`80%` -> 0.8; plain numbers. Raises ValueError."""
-    if isinstance(value, str):
-        try:
-            return float(value[:-1]) / 100 if value.endswith("%") else float(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a ratio; write 80% or 0.8") from None
-    return value
-
-
 MIXTURES = ("pretrain", "anneal")  # stages pack_pretrain and pack_anneal_mix
-
-Count = Annotated[int, BeforeValidator(quantity), Field(ge=1)]
-Ratio = Annotated[float, BeforeValidator(ratio), Field(gt=0, le=1)]
-Share = Annotated[float, BeforeValidator(ratio), Field(ge=0, le=1)]
-
-
-class Model(BaseModel):
-    """Unknown keys are errors, and a recipe never changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Dedup(Model):
@@ -78,36 +56,6 @@ class TokenizerConfig(Model):
         return self
 
 
-class Mixture(Model):
-    """What one phase trains on. Solved exactly before it is built."""
-
-    tokens: Count = Field(description="Training tokens in all.")
-    ratios: dict[str, Ratio] = Field(description="Share of the tokens per source; they sum to 100%.")
-    max_epochs: float | dict[str, float] = Field(
-        1.0, description="How often a source may be repeated; one cap, or one per source (default 1)."
-    )
-    val_tokens: Count = Field(2_000_000, description="At most so many held-out tokens go to validation shards.")
-
-    def cap(self, source: str) -> float:
-        """The cap on repeats of `source`."""
-        if isinstance(self.max_epochs, dict):
-            return self.max_epochs.get(source, 1.0)
-        return self.max_epochs
-
-    @model_validator(mode="after")
-    def _sums(self) -> Mixture:
-        total = sum(self.ratios.values())
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"ratios sum to {total:.4%}, not 100%; write shares that add up")
-        caps = self.max_epochs if isinstance(self.max_epochs, dict) else {"": self.max_epochs}
-        if not all(0 < cap < math.inf for cap in caps.values()):
-            raise ValueError("max_epochs must be a finite number above 0")
-        unknown = set(caps) - set(self.ratios) - {""}
-        if unknown:
-            raise ValueError(f"max_epochs names {sorted(unknown)}, which has no ratio here")
-        return self
-
-
 class Quarantine(Model):
     """How much bad input a run may leave behind and still be built upon."""
 
@@ -134,12 +82,10 @@ class Recipe(Model):
     @model_validator(mode="after")
     def _names(self) -> Recipe:
         known = ", ".join(self.sources)
-        for name, mixture in self.mixtures.items():
+        for name in self.mixtures:
             if name not in MIXTURES:
                 raise ValueError(f"mixtures.{name}: no stage packs it; allowed are {', '.join(MIXTURES)}")
-            for source in mixture.ratios:
-                if source not in self.sources:
-                    raise ValueError(f"mixtures.{name}.ratios names source {source!r}; the sources are {known}")
+        check_mixtures(self.mixtures, list(self.sources))
         for source in self.dedup.priority:
             if source not in self.sources:
                 raise ValueError(f"dedup.priority names source {source!r}; the sources are {known}")

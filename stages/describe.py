@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from stages import ids
 from stages.base import Record, Task
-from train.manifest import Shard, Source, Tokenizer, manifest_text
+from stages.mixture import asked
+from train.manifest import Shard, Source, SourceFile, Tokenizer, manifest_text
 
 
 def manifest(task: Task) -> None:
@@ -116,11 +117,12 @@ def describe_source(
         available_tokens=available[name],
         tokens=got,
         documents=total(train, "documents"),
-        ratio_asked=mixture.ratios[name],
+        ratio_asked=asked(mixture, available)[name],
         ratio_got=got / mixture.tokens,
         epochs=targets[name] / available[name] if available[name] else 0.0,
         max_epochs=mixture.cap(name),
         val_tokens=total(val, "tokens"),
         val_documents=total(val, "documents"),
+        files=[SourceFile(*file) for file in context.source_files(name)],
         files_lost=sum(1 for e in context.state("download").failed if e.label.split(" ")[0] == name),
     )

@@ -33,9 +33,9 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
     tokenised: dict[str, list[Record]] = await context.stage("tokenize")
     tokenizer: Record = await context.stage("build_tokenizer")
     context.check_quarantine()
-    available = {s: sum(r.counts["train_tokens"] for r in tokenised[s]) for s in mixture.ratios}
-    targets = solve(mixture.tokens, mixture.ratios, available, {s: mixture.cap(s) for s in mixture.ratios})
-    units = [(s, r) for s in mixture.ratios for r in tokenised[s]]
+    available = {s: sum(r.counts["train_tokens"] for r in tokenised[s]) for s in mixture.sources}
+    targets = solve(mixture, available)
+    units = [(s, r) for s in mixture.sources for r in tokenised[s]]
     pairs = [a for _, r in units for a in (r.output("docs"), r.output("tokens"))]
     common: dict[str, Any] = {"seed": recipe.seed, "units": [s for s, _ in units]}
     laid = await context.run(
@@ -56,6 +56,7 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
         "tokenizer": asdict(described),
         "source_tree": context.code_digest(stage),
         "versions": context.versions(stage),
+        "code": context.modules(stage),
         **contents(context, name, packed, targets, available),
     }
     assert value["tokens"] == mixture.tokens
@@ -127,7 +128,7 @@ def contents(
     train = [r for split, _, r in packed if split == "train"]
     val = [r for split, _, r in packed if split == "val"]
     mixture = recipe.mixtures[name]
-    sources = [describe_source(context, s, mixture, targets, available, train, val) for s in mixture.ratios]
+    sources = [describe_source(context, s, mixture, targets, available, train, val) for s in mixture.sources]
     return {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,

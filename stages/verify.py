@@ -94,11 +94,12 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
             yield f"manifest: {shard.path} cannot have {shard.bytes:,} bytes and {shard.tokens:,} tokens"
     recipe = manifest.recipe
     asked = recipe.get("mixtures", {}).get(manifest.mixture) or {}
+    shares = asked.get("ratios") or {s.name: s.ratio_asked for s in manifest.sources}  # else they follow from counts
     facts = {
         "name": (manifest.name, recipe.get("name")),
         "seed": (manifest.seed, recipe.get("seed")),
         "tokens": (manifest.tokens, asked.get("tokens")),
-        "sources": ({s.name: s.ratio_asked for s in manifest.sources}, asked.get("ratios")),
+        "sources": ({s.name: s.ratio_asked for s in manifest.sources}, shares),
     }
     for name, (said, wanted) in facts.items():
         if said != wanted:

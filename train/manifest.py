@@ -88,6 +88,15 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """A file that was read, under its name in the lineage; of installed packages, a batch of their files."""
+
+    name: str
+    bytes: int
+    digest: str  # sha256 of the contents; of a remote file, of its revision, etag and size
+
+
+@dataclass(frozen=True)
 class Source:
     """What one source gave to this mixture. Ratios and epochs are of training tokens."""
 
@@ -110,6 +119,7 @@ class Source:
     val_tokens: int
     val_documents: int
     files_lost: int = 0  # corrupt files left out, within quarantine.files
+    files: list[SourceFile] = field(default_factory=list)  # that were read, by name
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class Manifest:
     recipe: dict[str, Any]  # the whole recipe, resolved
     source_tree: str  # hash of the code that built it
     versions: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)  # module -> digest, of all that its units ran
     digest: str = ""  # of all the above, so that `verify` sees a figure changed by hand
     folder: str = field(default="", compare=False)
 
@@ -191,7 +202,9 @@ def load_manifest(path: str | Path) -> Manifest:
                 **value,
                 "tokenizer": Tokenizer(**value["tokenizer"]),
                 "shards": [Shard(**s) for s in value["shards"]],
-                "sources": [Source(**s) for s in value["sources"]],
+                "sources": [
+                    Source(**{**s, "files": [SourceFile(**f) for f in s.get("files", [])]}) for s in value["sources"]
+                ],
                 "val_ids": ValidationIds(**value["val_ids"]),
                 "folder": str(file.parent),
             }

@@ -108,10 +108,11 @@ def spec_of(config: Config, package: str, root: Path, batch: list[tuple[str, str
     for name, digest, _ in batch:
         total.update(f"{name}\0{digest}\n".encode())
     size = sum(size for _, _, size in batch)
+    name = f"{package}/{batch[0][0]}+{len(batch) - 1}"
     # The folder stands for the files: thousands of digests in every record would tell nobody more.
-    folder = Artifact(str(root), total.hexdigest(), name=package, bytes=size)
+    folder = Artifact(str(root), total.hexdigest(), name=name, bytes=size)
     params = {"package": package, "files": [name for name, _, _ in batch], "meta": config.wanted_columns()}
-    return UnitSpec(f"{package}/{batch[0][0]}+{len(batch) - 1}", [folder], params, size)
+    return UnitSpec(name, [folder], params, size)
 
 
 def work(task: Task) -> None:

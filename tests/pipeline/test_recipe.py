@@ -11,7 +11,8 @@ from engine_harness import Work, small_recipe
 from pydantic import TypeAdapter
 
 from pipeline.errors import UsageError
-from pipeline.recipe import Recipe, load_recipe, parse_recipe, ratio, shipped
+from pipeline.mixtures import ratio
+from pipeline.recipe import Recipe, load_recipe, parse_recipe, shipped
 from stages.quantities import quantity
 from train.manifest import Manifest
 
@@ -38,7 +39,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("sources.web.rules=[{length: {min_chars: x}}]", "sources.web: rule length: min_chars", "number"),
         ("dedup.exakt=true", "dedup.exakt: unknown key", "exact, priority"),
         ("tokenizer.vocab=3", "tokenizer.vocab: unknown key; did you mean 'vocab_size'", "sample, split, vocab_size"),
-        ("mixtures.pretrain.token=1", "mixtures.pretrain.token: unknown key", "max_epochs, ratios, tokens"),
+        ("mixtures.pretrain.token=1", "mixtures.pretrain.token: unknown key", "max_epochs, packing, ratios"),
         ("quarantine.rows=1", "quarantine.rows: unknown key", "files, tolerate"),
         ("model.dims=3", "model.dims: unknown key; did you mean 'dim'", "sliding_window"),
         ("train.pretrain.step=3", "train.pretrain.step: unknown key; did you mean 'steps'", "batch_size"),
@@ -60,7 +61,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
             "mixtures.pretrain.ratios names source 'nope'",
             "web, maths",
         ),
-        ("mixtures.pretrain.max_epochs={nope: 2}", "mixtures.pretrain: max_epochs names ['nope']", "no ratio"),
+        ("mixtures.pretrain.max_epochs={nope: 2}", "mixtures.pretrain: max_epochs names ['nope']", "no share"),
         ("mixtures.pretrain.max_epochs=0", "mixtures.pretrain: max_epochs", "above 0"),
         ("mixtures.other={tokens: 3, ratios: {web: 1}}", "mixtures.other", "pretrain, anneal"),
         ("dedup.priority=[x]", "dedup.priority names source 'x'", "web, maths, notes"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.recipe import Mixture
 from stages.base import DataError
-from stages.mixture import capacity, largest_remainder, nearest_mix, solve
+from stages.mixture import capacity, largest_remainder, nearest_mix, solve, weights
 
 NAMES = "abcdefg"
 
@@ -68,54 +68,93 @@ def test_capacity_is_what_the_decimal_says(available, cap, expected):
 
 
 def test_a_source_at_its_cap_fits_and_one_token_more_does_not():
-    asked = {"tokens": 1000, "ratios": {"a": 0.5, "b": 0.5}, "available": {"a": 250, "b": 500}}
-    assert solve(**asked, caps={"a": 2.0, "b": 1.0}) == {"a": 500, "b": 500}
+    mixture = Mixture.model_validate({"tokens": 1000, "ratios": {"a": 0.5, "b": 0.5}, "max_epochs": {"a": 2}})
+    assert solve(mixture, {"a": 250, "b": 500}) == {"a": 500, "b": 500}
     with pytest.raises(DataError, match=r"^source a is short by 2 tokens: 50.00% of 1,000 is 500, it has 249 and"):
-        solve(**asked | {"available": {"a": 249, "b": 500}}, caps={"a": 2.0, "b": 1.0})
+        solve(mixture, {"a": 249, "b": 500})
 
 
 def proposals(message):
-    """The lines for the recipe that a shortage proposes, as values."""
+    """The lines for the recipe that a shortage proposes, as (key, value)."""
     _, found, ways = message.partition("what would work, any one of: ")
-    return yaml.safe_load(re.sub("; ", "\n", ways)) if found else {}
+    lines = [way.removesuffix(" in place of temperature") for way in ways.split("; ")] if found else []
+    return [pair for line in lines for pair in yaml.safe_load(line).items()]
 
 
-@settings(max_examples=300)
-@given(
-    tokens=st.integers(1, 10**7),
-    ratios=shares(),
-    available=st.lists(st.integers(0, 10**6) | st.integers(0, 20), min_size=6, max_size=6),
-    caps=st.lists(st.sampled_from([0.3, 1.0, 1.3333333333, 4.0, 10.0]), min_size=6, max_size=6),
-)
-def test_every_proposal_works_when_it_is_taken(tokens, ratios, available, caps):
-    have = dict(zip(ratios, available, strict=False))
-    caps = dict(zip(ratios, caps, strict=False))
-    room = {s: capacity(have[s], caps[s]) for s in ratios}
+CAPS = st.sampled_from([0.3, 1.0, 1.3333333333, 4.0, 10.0])
+POOLS = st.integers(0, 10**6) | st.integers(0, 20)
+
+
+@st.composite
+def asks(draw):
+    """A recipe's mixture in one of its three ways, as plain values, and the training tokens of its sources."""
+    ratios = draw(shares())
+    names = list(ratios)
+    asked = {"max_epochs": {s: draw(CAPS) for s in names}}
+    tokens = draw(st.integers(1, 10**7))
+    match draw(st.sampled_from(["ratios", "temperature", "counts"])):
+        case "ratios":
+            asked |= {"tokens": tokens, "ratios": ratios}
+        case "temperature":
+            temperature = draw(st.sampled_from([1, 1.5, 3.33, 5, 100, 1e9]) | st.floats(1, 50))
+            asked |= {"tokens": tokens, "temperature": temperature, "sources": names}
+        case "counts":
+            asked |= {"counts": {s: draw(st.integers(1, 10**7)) for s in names}}
+    return asked, {s: draw(POOLS) for s in names}
+
+
+@settings(max_examples=500, deadline=None)
+@given(asks())
+def test_every_proposal_works_when_it_is_taken(ask):
+    asked, have = ask
+    mixture = Mixture.model_validate(asked)
+    room = {s: capacity(have[s], mixture.cap(s)) for s in mixture.sources}
+    if mixture.temperature and not any(have.values()):
+        with pytest.raises(DataError, match="hold no training tokens at all; add text"):
+            solve(mixture, have)
+        return
+    wanted = largest_remainder(mixture.tokens, weights(mixture, have))
     try:
-        counts = solve(tokens, ratios, have, caps)
+        counts = solve(mixture, have)
     except DataError as error:
         ways = proposals(str(error))
-        lacking = [s for s, n in largest_remainder(tokens, ratios).items() if n > room[s]]
-        assert re.findall(r"source (\w) is short", str(error)) == lacking
+        lacking = [s for s, n in wanted.items() if n > room[s]]
+        assert re.findall(r"source (\w) is short", str(error)) == lacking and lacking
     else:
+        assert counts == wanted and sum(counts.values()) == mixture.tokens
+        assert list(counts) == mixture.sources
         assert all(n <= room[s] for s, n in counts.items())
         return
-    assert ("max_epochs" in ways) == all(have[s] for s in lacking)
-    assert ("tokens" in ways) == all(room.values()) or max(room.values()) < 10_000  # too little for any share
-    assert ("ratios" in ways) == (sum(room.values()) >= tokens)
-    for key, value in ways.items():
-        # As a user would: change that one key of the recipe, have it validated, solve again.
-        asked = {"tokens": tokens, "ratios": ratios, "max_epochs": caps} | {key: value}
-        if key == "ratios":
-            asked["max_epochs"] = {s: c for s, c in caps.items() if s in value}
-        mixture = Mixture.model_validate(asked)
-        counts = solve(mixture.tokens, mixture.ratios, have, {s: mixture.cap(s) for s in mixture.ratios})
-        assert sum(counts.values()) == mixture.tokens
+    keys = [key for key, _ in ways]
+    enough = sum(room.values()) >= mixture.tokens
+    assert ("max_epochs" in keys) == all(have[s] for s in lacking)
+    if mixture.counts:
+        assert keys.count("counts") == any(room[s] for s in room) + enough
+    else:
+        assert ("ratios" in keys) == enough
+        taking = [s for s in room if mixture.ratios or have[s]]
+        assert ("tokens" in keys) == all(room[s] for s in taking) or max(room.values()) < 10_000  # too little to share
+    for key, value in ways:
+        counts = solve(taken(asked, key, value), have)
         if key == "tokens":
-            assert mixture.tokens < tokens
-            wider = 2 + len(ratios) + int(1 / min(ratios.values()))  # nothing much larger fits
-            more = largest_remainder(mixture.tokens + wider, ratios)
-            assert any(n > room[s] for s, n in more.items())
+            assert value < mixture.tokens
+            least = min(
+                weight / sum(weights(mixture, have).values()) for weight in weights(mixture, have).values() if weight
+            )
+            more = largest_remainder(value + 2 + len(room) + int(1 / least), weights(mixture, have))
+            assert any(n > room[s] for s, n in more.items())  # nothing much larger fits
+        if key in ("ratios", "temperature") or value == ways[-1][1]:
+            assert sum(counts.values()) == mixture.tokens or key == "tokens" or mixture.counts
+
+
+def taken(asked, key, value):
+    """The recipe's mixture once a person took a proposal: that key changed, and validated again."""
+    changed = asked | {key: value}
+    if key == "ratios":
+        changed = {k: v for k, v in changed.items() if k not in ("temperature", "sources")}
+    if key in ("ratios", "counts"):
+        changed["max_epochs"] = {s: c for s, c in asked["max_epochs"].items() if s in value}
+    return Mixture.model_validate(changed)
 
 
 @given(
@@ -139,8 +178,9 @@ def test_the_nearest_mix_keeps_the_proportions_of_those_with_room(tokens, ratios
 
 
 def test_a_message_in_full():
+    asked = {"tokens": 1000, "ratios": {"web": 0.6, "maths": 0.4}, "max_epochs": {"maths": 3}}
     with pytest.raises(DataError) as caught:
-        solve(1000, {"web": 0.6, "maths": 0.4}, {"web": 900, "maths": 100}, {"web": 1.0, "maths": 3.0})
+        solve(Mixture.model_validate(asked), {"web": 900, "maths": 100})
     assert str(caught.value) == (
         "source maths is short by 100 tokens: 40.00% of 1,000 is 400, it has 100 and max_epochs 3 allows 300; "
         "what would work, any one of: tokens: 750; max_epochs: {web: 1, maths: 4}; "
@@ -150,4 +190,4 @@ def test_a_message_in_full():
 
 def test_too_little_text_altogether():
     with pytest.raises(DataError, match="all sources together hold 9 tokens; add text"):
-        solve(1000, {"a": 0.5, "b": 0.5}, {"a": 9, "b": 0}, {"a": 1.0, "b": 1.0})
+        solve(Mixture.model_validate({"tokens": 1000, "ratios": {"a": 0.5, "b": 0.5}}), {"a": 9, "b": 0})
