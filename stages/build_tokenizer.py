@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from stages.base import Artifact, DataError, Record, Stage, Task
+from stages.encoder import MAX_VOCAB, hostile
 from stages.ids import is_validation, sample
 from stages.tables import ID
 from stages.text_encoder import SPECIALS, load_text_encoder, special_ids, token_bytes
@@ -29,18 +30,8 @@ GPT4_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITS = {"gpt4": GPT4_SPLIT}
-MAX_VOCAB = 65_536  # ids are stored as uint16
 SAMPLE_IDS = pa.schema([("document_id", ID), ("source", pa.string()), ("text_bytes", pa.int64())])
 CHECKED = 200  # documents of the sample whose round trip is asserted
-HOSTILE = [
-    "".join(SPECIALS),
-    "<|bos|> in the middle <|end|>",
-    "\x00\x01\r\n\r\n \t\u00a0\u2028 x  ",
-    "naïve café e\u0301 \U0001f469\u200d\U0001f52c \u202eright to left\ufeff",
-    "\uffff\U0010ffff\ufffd",
-    "'S'T'LL 1234567 ##!!??\n\n\n  def f(x):\n\treturn x",
-    " " * 1000 + "a" * 1000 + "\n" * 1000,
-]
 
 
 def work(task: Task) -> None:
@@ -185,7 +176,7 @@ def check(path: str, texts: list[str], vocab_size: int) -> None:
     made = {"".join(pair) for pair in definition["model"]["merges"]}
     assert made.isdisjoint(SPECIALS), "a merge produces a special token"
     encoder = load_text_encoder(path)
-    strings = [*texts[:CHECKED], *HOSTILE]
+    strings = [*texts[:CHECKED], *hostile(SPECIALS)]
     for text, encoding in zip(strings, encoder.encode_batch(strings, add_special_tokens=False), strict=True):
         assert encoder.decode(encoding.ids, skip_special_tokens=False) == text, f"no round trip: {text[:80]!r}"
         assert min(encoding.ids, default=len(SPECIALS)) >= len(SPECIALS), f"special id from text: {text[:80]!r}"

@@ -25,15 +25,21 @@ SPECIALS = (
 )
 
 
-def load_text_encoder(path: str) -> Tokenizer:
-    """The tokenizer at `path` for document text: no text it is given produces a special id.
+def text_definition(path: str) -> str:
+    """The tokenizer at `path` as JSON, for document text: no text it is given produces a special id.
 
-    HF tokenizers turn a literal `<|bos|>` in a document into the real id. Without added tokens there is
-    nothing to look for, and the model's merges cannot reach a special id (checked after training).
+    HF tokenizers turn a literal `<|bos|>` in a document into the real id. Without special tokens in the list there is
+    nothing to look for, and merges cannot reach a special id (checked where it is opened). Tokens added for text, such
+    as the runs of spaces of GPT-NeoX, stay. What would shorten, pad or wrap a text goes.
     """
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
-    definition["added_tokens"] = []
-    return Tokenizer.from_str(json.dumps(definition))
+    definition["added_tokens"] = [t for t in definition["added_tokens"] if not t["special"]]
+    return json.dumps(definition | {"truncation": None, "padding": None, "post_processor": None})
+
+
+def load_text_encoder(path: str) -> Tokenizer:
+    """The tokenizer at `path` for document text; see `text_definition`."""
+    return Tokenizer.from_str(text_definition(path))
 
 
 def special_ids(path: str) -> dict[str, int]:
@@ -44,9 +50,9 @@ def special_ids(path: str) -> dict[str, int]:
 
 
 def token_bytes(path: str) -> list[int]:
-    """Bytes of text that each id stands for; 0 for special tokens. Index is the id."""
+    """Bytes of text that each id stands for; 0 for special tokens and ids that nothing has. Index is the id."""
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
-    special = {t["id"] for t in definition["added_tokens"]}
-    by_id = sorted(definition["model"]["vocab"].items(), key=lambda item: item[1])
-    # The byte-level alphabet writes each byte as one character.
-    return [0 if i in special else len(token) for token, i in by_id]
+    # The byte-level alphabet writes each byte as one character; added tokens are written as they are.
+    lengths = {i: len(token) for token, i in definition["model"]["vocab"].items()}
+    lengths |= {t["id"]: 0 if t["special"] else len(t["content"].encode()) for t in definition["added_tokens"]}
+    return [lengths.get(i, 0) for i in range(max(lengths) + 1)]
