@@ -80,7 +80,9 @@ class Part:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Part:
         """The inverse of `to_dict`."""
-        cuts = {key: value[key] and Cut(**{**value[key], "name": tuple(value[key]["name"])}) for key in ("cut", "floor")}
+        cuts = {
+            key: value[key] and Cut(**{**value[key], "name": tuple(value[key]["name"])}) for key in ("cut", "floor")
+        }
         return cls(**{**value, **cuts})
 
 

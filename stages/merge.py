@@ -65,9 +65,10 @@ def write_unit(task: Task, prefix: str, units: Sequence[Unit], tables: Sequence[
     return total
 
 
-def units_of(task: Task, source: str = "") -> list[Unit]:
-    """The units among the task's inputs, (docs, tokens) each."""
-    return [Unit(task, *task.inputs[i : i + 2], source) for i in range(0, len(task.inputs), 2)]
+def units_of(task: Task) -> list[Unit]:
+    """The task's inputs, (docs, tokens) a unit."""
+    pairs = zip(task.inputs[::2], task.inputs[1::2], strict=True)
+    return [Unit(task, docs, tokens) for docs, tokens in pairs]
 
 
 def add_histograms(task: Task) -> None:

@@ -104,9 +104,7 @@ def empty_part(name: str, seen: str, shown: Part | None) -> Part | None:
     return Part(0, 0, 0, floor=shown.cut, shown=shown.rest - shown.cut.keep + shown.cut.count)
 
 
-async def find(
-    context: Any, stage: str, source: str, records: list[Record], histogram: np.ndarray, part: Part
-) -> Cut:
+async def find(context: Any, stage: str, source: str, records: list[Record], histogram: np.ndarray, part: Part) -> Cut:
     """Where the partial epoch of a source ends."""
     params = {"seed": context.recipe.seed, "draw": part.draw, "bin": cut_bin(histogram, part)}
     groups = [records[i : i + ABOVE] for i in range(0, len(records), ABOVE)]

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stages import ids
 from stages.base import Task
 from stages.best_fit import best_fit
 from stages.layout import Part, cut_at, selected, with_facts
 from stages.shards import ROWS, write_index
-from stages.tokenised import TOKENISED, Unit, full_order, pieces_of, write_joined
+from stages.tokenised import GROUP, TOKENISED, Unit, full_order, pieces_of, write_joined
 from train.manifest import Header
 
 # The in-shard hash decides; the others only make the order total where duplicates were left in.
@@ -32,7 +31,8 @@ def shard(task: Task) -> None:
     (of best-fit packing, or null), pad_id, build_id, vocab_size and bos_id.
     """
     params = task.params
-    units = [Unit(task, *task.inputs[2 * i : 2 * i + 2], source) for i, source in enumerate(params["units"])]
+    pairs = zip(task.inputs[::2], task.inputs[1::2], params["units"], strict=True)
+    units = [Unit(task, docs, tokens, source) for docs, tokens, source in pairs]
     picked = list(training(params, units) if "parts" in params else validation(params, units))
     rows = pa.concat_tables([PICKED.empty_table(), *picked])
     order = ids.order(params["seed"], rows["document_id"], rows["part"].to_numpy(), rows["copy"].to_numpy())
@@ -99,8 +99,8 @@ def write(task: Task, units: list[Unit], rows: pa.Table, starts: np.ndarray, tot
     at = rows.schema.get_field_index("token_start")
     rows = rows.set_column(at, ROWS.field("token_start"), pa.array(starts)).select(ROWS.names)
     with task.table("rows", ROWS) as writer:
-        if rows.num_rows:
-            writer.write(rows)
+        for at in range(0, rows.num_rows, GROUP):
+            writer.write(rows.slice(at, GROUP))
     task.counts.update({"tokens": total, "documents": rows.num_rows, "padding": padding})
     for group in rows.group_by("source").aggregate([("token_count", "sum"), ("token_count", "count")]).to_pylist():
         task.count(f"tokens.{group['source']}", group["token_count_sum"])

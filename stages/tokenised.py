@@ -111,7 +111,7 @@ def write_docs(task: Task, name: str, table: pa.Table, **meta: Any) -> None:
 class Unit:
     """A tokenised unit, read by ranges of positions."""
 
-    def __init__(self, task: Task, docs: Artifact, tokens: Artifact, source: str):
+    def __init__(self, task: Task, docs: Artifact, tokens: Artifact, source: str = ""):
         self.source = source
         self.docs_path, self.tokens_path = task.path(docs), task.path(tokens)
         self.map: mmap.mmap | None = None

@@ -60,7 +60,7 @@ def work(task: Task) -> None:
     opens = part == 0
     offsets = np.cumsum(encoded.counts) - encoded.counts
     pieces = slices(
-        memoryview(encoded.tokens).cast("B"), offsets[document] + np.where(opens, 0, start - 1), count - opens
+        memoryview(encoded.tokens.view(np.uint8)), offsets[document] + np.where(opens, 0, start - 1), count - opens
     )
     bos = np.array([task.params["bos_id"]], "<u2").tobytes()
     path = task.output("tokens.bin")
@@ -99,7 +99,8 @@ def encode(task: Task) -> Encoded:
                 tokens.append(ids)
                 counts.append(sizes)
                 size += text_bytes(column)
-    return Encoded(pa.concat_tables([schema.empty_table(), *lineage]), np.concatenate(tokens), np.concatenate(counts), size)
+    table = pa.concat_tables([schema.empty_table(), *lineage])
+    return Encoded(table, np.concatenate(tokens), np.concatenate(counts), size)
 
 
 def batches(column: pa.StringArray) -> Iterator[pa.StringArray]:
