@@ -2,20 +2,28 @@
 
 A unit's result depends on the module its work function lives in and on every project module that one
 imports, directly or not. Each is parsed, stripped of docstrings, dumped and hashed; a comment edited
-anywhere therefore re-runs nothing, and a helper edited re-runs exactly the stages that import it.
+anywhere therefore re-runs nothing, and a helper edited re-runs exactly the stages that import it. What was
+parsed once is remembered beside Python's own byte code, by the contents of the file.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
+import json
+import os
 import platform
+import sys
 from importlib import metadata
+from importlib.util import cache_from_source
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ("pipeline", "stages", "train")
+CACHE = Path(cache_from_source(__file__)).with_suffix(".json")
 
 
 def _module_file(name: str) -> Path | None:
@@ -38,11 +46,47 @@ def _strip_docstrings(tree: ast.AST) -> None:
 
 
 @functools.cache
-def _module(name: str) -> tuple[str, tuple[str, ...]]:
-    """(digest of one module's meaning, project modules it imports)."""
+def _remembered() -> dict[str, list[Any]]:
+    """Module -> [digest of its file and of this one, digest of its meaning, names it imports]."""
+    try:
+        return dict(json.loads(CACHE.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _remember() -> None:
+    """Keep what was parsed for the next process; where byte code is not written, it parses again."""
+    if sys.dont_write_bytecode:
+        return
+    temporary = CACHE.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(_remembered(), sort_keys=True))
+        temporary.replace(CACHE)
+
+
+@functools.cache
+def _source(name: str) -> bytes:
     file = _module_file(name)
     assert file is not None
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return file.read_bytes()
+
+
+@functools.cache
+def _module(name: str) -> tuple[str, tuple[str, ...]]:
+    """(digest of one module's meaning, project modules it imports)."""
+    mark = hashlib.sha256(_source("pipeline.code") + _source(name)).hexdigest()
+    known = _remembered().get(name)
+    if known is None or known[0] != mark:
+        known = _remembered()[name] = [mark, *_parse(name)]
+    _, digest, imports = known
+    return digest, tuple(i for i in imports if _module_file(i) and i != name)
+
+
+def _parse(name: str) -> tuple[str, list[str]]:
+    """(digest of one module's meaning, all names it imports)."""
+    file = _module_file(name)
+    assert file is not None
+    tree = ast.parse(_source(name))
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     imports: set[str] = set()
     for node in ast.walk(tree):
@@ -56,8 +100,7 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
             imports.add(base)
             imports.update(f"{base}.{alias.name}" for alias in node.names)
     _strip_docstrings(tree)
-    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-    return digest, tuple(sorted(i for i in imports if _module_file(i) and i != name))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), sorted(imports)
 
 
 @functools.cache
@@ -65,6 +108,7 @@ def modules_of(name: str) -> dict[str, str]:
     """Digest of every project module that `name` needs, itself included."""
     found: dict[str, str] = {}
     todo = [name]
+    before = dict(_remembered())
     while todo:
         module = todo.pop()
         if module in found:
@@ -72,6 +116,8 @@ def modules_of(name: str) -> dict[str, str]:
         digest, imports = _module(module)
         found[module] = digest
         todo.extend(imports)
+    if _remembered() != before:
+        _remember()
     return dict(sorted(found.items()))
 
 
