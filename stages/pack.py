@@ -151,6 +151,7 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
         "build_id": build_id,
         "tokenizer": asdict(described),
         "source_tree": context.code_digest(stage),
+        "code": context.modules(stage),
         "versions": context.versions(stage),
         **contents(context, name, packed, layout.targets, layout.available),
     }
@@ -214,10 +215,13 @@ async def validation_shards(
 ) -> list[tuple[str, Record]]:
     """(source, record): first the mixture's shard (source ""), then one a source; those that hold anything.
 
-    The mixture's takes of each source its share of `val_tokens`, or all that is held out if that is less.
+    The mixture's has the shares of the mixture, and is as large as `val_tokens` and the source that holds out least
+    for its share allow; a source that holds out nothing is left out.
     """
     most = {s: min(mixture.val_tokens, layout.held_tokens[s]) for s in layout.targets}
-    shares = largest_remainder(mixture.val_tokens, {s: n for s, n in layout.targets.items() if n})
+    taken = {s: n for s, n in layout.targets.items() if n and most[s]}
+    room = min((most[s] * sum(taken.values()) // n for s, n in taken.items()), default=0)
+    shares = largest_remainder(min(room, mixture.val_tokens), taken)
     wanted = [("", {s: min(n, most[s]) for s, n in shares.items()}), *((s, {s: n}) for s, n in most.items())]
     jobs = []
     for source, limits in wanted:

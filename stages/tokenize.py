@@ -60,7 +60,7 @@ def work(task: Task) -> None:
     opens = part == 0
     offsets = np.cumsum(encoded.counts) - encoded.counts
     pieces = slices(
-        memoryview(encoded.tokens.view(np.uint8)), offsets[document] + np.where(opens, 0, start - 1), count - opens
+        encoded.tokens.view(np.uint8).data, offsets[document] + np.where(opens, 0, start - 1), count - opens
     )
     bos = np.array([task.params["bos_id"]], "<u2").tobytes()
     path = task.output("tokens.bin")
