@@ -1,15 +1,4 @@
-"""Which tokens a step reads: a pure function of (manifest, seed, step), whatever the number of ranks.
-
-A shard of n tokens holds (n - 1) // T windows; window k is tokens [k T, k T + T + 1): T inputs and, one further on,
-T targets. Windows never cross shards; what is left at a shard's end is counted and reported. All windows of all
-training shards, in the manifest's order, are numbered 0..n-1. Each epoch visits them in the order of a permutation
-keyed by (seed, epoch), so step s takes rows [s B, (s+1) B) of the epochs written one after another, and rank r takes
-every world-th of them, from r on.
-
-The permutation is a Feistel network with cycle walking: any position costs the same, no list of windows is held, and
-a loader's whole state is the step. (nanochat and parameter-golf give each rank a stretch of a stream: there the order
-depends on the number of ranks.)
-"""
+"""Reading the tokens of a step: shards mapped, checked, and gathered into batches. The order is train/order.py's."""
 
 from __future__ import annotations
 
@@ -21,8 +10,8 @@ from numpy.typing import NDArray
 
 from train.config import TrainConfig, TrainError
 from train.manifest import HEADER_BYTES, Header, Manifest, ManifestError, Shard
+from train.order import locate, windows_of
 
-ROUNDS = 6  # of the Feistel network; 4 are the proven least for pseudo-randomness (Luby-Rackoff), 6 are cheap
 HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
 
 Tokens = NDArray[np.uint16]
@@ -77,93 +66,7 @@ def sha256_of(path: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Order
-
-
-def permute(position: NDArray[np.uint64], n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
-    """Positions in [0, n) -> items in [0, n), one to one for each (seed, epoch)."""
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask = np.uint64(2**half - 1)
-    shift = np.uint64(half)
-    keys = np.frombuffer(hashlib.sha512(f"shardmill order {seed} {epoch}".encode()).digest(), "<u8")[:ROUNDS]
-    x = position.astype(np.uint64)
-    outside = np.ones(x.shape, bool)
-    while outside.any():  # walk until inside [0, n): under 4 turns on average, as 4**half < 4 n
-        y = x[outside]
-        left, right = y >> shift, y & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
-        x[outside] = (left << shift) | right
-        outside = x >= n
-    return x
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: every input bit reaches every output bit (Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def windows_of(manifest: Manifest, seq_len: int) -> list[int]:
-    """Windows in each training shard."""
-    return [max(0, (s.tokens - 1) // seq_len) for s in manifest.split("train")]
-
-
-def tail_tokens(manifest: Manifest, seq_len: int) -> int:
-    """Training tokens that are no target of any window: the shards' ends, and each shard's first token."""
-    return manifest.tokens - seq_len * sum(windows_of(manifest, seq_len))
-
-
-def epochs_needed(manifest: Manifest, cfg: TrainConfig) -> float:
-    """Passes over the mixture's windows that `cfg` makes. Raises TrainError when there are none."""
-    windows = sum(windows_of(manifest, cfg.seq_len))
-    if windows == 0:
-        raise TrainError(
-            f"no training shard of {manifest.folder} holds train.seq_len + 1 = {cfg.seq_len + 1} tokens; "
-            "shorten train.seq_len, or pack more text"
-        )
-    return cfg.steps * cfg.batch_size / windows
-
-
-def check_epochs(manifest: Manifest, cfg: TrainConfig) -> float:
-    """`epochs_needed`. Raises TrainError with the figures when that is more than train.epochs allows."""
-    needed = epochs_needed(manifest, cfg)
-    if needed > cfg.epochs:
-        windows = sum(windows_of(manifest, cfg.seq_len))
-        allowed = int(windows * cfg.epochs) // cfg.batch_size
-        raise TrainError(
-            f"{cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} tokens are {needed:.3f} epochs of this mixture "
-            f"({windows:,} windows), train.epochs allows {cfg.epochs:g}\n"
-            f"set train.steps={allowed}, or train.epochs={int(needed * 1000 + 1) / 1000:g}, or pack more tokens"
-        )
-    return needed
-
-
-def rows_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[tuple[str, int]]:
-    """(shard path, first token) of every row of 0-based `step`, in the order of the global batch.
-
-    A row's inputs are seq_len tokens from there on; its targets lie one further.
-    """
-    counts = windows_of(manifest, cfg.seq_len)
-    shards = manifest.split("train")
-    shard, window = _locate(counts, cfg, step)
-    return [(shards[s].path, int(w) * cfg.seq_len) for s, w in zip(shard, window, strict=True)]
-
-
-def _locate(counts: list[int], cfg: TrainConfig, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Shard number and window number within it, (B,) each, of a step's rows."""
-    ends = np.cumsum(np.array(counts, np.int64))
-    n = int(ends[-1])
-    rows = [step * cfg.batch_size + i for i in range(cfg.batch_size)]  # Python integers: no overflow
-    item = np.empty(len(rows), np.int64)
-    epochs = np.array([r // n for r in rows])
-    for epoch in np.unique(epochs):
-        inside = epochs == epoch
-        position = np.array([r % n for r in rows], np.uint64)[inside]
-        item[inside] = permute(position, n, cfg.seed, int(epoch)).astype(np.int64)
-    shard = np.searchsorted(ends, item, side="right")
-    return shard, item - (ends - np.array(counts))[shard]
+# Batches
 
 
 class Loader:
@@ -190,7 +93,7 @@ class Loader:
 
     def batch(self, step: int) -> Tokens:
         """This rank's rows of 0-based `step`: (B / world, T + 1) uint16; inputs [:, :-1], targets [:, 1:]."""
-        shard, window = _locate(self.counts, self.cfg, step)
+        shard, window = locate(self.counts, self.cfg, step)
         T = self.cfg.seq_len
         picked = list(zip(shard, window, strict=True))[self.rank :: self.world]
         batch = np.stack([self._tokens(int(s))[int(w) * T : int(w) * T + T + 1] for s, w in picked])

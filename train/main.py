@@ -32,7 +32,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
 import torch
 import torch.distributed as dist
 
-from train import checkpoint, data, loop, report, runfolder
+from train import checkpoint, data, loop, order, report, runfolder
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError, configs
 from train.evaluate import Score, Validation
 from train.loop import OnSave, Run
@@ -53,7 +53,7 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
     manifest = load_manifest(manifest_path)
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
     count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
-    epochs = data.check_epochs(manifest, cfg)
+    epochs = order.check_epochs(manifest, cfg)
     with processes() as rt, stop_requests() as stop:
         this = set_up(rt, manifest, str(manifest_path), model_cfg, cfg, on_save)
         this.epochs_a_step = epochs / cfg.steps

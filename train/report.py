@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from train import checkpoint, data
+from train import checkpoint, order
 from train.config import ModelConfig
 from train.evaluate import samples
 from train.loop import Run
@@ -16,7 +16,7 @@ def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, 
     """What is about to happen, in five lines."""
     cfg, rt = this.cfg, this.rt
     windows = sum(this.loader.counts)
-    tail = data.tail_tokens(manifest, cfg.seq_len)
+    tail = order.tail_tokens(manifest, cfg.seq_len)
     where = f"{rt.world} process{'es' if rt.world > 1 else ''} on {rt.device.type}"
     rt.say(f"run        {manifest.name}/{manifest.phase}, build {manifest.build_id[:16]}, {where}")
     rt.say(
