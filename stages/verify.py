@@ -201,7 +201,7 @@ def verify_order(manifest: Manifest, shard: Shard, rows: pa.Table, tally: Tally)
     identities, part = rows["document_id"].combine_chunks(), rows["part"].to_numpy()
     copy = rows["copy"].to_numpy()
     order = ids.order(manifest.seed, identities, part, copy)
-    window = manifest.recipe["mixtures"][manifest.mixture].get("window")
+    window = manifest.recipe.get("mixtures", {}).get(manifest.mixture, {}).get("window")
     if window:
         yield from verify_windows(shard, rows, order, window)
     elif (order[1:] < order[:-1]).any():
