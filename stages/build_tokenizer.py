@@ -197,8 +197,6 @@ def describe(path: str, chosen: list[tuple[str, list[tuple[bytes, str]]]]) -> di
     return {
         "vocab_size": len(lengths),
         "special_ids": special_ids(path),
-        "bos_id": special_ids(path)["<|bos|>"],
-        "pad_id": special_ids(path)["<|pad|>"],
         "sample_bytes": sum(sizes.values()),
         "sample_tokens": sum(tokens.values()),
         "sample_documents": {name: len(documents) for name, documents in chosen},

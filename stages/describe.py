@@ -86,8 +86,8 @@ def describe_tokenizer(context: Any, record: Record) -> Tokenizer:
         path="tokenizer.json",
         sha256=artifact.sha256,
         vocab_size=report["vocab_size"],
-        bos_id=report["bos_id"],
-        pad_id=report["pad_id"],
+        bos_id=report.get("bos_id", specials["<|bos|>"]),
+        pad_id=report.get("pad_id", specials["<|pad|>"]),
         special_ids=specials,
         token_bytes=report["token_bytes"],
     )

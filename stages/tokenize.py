@@ -159,7 +159,7 @@ async def build(context: Any) -> dict[str, list[Record]]:
     params = {
         "seed": context.recipe.seed,
         "shard_tokens": context.recipe.shard_tokens,
-        "bos_id": report["bos_id"],
+        "bos_id": report.get("bos_id", report["special_ids"]["<|bos|>"]),
     }
     pairs = [(name, i, part) for name, parts in curated.items() for i, part in enumerate(parts)]
     records = await context.gather(
