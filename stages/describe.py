@@ -5,48 +5,76 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 
 from stages import ids
 from stages.base import Record, Task
 from stages.mixture import asked
-from train.manifest import Shard, Source, SourceFile, Tokenizer, manifest_text
+from train.manifest import SCHEMA_VERSION, Shard, Source, SourceFile, Tokenizer, manifest_text
 
 
 def manifest(task: Task) -> None:
-    """Prove that no training shard holds a validation document; write `manifest.json` and `val_ids.bin`.
+    """Write `val_ids.bin` and `manifest.json`.
 
-    params: manifest (all but val_ids), units (how many).
-    inputs: docs tables of all units, then the rows tables of all training shards.
+    params: manifest (all but val_ids). inputs: the sorted ids of held-out documents, in any number of files. That no
+    training document is among them, each shard has proved of its own documents, by the rule.
     """
-    params = task.params
-    units = task.inputs[: params["units"]]
-    found = set()
-    for artifact in units:
-        table = pq.read_table(task.path(artifact), columns=["document_id"], filters=[("val", "==", True)])
-        found.update(table["document_id"].to_pylist())
-    held = sorted(found)
-    for artifact in task.inputs[params["units"] :]:
-        inside = pq.read_table(task.path(artifact), columns=["document_id"])["document_id"].to_pylist()
-        leaked = found.intersection(inside)
-        if leaked:
-            raise AssertionError(f"training shard {artifact.path} holds validation document {min(leaked).hex()}")
+    words = [np.fromfile(task.path(a), ">u8").reshape(-1, 2) for a in task.inputs]
+    held = np.concatenate([np.zeros((0, 2), ">u8"), *words])
+    order = np.lexsort((held[:, 1], held[:, 0]))
+    held = held[order]
+    fresh = np.ones(len(held), bool)
+    fresh[1:] = (held[1:] != held[:-1]).any(axis=1)  # a text that several sources hold
+    raw = held[fresh].astype(">u8").tobytes()
     path = task.output("val_ids.bin")
-    Path(path).write_bytes(b"".join(held))
-    task.add("val_ids", path, rows=len(held))
-    value = params["manifest"]
+    Path(path).write_bytes(raw)
+    task.add("val_ids", path, rows=len(raw) // 16)
+    value = task.params["manifest"]
     value["val_ids"] = {
         "path": "val_ids.bin",
-        "sha256": hashlib.sha256(b"".join(held)).hexdigest(),
-        "count": len(held),
+        "sha256": hashlib.sha256(raw).hexdigest(),
+        "count": len(raw) // 16,
         "rule": ids.VALIDATION_RULE,
     }
     path = task.output("manifest.json")
     Path(path).write_text(manifest_text(value), encoding="utf-8")
     task.add("manifest", path)
+
+
+Packed = tuple[str, str, str, Record]  # base of the file names, split, source (of a validation shard), record
+
+
+def contents(
+    context: Any,
+    name: str,
+    packed: list[Packed],
+    targets: Mapping[str, int],
+    available: Mapping[str, int],
+) -> dict[str, Any]:
+    """The manifest's account of what was packed: totals, shards, sources, and the recipe they came from."""
+    recipe = context.recipe
+    shards = [describe_shard(*entry) for entry in packed]
+    train = [record for _, split, _, record in packed if split == "train"]
+    val = [record for _, split, source, record in packed if split == "val" and not source]
+    mixture = recipe.mixtures[name]
+    sources = [describe_source(context, s, mixture, targets, available, train, val) for s in mixture.sources]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": recipe.name,
+        "phase": recipe.phase_of(name),
+        "mixture": name,
+        "seed": recipe.seed,
+        "tokens": sum(s.tokens - s.padding for s in shards if s.split == "train"),
+        "val_tokens": sum(s.tokens - s.padding for s in shards if s.split == "val" and not s.source),
+        "documents": sum(s.documents for s in shards if s.split == "train"),
+        "shards": [asdict(s) for s in shards],
+        "sources": [asdict(s) for s in sources],
+        "recipe": recipe.to_dict(),
+    }
 
 
 def describe_tokenizer(context: Any, record: Record) -> Tokenizer:
@@ -58,14 +86,14 @@ def describe_tokenizer(context: Any, record: Record) -> Tokenizer:
         path="tokenizer.json",
         sha256=artifact.sha256,
         vocab_size=report["vocab_size"],
-        bos_id=specials["<|bos|>"],
-        pad_id=specials["<|pad|>"],
+        bos_id=report.get("bos_id", specials["<|bos|>"]),
+        pad_id=report.get("pad_id", specials["<|pad|>"]),
         special_ids=specials,
         token_bytes=report["token_bytes"],
     )
 
 
-def describe_shard(base: str, split: str, record: Record) -> Shard:
+def describe_shard(base: str, split: str, source: str, record: Record) -> Shard:
     """The manifest's entry for one packed shard, under the names it is published as."""
     tokens, index, rows = record.output("bin"), record.output("idx"), record.output("rows")
     return Shard(
@@ -80,6 +108,8 @@ def describe_shard(base: str, split: str, record: Record) -> Shard:
         rows=f"{base}.rows.parquet",
         rows_sha256=rows.sha256,
         rows_digest=rows.digest,
+        source=source,
+        padding=record.counts["padding"],
     )
 
 

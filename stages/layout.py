@@ -5,13 +5,15 @@ that is a hash of seed and document id, later copies rotated by the golden ratio
 apart. Tokenised units are sorted by position, so a shard, which is a range of positions, reads one contiguous
 slice of each unit and copy. A second, independent hash orders documents inside the shard. A third chooses
 which documents a partial epoch takes: position must not, or a partial epoch would sit in a corner.
+
+All of it follows from histograms of tokens by these hashes, and from the few documents of the one bin in which a
+partial epoch ends.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,146 +21,146 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import ids
-from stages.base import Artifact, Task
+from stages.base import Task
+from stages.tables import ID
+from stages.tokenised import FULL, NAMES, Unit, full_order, ring
+from stages.tokenize import BINS, BY_POSITION, BY_TAKE
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: rotations by it never cluster
-FULL = 1 << 64
-BINS = 4096  # of the histograms that `tokenize` writes
+CANDIDATES = pa.schema(
+    [
+        ("take", pa.uint64()),
+        ("document_id", ID),
+        ("part", pa.int32()),
+        ("source_file", pa.string()),
+        ("source_row", pa.int64()),
+        ("token_count", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place in the order of (take hash, name): the last document that is taken, and how much of it."""
+
+    take: str  # uint64 as text: JSON has no such integers
+    name: tuple[str, int, str, int]  # document id as hex, part, source file and row: breaks ties only
+    keep: int  # of its tokens
+    count: int  # that it has
+
+    def split(self, table: pa.Table, takes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(documents up to and with this one, this one itself), bool (n,) each, of `table` with its `takes` (n,)."""
+        border = np.uint64(int(self.take))
+        inside: np.ndarray = takes < border
+        itself = np.zeros(len(takes), bool)
+        for row in np.flatnonzero(takes == border).tolist():
+            name = row_name(table, row)
+            inside[row], itself[row] = name <= self.name, name == self.name
+        return inside, itself
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a mixture takes of one source: whole copies of its pool, then `rest` tokens of it, up to `cut`.
+
+    The pool is all training documents, or those after `floor`: another mixture has shown the `shown` tokens up to it.
+    """
+
+    draw: int  # of the take order
+    copies: int
+    rest: int
+    cut: Cut | None = None
+    floor: Cut | None = None
+    shown: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Part:
+        """The inverse of `to_dict`."""
+        cuts = {
+            key: value[key] and Cut(**{**value[key], "name": tuple(value[key]["name"])}) for key in ("cut", "floor")
+        }
+        return cls(**{**value, **cuts})
+
+
+def row_name(table: pa.Table, row: int) -> tuple[str, int, str, int]:
+    """What tells a document of a source from all others."""
+    identity, part, file, number = (table[name][row].as_py() for name in NAMES)
+    return identity.hex(), part, file, number
+
+
+def cut_bin(histogram: np.ndarray, part: Part) -> int:
+    """The histogram's bin in which the partial epoch ends."""
+    return int(np.searchsorted(np.cumsum(histogram[BY_TAKE + part.draw]), part.shown + part.rest, "left"))
+
+
+def candidates(task: Task) -> None:
+    """Training documents whose draw `take` lies in one bin. Inputs: docs of many units. Params: seed, draw, bin.
+
+    Output: `candidates` (CANDIDATES).
+    """
+    with task.table("candidates", CANDIDATES) as writer:
+        for artifact in task.inputs:
+            table = pq.read_table(task.path(artifact), columns=[*CANDIDATES.names[1:], "val"], use_threads=False)
+            takes = ids.take(task.params["seed"], table["document_id"], task.params["draw"])
+            mine = ((takes >> np.uint64(52)) == task.params["bin"]) & ~table["val"].to_numpy()
+            table = table.add_column(0, "take", pa.array(takes)).filter(pa.array(mine))
+            if table.num_rows:
+                writer.write(table.select(CANDIDATES.names))
+
+
+def find_cut(histogram: np.ndarray, part: Part, found: pa.Table) -> Cut:
+    """The document at which the partial epoch has its `rest` tokens; `found` are those of `cut_bin`, in any order."""
+    number = cut_bin(histogram, part)
+    before = int(histogram[BY_TAKE + part.draw][:number].sum())
+    cut = cut_at(found, found["take"].to_numpy(), part.shown + part.rest - before)
+    assert cut, "the histogram holds more tokens than the documents do"
+    return cut
+
+
+def cut_at(table: pa.Table, takes: np.ndarray, limit: int) -> Cut | None:
+    """The document at which `limit` tokens are reached in the order (take, name); None if all hold fewer."""
+    order = full_order(table, takes)
+    reached = np.cumsum(table["token_count"].to_numpy().astype(np.int64)[order])
+    place = int(np.searchsorted(reached, limit, "left"))
+    if place == len(order):
+        return None
+    row = int(order[place])
+    count = int(table["token_count"][row].as_py())
+    return Cut(str(takes[row]), row_name(table, row), limit - int(reached[place]) + count, count)
+
+
+def shard_borders(parts: Sequence[tuple[Part, np.ndarray]], shard_tokens: int) -> list[int]:
+    """Borders in [0, 2^64] between shards of about equal size, `shard_tokens` on average or a little less.
+
+    `parts`: what each source gives, and its histogram.
+    """
+    density, total = np.zeros(BINS), 0
+    for part, histogram in parts:
+        pool = int(histogram[BY_POSITION].sum()) - part.shown
+        total += part.copies * pool + part.rest
+        for copy, weight in enumerate([1.0] * part.copies + [part.rest / max(1, pool)]):
+            density += weight * rotated_histogram(histogram[BY_POSITION], copy)
+    return cut_positions(density, -(-total // shard_tokens))
 
 
 def rotate(position: np.ndarray, copy: int) -> np.ndarray:
     """Positions of the `copy`-th repeat (uint64, wrapping)."""
     with np.errstate(over="ignore"):
-        return position + np.uint64((copy * int(GOLDEN)) % FULL)
+        return position + np.uint64(turn(copy))
 
 
-class Unit:
-    """One tokenised unit: its documents' columns as arrays, in position order, and its tokens as a map."""
-
-    def __init__(self, task: Task, docs: Artifact, tokens: Artifact, source: str):
-        self.source, self.docs_path, self.tokens_path = source, task.path(docs), task.path(tokens)
-        columns = ["document_id", "part", "position", "token_start", "token_count", "val"]
-        table = pq.read_table(self.docs_path, columns=columns)
-        self.ids = table["document_id"].combine_chunks()
-        self.part = table["part"].to_numpy()
-        self.position = table["position"].to_numpy()
-        self.token_start = table["token_start"].to_numpy()
-        self.token_count = table["token_count"].to_numpy()
-        self.lineage: pa.Table | None = None
-        self.val = np.asarray(table["val"].to_numpy(zero_copy_only=False), dtype=bool)
-
-    def name(self, row: int) -> tuple[str, int, str, str, int]:
-        """What tells a row from all others, duplicates included: id, part, source, source file and row."""
-        if self.lineage is None:
-            self.lineage = pq.read_table(self.docs_path, columns=["source_file", "source_row"])
-        file, number = (self.lineage[column][row].as_py() for column in ("source_file", "source_row"))
-        return self.ids[row].as_py().hex(), int(self.part[row]), self.source, file, number
-
-    def tokens(self) -> np.ndarray:
-        """All tokens (n,) uint16."""
-        if Path(self.tokens_path).stat().st_size == 0:
-            return np.zeros(0, np.uint16)
-        return np.asarray(np.memmap(self.tokens_path, "<u2", "r"))
-
-    def within(self, low: int, high: int) -> Iterator[tuple[int, int]]:
-        """Row ranges whose position lies in [low, high), both taken modulo 2^64 (high may wrap)."""
-        if high - low >= FULL:
-            yield 0, len(self.position)
-            return
-        low, high = low % FULL, high % FULL
-        ranges = [(low, high)] if low < high else [(low, FULL), (0, high)]
-        for start, stop in ranges:
-            first = int(np.searchsorted(self.position, np.uint64(start), "left"))
-            last = len(self.position)
-            if stop < FULL:
-                last = int(np.searchsorted(self.position, np.uint64(stop), "left"))
-            if first < last:
-                yield first, last
-
-
-def units_of(task: Task) -> Iterator[Unit]:
-    """The tokenised units among the task's inputs: (docs, tokens) pairs, named by source in `params`."""
-    pairs = task.inputs[: 2 * len(task.params["units"])]
-    for i, source in enumerate(task.params["units"]):
-        yield Unit(task, pairs[2 * i], pairs[2 * i + 1], source)
-
-
-def layout(task: Task) -> None:
-    """Decide, for each source, its full copies and where its partial epoch ends; then cut positions into shards.
-
-    params: seed, shard_tokens, val_tokens, units (source per unit), targets {source: tokens}.
-    inputs: (docs, tokens) per unit, then one histogram per unit.
-    output: `layout.json` with sources, shards and the ids held out.
-    """
-    params = task.params
-    units = list(units_of(task))
-    histograms = [np.load(task.path(a)) for a in task.inputs[2 * len(units) :]]
-    sources = {}
-    density = np.zeros(BINS)
-    for source, target in params["targets"].items():
-        mine = [(u, h) for u, h in zip(units, histograms, strict=True) if u.source == source]
-        positions = sum((h[0] for _, h in mine), np.zeros(BINS, np.int64))
-        copies, rest = divmod(target, int(positions.sum())) if target else (0, 0)
-        by_take = sum((h[1] for _, h in mine), np.zeros(BINS, np.int64))
-        cut = partial_epoch([u for u, _ in mine], by_take, rest, params["seed"]) if rest else None
-        sources[source] = {"copies": copies, "cut": cut, "tokens": target}
-        weights = [1.0] * copies + ([rest / positions.sum()] if rest else [])
-        for copy, weight in enumerate(weights):
-            density += weight * rotated_histogram(positions, copy)
-    borders = cut_positions(density, -(-sum(params["targets"].values()) // params["shard_tokens"]))
-    result = {
-        "sources": sources,
-        "shards": shard_counts(units, sources, borders, params["seed"]),
-        "val": held_out(units, params["val_tokens"], params["seed"]),
-    }
-    path = task.output("layout.json")
-    Path(path).write_text(json.dumps(result))
-    task.add("layout", path)
-
-
-def partial_epoch(units: list[Unit], by_take: np.ndarray, rest: int, seed: int) -> dict[str, Any]:
-    """Where the order of takes reaches `rest` training tokens.
-
-    Only the documents of the histogram bin in which the count is reached are sorted.
-    """
-    reached = np.cumsum(by_take)
-    bin_number = int(np.searchsorted(reached, rest, "left"))
-    before = int(reached[bin_number - 1]) if bin_number else 0
-    picked = []
-    for unit in units:
-        take = ids.take(seed, unit.ids)
-        rows = np.flatnonzero(((take >> np.uint64(52)) == bin_number) & ~unit.val)
-        picked.append((unit, rows, take[rows]))
-    cut = cut_where(picked, rest - before)
-    assert cut, "the histogram holds more tokens than the documents do"
-    return cut
-
-
-def cut_where(picked: list[tuple[Unit, np.ndarray, np.ndarray]], limit: int) -> dict[str, Any] | None:
-    """The document at which `limit` tokens are reached in the order (take hash, name); None if they hold fewer.
-
-    `picked`: units with some of their rows and these rows' take hashes. Returns `take` (uint64 as text), `name`
-    of the document that is cut, and `keep`, the tokens left of it. Names break ties only.
-    """
-    takes = np.concatenate([np.zeros(0, np.uint64), *(take for _, _, take in picked)])
-    counts = np.concatenate([np.zeros(0, np.int64), *(unit.token_count[rows] for unit, rows, _ in picked)])
-    order = np.argsort(takes, kind="stable")
-    place = int(np.searchsorted(np.cumsum(counts[order]), limit, "left"))
-    if place == len(order):
-        return None
-    border = takes[order[place]]
-    before = int(counts[takes < border].sum())
-    tied = [(unit, int(row)) for unit, rows, take in picked for row in rows[take == border]]
-    for name, count in sorted((unit.name(row), int(unit.token_count[row])) for unit, row in tied):
-        if before + count >= limit:
-            return {"take": str(border), "name": name, "keep": limit - before}
-        before += count
-    raise AssertionError("documents of one take hash hold fewer tokens than their sum")
+def turn(copy: int) -> int:
+    """How far the `copy`-th repeat is rotated."""
+    return (copy * int(GOLDEN)) % FULL
 
 
 def rotated_histogram(histogram: np.ndarray, copy: int) -> np.ndarray:
     """`histogram` over positions, as it looks after `rotate(.., copy)`; shares of bins are interpolated."""
-    shift = (copy * int(GOLDEN)) % FULL / FULL * BINS
+    shift = turn(copy) / FULL * BINS
     whole = int(shift)
     part = shift - whole
     rolled: np.ndarray = (1 - part) * np.roll(histogram, whole) + part * np.roll(histogram, whole + 1)
@@ -173,63 +175,33 @@ def cut_positions(density: np.ndarray, shards: int) -> list[int]:
     return [0, *(int(x * (1 << 52)) << 12 for x in inner), FULL]
 
 
-def selected(
-    unit: Unit, source: dict[str, Any], seed: int, low: int, high: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """(copy, rows, token counts, truncated) of the training documents of `unit` in positions [low, high)."""
-    copies = source["copies"] + (1 if source["cut"] else 0)
-    for copy in range(copies):
-        turn = (copy * int(GOLDEN)) % FULL
-        for first, last in unit.within(low - turn, high - turn):
-            rows = np.arange(first, last)[~unit.val[first:last]]
-            counts = unit.token_count[rows].astype(np.int64)
-            truncated = np.zeros(len(rows), bool)
-            if copy == source["copies"]:
-                rows, counts, truncated = apply_cut(unit, rows, source["cut"], seed)
-            if len(rows):
-                yield copy, rows, counts, truncated
+def selected(unit: Unit, part: Part, seed: int, low: int, high: int) -> Iterator[pa.Table]:
+    """What of `unit` lies in positions [low, high) of the mixture, a table a copy and range: TOKENISED, and `copy`
+    and `truncated` of ROWS. Counts are those kept: the document at the cut is shortened.
+    """
+    for copy in range(part.copies + (1 if part.cut else 0)):
+        for start, stop in ring(low - turn(copy), high - turn(copy)):
+            table = unit.rows(start, stop)
+            keep = ~table["val"].to_numpy()
+            counts = table["token_count"].to_numpy()
+            truncated = np.zeros(len(keep), bool)
+            last = part.cut if copy == part.copies else None
+            if last or part.floor:
+                takes = ids.take(seed, table["document_id"], part.draw)
+                if part.floor:
+                    keep &= ~part.floor.split(table, takes)[0]
+                if last:
+                    inside, itself = last.split(table, takes)
+                    keep &= inside
+                    counts = np.where(itself, last.keep, counts)
+                    truncated = itself & (last.keep < last.count)
+            if keep.any():
+                yield with_facts(table, counts, copy, truncated).filter(pa.array(keep))
 
 
-def apply_cut(
-    unit: Unit, rows: np.ndarray, cut: dict[str, Any], seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of `rows`, those the partial epoch takes, with their counts; the document at the cut is shortened."""
-    take, border = ids.take(seed, unit.ids.take(pa.array(rows))), np.uint64(int(cut["take"]))
-    keep: np.ndarray = take < border
-    truncated = np.zeros(len(rows), bool)
-    counts = unit.token_count[rows].astype(np.int64)
-    for i in np.flatnonzero(take == border):
-        name = unit.name(int(rows[i]))
-        keep[i] = name <= tuple(cut["name"])
-        if name == tuple(cut["name"]):
-            truncated[i] = counts[i] != cut["keep"]
-            counts[i] = cut["keep"]
-    return rows[keep], counts[keep], truncated[keep]
-
-
-def shard_counts(units: list[Unit], sources: dict[str, Any], borders: list[int], seed: int) -> list[dict[str, Any]]:
-    """Exact tokens and documents of each position range; empty ranges (beside a huge document) are dropped."""
-    inner = np.array(borders[1:-1], dtype=np.uint64)
-    tokens = np.zeros(len(borders) - 1, np.int64)
-    documents = np.zeros(len(borders) - 1, np.int64)
-    for unit in units:
-        for copy, rows, counts, _ in selected(unit, sources[unit.source], seed, 0, FULL):
-            where = np.searchsorted(inner, rotate(unit.position[rows], copy), "right")
-            np.add.at(tokens, where, counts)
-            np.add.at(documents, where, 1)
-    return [
-        {"low": str(borders[i]), "high": str(borders[i + 1]), "tokens": int(t), "documents": int(d)}
-        for i, (t, d) in enumerate(zip(tokens, documents, strict=True))
-        if t
-    ]
-
-
-def held_out(units: list[Unit], limit: int, seed: int) -> dict[str, Any]:
-    """Which validation documents are packed: in take order until `limit` tokens are reached, the last one cut."""
-    picked = []
-    for unit in units:
-        rows = np.flatnonzero(unit.val)
-        picked.append((unit, rows, ids.take(seed, unit.ids.take(pa.array(rows)))))
-    cut = cut_where(picked, limit)
-    total = sum(int(unit.token_count[rows].sum()) for unit, rows, _ in picked)
-    return {"cut": cut, "tokens": limit if cut else total}
+def with_facts(table: pa.Table, counts: np.ndarray, copy: int, truncated: np.ndarray) -> pa.Table:
+    """`table` with other token counts (n,), and columns `copy` and `truncated`."""
+    at = table.schema.get_field_index("token_count")
+    table = table.set_column(at, table.schema.field(at), pa.array(counts, pa.int32()))
+    table = table.append_column("copy", pa.array(np.full(len(counts), copy), pa.int32()))
+    return table.append_column("truncated", pa.array(truncated))

@@ -1,81 +1,175 @@
 """Packing: from tokenised units to shards in a global random order, with an exact mixture, and their manifest.
 
-The driver's part. It solves the mixture from the counts in the records, then runs three kinds of units: `layout`
-decides where documents go, `shard` writes one shard, `manifest` proves the whole and describes it.
+The driver's part. It solves the mixture from the histograms of the tokenised units, decides where everything goes,
+then runs a unit a shard, and one that writes the manifest.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from stages.base import Artifact, DataError, Record, Stage
-from stages.describe import describe_shard, describe_source, describe_tokenizer, manifest
-from stages.layout import layout
-from stages.mixture import solve
+from stages.describe import contents, describe_tokenizer, manifest
+from stages.layout import CANDIDATES, Cut, Part, candidates, cut_bin, find_cut, shard_borders, turn
+from stages.merge import ABOVE, Ranged, held, ranged, total_histogram
+from stages.mixture import largest_remainder, solve
 from stages.pack_shard import shard
-from train.manifest import FORMAT_VERSION, SCHEMA_VERSION, Tokenizer
+from stages.tokenised import ring
+from stages.tokenize import BY_POSITION, HELD_BY_TAKE
+from train.manifest import FORMAT_VERSION, Tokenizer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the documents of a mixture go. By source, in the mixture's order."""
+
+    available: dict[str, int]  # training tokens that the mixture may take
+    targets: dict[str, int]  # that it takes, exactly
+    parts: dict[str, Part]
+    units: list[Ranged]
+    held: dict[str, list[Record]]  # see `stages.merge.held_out`
+    held_tokens: dict[str, int]  # in all
+    borders: list[int]  # of positions, between training shards
+    inputs: list[str]  # digests of all that decides the bytes
+
+
+async def lay_out(context: Any, name: str) -> Layout:
+    """Solve `recipe.mixtures[name]` and decide where each document goes.
+
+    Raises DataError when the recipe has no such mixture or a source falls short.
+    """
+    recipe = context.recipe
+    if name not in recipe.mixtures:
+        raise DataError(f"recipe {recipe.name} has no mixtures.{name}; add it, or run another stage")
+    mixture = recipe.mixtures[name]
+    tokenised: dict[str, list[Record]] = await context.stage("tokenize")
+    context.check_quarantine()
+    found = await asyncio.gather(*(total_histogram(context, s, tokenised[s]) for s in mixture.sources))
+    histograms: dict[str, np.ndarray] = dict(zip(mixture.sources, found, strict=True))
+    shown: dict[str, Part] = {}
+    if any(how == "exclude" for how in mixture.seen.values()):
+        shown = (await lay_out(context, "pretrain")).parts
+    empty = {s: empty_part(name, mixture.seen.get(s, "any"), shown.get(s)) for s in mixture.sources}
+    totals = {s: int(histograms[s][BY_POSITION].sum()) for s in mixture.sources}
+    available = {s: totals[s] - (totals[s] if part is None else part.shown) for s, part in empty.items()}
+    targets = solve(mixture, available)
+
+    async def part_of(source: str) -> Part:
+        part = empty[source] or Part(0, 0, 0)
+        copies, rest = divmod(targets[source], available[source]) if targets[source] else (0, 0)
+        part = replace(part, copies=copies, rest=rest)
+        if not rest:
+            return part
+        cut = await find(context, STAGE_OF[name], source, tokenised[source], histograms[source], part)
+        return replace(part, cut=cut)
+
+    parts = dict(zip(mixture.sources, await asyncio.gather(*map(part_of, mixture.sources)), strict=True))
+    units = await asyncio.gather(*(ranged(context, s, tokenised[s]) for s in mixture.sources))
+    kept = await asyncio.gather(
+        *(held(context, s, tokenised[s], histograms[s], mixture.val_tokens) for s in mixture.sources)
+    )
+    return Layout(
+        available,
+        targets,
+        parts,
+        [unit for group in units for unit in group],
+        dict(zip(mixture.sources, kept, strict=True)),
+        {s: int(histograms[s][HELD_BY_TAKE].sum()) for s in mixture.sources},
+        shard_borders([(parts[s], histograms[s]) for s in mixture.sources], recipe.shard_tokens),
+        [r.output(n).digest for s in mixture.sources for r in tokenised[s] for n in ("docs", "tokens")],
+    )
+
+
+def empty_part(name: str, seen: str, shown: Part | None) -> Part | None:
+    """The pool that a mixture takes from a source: a Part that takes nothing yet; None if nothing is left of it.
+
+    `seen`: any, prefer or exclude what the mixture pretrain shows, which is `shown`.
+    """
+    if name == "pretrain" or seen == "prefer":
+        return Part(0, 0, 0)
+    if seen == "any" or shown is None:
+        return Part(1, 0, 0)
+    if shown.copies:
+        return None
+    if shown.cut is None:
+        return Part(0, 0, 0)
+    return Part(0, 0, 0, floor=shown.cut, shown=shown.rest - shown.cut.keep + shown.cut.count)
+
+
+async def find(context: Any, stage: str, source: str, records: list[Record], histogram: np.ndarray, part: Part) -> Cut:
+    """Where the partial epoch of a source ends."""
+    params = {"seed": context.recipe.seed, "draw": part.draw, "bin": cut_bin(histogram, part)}
+    groups = [records[i : i + ABOVE] for i in range(0, len(records), ABOVE)]
+    done = await context.gather(
+        context.run(stage, candidates, params, [r.output("docs") for r in group], f"cut {i:04d}", source)
+        for i, group in enumerate(groups)
+    )
+    tables = [pq.read_table(context.artifact_path(r.output("candidates"))) for r in done]
+    return find_cut(histogram, part, pa.concat_tables([CANDIDATES.empty_table(), *tables]))
 
 
 async def build_mixture(context: Any, name: str) -> dict[str, Any]:
     """Solve and pack `recipe.mixtures[name]`: {"files": name -> Artifact, "manifest", "build_id", "folder"}.
 
-    Raises DataError when the recipe has no such mixture or a source falls short.
+    Raises DataError when the recipe has no such mixture, a source falls short, or the tokenizer has no padding that
+    best-fit packing needs.
     """
     stage, recipe = STAGE_OF[name], context.recipe
-    if name not in recipe.mixtures:
-        raise DataError(f"recipe {recipe.name} has no mixtures.{name}; add it, or run another stage")
-    mixture = recipe.mixtures[name]
-    tokenised: dict[str, list[Record]] = await context.stage("tokenize")
+    layout = await lay_out(context, name)
     tokenizer: Record = await context.stage("build_tokenizer")
-    context.check_quarantine()
-    available = {s: sum(r.counts["train_tokens"] for r in tokenised[s]) for s in mixture.sources}
-    targets = solve(mixture, available)
-    units = [(s, r) for s in mixture.sources for r in tokenised[s]]
-    pairs = [a for _, r in units for a in (r.output("docs"), r.output("tokens"))]
-    common: dict[str, Any] = {"seed": recipe.seed, "units": [s for s, _ in units]}
-    laid = await context.run(
-        stage,
-        layout,
-        {**common, "shard_tokens": recipe.shard_tokens, "val_tokens": mixture.val_tokens, "targets": targets},
-        [*pairs, *(r.output("histogram") for _, r in units)],
-        "layout",
-    )
-    inputs = [*pairs, laid.output("layout")]
     described = describe_tokenizer(context, tokenizer)
-    build_id = identify(recipe, name, described, inputs)
-    common |= {"build_id": build_id, "vocab_size": described.vocab_size, "bos_id": described.bos_id}
-    plan = json.loads(Path(context.artifact_path(laid.output("layout"))).read_text())
-    packed = await write_shards(context, stage, common, inputs, plan)
+    mixture = recipe.mixtures[name]
+    if mixture.window and described.pad_id in (None, described.bos_id):
+        raise DataError(f"mixtures.{name}.packing: best_fit pads its windows, and this tokenizer has no padding token")
+    build_id = identify(recipe, name, described, layout)
+    common = {
+        "seed": recipe.seed,
+        "window": mixture.window,
+        "pad_id": described.pad_id,
+        "build_id": build_id,
+        "vocab_size": described.vocab_size,
+        "bos_id": described.bos_id,
+    }
+    train, val = await asyncio.gather(
+        training_shards(context, stage, common, layout), validation_shards(context, stage, common, layout, mixture)
+    )
+    bases = {
+        split: [f"{recipe.name}_{name}_{split}_{number:06d}" for number in range(len(found))]
+        for split, found in (("train", train), ("val", val))
+    }
+    packed = [(base, "train", "", r) for base, r in zip(bases["train"], train, strict=True)]
+    packed += [(base, "val", source, r) for base, (source, r) in zip(bases["val"], val, strict=True)]
     value = {
         "build_id": build_id,
         "tokenizer": asdict(described),
         "source_tree": context.code_digest(stage),
-        "versions": context.versions(stage),
         "code": context.modules(stage),
-        **contents(context, name, packed, targets, available),
+        "versions": context.versions(stage),
+        **contents(context, name, packed, layout.targets, layout.available),
     }
-    assert value["tokens"] == mixture.tokens
-    train = [record.output("rows") for split, _, record in packed if split == "train"]
-    docs = [r.output("docs") for _, r in units]
-    final = await context.run(stage, manifest, {"manifest": value, "units": len(units)}, [*docs, *train], "manifest")
+    assert value["tokens"] == mixture.tokens, f"packed {value['tokens']:,} tokens where {mixture.tokens:,} were asked"
+    ids = [record.output("ids") for records in layout.held.values() for record in records]
+    final = await context.run(stage, manifest, {"manifest": value}, ids, "manifest")
     files = {
         "tokenizer.json": tokenizer.output("tokenizer"),
         "manifest.json": final.output("manifest"),
         "val_ids.bin": final.output("val_ids"),
     }
-    for split, number, record in packed:
-        base = basename(recipe, name, split, number)
+    for base, _, _, record in packed:
         files |= {f"{base}.bin": record.output("bin"), f"{base}.idx": record.output("idx")}
         files[f"{base}.rows.parquet"] = record.output("rows")
     return {"files": files, "manifest": value, "build_id": build_id, "folder": name}
 
 
-def identify(recipe: Any, name: str, tokenizer: Tokenizer, inputs: list[Artifact]) -> str:
+def identify(recipe: Any, name: str, tokenizer: Tokenizer, layout: Layout) -> str:
     """The build id: a hash of all that decides the bytes of the shards."""
     identity = {
         "format": FORMAT_VERSION,
@@ -84,64 +178,63 @@ def identify(recipe: Any, name: str, tokenizer: Tokenizer, inputs: list[Artifact
         "seed": recipe.seed,
         "shard_tokens": recipe.shard_tokens,
         "tokenizer": tokenizer.sha256,
-        "inputs": [a.digest for a in inputs],
+        "inputs": layout.inputs,
+        "parts": {source: part.to_dict() for source, part in layout.parts.items()},
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def basename(recipe: Any, name: str, split: str, number: int) -> str:
-    """What a shard's three files are called, without their endings."""
-    return f"{recipe.name}_{name}_{split}_{number:06d}"
-
-
-async def write_shards(
-    context: Any, stage: str, common: dict[str, Any], inputs: list[Artifact], plan: dict[str, Any]
-) -> list[tuple[str, int, Record]]:
-    """(split, number, record) of every shard of the layout, training shards first."""
-    jobs = [("train", i, s) for i, s in enumerate(plan["shards"])]
-    if plan["val"]["tokens"]:
-        jobs.append(("val", 0, {"low": "0", "high": "0", "tokens": plan["val"]["tokens"]}))
+async def training_shards(context: Any, stage: str, common: dict[str, Any], layout: Layout) -> list[Record]:
+    """The records of the training shards that hold anything, in order."""
+    parts = {source: part.to_dict() for source, part in layout.parts.items()}
+    per_shard = sum(layout.targets.values()) // max(1, len(layout.borders) - 1)
+    jobs = []
+    for low, high in zip(layout.borders, layout.borders[1:], strict=False):
+        units = [u for u in layout.units if low < high and meets(u, layout.parts[u.source], low, high)]
+        params = {**common, "parts": parts, "low": str(low), "high": str(high), "units": [u.source for u in units]}
+        jobs.append((params, [a for u in units for a in (u.docs, u.tokens)]))
     records = await context.gather(
-        context.run(
-            stage,
-            shard,
-            {**common, "split": split, "low": s["low"], "high": s["high"], "tokens": s["tokens"]},
-            inputs,
-            f"{split} {number:06d}",
-            weight=2 * s["tokens"],
-        )
-        for split, number, s in jobs
+        context.run(stage, shard, params, inputs, f"train {number:06d}", weight=2 * per_shard)
+        for number, (params, inputs) in enumerate(jobs)
     )
-    return [(split, number, r) for (split, number, _), r in zip(jobs, records, strict=True)]
+    return [record for record in records if record.counts["documents"]]
 
 
-def contents(
-    context: Any,
-    name: str,
-    packed: list[tuple[str, int, Record]],
-    targets: Mapping[str, int],
-    available: Mapping[str, int],
-) -> dict[str, Any]:
-    """The manifest's account of what was packed: totals, shards, sources, and the recipe they came from."""
-    recipe = context.recipe
-    shards = [describe_shard(basename(recipe, name, split, number), split, r) for split, number, r in packed]
-    train = [r for split, _, r in packed if split == "train"]
-    val = [r for split, _, r in packed if split == "val"]
-    mixture = recipe.mixtures[name]
-    sources = [describe_source(context, s, mixture, targets, available, train, val) for s in mixture.sources]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "name": recipe.name,
-        "phase": recipe.phase_of(name),
-        "mixture": name,
-        "seed": recipe.seed,
-        "tokens": sum(s.tokens for s in shards if s.split == "train"),
-        "val_tokens": sum(s.tokens for s in shards if s.split == "val"),
-        "documents": sum(s.documents for s in shards if s.split == "train"),
-        "shards": [asdict(s) for s in shards],
-        "sources": [asdict(s) for s in sources],
-        "recipe": recipe.to_dict(),
-    }
+def meets(unit: Ranged, part: Part, low: int, high: int) -> bool:
+    """Whether a shard of positions [low, high) reads from `unit` for any copy."""
+    copies = part.copies + (1 if part.cut else 0)
+    return any(
+        start < unit.high and unit.low < stop
+        for copy in range(copies)
+        for start, stop in ring(low - turn(copy), high - turn(copy))
+    )
+
+
+async def validation_shards(
+    context: Any, stage: str, common: dict[str, Any], layout: Layout, mixture: Any
+) -> list[tuple[str, Record]]:
+    """(source, record): first the mixture's shard (source ""), then one a source; those that hold anything.
+
+    The mixture's has the shares of the mixture, and is as large as `val_tokens` and the source that holds out least
+    for its share allow; a source that holds out nothing is left out.
+    """
+    most = {s: min(mixture.val_tokens, layout.held_tokens[s]) for s in layout.targets}
+    taken = {s: n for s, n in layout.targets.items() if n and most[s]}
+    room = min((most[s] * sum(taken.values()) // n for s, n in taken.items()), default=0)
+    shares = largest_remainder(min(room, mixture.val_tokens), taken)
+    wanted = [("", {s: min(n, most[s]) for s, n in shares.items()}), *((s, {s: n}) for s, n in most.items())]
+    jobs = []
+    for source, limits in wanted:
+        limits = {s: n for s, n in limits.items() if n}
+        units = [(s, r) for s in limits for r in layout.held[s]]
+        params = {**common, "limits": limits, "units": [s for s, _ in units]}
+        if limits:
+            jobs.append((source, params, [a for _, r in units for a in (r.output("docs"), r.output("tokens"))]))
+    records = await context.gather(
+        context.run(stage, shard, params, inputs, f"val {source}".strip(), weight=2 * sum(params["limits"].values()))
+        for source, params, inputs in jobs
+    )
+    return [(source, record) for (source, _, _), record in zip(jobs, records, strict=True)]
 
 
 async def _pretrain(context: Any) -> dict[str, Any]:

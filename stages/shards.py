@@ -34,11 +34,12 @@ ROWS = pa.schema(
 UINT16_CODE = 8  # Megatron's DType.code_from_dtype(numpy.uint16)
 
 
-def write_index(path: str, counts: np.ndarray) -> None:
-    """Write the MMIDIDX file for documents of `counts` tokens (n,), in the order they lie in the `.bin`."""
+def write_index(path: str, counts: np.ndarray, starts: np.ndarray) -> None:
+    """Write the MMIDIDX file for documents of `counts` tokens (n,), the first of each at `starts` (n,) in the `.bin`.
+
+    Padding between documents belongs to none, so readers of the index never see it.
+    """
     n = len(counts)
-    starts = np.zeros(n, np.int64)
-    np.cumsum(counts[:-1], out=starts[1:])
     with Path(path).open("wb") as file:
         file.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, UINT16_CODE, n, n + 1))
         file.write(np.asarray(counts, "<i4").tobytes())
@@ -55,13 +56,6 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if (version, dtype, documents) != (1, UINT16_CODE, n + 1) or len(raw) != 34 + 12 * n + 8 * (n + 1):
         raise ManifestError(f"{path}: damaged Megatron index")
     return np.frombuffer(raw, "<i4", n, 34), np.frombuffer(raw, "<i8", n, 34 + 4 * n)
-
-
-def write_shard(path: str, tokens: np.ndarray, header: Header) -> None:
-    """Write a `.bin` of uint16 `tokens` (n,) behind `header`."""
-    with Path(path).open("wb") as file:
-        file.write(header.pack())
-        file.write(np.ascontiguousarray(tokens, "<u2").data)  # not tofile: see stages/tokenize.py
 
 
 def open_shard(path: str | Path) -> tuple[Header, np.ndarray]:

@@ -6,6 +6,9 @@ slice of every unit. One longer than a shard is cut into parts, each with a posi
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,127 +18,149 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.base import Artifact, Record, Stage, Task
-from stages.ids import id_words, is_validation, position, take
-from stages.tables import ID
-from stages.text_encoder import BOS, load_text_encoder, special_ids
+from stages.encoder import open_encoder
+from stages.ids import is_validation, position, take
+from stages.tokenised import TOKENISED, after, full_order, slices, write_docs, write_joined
 
-TOKENISED = pa.schema(
-    [
-        ("document_id", ID),
-        ("part", pa.int32()),  # 0 but for documents longer than a shard
-        ("position", pa.uint64()),
-        ("token_start", pa.int64()),  # in this unit's token file
-        ("token_count", pa.int32()),  # the BOS of part 0 included
-        ("val", pa.bool_()),
-        ("source_file", pa.string()),
-        ("source_row", pa.int64()),
-        ("url", pa.string()),
-    ]
-)
 BINS = 4096  # of the histograms: the top 12 bits of a 64-bit draw
+# Rows of the histogram. Tokens of training documents by position and by the two draws of a partial epoch; tokens of
+# held-out documents by the first of them.
+BY_POSITION, BY_TAKE, BY_TAKE_1, HELD_BY_TAKE = range(4)
 BATCH_BYTES = 8 << 20  # text encoded at a time
 LINEAGE = ("document_id", "source_file", "source_row", "url")
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A part's tokens, without BOS, in its own order."""
+
+    lineage: pa.Table  # LINEAGE, a row a document
+    tokens: np.ndarray  # (all tokens,) uint16
+    counts: np.ndarray  # (documents,) int64
+    text_bytes: int
+
+
 def work(task: Task) -> None:
-    """Tokenise one part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens.
+    """Tokenise one part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens, bos_id.
 
     Outputs: `tokens` (raw little-endian uint16), `docs` (TOKENISED, in the same order) and `histogram` (.npy,
-    int64 [2, 4096]: training tokens by the top 12 bits of position, and of take). Counts tokens,
-    train_tokens, val_tokens, documents, text_bytes; the `docs` artifact's meta repeats them and adds
-    max_document_tokens.
+    int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes; the `docs`
+    artifact's meta repeats them and adds max_document_tokens.
     """
-    seed, shard_tokens = task.params["seed"], task.params["shard_tokens"]
-    table, streams, text_bytes = encode(task)
-    document, part, start, count = cut([len(s) for s in streams], shard_tokens)
-    ids = table["document_id"].take(pa.array(document)).combine_chunks()
-    places, val = position(seed, ids, part), is_validation(ids)
-    # Ids sort as the bytes they are; the row breaks ties where duplicates were left in.
-    lo, hi = id_words(ids)
-    rank = np.lexsort((document, part, hi.byteswap(), lo.byteswap(), places))
-    document, part, start, count = document[rank], part[rank], start[rank], count[rank]
-    places, val, ids = places[rank], val[rank], ids.take(pa.array(rank))
+    seed = task.params["seed"]
+    encoded = encode(task)
+    lengths = encoded.counts + 1  # with the BOS
+    document, part, start, count = cut(lengths, task.params["shard_tokens"])
+    table = encoded.lineage.take(pa.array(document)).append_column("part", pa.array(part, pa.int32()))
+    places = position(seed, table["document_id"], part)
+    rank = full_order(table, places)
+    table, document, part, start, count = table.take(pa.array(rank)), *(x[rank] for x in (document, part, start, count))
+    places, val = places[rank], is_validation(table["document_id"])
+    # Part 0 opens with the BOS, which the encoder's output does not hold.
+    opens = part == 0
+    offsets = np.cumsum(encoded.counts) - encoded.counts
+    pieces = slices(
+        encoded.tokens.view(np.uint8).data, offsets[document] + np.where(opens, 0, start - 1), count - opens
+    )
+    bos = np.array([task.params["bos_id"]], "<u2").tobytes()
     path = task.output("tokens.bin")
-    with Path(path).open("wb") as out:
-        for d, a, n in zip(document, start, count, strict=True):
-            out.write(streams[d][a : a + n].data)  # not tofile, whose error on a full disk names no errno
+    sha256 = write_joined(path, after(bos, opens, pieces))
     total, trained = int(count.sum()), int(count[~val].sum())
     facts = {
         "tokens": total,
         "train_tokens": trained,
         "val_tokens": total - trained,
-        "documents": len(streams),
-        "text_bytes": text_bytes,
+        "documents": len(lengths),
+        "text_bytes": encoded.text_bytes,
     }
     task.counts.update(facts)
-    longest = max((len(s) for s in streams), default=0)
-    task.add("tokens", path, tokens=total)
-    with task.table("docs", TOKENISED, **facts, max_document_tokens=longest) as writer:
-        lineage = table.select(LINEAGE[1:]).take(pa.array(document))
-        numbers = [part, places, np.cumsum(count) - count, count, val]
-        arrays = [pa.array(n, f.type) for n, f in zip(numbers, list(TOKENISED)[1:6], strict=True)]
-        if len(document):
-            writer.write(pa.Table.from_arrays([ids, *arrays, *lineage.columns], schema=TOKENISED))
-    histogram_path = task.output("histogram.npy")
-    buffer = BytesIO()
-    np.save(buffer, histograms(places, take(seed, ids), np.where(val, 0, count)))
-    Path(histogram_path).write_bytes(buffer.getvalue())
-    task.add("histogram", histogram_path)
+    task.add("tokens", path, tokens=total, sha256=sha256)
+    columns = {"position": places, "token_start": np.cumsum(count) - count, "token_count": count, "val": val}
+    for name, column in columns.items():
+        table = table.append_column(name, pa.array(column, TOKENISED.field(name).type))
+    longest = int(lengths.max(initial=0))
+    write_docs(task, "docs", table.select(TOKENISED.names), **facts, max_document_tokens=longest)
+    write_histogram(task, histogram(seed, table, val))
 
 
-def encode(task: Task) -> tuple[pa.Table, list[np.ndarray], int]:
-    """(lineage columns, tokens of each document with its BOS, bytes of text), in the part's order."""
-    tokenizer_path = task.path(task.inputs[1])
-    encoder, bos = load_text_encoder(tokenizer_path), special_ids(tokenizer_path)[BOS]
-    file = pq.ParquetFile(task.path(task.inputs[0]))
-    lineage, streams, text_bytes = [], [], 0
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=[*LINEAGE, "text"])
-        lineage.append(table.select(LINEAGE))
-        for texts in batches(table["text"].to_pylist()):
-            text_bytes += sum(len(text.encode()) for text in texts)
-            for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False):
-                streams.append(np.array([bos, *encoding.ids], dtype="<u2"))
-    empty = pa.schema([f for f in file.schema_arrow if f.name in LINEAGE]).empty_table().select(LINEAGE)
-    return pa.concat_tables([empty, *lineage]), streams, text_bytes
+def encode(task: Task) -> Encoded:
+    """The part's documents as tokens, some BATCH_BYTES of text at a time."""
+    encoder = None
+    lineage, tokens, counts, size = [], [np.zeros(0, "<u2")], [np.zeros(0, np.int64)], 0
+    with pq.ParquetFile(task.path(task.inputs[0])) as file:
+        schema = pa.schema([file.schema_arrow.field(name) for name in LINEAGE])
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=[*LINEAGE, "text"], use_threads=False)
+            lineage.append(table.select(LINEAGE))
+            for column in batches(table["text"].combine_chunks()):
+                texts = column.to_pylist()
+                encoder = encoder or open_encoder(task.path(task.inputs[1]), texts[:100])
+                ids, sizes = encoder.encode(texts)
+                tokens.append(ids)
+                counts.append(sizes)
+                size += text_bytes(column)
+    table = pa.concat_tables([schema.empty_table(), *lineage])
+    return Encoded(table, np.concatenate(tokens), np.concatenate(counts), size)
 
 
-def batches(texts: list[str]) -> list[list[str]]:
-    """Consecutive texts, about BATCH_BYTES at a time."""
-    found: list[list[str]] = []
-    size = BATCH_BYTES
-    for text in texts:
-        if size + len(text) > BATCH_BYTES:
-            found.append([])
-            size = 0
-        found[-1].append(text)
-        size += len(text)
-    return found
+def batches(column: pa.StringArray) -> Iterator[pa.StringArray]:
+    """Consecutive slices of about BATCH_BYTES of text."""
+    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+    at = 0
+    while at < len(column):
+        end = max(at + 1, int(np.searchsorted(ends, int(ends[at]) + BATCH_BYTES, "right")) - 1)
+        yield column.slice(at, end - at)
+        at = end
 
 
-def cut(lengths: list[int], shard_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def text_bytes(column: pa.StringArray) -> int:
+    """UTF-8 bytes of the texts."""
+    ends = np.frombuffer(column.buffers()[1], np.int32)
+    return int(ends[column.offset + len(column)]) - int(ends[column.offset])
+
+
+def cut(lengths: np.ndarray, shard_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(document, part, start in the document, tokens) of each piece of at most `shard_tokens` tokens."""
-    length = np.asarray(lengths, np.int64)
-    pieces = -(-length // shard_tokens)
-    document = np.repeat(np.arange(len(length)), pieces)
+    pieces = -(-lengths // shard_tokens)
+    document = np.repeat(np.arange(len(lengths)), pieces)
     part = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     start = part * shard_tokens
-    return document, part, start, np.minimum(length[document] - start, shard_tokens)
+    return document, part, start, np.minimum(lengths[document] - start, shard_tokens)
 
 
-def histograms(places: np.ndarray, takes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Tokens by the top 12 bits of each draw, int64 [2, BINS]."""
-    out = np.zeros((2, BINS), np.int64)
-    for row, draw in enumerate((places, takes)):
-        np.add.at(out[row], (draw >> np.uint64(52)).astype(np.int64), weights)
-    return out
+def histogram(seed: int, table: pa.Table, val: np.ndarray) -> np.ndarray:
+    """Tokens by the top 12 bits of each draw, int64 [4, BINS]; rows as BY_POSITION and so on name them."""
+    ids, counts = table["document_id"], table["token_count"].to_numpy()
+    first = take(seed, ids)
+    draws = (table["position"].to_numpy(), first, take(seed, ids, 1), first)
+    weights = [np.where(val, 0, counts)] * 3 + [np.where(val, counts, 0)]
+    found = [
+        np.bincount((draw >> np.uint64(52)).astype(np.int64), weight, BINS)  # float64, exact below 2^53
+        for draw, weight in zip(draws, weights, strict=True)
+    ]
+    return np.array(found).astype(np.int64)
+
+
+def write_histogram(task: Task, value: np.ndarray) -> None:
+    """Write output `histogram`, an .npy file."""
+    path = task.output("histogram.npy")
+    buffer = BytesIO()
+    np.save(buffer, value)
+    Path(path).write_bytes(buffer.getvalue())  # not np.save to a path, whose error on a full disk names no errno
+    task.add("histogram", path)
 
 
 async def build(context: Any) -> dict[str, list[Record]]:
     """The records of each source's parts, in order; every one has `tokens`, `docs` and `histogram`."""
     curated: dict[str, list[Artifact]] = await context.stage("dedup")
-    tokenizer = (await context.stage("build_tokenizer")).output("tokenizer")
-    params = {"seed": context.recipe.seed, "shard_tokens": context.recipe.shard_tokens}
+    trained: Record = await context.stage("build_tokenizer")
+    report = json.loads(Path(context.artifact_path(trained.output("report"))).read_text(encoding="utf-8"))
+    tokenizer = trained.output("tokenizer")
+    params = {
+        "seed": context.recipe.seed,
+        "shard_tokens": context.recipe.shard_tokens,
+        "bos_id": report.get("bos_id", report["special_ids"]["<|bos|>"]),
+    }
     pairs = [(name, i, part) for name, parts in curated.items() for i, part in enumerate(parts)]
     records = await context.gather(
         context.run(

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import ids
+from stages.best_fit import best_fit
 from stages.layout import rotate
 from stages.shards import ROWS, open_shard, read_index
 from stages.tables import table_digest
@@ -31,7 +32,8 @@ def sha256(path: Path) -> str:
 class Tally:
     """What the rows of all shards add up to."""
 
-    tokens: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # by split, source, copy
+    # By split (train, val, or "val of SOURCE" for that source's own shard), source and copy
+    tokens: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     documents: Counter[tuple[str, str]] = field(default_factory=Counter)  # by split, source
     cuts: Counter[tuple[str, str]] = field(default_factory=Counter)
     border: int = -1  # the highest position in the training shards so far
@@ -160,10 +162,15 @@ def verify_shard(manifest: Manifest, shard: Shard, held: set[bytes], tally: Tall
     if table_digest(rows.cast(ROWS)) != shard.rows_digest:
         yield f"{shard.rows}: logical digest differs from the manifest's"
     starts, counts = rows["token_start"].to_numpy(), rows["token_count"].to_numpy().astype(np.int64)
-    expected = np.concatenate([[0], np.cumsum(counts)])
-    if len(rows) != shard.documents or not np.array_equal(starts, expected[:-1]) or expected[-1] != len(tokens):
-        yield f"{shard.rows}: rows do not tile the shard's {len(tokens):,} tokens"
+    gaps = np.append(starts, len(tokens)) - np.append(0, starts + counts)
+    if len(rows) != shard.documents or (gaps < 0).any() or (counts <= 0).any() or gaps.sum() != shard.padding:
+        yield f"{shard.rows}: rows and {shard.padding:,} tokens of padding do not tile the shard's {len(tokens):,}"
         return
+    filler = np.ones(len(tokens), bool)
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        filler[start : start + count] = False
+    if shard.padding and (tokens[filler] != manifest.tokenizer.pad_id).any():
+        yield f"{name}: holds tokens between documents that are not padding"
     lengths, pointers = read_index(manifest.file(shard.index))
     if not np.array_equal(lengths, counts) or not np.array_equal(pointers, HEADER_BYTES + 2 * starts):
         yield f"{shard.index}: does not agree with {shard.rows}"
@@ -173,25 +180,31 @@ def verify_shard(manifest: Manifest, shard: Shard, held: set[bytes], tally: Tall
     if not np.array_equal(np.flatnonzero(tokens == bos), heads):
         yield f"{name}: BOS does not stand in front of each document and nowhere else"
     reserved = [i for i in manifest.tokenizer.special_ids.values() if i != bos]
-    if np.isin(tokens, reserved).any():
-        yield f"{name}: holds special ids other than BOS"
+    if np.isin(tokens[~filler], reserved).any():
+        yield f"{name}: holds special ids other than BOS in its documents"
     yield from verify_split(shard, rows, held)
+    if shard.split == "val" and shard.source and set(rows["source"].unique().to_pylist()) != {shard.source}:
+        yield f"{name}: holds other documents than those of {shard.source}"
     yield from verify_order(manifest, shard, rows, tally)
+    split = f"val of {shard.source}" if shard.source else shard.split
     groups = rows.group_by(["source", "copy"]).aggregate(
         [("token_count", "sum"), ("token_count", "count"), ("truncated", "sum")]
     )
     for row in groups.to_pylist():
-        tally.tokens[shard.split, row["source"], row["copy"]] += row["token_count_sum"]
-        tally.documents[shard.split, row["source"]] += row["token_count_count"]
-        tally.cuts[shard.split, row["source"]] += row["truncated_sum"]
+        tally.tokens[split, row["source"], row["copy"]] += row["token_count_sum"]
+        tally.documents[split, row["source"]] += row["token_count_count"]
+        tally.cuts[split, row["source"]] += row["truncated_sum"]
 
 
 def verify_order(manifest: Manifest, shard: Shard, rows: pa.Table, tally: Tally) -> Iterator[str]:
-    """Documents lie where seed and id put them: in this shard, and in this order inside it."""
+    """Documents lie where seed and id put them: in this shard, and (unless they fill windows) in this order there."""
     identities, part = rows["document_id"].combine_chunks(), rows["part"].to_numpy()
     copy = rows["copy"].to_numpy()
     order = ids.order(manifest.seed, identities, part, copy)
-    if (order[1:] < order[:-1]).any():
+    window = manifest.recipe.get("mixtures", {}).get(manifest.mixture, {}).get("window")
+    if window:
+        yield from verify_windows(shard, rows, order, window)
+    elif (order[1:] < order[:-1]).any():
         yield f"{shard.rows}: documents are not in the order of seed {manifest.seed}"
     if shard.split == "train" and len(rows):
         places = ids.position(manifest.seed, identities, part)
@@ -200,6 +213,21 @@ def verify_order(manifest: Manifest, shard: Shard, rows: pa.Table, tally: Tally)
         if int(places.min()) <= tally.border:
             yield f"{shard.path}: holds documents that belong into an earlier shard"
         tally.border = int(places.max())
+
+
+def verify_windows(shard: Shard, rows: pa.Table, order: np.ndarray, window: int) -> Iterator[str]:
+    """Best-fit packing: no document crosses a window that it would fit into, and it can be done again."""
+    starts, counts = rows["token_start"].to_numpy(), rows["token_count"].to_numpy().astype(np.int64)
+    crossing = (counts <= window) & (starts // window != (starts + counts - 1) // window)
+    crossing |= (counts > window) & (starts % window != 0)
+    if crossing.any():
+        yield f"{shard.rows}: {int(crossing.sum())} documents cross windows of {window} tokens that would hold them"
+    again = np.argsort(order, kind="stable")
+    placed, wanted, total = best_fit(counts[again], window)
+    if total != shard.tokens or not np.array_equal(np.sort(counts[again][placed]), np.sort(counts)):
+        yield f"{shard.path}: best-fit packing of its documents takes {total:,} tokens, not {shard.tokens:,}"
+    elif not np.array_equal(wanted, starts):
+        yield f"{shard.rows}: documents do not lie where best-fit packing puts them"
 
 
 def verify_split(shard: Shard, rows: pa.Table, held: set[bytes]) -> Iterator[str]:
@@ -244,5 +272,6 @@ def verify_totals(manifest: Manifest, tally: Tally) -> Iterator[str]:
             yield f"manifest: tokens of {s.name} by copy are {copies}, not {wanted}"
         if tally.cuts["train", s.name] > 1:
             yield f"manifest: {tally.cuts['train', s.name]} training documents of {s.name} are cut, not one at most"
-    if sum(n for (split, _), n in tally.cuts.items() if split == "val") > 1:
-        yield "manifest: more than one validation document is cut"
+    for (split, name), n in tally.cuts.items():
+        if split != "train" and n > 1:
+            yield f"manifest: {n} held-out documents of {name} are cut in the {split} shard, not one at most"

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from stage_harness import run_unit
+from stage_harness import MiniContext, run_unit
 
+from pipeline.mixtures import Mixture
 from stages import ids
-from stages.base import Record, Task
-from stages.layout import layout
-from stages.pack_shard import shard
+from stages.base import Artifact, Record, Task
+from stages.pack import Layout, lay_out, training_shards, validation_shards
 from stages.shards import open_shard
-from stages.tokenize import TOKENISED, cut, histograms
+from stages.tokenised import TOKENISED, write_docs
+from stages.tokenize import cut, histogram, write_histogram
 
 BUILD_ID = "0123456789abcdef" * 4
-VOCAB, BOS = 500, 0
+VOCAB, BOS, PAD = 500, 0, 1
 
 
 def names(salt: str, n: int) -> np.ndarray:
@@ -67,7 +69,7 @@ def unit(folder: Path, documents: Sequence[Document], seed: int = 0, shard_token
     """What `tokenize` would have written for a part that holds `documents`."""
 
     def work(task: Task) -> None:
-        document, part, start, count = cut([d.length for d in documents], shard_tokens)
+        document, part, start, count = cut(np.array([d.length for d in documents], np.int64), shard_tokens)
         identities = np.array([list(documents[d].id) for d in document], np.uint8).reshape(-1, 16)
         places, val = ids.position(seed, identities, part), ids.is_validation(identities)
         rank = np.lexsort((document, part, *identities.T[::-1], places))
@@ -89,12 +91,9 @@ def unit(folder: Path, documents: Sequence[Document], seed: int = 0, shard_token
             "source_row": [documents[d].row for d in document],
             "url": [None] * len(document),
         }
-        with task.table("docs", TOKENISED) as writer:
-            if len(document):
-                writer.write(pa.table({f.name: pa.array(columns[f.name], f.type) for f in TOKENISED}))
-        path = task.output("histogram.npy")
-        np.save(path, histograms(places, ids.take(seed, identities), np.where(val, 0, count)))
-        task.add("histogram", path)
+        table = pa.table({f.name: pa.array(columns[f.name], f.type) for f in TOKENISED})
+        write_docs(task, "docs", table)
+        write_histogram(task, histogram(seed, table, val))
 
     return run_unit(folder, work, {})
 
@@ -103,14 +102,39 @@ def unit(folder: Path, documents: Sequence[Document], seed: int = 0, shard_token
 class Packed:
     """A packed mixture: the layout and, per split, each shard's record, rows and tokens."""
 
-    plan: dict[str, Any]
+    layout: Layout
     train: list[tuple[Record, list[dict[str, Any]], np.ndarray]]
-    val: list[tuple[Record, list[dict[str, Any]], np.ndarray]]
+    val: list[tuple[Record, list[dict[str, Any]], np.ndarray]]  # of the mixture
+    val_of: dict[str, tuple[Record, list[dict[str, Any]], np.ndarray]]  # of each source
 
     @property
-    def digests(self) -> list[tuple[str, str, str]]:
+    def digests(self) -> list[tuple[str, ...]]:
         """All that must not depend on how documents lay in units."""
-        return [tuple(r.output(n).digest for n in ("bin", "idx", "rows")) for r, _, _ in [*self.train, *self.val]]
+        made = [*self.train, *self.val, *self.val_of.values()]
+        return [tuple(r.output(n).digest for n in ("bin", "idx", "rows")) for r, _, _ in made]
+
+
+class PackContext(MiniContext):
+    """A context whose stage `tokenize` is done: `units`, (source, record) each."""
+
+    def __init__(self, folder: Path, recipe: Any, units: Sequence[tuple[str, Record]]):
+        super().__init__(folder, recipe)
+        self.units: dict[str, list[Record]] = {}
+        for name, record in units:
+            self.units.setdefault(name, []).append(record)
+
+    def artifact_path(self, artifact: Artifact) -> str:
+        return artifact.path
+
+    async def stage(self, name: str) -> Any:
+        assert name == "tokenize"
+        return self.units
+
+
+def mixture(targets: dict[str, int], val_tokens: int = 10**9, **keys: Any) -> Mixture:
+    """A mixture of exactly `targets`, whatever repeats that takes."""
+    counts = {name: n for name, n in targets.items() if n}
+    return Mixture(counts=counts, max_epochs=1e6, val_tokens=val_tokens, **keys)
 
 
 def pack(
@@ -120,23 +144,32 @@ def pack(
     seed: int = 0,
     shard_tokens: int = 10**6,
     val_tokens: int = 10**9,
+    name: str = "pretrain",
+    mixtures: dict[str, Mixture] | None = None,
+    **keys: Any,
 ) -> Packed:
     """Lay out and write all shards of `units`, (source, record) each."""
-    pairs = [r.output(name) for _, r in units for name in ("docs", "tokens")]
-    common: dict[str, Any] = {"seed": seed, "units": [s for s, _ in units]}
-    params = {**common, "shard_tokens": shard_tokens, "val_tokens": val_tokens, "targets": targets}
-    laid = run_unit(folder / "layout", layout, params, [*pairs, *(r.output("histogram") for _, r in units)])
-    plan = json.loads(Path(laid.output("layout").path).read_text())
-    common |= {"build_id": BUILD_ID, "vocab_size": VOCAB, "bos_id": BOS}
-    made: dict[str, list[Any]] = {"train": [], "val": []}
-    jobs = [("train", s) for s in plan["shards"]]
-    if plan["val"]["tokens"]:
-        jobs.append(("val", {"low": "0", "high": "0", "tokens": plan["val"]["tokens"]}))
-    for split, s in jobs:
-        params = {**common, "split": split, "low": s["low"], "high": s["high"], "tokens": s["tokens"]}
-        record = run_unit(folder / "shards", shard, params, [*pairs, laid.output("layout")])
+    mixtures = mixtures or {name: mixture(targets, val_tokens, **keys)}
+    recipe = SimpleNamespace(name="test", seed=seed, shard_tokens=shard_tokens, mixtures=mixtures)
+    context = PackContext(folder, recipe, units)
+    common = {"seed": seed, "build_id": BUILD_ID, "vocab_size": VOCAB, "bos_id": BOS, "pad_id": PAD}
+    common["window"] = mixtures[name].window
+
+    async def made() -> tuple[Layout, list[Record], list[tuple[str, Record]]]:
+        layout = await lay_out(context, name)
+        train = await training_shards(context, "pack", common, layout)
+        return layout, train, await validation_shards(context, "pack", common, layout, mixtures[name])
+
+    def read(record: Record) -> tuple[Record, list[dict[str, Any]], np.ndarray]:
         header, tokens = open_shard(record.output("bin").path)
         rows = pq.read_table(record.output("rows").path).to_pylist()
         assert (header.tokens, header.documents, header.build_id) == (len(tokens), len(rows), BUILD_ID[:16])
-        made[split].append((record, rows, np.array(tokens)))
-    return Packed(plan, **made)
+        return record, rows, np.array(tokens)
+
+    layout, train, val = asyncio.run(made())
+    return Packed(
+        layout,
+        [read(r) for r in train],
+        [read(r) for source, r in val if not source],
+        {source: read(r) for source, r in val if source},
+    )

@@ -26,17 +26,20 @@ def pieces_of(documents, shard_tokens):
     }
 
 
-def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9):
+def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9, draw=0):
     """Every promise of packing, recomputed from the documents."""
     pieces = {(s, *key): tokens for s, docs in sources.items() for key, tokens in pieces_of(docs, shard_tokens).items()}
     held = {key for key in pieces if ids.is_validation([key[1]])[0]}
     seen, got, cuts = Counter(), Counter(), Counter()
-    last = 0
-    for (_, rows, tokens), planned in zip(packed.train, packed.plan["shards"], strict=True):
-        low, high = int(planned["low"]), int(planned["high"])
-        assert last <= low < high <= FULL
-        last = high
-        assert planned["tokens"] == len(tokens) > 0 and planned["documents"] == len(rows)
+    borders = packed.layout.borders
+    assert borders[0] == 0 and borders[-1] == FULL and borders == sorted(borders)
+    shard_of = -1
+    for record, rows, tokens in packed.train:
+        assert record.counts["documents"] == len(rows) > 0 and record.counts["tokens"] == len(tokens)
+        first = int(ids.position(seed, [rows[0]["document_id"]], rows[0]["part"])[0]) + rows[0]["copy"] * TURN
+        before, shard_of = shard_of, int(np.searchsorted(borders[1:], first % FULL, "right"))
+        assert before < shard_of
+        low, high = borders[shard_of : shard_of + 2]
         at, orders = 0, []
         for row in rows:
             key = (row["source"], row["document_id"], row["part"], row["source_file"], row["source_row"])
@@ -61,7 +64,7 @@ def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9
         for key, copy in itertools.product(mine, range(full)):
             assert seen.pop((key, copy)) == 1
         part_epoch = {key for key, copy in seen if key[0] == name and copy == full}
-        order = sorted(mine, key=lambda k: (int(ids.take(seed, [k[1]])[0]), k[1], k[2], k[3:]))
+        order = sorted(mine, key=lambda k: (int(ids.take(seed, [k[1]], draw)[0]), k[1], k[2], k[3:]))
         assert part_epoch == set(order[: len(part_epoch)])
         for key in part_epoch:
             del seen[key, full]
@@ -69,11 +72,21 @@ def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9
     val = [row for _, rows, _ in packed.val for row in rows]
     found = Counter((r["source"], r["document_id"], r["part"], r["source_file"], r["source_row"]) for r in val)
     assert set(found.values()) <= {1} and set(found) <= held
-    everything = sum(len(pieces[key]) for key in held)
-    assert sum(len(t) for _, _, t in packed.val) == min(everything, val_tokens) == packed.plan["val"]["tokens"]
-    assert len(found) == len(held) or everything > val_tokens
-    assert sum(r["truncated"] for r in val) <= 1
-    for _, rows, tokens in packed.val:
+    everything = {s: sum(len(pieces[key]) for key in held if key[0] == s) for s, n in targets.items() if n}
+    taken = Counter({s: sum(r["token_count"] for r in val if r["source"] == s) for s in everything})
+    room = min(
+        (n * sum(targets[s] for s in everything if everything[s]) // targets[s] for s, n in everything.items() if n),
+        default=0,
+    )
+    assert abs(sum(taken.values()) - min(room, val_tokens)) <= len(everything)
+    for name in everything:
+        rows = packed.val_of[name][1] if name in packed.val_of else []
+        assert {r["source"] for r in rows} <= {name}
+        assert sum(r["token_count"] for r in rows) == min(everything[name], val_tokens) >= taken[name]
+        mine = [(r["document_id"], r["part"]) for r in val if r["source"] == name]
+        assert {(r["document_id"], r["part"]) for r in rows} >= set(mine)
+        assert sum(r["truncated"] for r in rows) <= 1 >= sum(r["truncated"] for r in val if r["source"] == name)
+    for _, rows, tokens in [*packed.val, *packed.val_of.values()]:
         for row in rows:
             whole = pieces[row["source"], row["document_id"], row["part"], row["source_file"], row["source_row"]]
             piece = tokens[row["token_start"] : row["token_start"] + row["token_count"]]
@@ -140,10 +153,10 @@ def test_shards_do_not_depend_on_how_documents_lay_in_units(tmp_path):
     sources = two_sources()
     whole = split_and_pack(tmp_path / "1", sources, TARGETS, 1, shard_tokens=4000, val_tokens=150)
     check(whole, sources, TARGETS, shard_tokens=4000, val_tokens=150)
-    assert len(whole.train) == 8 and whole.plan["sources"]["a"]["copies"] == 2
+    assert len(whole.train) == 8 and whole.layout.parts["a"].copies == 2
     for units, flip in ((3, False), (7, True)):
         other = split_and_pack(tmp_path / f"{units}", sources, TARGETS, units, flip, shard_tokens=4000, val_tokens=150)
-        assert other.plan == whole.plan
+        assert (other.layout.parts, other.layout.borders) == (whole.layout.parts, whole.layout.borders)
         assert other.digests == whole.digests
 
 
@@ -199,7 +212,7 @@ def test_few_validation_documents(tmp_path, held):
     sources = {"a": source([*TRAIN_IDS[:5], *VAL_IDS[:held]], [9] * (5 + held))}
     packed = split_and_pack(tmp_path, sources, {"a": 45}, 1)
     check(packed, sources, {"a": 45})
-    assert len(packed.val) == held and packed.plan["val"] == {"cut": None, "tokens": 9 * held}
+    assert len(packed.val) == len(packed.val_of) == held
 
 
 @pytest.mark.parametrize("val_tokens", [1, 8, 9, 10, 26, 27, 28])

@@ -12,7 +12,7 @@ from built import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.shards import open_shard, read_index, write_index, write_shard
+from stages.shards import open_shard, read_index, write_index
 from train.manifest import HEADER_BYTES, Header, ManifestError, load_manifest
 
 BUILD = "00ff10203040506070"
@@ -147,7 +147,7 @@ def test_the_header_round_trips(tokens, vocab, bos, documents, build):
 def test_a_shard_round_trips(tmp_path, values):
     tokens = np.array(values, np.uint16)
     path = tmp_path / "x.bin"
-    write_shard(str(path), tokens, Header(len(tokens), 65_536, 0, 1, BUILD))
+    path.write_bytes(Header(len(tokens), 65_536, 0, 1, BUILD).pack() + tokens.tobytes())
     header, back = open_shard(path)
     assert np.array_equal(back, tokens) and header.tokens == len(tokens)
     assert path.stat().st_size == 1024 + 2 * len(tokens)
@@ -155,13 +155,15 @@ def test_a_shard_round_trips(tmp_path, values):
     assert not values or not back.flags.writeable
 
 
+@pytest.mark.parametrize("gap", [0, 5])
 @pytest.mark.parametrize("counts", [[], [1], [3, 1, 70_000]])
-def test_an_index_round_trips(tmp_path, counts):
+def test_an_index_round_trips(tmp_path, counts, gap):
     path = tmp_path / "x.idx"
-    write_index(str(path), np.array(counts, np.int32))
+    starts = [sum(counts[:i]) + gap * i for i in range(len(counts))]
+    write_index(str(path), np.array(counts, np.int32), np.array(starts, np.int64))
     lengths, pointers = read_index(path)
     assert lengths.tolist() == counts
-    assert pointers.tolist() == [1024 + 2 * sum(counts[:i]) for i in range(len(counts))]
+    assert pointers.tolist() == [1024 + 2 * start for start in starts]
     assert path.stat().st_size == 34 + 12 * len(counts) + 8 * (len(counts) + 1)
 
 
@@ -203,7 +205,7 @@ def test_a_missing_shard(tmp_path):
 @pytest.mark.parametrize("at", [0, 9, 17, 18, 26, -1])
 def test_a_damaged_index(tmp_path, at):
     path = tmp_path / "x.idx"
-    write_index(str(path), np.array([3, 4]))
+    write_index(str(path), np.array([3, 4]), np.array([0, 3]))
     good = path.read_bytes()
     path.write_bytes(good[:-1] if at == -1 else good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
     with pytest.raises(ManifestError, match=r"x\.idx: (damaged|not a) Megatron index"):

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stage_harness import REPO
 
-from stages.shards import ROWS, write_index, write_shard
+from stages.shards import ROWS, write_index
 from stages.tables import table_digest
 from stages.verify import verify
 from train.manifest import Header, load_manifest
@@ -184,9 +184,9 @@ def forge(folder, number, change):
     counts = rows["token_count"].to_numpy().astype(np.int64)
     rows = rows.set_column(0, "token_start", pa.array(np.cumsum(counts) - counts)).cast(ROWS)
     pq.write_table(rows, folder / shard.rows)
-    write_index(str(folder / shard.index), counts)
+    write_index(str(folder / shard.index), counts, np.cumsum(counts) - counts)
     header = Header(len(tokens), manifest.tokenizer.vocab_size, 0, len(rows), manifest.build_id)
-    write_shard(str(folder / shard.path), tokens, header)
+    (folder / shard.path).write_bytes(header.pack() + tokens.tobytes())
 
     def update(value):
         entry = value["shards"][number]
