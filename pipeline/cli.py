@@ -47,6 +47,7 @@ def make_context(
     from pipeline.engine import Context
     from pipeline.executors import choose_executor
     from pipeline.graph import order
+    from pipeline.nursery import Nursery
     from pipeline.progress import Progress
     from pipeline.recipe import load_recipe
     from pipeline.storage import Store
@@ -57,9 +58,10 @@ def make_context(
     if kind not in ("auto", "ray", "local"):
         raise UsageError(f"--executor {kind}: allowed are auto, ray, local")
     context: Any
+    nursery = None if kind == "ray" or options.get("dry") else Nursery()  # before there are threads
 
     def start() -> Any:
-        return choose_executor(kind, address, workers, context.progress.known_bytes())
+        return choose_executor(kind, address, workers, context.progress.known_bytes(), nursery)
 
     context = Context(loaded, Store(out), start, Progress(options.pop("quiet", False)), **options)
     return context

@@ -7,15 +7,19 @@ until the first unit is submitted. `submit` raises WorkerLost when the process t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import subprocess
-import sys
-from typing import Any, Protocol
+import threading
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol, cast
 
 from pipeline import reaper
 from pipeline.code import ROOT
 from pipeline.errors import UsageError, UserError
+from pipeline.nursery import Nursery
 from pipeline.worker import receive, run_unit, send
 
 
@@ -41,40 +45,56 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+@dataclass(eq=False)
+class Worker:
+    """One process of the pool, and the stream of messages to and from it."""
+
+    pid: int
+    stream: BinaryIO
+
+
 class LocalExecutor:
-    """A pool of `python -m pipeline.worker` processes, each with its own pipe, restarted when one dies."""
+    """A pool of worker processes, each with its own connection, replaced when one dies."""
 
     name = "local"
 
-    def __init__(self, workers: int | None = None):
+    def __init__(self, workers: int | None = None, nursery: Nursery | None = None):
         self.slots = workers or cores()
-        self.idle: list[subprocess.Popen[bytes]] = []
-        self.all: set[subprocess.Popen[bytes]] = set()
+        self.nursery = nursery
+        self.lock = threading.Lock()
+        self.idle: list[Worker] = []
+        self.all: set[Worker] = set()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        # One thread a worker in the libraries: there are as many workers as cores.
-        threads = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment = {**os.environ, **threads, "PYTHONPATH": python_path()}
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
+    def _start(self) -> Worker:
+        try:
+            self.nursery = self.nursery or Nursery()
+            pid, connection = self.nursery.hatch()
+        except ConnectionError as error:
+            self.nursery = None
+            raise WorkerLost(str(error)) from None
+        with connection:
+            worker = Worker(pid, cast(BinaryIO, connection.makefile("rwb")))
         self.all.add(worker)
         return worker
 
-    def _call(self, worker: subprocess.Popen[bytes], spec: dict[str, Any]) -> dict[str, Any]:
-        assert worker.stdin and worker.stdout
+    def _call(self, worker: Worker, spec: dict[str, Any]) -> dict[str, Any]:
         try:
-            send(worker.stdin, spec)
-            reply: dict[str, Any] = receive(worker.stdout)
-        except (EOFError, BrokenPipeError, ValueError):
-            self.all.discard(worker)
-            worker.kill()
-            code = worker.wait()
-            raise WorkerLost(f"worker process {worker.pid} ended with {code}") from None
+            send(worker.stream, spec)
+            reply: dict[str, Any] = receive(worker.stream)
+        except (EOFError, ConnectionError, ValueError):
+            raise WorkerLost(f"worker process {worker.pid} ended with {self._end(worker)}") from None
         return reply
+
+    def _end(self, worker: Worker) -> int | None:
+        """Kill a worker, once, and return its exit status if it is known."""
+        with self.lock:
+            if worker not in self.all:
+                return None
+            self.all.discard(worker)
+            os.kill(worker.pid, signal.SIGKILL)
+            with contextlib.suppress(ConnectionError):
+                return self.nursery.wait(worker.pid) if self.nursery else None
+            return None
 
     async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Run one unit on an idle worker, started if there is none."""
@@ -85,13 +105,12 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Kill the workers."""
-        workers = list(self.all)  # the threads that wait for them take them out of the set
-        for worker in workers:
-            worker.kill()
-        for worker in workers:
-            worker.wait()
-        self.all.clear()
+        for worker in list(self.all):
+            self._end(worker)
         self.idle.clear()
+        if self.nursery is not None:
+            self.nursery.close()
+            self.nursery = None
 
 
 class RayExecutor:
@@ -176,10 +195,12 @@ def python_path() -> str:
 SMALL_INPUT = 1 << 30
 
 
-def choose_executor(kind: str, address: str | None, workers: int | None, input_bytes: int) -> Executor:
+def choose_executor(
+    kind: str, address: str | None, workers: int | None, input_bytes: int, nursery: Nursery | None = None
+) -> Executor:
     """The executor for `kind`; `auto` is local for small inputs without an address."""
     if kind == "auto":
         kind = "ray" if address or input_bytes > SMALL_INPUT else "local"
     if kind == "local" and address:
         raise UsageError("--address needs --executor ray")
-    return RayExecutor(address, workers) if kind == "ray" else LocalExecutor(workers)
+    return RayExecutor(address, workers) if kind == "ray" else LocalExecutor(workers, nursery)

@@ -1,7 +1,7 @@
 """One unit, run to its record: what happens inside a worker, whichever executor started it.
 
-As a program (`python -m pipeline.worker`) it serves units over stdin and stdout, one JSON message each way,
-and dies with its driver: the moment stdin closes it exits, in the middle of a unit if need be.
+A worker of the pool serves units over a socket, one JSON message each way, and dies with its driver: the moment
+the socket closes it exits, in the middle of a unit if need be.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import os
 import queue
 import resource
 import shutil
-import signal
+import socket
 import struct
-import sys
 import threading
 import time
 import traceback
 import uuid
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 from pipeline.launch import launcher
 from pipeline.storage import Store, sha256_file
@@ -137,24 +136,20 @@ def receive(stream: IO[bytes]) -> Any:
     return json.loads(data)
 
 
-def serve() -> None:
-    """Serve units until stdin closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the driver decides
+def serve(connection: socket.socket) -> None:
+    """Serve units until the other side closes `connection`. Never returns."""
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not end up among the replies
+    stream = cast(BinaryIO, connection.makefile("rwb"))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what a library prints is not a result of the command
 
     def listen() -> None:
         while True:
             try:
-                requests.put(receive(sys.stdin.buffer))
-            except EOFError:
+                requests.put(receive(stream))
+            except (EOFError, OSError):
                 os._exit(0)  # the driver is gone: nobody would read the reply
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        send(replies, run_unit(requests.get()))
-
-
-if __name__ == "__main__":
-    serve()
+        send(stream, run_unit(requests.get()))

@@ -109,6 +109,14 @@ def test_nothing_outlives_a_killed_driver(tmp_path: Path, executor: str) -> None
     assert work.snapshot() == before
 
 
+def workers(driver: int, executor: str) -> list[int]:
+    """Workers of a run; those of the pool are children of the driver's one child, the nursery."""
+    below = descendants(driver)
+    if executor == "ray":
+        return [p for p, command in below.items() if "ray::tokenize" in command]
+    return [p for child in below for p in descendants(child)]
+
+
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.soak)])
 def test_a_killed_worker_is_replaced(tmp_path: Path, executor: str) -> None:
     work = new_work(tmp_path, slow_project(tmp_path, 1.5))
@@ -116,9 +124,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, executor: str) -> None:
     driver = work.start("run", "tokenize", "--executor", executor, "--workers", "2", SHARDMILL_TEST=mark)
     wait_for(lambda: busy(work), "the tokeniser")
     time.sleep(0.3)
-    word = "pipeline.worker" if executor == "local" else "ray::tokenize"
-    victims = wait_for(lambda: [p for p, c in descendants(driver.pid).items() if word in c], "a worker at work", 10)
-    kill(victims[0])
+    kill(wait_for(lambda: workers(driver.pid, executor), "a worker at work", 10)[0])
     assert driver.wait(LIMIT) == 0, (tmp_path / "stderr").read_text()
     assert "trying again" in (tmp_path / "stderr").read_text()
     digests = {k: v for k, v in work.results().items() if k.startswith("tokenize")}
@@ -127,6 +133,18 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, executor: str) -> None:
     straight.run("tokenize")
     assert digests == {k: v for k, v in straight.results().items() if k.startswith("tokenize")}
     assert gone(mark, 15) == {}
+
+
+def test_a_run_outlives_the_process_that_starts_its_workers(tmp_path: Path) -> None:
+    work = new_work(tmp_path, slow_project(tmp_path, 1.5))
+    driver = work.start("run", "tokenize", "--executor", "local", "--workers", "2")
+    wait_for(lambda: busy(work), "the tokeniser")
+    busy_ones = wait_for(lambda: workers(driver.pid, "local"), "a worker at work", 10)
+    (nursery,) = (p for p in descendants(driver.pid) if p not in busy_ones)
+    kill(nursery)
+    kill(busy_ones[0])
+    assert driver.wait(LIMIT) == 0, (tmp_path / "stderr").read_text()
+    assert "trying again" in (tmp_path / "stderr").read_text()
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.soak)])
