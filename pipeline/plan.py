@@ -118,6 +118,8 @@ def disk(recipe: Recipe, names: list[str]) -> str:
 def parameters(recipe: Recipe) -> str:
     """The model's parameter count, asserted against expect_params where the recipe states it."""
     model: ModelConfig = recipe.model
+    if recipe.tokenizer.vocab_size is None:
+        return f"parameters follow from the vocabulary of {recipe.tokenizer.source}; tokenizer.vocab_size can state it"
     count = count_parameters(model, recipe.tokenizer.vocab_size)
     expected = model.expect_params
     if expected is not None and expected != count:

@@ -58,7 +58,8 @@ def tokens(context: Context) -> Table:
         held = counts.get("val_tokens", 0)
         rows.append((source, text, n, f"{text / n:.3f}" if n else "-", counts.get("train_tokens", 0), held))
     header = ("source", "text bytes", "tokens", "bytes/token", "to train on", "held out")
-    return grid(f"Tokens ({context.recipe.tokenizer.vocab_size:,} ids)", header, rows)
+    (tokenizer,) = context.state("build_tokenizer").records
+    return grid(f"Tokens ({tokenizer.output('tokenizer').meta['vocab_size']:,} ids)", header, rows)
 
 
 def mixture(value: dict[str, Any]) -> Table:

@@ -1,133 +1,112 @@
 """Train the tokenizer: byte-level BPE on a capped sample of the curated text, every source by its share.
 
-The trainer is Hugging Face's, whose merges are the reference. Documents enter the sample in the order of a
-hash of their id, so the sample does not depend on how the corpus is cut into units; validation documents
-never enter. A source's share of the sample is its share of the curated bytes.
+The trainer is Hugging Face's, whose merges are the reference. Faster trainers break ties between pairs of equal
+frequency in another order (rustbpe and ffbpe) or know one split only, so their ids differ, and this runs once.
+A tokenizer that somebody else trained is taken as it is (`tokenizer.from`; see `stages.own_tokenizer`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from stages import own_tokenizer, tokenizer_report
 from stages.base import Artifact, DataError, Record, Stage, Task
-from stages.encoder import MAX_VOCAB, hostile
-from stages.ids import is_validation, sample
-from stages.tables import ID
-from stages.text_encoder import SPECIALS, load_text_encoder, special_ids, token_bytes
+from stages.encoder import MAX_VOCAB, attempt, hostile
+from stages.text_encoder import BOS, PAD, SPECIALS, load_text_encoder, special_ids, token_bytes
+from stages.tokenizer_sample import draw
 
-# Llama 3's spelling of the GPT-4 split: every fast tokenizer knows it.
+# Llama 3's spelling of the GPT-4 split, and GPT-2's: every fast tokenizer knows them.
 GPT4_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SPLITS = {"gpt4": GPT4_SPLIT}
-SAMPLE_IDS = pa.schema([("document_id", ID), ("source", pa.string()), ("text_bytes", pa.int64())])
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CHECKED = 200  # documents of the sample whose round trip is asserted
 
 
 def work(task: Task) -> None:
-    """Train on curated parts. Params: vocab_size, split, sample (bytes), sources ([name, number of parts]).
+    """Train on curated parts. Params: vocab_size, split, digits, reserved (names), sample (bytes), sources.
 
-    Outputs: `tokenizer` (tokenizer.json), `report` (JSON) and `sample` (which documents). Raises DataError
-    when the text does not support the vocabulary.
+    Outputs: `tokenizer` (tokenizer.json), `report`, `tokenizer_config` and `special_tokens_map` (JSON) and `sample`
+    (which documents). Raises DataError when the text does not support the vocabulary.
     """
     params = task.params
-    chosen = [
-        (name, list(sample_source(task, inputs, quota)))
-        for (name, inputs), quota in zip(by_source(task), quotas(task), strict=True)
-    ]
+    chosen = draw(task, task.inputs)
     texts = [text for _, documents in chosen for _, text in documents]
-    task.count("documents", len(texts))
-    if not texts:
-        raise DataError("the tokenizer's sample is empty: no document outside validation; add text")
-    tokenizer = train(texts, params["vocab_size"], params["split"])
+    specials = [*SPECIALS, *params["reserved"]]
+    tokenizer = train(texts, params["vocab_size"], params["split"], params["digits"], specials)
     path = task.output("tokenizer.json")
     Path(path).write_text(canonical(tokenizer), encoding="utf-8")
-    check(path, texts, params["vocab_size"])
-    task.add("tokenizer", path)
-    report_path = task.output("tokenizer_report.json")
-    report = describe(path, chosen)
-    Path(report_path).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    task.add("report", report_path)
-    task.count("text_bytes", report["sample_bytes"])
-    task.count("tokens", report["sample_tokens"])
-    with task.table("sample", SAMPLE_IDS) as writer:
-        for name, documents in chosen:
-            ids = pa.array([i for i, _ in documents], ID)
-            sizes = pa.array([len(text.encode()) for _, text in documents], pa.int64())
-            writer.write(pa.table([ids, pa.array([name] * len(ids), pa.string()), sizes], schema=SAMPLE_IDS))
+    check(path, texts, params["vocab_size"], specials)
+    origin = {
+        "trainer": f"tokenizers {metadata.version('tokenizers')} BpeTrainer",
+        "split": params["split"],
+        "digits": params["digits"],
+        "bos_id": specials.index(BOS),
+        "pad_id": specials.index(PAD),
+    }
+    finish(task, path, chosen, origin)
 
 
-def by_source(task: Task) -> list[tuple[str, list[Artifact]]]:
-    """The unit's inputs, grouped as `sources` says."""
-    inputs = iter(task.inputs)
-    return [(name, [next(inputs) for _ in range(parts)]) for name, parts in task.params["sources"]]
+def adopt(task: Task) -> None:
+    """Take a tokenizer as it is. Inputs: its file, curated parts. Params: source, vocab_size, bos, sample, sources.
 
-
-def quotas(task: Task) -> list[int]:
-    """Bytes each source may add: the sample divided in proportion to curated text."""
-    sizes = [sum(int(a.meta["text_bytes"]) for a in inputs) for _, inputs in by_source(task)]
-    total = max(1, sum(sizes))
-    return [min(size, task.params["sample"] * size // total) for size in sizes]
-
-
-def sample_source(task: Task, inputs: list[Artifact], quota: int) -> Iterator[tuple[bytes, str]]:
-    """(id, text) of training documents in hash order until `quota` bytes; reads only the row groups it needs.
-
-    The document that would pass the quota is left out, and the sample of the source ends there.
+    Outputs as of `work`. Raises DataError for one whose tokens cannot be accounted for.
     """
-    where = candidates(task, inputs)
-    mean = max(1, sum(int(a.meta["text_bytes"]) for a in inputs) // max(1, len(where)))
-    taken = at = 0
-    while at < len(where) and taken < quota:
-        batch = where[at : at + (quota - taken) * 5 // (4 * mean) + 16]
-        texts = read_texts(task, inputs, batch)
-        for part, group, row in batch:
-            identity, text = texts[int(part), int(group), int(row)]
-            taken += len(text.encode())
-            if taken > quota:
-                return
-            yield identity, text
-        at += len(batch)
+    params, (file, *parts) = task.params, task.inputs
+    path = task.output("tokenizer.json")
+    Path(path).write_bytes(own_tokenizer.read(file))
+    chosen = draw(task, parts)
+    texts = [text for _, documents in chosen for _, text in documents]
+    own_tokenizer.check(path, params["source"], texts[:CHECKED])
+    size = len(token_bytes(path))
+    if params["vocab_size"] not in (None, size):
+        raise DataError(
+            f"tokenizer.vocab_size is {params['vocab_size']:,}, but {params['source']} has {size:,} ids; write that, "
+            "or leave it out"
+        )
+    bos_id, pad_id = own_tokenizer.boundary(path, params["source"], params["bos"])
+    finish(task, path, chosen, {"from": params["source"], "bos_id": bos_id, "pad_id": pad_id})
 
 
-def candidates(task: Task, inputs: list[Artifact]) -> np.ndarray:
-    """[part, row group, row in it] of each training document, in the order of the hash of its id."""
-    places, keys = [np.empty((0, 3), np.int64)], [np.empty(0, np.uint64)]
-    for part, artifact in enumerate(inputs):
-        file = pq.ParquetFile(task.path(artifact))
-        for group in range(file.num_row_groups):
-            ids = file.read_row_group(group, columns=["document_id"])["document_id"]
-            rows = np.flatnonzero(~is_validation(ids))
-            places.append(np.stack([np.full_like(rows, part), np.full_like(rows, group), rows], axis=1))
-            keys.append(sample(ids)[rows])
-    place, key = np.concatenate(places), np.concatenate(keys)
-    return place[np.lexsort((*place.T[::-1], key))]
+def finish(task: Task, path: str, chosen: Any, origin: dict[str, Any]) -> None:
+    """Register the tokenizer, and describe it. Its meta says which ids are BOS and pad (BOS where it has none)."""
+    bos_id, pad_id = origin["bos_id"], origin["pad_id"]
+    meta = {"bos_id": bos_id, "pad_id": bos_id if pad_id is None else pad_id, "vocab_size": len(token_bytes(path))}
+    task.add("tokenizer", path, **meta)
+    tokenizer_report.describe(path, chosen, origin, task)
 
 
-def read_texts(task: Task, inputs: list[Artifact], places: np.ndarray) -> dict[tuple[int, int, int], tuple[bytes, str]]:
-    """(id, text) at each place."""
-    found: dict[tuple[int, int, int], tuple[bytes, str]] = {}
-    for part, group in sorted({(int(p), int(g)) for p, g, _ in places}):
-        file = pq.ParquetFile(task.path(inputs[part]))
-        table = file.read_row_group(group, columns=["document_id", "text"])
-        rows = places[(places[:, 0] == part) & (places[:, 1] == group), 2]
-        picked = table.take(pa.array(rows))
-        pairs = zip(picked["document_id"].to_pylist(), picked["text"].to_pylist(), strict=True)
-        found.update(((part, group, int(row)), pair) for row, pair in zip(rows, pairs, strict=True))
-    return found
+def cutting(split: str, digits: int | None) -> pre_tokenizers.PreTokenizer:
+    """How text is cut before merging. `digits`: the most digits in a token (gpt4: 3, gpt2: any number, by default).
+
+    gpt4 with 3 or 1 digits (then Qwen's spelling) and gpt2 as it is are spelled as the fast engines know them; other
+    splits take them about three times longer, and are encoded as exactly.
+    """
+    if split == "gpt2" and digits is None:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    numbers = {None: "{1,3}", 1: ""}.get(digits, f"{{1,{digits}}}")
+    pattern = (
+        GPT4_SPLIT.replace("{1,3}", numbers) if split == "gpt4" else GPT2_SPLIT.replace(r"\p{N}+", r"\p{N}" + numbers)
+    )
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
-def train(texts: list[str], vocab_size: int, split: str) -> Tokenizer:
+def train(
+    texts: list[str], vocab_size: int, split: str, digits: int | None = None, specials: Sequence[str] = SPECIALS
+) -> Tokenizer:
     """A tokenizer with exactly `vocab_size` ids, special tokens first, then the 256 bytes, then merges.
 
     Raises DataError when `vocab_size` exceeds uint16 or the text runs out of pairs to merge.
@@ -137,24 +116,21 @@ def train(texts: list[str], vocab_size: int, split: str) -> Tokenizer:
             f"tokenizer.vocab_size {vocab_size:,} does not fit: shards store ids as uint16, "
             f"so it can be at most {MAX_VOCAB:,}; lower it"
         )
-    least = len(SPECIALS) + 256
+    least = len(specials) + 256
     if vocab_size < least:
-        raise DataError(f"tokenizer.vocab_size must be at least {least} ({len(SPECIALS)} special tokens, 256 bytes)")
+        raise DataError(f"tokenizer.vocab_size must be at least {least} ({len(specials)} special tokens, 256 bytes)")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLITS[split]), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = cutting(split, digits)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIALS),
+        special_tokens=list(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    why, _ = attempt(lambda: tokenizer.train_from_iterator(texts, trainer))
+    if why:  # a panic, as on ten million blanks in a row
+        raise DataError(f"the tokenizer cannot be trained on this text: {why}; drop such documents with a rule")
     got = tokenizer.get_vocab_size()
     if got != vocab_size:
         raise DataError(
@@ -168,42 +144,15 @@ def canonical(tokenizer: Tokenizer) -> str:
     return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=2) + "\n"
 
 
-def check(path: str, texts: list[str], vocab_size: int) -> None:
+def check(path: str, texts: list[str], vocab_size: int, specials: Sequence[str]) -> None:
     """Assert what every later stage relies on; a failure is a defect of this program, so AssertionError."""
-    definition = json.loads(Path(path).read_text(encoding="utf-8"))
-    assert list(special_ids(path).values()) == list(range(len(SPECIALS))), "special tokens do not come first"
+    assert special_ids(path) == {name: i for i, name in enumerate(specials)}, "special tokens do not come first"
     assert len(token_bytes(path)) == vocab_size
-    made = {"".join(pair) for pair in definition["model"]["merges"]}
-    assert made.isdisjoint(SPECIALS), "a merge produces a special token"
     encoder = load_text_encoder(path)
-    strings = [*texts[:CHECKED], *hostile(SPECIALS)]
+    strings = [*texts[:CHECKED], *hostile(specials)]
     for text, encoding in zip(strings, encoder.encode_batch(strings, add_special_tokens=False), strict=True):
         assert encoder.decode(encoding.ids, skip_special_tokens=False) == text, f"no round trip: {text[:80]!r}"
-        assert min(encoding.ids, default=len(SPECIALS)) >= len(SPECIALS), f"special id from text: {text[:80]!r}"
-
-
-def describe(path: str, chosen: list[tuple[str, list[tuple[bytes, str]]]]) -> dict[str, Any]:
-    """What people want to know about a tokenizer, measured on its sample."""
-    encoder, lengths = load_text_encoder(path), token_bytes(path)
-    sizes: Counter[str] = Counter()
-    tokens: Counter[str] = Counter()
-    for name, documents in chosen:
-        for start in range(0, len(documents), 1000):
-            batch = [text for _, text in documents[start : start + 1000]]
-            sizes[name] += sum(len(text.encode()) for text in batch)
-            encodings = encoder.encode_batch_fast(batch, add_special_tokens=False)
-            tokens[name] += sum(len(e) for e in encodings)
-    longest = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))[:20]
-    return {
-        "vocab_size": len(lengths),
-        "special_ids": special_ids(path),
-        "sample_bytes": sum(sizes.values()),
-        "sample_tokens": sum(tokens.values()),
-        "sample_documents": {name: len(documents) for name, documents in chosen},
-        "bytes_per_token": {n: round(sizes[n] / tokens[n], 4) for n, _ in chosen if tokens[n]},
-        "longest_tokens": [encoder.decode([i], skip_special_tokens=False) for i in longest],
-        "token_bytes": lengths,
-    }
+        assert min(encoding.ids, default=len(specials)) >= len(specials), f"special id from text: {text[:80]!r}"
 
 
 async def build(context: Any) -> Record:
@@ -211,29 +160,31 @@ async def build(context: Any) -> Record:
     curated: dict[str, list[Artifact]] = await context.stage("dedup")
     context.check_quarantine()
     config = context.recipe.tokenizer
-    params = {
-        "vocab_size": config.vocab_size,
-        "split": config.split,
-        "sample": config.sample,
-        "sources": [[name, len(parts)] for name, parts in curated.items()],
-    }
+    params = {"sample": config.sample, "sources": [[name, len(parts)] for name, parts in curated.items()]}
     inputs = [part for parts in curated.values() for part in parts]
     weight = min(config.sample, sum(part.meta.get("text_bytes", 0) for part in inputs))
-    record: Record = await context.run(
-        "build_tokenizer", work, params, inputs, label=str(config.vocab_size), weight=weight
-    )
+    if config.source is None:
+        params |= {"vocab_size": config.vocab_size, "split": config.split, "digits": config.digits}
+        params["reserved"] = config.reserved_names()
+        label, function = str(config.vocab_size), work
+    else:
+        params |= {"source": config.source, "vocab_size": config.vocab_size, "bos": config.bos}
+        inputs = [await asyncio.to_thread(own_tokenizer.locate, config.source), *inputs]
+        label, function = config.source, adopt
+    record: Record = await context.run("build_tokenizer", function, params, inputs, label=label, weight=weight)
     return record
 
 
 def publish(record: Record) -> dict[str, dict[str, Artifact]]:
-    """`tokenizer/tokenizer.json` and `tokenizer/report.json`."""
-    return {"tokenizer": {"tokenizer.json": record.output("tokenizer"), "report.json": record.output("report")}}
+    """The folder `tokenizer/`: tokenizer.json, report.json, and what `transformers.AutoTokenizer` needs to load it."""
+    names = ("tokenizer", "report", "tokenizer_config", "special_tokens_map")
+    return {"tokenizer": {f"{name}.json": record.output(name) for name in names}}
 
 
 STAGE = Stage(
     name="build_tokenizer",
     reads="a sample of dedup's documents, validation documents left out",
-    writes="tokenizer/tokenizer.json and a report",
+    writes="tokenizer/: tokenizer.json, a report, and what transformers needs to load it",
     build=build,
     after=("dedup",),
     libraries=("pyarrow", "numpy", "tokenizers"),

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
+from pipeline.recipe import TokenizerConfig
 from stages.base import Artifact, Record, Task
 from stages.registry import STAGES
 from stages.sources.registry import SourceConfig
@@ -98,7 +99,7 @@ def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
         "seed": 0,
         "sources": {name: adapter.validate_python(value) for name, value in sources.items()},
         "dedup": SimpleNamespace(exact=True, priority=[]),
-        "tokenizer": SimpleNamespace(vocab_size=300, split="gpt4", sample=1_000_000),
+        "tokenizer": TokenizerConfig(vocab_size=300, sample=1_000_000),
         "shard_tokens": 1000,
     }
     return SimpleNamespace(**{**defaults, **keys})

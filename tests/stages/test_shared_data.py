@@ -3,12 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from stage_harness import SHARED, MiniContext, build, identify, needs_shared, recipe, rows_of, run_unit
 
+from pipeline.recipe import TokenizerConfig
 from stages.base import DataError
 from stages.sources.registry import SOURCES
 
@@ -46,7 +46,7 @@ ROWS |= {"metamath": 7475, "cosmopedia": 140}
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
-    tokenizer = SimpleNamespace(vocab_size=2048, split="gpt4", sample=500_000)
+    tokenizer = TokenizerConfig(vocab_size=2048, sample=500_000)
     made = MiniContext(
         tmp_path_factory.mktemp("shared"), recipe(SOURCES_HERE, tokenizer=tokenizer, shard_tokens=SHARD_TOKENS)
     )

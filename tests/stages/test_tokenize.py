@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +43,14 @@ def curated(folder, name, texts, group=50):
 
 
 def train(folder, parts, **params):
-    defaults = {"vocab_size": 400, "split": "gpt4", "sample": 10**6, "sources": [["a", len(parts)]]}
+    defaults = {
+        "vocab_size": 400,
+        "split": "gpt4",
+        "digits": None,
+        "reserved": [],
+        "sample": 10**6,
+        "sources": [["a", len(parts)]],
+    }
     return run_unit(folder, build_tokenizer.work, {**defaults, **params}, parts)
 
 
@@ -208,8 +214,3 @@ def test_an_empty_part(tmp_path, trained):
 def test_copies_left_in_have_a_fixed_order(tmp_path, trained):
     _, _, rows = tokenised(tmp_path, trained, ["same", "other", "same"])
     assert [r["source_row"] for r in rows if r["document_id"] == document_id("same")] == [0, 2]
-
-
-def test_publish_names():
-    record = SimpleNamespace(output=lambda name: name)
-    assert build_tokenizer.publish(record) == {"tokenizer": {"tokenizer.json": "tokenizer", "report.json": "report"}}
