@@ -31,6 +31,9 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 OutOption = Annotated[str, typer.Option("--out", help="Folder or fsspec URI for the store and the results.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show stack traces.")]
 ManifestArgument = Annotated[str, typer.Argument(help="A manifest.json, or the folder that holds it.")]
+PlacesOption = Annotated[list[str] | None, typer.Option("--source", help="Where a source's files are now: NAME=PATH.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+RunOption = Annotated[str | None, typer.Option("--run", help="The folder of a training run.")]
 
 
 def make_context(
@@ -171,6 +174,29 @@ def verify(manifest: ManifestArgument) -> None:
         raise UserError(f"{manifest}: {problems} differences; run the pack stage again with --force to mend it")
     files = 2 + 3 * len(loaded.shards)
     print(f"{manifest}: {files} files, {loaded.tokens:,} training and {loaded.val_tokens:,} held-out tokens agree")
+
+
+@app.command("trace")
+def trace_tokens(
+    manifest: ManifestArgument,
+    shard: Annotated[str | None, typer.Option(help="A shard's number or file name.")] = None,
+    token: Annotated[int | None, typer.Option(help="A token of that shard, from 0.")] = None,
+    run: RunOption = None,
+    step: Annotated[int | None, typer.Option(help="A step of that run, from 1, as metrics.jsonl counts.")] = None,
+    places: PlacesOption = None,
+    full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A token (--shard, --token) or a training step (--run, --step) back to documents and rows of source files."""
+    from pipeline.trace import places_of, print_step, print_token
+
+    loaded = load_manifest(manifest)
+    if shard is not None and token is not None and run is None and step is None:
+        print_token(loaded, shard, token, places_of(places), as_json, full)
+    elif run is not None and step is not None and shard is None and token is None:
+        print_step(loaded, run, step, places_of(places), as_json, full)
+    else:
+        raise UsageError("trace: say --shard S --token N, or --run DIR --step K")
 
 
 @app.command()

@@ -10,6 +10,7 @@ Labels are A to E in most rows and 1 to 4 in some; both are kept as they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from pydantic import Field
 from stages.base import Task
 from stages.sources.base import UNIT_BYTES, BadRow, BaseConfig, FieldError, Identify, Row, UnitSpec
 from stages.sources.files import list_files
-from stages.sources.parquet import SUFFIXES, cut, decode, rows
+from stages.sources.parquet import SUFFIXES, convert_rows, cut, decode
 from stages.sources.parts import write_parts
 
 COLUMNS = ["question", "choices", "answerKey"]
@@ -44,7 +45,12 @@ def units(config: Config, identify: Identify) -> list[UnitSpec]:
 
 def work(task: Task) -> None:
     """Read one unit. Params: meta, files, groups (a [start, stop) for each input)."""
-    write_parts(task, rows(task, to_row, [*COLUMNS, *task.params["meta"]]))
+    write_parts(task, rows(task))
+
+
+def rows(task: Task) -> Iterator[Row | BadRow]:
+    """Each question as a row. Raises DataError when a file is damaged."""
+    return convert_rows(task, to_row, [*COLUMNS, *task.params["meta"]])
 
 
 def to_row(record: dict[str, Any], file: str, number: int, params: dict[str, Any]) -> Row | BadRow:

@@ -138,13 +138,18 @@ def spec_of(batch: list[Piece], params: dict[str, Any]) -> UnitSpec:
 
 def work(task: Task) -> None:
     """Read one unit. Params: text, template, url, meta, files, groups (a [start, stop) for each input)."""
-    write_parts(task, rows(task, to_row))
+    write_parts(task, rows(task))
+
+
+def rows(task: Task) -> Iterator[Row | BadRow]:
+    """The rows of a unit's pieces. Raises as `convert_rows` does."""
+    return convert_rows(task, to_row)
 
 
 ToRow = Callable[[dict[str, Any], str, int, dict[str, Any]], Row | BadRow]
 
 
-def rows(task: Task, convert: ToRow, columns: list[str] | None = None) -> Iterator[Row | BadRow]:
+def convert_rows(task: Task, convert: ToRow, columns: list[str] | None = None) -> Iterator[Row | BadRow]:
     """The rows of a unit's pieces, each turned by `convert(record, file, row, params)`.
 
     Raises DataError when a file is damaged, TransientError when its remote file system fails.
