@@ -98,6 +98,7 @@ def prepare(folder: Path, corpus: Path, name: str) -> Case:
             source: {"from": "parquet", "path": [str(corpus / f"part_{i:03d}.parquet") for i in numbers]}
             for source, numbers in files.items()
         },
+        "dedup": {"exact": False},  # the peers keep every document too
         "tokenizer": {"vocab_size": 8192, "sample": "20MB"},
         "shard_tokens": SHARD_TOKENS,
         "mixtures": {"pretrain": {"tokens": 1, "ratios": ratios, "max_epochs": 2}},
@@ -260,6 +261,8 @@ def check(bench: Bench, case: Case) -> dict[str, Any]:
                 f"{sum((curated - packed).values())} of the corpus are not packed"
             )
         facts["documents_equal"] = sum(packed.values())
+        if {facts["tokens"]} != {facts["tokens"], *bench.tokens.values()}:
+            raise SystemExit(f"error: {facts['tokens']:,} tokens packed, the peers have {bench.tokens}")
     return facts
 
 
