@@ -236,7 +236,8 @@ class Loader:
             in_step -= int(counts.sum())
             counts, flat = self._uncounted(shard, window, order)
             counted = self.cfg.seq_len - counts
-            targets = targets.flatten().index_fill_(0, torch.from_numpy(flat).to(self.device), IGNORE).view_as(targets)
+            targets = targets.clone(memory_format=torch.contiguous_format)  # the tokens stay as they are
+            targets.view(-1).index_fill_(0, torch.from_numpy(flat).to(self.device), IGNORE)
         if not documents:
             return Batch(tokens, targets, counted, in_step, self.world)
         return Batch(tokens, targets, counted, in_step, self.world, *self._documents(shard, window, order))

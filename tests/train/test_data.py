@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from trainer_harness import VOCAB
 
 from train import data
@@ -42,6 +43,27 @@ def test_a_batch_the_ranks_do_not_divide_is_an_error(manifest):
         Loader(manifest, CFG, 0, 3)
     with pytest.raises(TrainError, match="micro_batch = 3 does not divide the 4"):
         Loader(manifest, dataclasses.replace(CFG, micro_batch=3), 0, 2)
+
+
+def test_shards_are_opened_when_read_and_few_stay_open(manifest, monkeypatch):
+    shards = [dataclasses.replace(s) for s in manifest.split("train") for _ in range(4)]
+    many = dataclasses.replace(manifest, shards=shards)
+    want = [Loader(many, CFG).batch(s).tokens.clone() for s in range(6)]
+    monkeypatch.setattr(data, "OPEN_SHARDS", 2)
+    opened = []
+    real = data.open_shard
+    monkeypatch.setattr(data, "open_shard", lambda m, s: (opened.append(s), real(m, s))[1])
+    loader = Loader(many, CFG)
+    assert not opened
+    for step, tokens in enumerate(want):
+        assert torch.equal(loader.batch(step).tokens, tokens)
+        assert len(loader._records.held) == 2
+    assert len(opened) > 8
+
+
+def test_one_block_is_used_again(manifest):
+    loader = Loader(manifest, CFG)
+    assert loader.batch(0).tokens.data_ptr() == loader.batch(1).tokens.data_ptr()
 
 
 @pytest.fixture
