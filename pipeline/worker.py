@@ -18,6 +18,8 @@ import threading
 import time
 import traceback
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -26,7 +28,7 @@ from pipeline.storage import Store, sha256_file
 from stages.base import Artifact, DataError, Record, Task, TransientError, find_work
 
 TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
-
+FILES_AT_A_TIME = 4  # hashed and synced; a unit seldom has more
 
 DISK_FULL = "no space left on the disk of --out; free some and run the same command again"
 
@@ -60,11 +62,7 @@ def _run(store: Store, spec: dict[str, Any], attempt: str, folder: Path) -> Reco
     inputs = [Artifact(**a) for a in spec["inputs"]]
     task = Task(spec["params"], inputs, folder, attempt, store.fetch, spec["places"], launcher(spec["executor"]))
     find_work(spec["work"])(task)
-    hashed = {output.path: output.sha256 for output in task.outputs}  # slices of one file share its hash
-    outputs = []
-    for output in task.outputs:
-        hashed[output.path] = hashed[output.path] or sha256_file(output.path)
-        outputs.append(store.seal(spec["stage"], spec["key"], output, hashed[output.path]))
+    outputs = _seal(store, spec, task.outputs)
     finished = time.time()
     record = Record(
         key=spec["key"],
@@ -81,6 +79,26 @@ def _run(store: Store, spec: dict[str, Any], attempt: str, folder: Path) -> Reco
         attempt=attempt,
     )
     return store.put_record(record)
+
+
+def _seal(store: Store, spec: dict[str, Any], outputs: list[Artifact]) -> list[Artifact]:
+    """The outputs as the store holds them. Files are hashed and made durable side by side, each of them once."""
+    known = {output.path: output.sha256 for output in outputs if output.sha256}
+    files = {output.path: output for output in outputs}  # slices of one file share it
+
+    def seal(output: Artifact) -> Artifact:
+        sha256 = known.get(output.path) or sha256_file(output.path)
+        return store.seal(spec["stage"], spec["key"], output, sha256)
+
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        sealed = dict(zip(files, pool.map(seal, files.values()), strict=True))
+    found = []
+    for output in outputs:
+        file = sealed[output.path]
+        meta = {**output.meta, "stamp": file.meta["stamp"]}
+        digest = output.digest or file.sha256
+        found.append(replace(output, path=file.path, bytes=file.bytes, sha256=file.sha256, digest=digest, meta=meta))
+    return found
 
 
 def _classify(error: Exception) -> dict[str, str]:

@@ -1,28 +1,48 @@
-"""Reading the tokens of a step: shards mapped, checked, and gathered into batches. The order is train/order.py's."""
+"""Reading the tokens of a step: shards mapped and checked, rows gathered into one block. The order is train/order.py's.
+
+A window is 2 T + 2 bytes every 2 T bytes of a shard, so a shard is seen as an array of overlapping records, and the
+rows a step takes of it are one fancy index: a memcpy a row, without Python. (Indexing uint16 instead copies token by
+token, a third as fast for short rows.) Then one maximum, against damaged shards, and one cast into the block, which
+is the same memory each time: pinned, and two in turn, where the tokens go on to a GPU.
+
+Where documents begin is what the shard's `.idx` says; no token is read for it. Packing that fills windows up
+(`best_fit`) leaves padding that no document covers: there the target is IGNORE and the loss does not count.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from train.config import TrainConfig, TrainError
+from train.loss import IGNORE
 from train.manifest import HEADER_BYTES, Header, Manifest, ManifestError, Shard
-from train.order import locate, windows_of
+from train.order import I64, Order, windows_of
 
 HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
+OPEN_SHARDS = 256  # mapped at once: a map holds a file descriptor, and 1,024 is a usual limit for a process
+INDEX_HEAD = 34  # bytes: magic 9, version uint64, dtype uint8, sequences uint64, documents uint64
 
 Tokens = NDArray[np.uint16]
+T = TypeVar("T")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Shards
 
 
-def open_shard(manifest: Manifest, shard: Shard) -> Tokens:
-    """The tokens of one shard, (n,) uint16, mapped and not read. Raises ManifestError when it is not what is named."""
+def check_shard(manifest: Manifest, shard: Shard) -> None:
+    """Compare a shard's header and size with the manifest. Raises ManifestError when it is not what is named."""
     path = manifest.file(shard.path)
     try:
         with path.open("rb") as f:
@@ -40,23 +60,28 @@ def open_shard(manifest: Manifest, shard: Shard) -> Tokens:
         raise ManifestError(
             f"{path}: {size} bytes, {HEADER_BYTES + 2 * shard.tokens} expected: cut or overwritten; pack again"
         )
+
+
+def open_shard(manifest: Manifest, shard: Shard) -> Tokens:
+    """The tokens of one shard, (n,) uint16, mapped and not read. Raises ManifestError as `check_shard`."""
+    check_shard(manifest, shard)
     # np.memmap is a slow class to index: take its memory as a plain array once
+    path = manifest.file(shard.path)
     return np.asarray(np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(shard.tokens,)))
 
 
 def check_hashes(manifest: Manifest, rank: int, world: int) -> bool:
-    """Compare the sha256 of this rank's share of the shards. False, and nothing read, above HASH_LIMIT bytes.
+    """Compare the sha256 of this rank's share of the shards. False, and headers only, above HASH_LIMIT bytes.
 
     Raises ManifestError naming the file that differs.
     """
-    if sum(s.bytes for s in manifest.shards) > HASH_LIMIT:
-        return False
+    small = sum(s.bytes for s in manifest.shards) <= HASH_LIMIT
     for shard in manifest.shards[rank::world]:
+        check_shard(manifest, shard)
         path = manifest.file(shard.path)
-        open_shard(manifest, shard)
-        if sha256_of(path) != shard.sha256:
+        if small and sha256_of(path) != shard.sha256:
             raise ManifestError(f"{path}: sha256 differs from the manifest's: damaged since it was packed; pack again")
-    return True
+    return small
 
 
 def sha256_of(path: Path) -> str:
@@ -66,13 +91,108 @@ def sha256_of(path: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Documents
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where the documents of a shard lie, in tokens from its first. Ranges are half open, sorted, and disjoint."""
+
+    starts: I64  # (documents,)
+    uncounted: I64  # (2, gaps): [first, last) of the inputs whose target does not count: they are padding, or it is
+
+
+def open_index(manifest: Manifest, shard: Shard) -> Index:
+    """Read a shard's Megatron `.idx` (MMIDIDX version 1). Raises ManifestError when it does not fit the shard."""
+    path = manifest.file(shard.index)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: the manifest names it, but it is not there; pack again") from None
+    n = shard.documents
+    if raw[:INDEX_HEAD] != b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, n, n + 1) or len(raw) != INDEX_HEAD + 20 * n + 8:
+        raise ManifestError(f"{path}: not the Megatron index of {n} uint16 documents; pack again")
+    counts = np.frombuffer(raw, "<i4", n, INDEX_HEAD)
+    starts = (np.frombuffer(raw, "<i8", n, INDEX_HEAD + 4 * n) - HEADER_BYTES) >> 1
+    first, last = np.append(0, starts + counts), np.append(starts, shard.tokens)  # of the gaps between documents
+    if (last < first).any():
+        raise ManifestError(f"{path}: its documents overlap, or leave the shard; pack again")
+    gaps = np.stack([first, last])[:, last > first]
+    padding = int((gaps[1] - gaps[0]).sum())
+    if padding != shard.padding:
+        raise ManifestError(f"{path}: {padding} tokens in no document, {shard.padding} by the manifest; pack again")
+    return Index(starts, gaps - [[1], [0]])
+
+
+def counted_targets(manifest: Manifest, shard: Shard) -> NDArray[np.bool_]:
+    """(tokens - 1,): whether the target of each input of a shard counts. It does not in padding, nor right after it."""
+    counts = np.ones(shard.tokens, bool)
+    for first, last in open_index(manifest, shard).uncounted.T:
+        counts[max(0, first) : last] = False
+    return counts[:-1]
+
+
+def ranges(low: I64, high: I64) -> I64:
+    """The whole numbers of [low, high), range after range."""
+    length = high - low
+    return np.repeat(low - (np.cumsum(length) - length), length) + np.arange(length.sum())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's rows of a step, on the loader's device. Valid until the loader's next batch: the memory is reused."""
+
+    tokens: Tensor  # (B / world, T + 1) int64
+    targets: Tensor  # (B / world, T) int64: tokens[:, 1:], IGNORE where it does not count
+    counted: I64 | None  # (B / world,): targets that count in each row; None: all
+    counted_in_step: int  # targets that count in the whole step, over all ranks
+    world: int
+    cu_seqlens: Tensor | None = None  # (documents + 1,) int32: where they begin in the flattened inputs, and the end
+    max_seqlen: int = 0  # of the longest of them
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B / world, T) int64, a view."""
+        return self.tokens[:, :-1]
+
+    def micros(self, rows: int) -> Iterator[tuple[Tensor, Tensor, int | None, float]]:
+        """(inputs, targets, targets that count or None for all, their share of the whole step's), `rows` at a time."""
+        parts = zip(self.inputs.split(rows), self.targets.split(rows), strict=True)
+        for i, (inputs, targets) in enumerate(parts):
+            if self.counted is None:
+                yield inputs, targets, None, 1 / (len(self.tokens) // rows * self.world)
+            else:
+                counted = int(self.counted[i * rows : (i + 1) * rows].sum())
+                yield inputs, targets, counted, counted / max(1, self.counted_in_step)
+
+
+class Recent(Generic[T]):
+    """`make(key)`, remembered for the keys used last."""
+
+    def __init__(self, make: Callable[[int], T], limit: int) -> None:
+        self.make, self.limit = make, limit
+        self.held: OrderedDict[int, T] = OrderedDict()
+
+    def __getitem__(self, key: int) -> T:
+        if key in self.held:
+            self.held.move_to_end(key)
+        else:
+            self.held[key] = self.make(key)
+            if len(self.held) > self.limit:
+                self.held.popitem(last=False)
+        return self.held[key]
 
 
 class Loader:
     """Rows of any step for one rank. Shards are opened when first read; the state is the step: the caller has it."""
 
-    def __init__(self, manifest: Manifest, cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, manifest: Manifest, cfg: TrainConfig, rank: int = 0, world: int = 1, device: torch.device | None = None
+    ) -> None:
         if cfg.batch_size % world:
             near = max(world, cfg.batch_size // world * world)
             raise TrainError(
@@ -89,23 +209,104 @@ class Loader:
         self.manifest, self.cfg, self.rank, self.world = manifest, cfg, rank, world
         self.shards = manifest.split("train")
         self.counts = windows_of(manifest, cfg.seq_len)
-        self._open: dict[int, Tokens] = {}
+        self.device = device or torch.device("cpu")
+        self.padded = any(s.padding for s in self.shards)
+        self._order = Order(self.counts, cfg, rank, world)
+        self._whole = Order(self.counts, cfg, 0, 1) if self.padded else None
+        self._records = Recent(self._open, OPEN_SHARDS)
+        self._indices = Recent(lambda s: open_index(manifest, self.shards[s]), OPEN_SHARDS)
+        shape = (share, cfg.seq_len + 1)
+        self._rows = np.empty(shape, "<u2")
+        cuda = self.device.type == "cuda"
+        self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(1 + cuda)]
+        self._copied: list[torch.cuda.Event | None] = [None] * len(self._blocks)
+        self._turn = 0
 
-    def batch(self, step: int) -> Tokens:
-        """This rank's rows of 0-based `step`: (B / world, T + 1) uint16; inputs [:, :-1], targets [:, 1:]."""
-        shard, window = locate(self.counts, self.cfg, step)
+    def batch(self, step: int, documents: bool = False) -> Batch:
+        """This rank's rows of 0-based `step`; with `documents`, their borders as flash-attention's varlen calls take.
+
+        Raises ManifestError when a shard read is not the one that the manifest names, or holds an id it cannot hold.
+        """
+        shard, window, order = self._order.rows(step)
+        self._gather(step, shard, window, order)
+        tokens = self._cast()
+        targets, counted, in_step = tokens[:, 1:], None, self.cfg.batch_size * self.cfg.seq_len
+        if self._whole is not None:
+            counts, _ = self._uncounted(*self._whole.rows(step))
+            in_step -= int(counts.sum())
+            counts, flat = self._uncounted(shard, window, order)
+            counted = self.cfg.seq_len - counts
+            targets = targets.flatten().index_fill_(0, torch.from_numpy(flat).to(self.device), IGNORE).view_as(targets)
+        if not documents:
+            return Batch(tokens, targets, counted, in_step, self.world)
+        return Batch(tokens, targets, counted, in_step, self.world, *self._documents(shard, window, order))
+
+    def _open(self, number: int) -> NDArray[np.void]:
+        """The windows of a shard as records of 2 T + 2 bytes; neighbours share a token."""
+        tokens = open_shard(self.manifest, self.shards[number])
         T = self.cfg.seq_len
-        picked = list(zip(shard, window, strict=True))[self.rank :: self.world]
-        batch = np.stack([self._tokens(int(s))[int(w) * T : int(w) * T + T + 1] for s, w in picked])
-        if int(batch.max()) >= self.manifest.tokenizer.vocab_size:
-            names = sorted({self.shards[int(s)].path for s in shard})
-            raise ManifestError(
-                f"step {step} read token {int(batch.max())}, the vocabulary has {self.manifest.tokenizer.vocab_size}: "
-                f"a damaged shard among {', '.join(names)}; run `python -m pipeline verify`"
-            )
-        return batch
+        return np.ndarray((self.counts[number],), f"V{2 * T + 2}", tokens.view(np.uint8), strides=(2 * T,))
 
-    def _tokens(self, shard: int) -> Tokens:
-        if shard not in self._open:
-            self._open[shard] = open_shard(self.manifest, self.shards[shard])
-        return self._open[shard]
+    def _gather(self, step: int, shard: I64, window: I64, order: I64) -> None:
+        records = self._rows.view(f"V{2 * self.cfg.seq_len + 2}")[:, 0]
+        for number, rows in groups(shard, order):
+            records[rows] = self._records[number][window[rows]]
+        top = int(self._rows.max())
+        if top >= self.manifest.tokenizer.vocab_size:
+            names = sorted({self.shards[s].path for s in shard[(self._rows == top).any(1)]})
+            raise ManifestError(
+                f"step {step} read token {top}, the vocabulary has {self.manifest.tokenizer.vocab_size}: "
+                f"damaged: {', '.join(names)}; run `python -m pipeline verify`"
+            )
+
+    def _cast(self) -> Tensor:
+        """The gathered rows as int64 on the device. A pinned block is written again only when its copy has ended."""
+        block = self._blocks[self._turn]
+        copied = self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()
+        np.copyto(block.numpy(), self._rows)
+        if self.device.type == "cpu":
+            return block
+        tokens = block.to(self.device, non_blocking=True)
+        if self.device.type == "cuda":
+            copied = self._copied[self._turn] = copied or torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(self.device))
+        self._turn = (self._turn + 1) % len(self._blocks)
+        return tokens
+
+    def _uncounted(self, shard: I64, window: I64, order: I64) -> tuple[I64, I64]:
+        """(targets a row that do not count (rows,), their places in the flattened targets)."""
+        T = self.cfg.seq_len
+        counts = np.zeros(len(shard), np.int64)
+        places = []
+        for number, rows in groups(shard, order):
+            first, last = self._indices[number].uncounted
+            start = window[rows] * T
+            low, high = np.searchsorted(last, start, "right"), np.searchsorted(first, start + T, "left")
+            row = np.repeat(np.arange(len(rows)), high - low)
+            gap = ranges(low, high)
+            a, b = np.maximum(first[gap] - start[row], 0), np.minimum(last[gap] - start[row], T)
+            np.add.at(counts, rows[row], b - a)
+            places.append(ranges(rows[row] * T + a, rows[row] * T + b))
+        return counts, np.concatenate(places)
+
+    def _documents(self, shard: I64, window: I64, order: I64) -> tuple[Tensor, int]:
+        """(cu_seqlens, max_seqlen): a document begins with each row, and where the index says."""
+        T = self.cfg.seq_len
+        found = [np.arange(len(shard) + 1) * T]
+        for number, rows in groups(shard, order):
+            starts = self._indices[number].starts
+            start = window[rows] * T
+            low, high = np.searchsorted(starts, start, "right"), np.searchsorted(starts, start + T, "left")
+            found.append(starts[ranges(low, high)] + np.repeat(rows * T - start, high - low))
+        borders = np.sort(np.concatenate(found))
+        return torch.from_numpy(borders.astype(np.int32)).to(self.device), int(np.diff(borders).max())
+
+
+def groups(shard: I64, order: I64) -> Iterator[tuple[int, I64]]:
+    """(shard number, its rows) for each shard of a step, from what `Order.rows` gives."""
+    sorted_shard = shard[order]
+    cuts = np.flatnonzero(sorted_shard[1:] != sorted_shard[:-1]) + 1
+    for rows in np.split(order, cuts):
+        yield int(shard[rows[0]]), rows

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.config import TrainError
-from train.data import Tokens, open_shard
+from train.data import Tokens, counted_targets, open_shard
 from train.manifest import Manifest
 from train.model import Model
+from train.order import I64
 
 EVAL_TOKENS = 8192  # targets a forward pass, about; an evaluation holds no gradients, so it may be coarse
 COUNT_TOKENS = 2**24  # tokens counted at once for the unigram: 32 MB
@@ -53,17 +54,21 @@ class Validation:
         self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
         self.vocab_size = manifest.tokenizer.vocab_size
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
+        self.counted: list[slice | I64] = []  # the targets of each that count: all but those at padding
         left = limit or sum(s.tokens for s in manifest.split("val"))
         for shard in manifest.split("val"):
             tokens = open_shard(manifest, shard)
+            counts = counted_targets(manifest, shard) if shard.padding else None
             for start in range(0, len(tokens) - 1, seq_len):
                 take = min(seq_len, len(tokens) - 1 - start, left)
                 if take <= 0:
                     break
                 self.windows.append(tokens[start : start + take + 1])
+                self.counted.append(slice(take) if counts is None else np.flatnonzero(counts[start : start + take]))
                 left -= take
-        self.tokens = sum(len(w) - 1 for w in self.windows)
-        self.bytes = int(sum(self.token_bytes[w[1:]].sum() for w in self.windows))
+        targets = [w[1:][c] for w, c in zip(self.windows, self.counted, strict=True)]
+        self.tokens = sum(len(t) for t in targets)
+        self.bytes = int(sum(self.token_bytes[t].sum() for t in targets))
         if not self.tokens:
             raise TrainError(f"{manifest.folder}: no validation tokens; pack a mixture that has validation documents")
 
@@ -82,7 +87,7 @@ class Validation:
             ids = torch.from_numpy(batch).to(device)
             nll = model.score(ids[:, :-1], ids[:, 1:]).double().cpu().numpy()
             for row, w in enumerate(picked):
-                sums[w] = nll[row, : len(self.windows[w]) - 1].sum()
+                sums[w] = nll[row, self.counted[w]].sum()
         model.train()
         return Score.of(float(self._all(sums).sum()), self.tokens, self.bytes)
 
@@ -93,8 +98,10 @@ class Validation:
             tokens = open_shard(manifest, shard)
             for i in range(0, len(tokens), COUNT_TOKENS):
                 counts += np.bincount(tokens[i : i + COUNT_TOKENS], minlength=self.vocab_size)
+            counts[manifest.tokenizer.pad_id] -= shard.padding
         nll = -np.log((self._all(counts) + 1.0) / (manifest.tokens + self.vocab_size))
-        return Score.of(float(sum(nll[w[1:]].sum() for w in self.windows)), self.tokens, self.bytes)
+        sums = (nll[w[1:][c]].sum() for w, c in zip(self.windows, self.counted, strict=True))
+        return Score.of(float(sum(sums)), self.tokens, self.bytes)
 
     def _all(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum over ranks. Exact: every element is 0 on all ranks but one, or a whole number."""

@@ -105,13 +105,11 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
     rt, cfg, optimizer = run.rt, run.cfg, run.optimizer
     # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
     torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
-    batch = torch.from_numpy(run.loader.batch(run.step).astype("int64")).to(rt.device, non_blocking=True)
-    micros = batch.split(run.loader.micro)
-    share = 1 / (len(micros) * rt.world)
+    batch = run.loader.batch(run.step)
     optimizer.grads.zero_()
     loss = torch.zeros((), device=rt.device)
-    for rows in micros:
-        total, ce = run.model(rows[:, :-1], rows[:, 1:])
+    for ids, targets, counted, share in batch.micros(run.loader.micro):
+        total, ce = run.model(ids, targets, counted)
         (total * share).backward()
         loss += ce * share
     rt.sum_(optimizer.grads)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 # Logits held at once: 2**20 fp32 are 4 MB, near enough to a CPU's caches. A GPU wants larger products.
 CHUNK_CPU, CHUNK_CUDA = 2**20, 2**27
+IGNORE = -100  # the target that does not count, in padding; F.cross_entropy's default too
 EXP_SAFE = 60.0  # capped logits this small need no maximum subtracted: e**60 * 65,536 ids is far below fp32's 3e38
 
 
@@ -29,23 +30,33 @@ def cap_logits(z: Tensor, cap: float | None) -> Tensor:
 
 
 def reference(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float) -> tuple[Tensor, Tensor]:
-    """(total, ce): h (N, d), weight (V, d), targets (N,). The readable form."""
+    """(total, ce): h (N, d), weight (V, d), targets (N,), at least one not IGNORE. The readable form."""
+    h, targets = h[targets != IGNORE], targets[targets != IGNORE]
     c = cap_logits((h @ weight.to(h.dtype).T).float(), cap)
     lse = torch.logsumexp(c, -1)
     ce = (lse - c.gather(1, targets[:, None])[:, 0]).mean()
     return ce + z_weight * lse.square().mean(), ce
 
 
-def head_loss(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float) -> tuple[Tensor, Tensor]:
+def head_loss(
+    h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float, counted: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(total, ce), two scalars: h (N, d), weight (V, d), targets (N,). Gradients flow through `total` only.
+
+    counted: how many targets are not IGNORE, over which the means are taken (0 of none); None says that all are. The
+    caller knows, so nothing waits for the device to count.
 
     With cap None and z_weight 0 this is F.cross_entropy to the bit, at the price of all logits at once: the seed
     promises that its levers, when off, leave the plain baseline.
     """
     if cap is None and z_weight == 0:
-        ce = F.cross_entropy(F.linear(h, weight.to(h.dtype)).float(), targets)
+        logits = F.linear(h, weight.to(h.dtype)).float()
+        if counted is None:
+            ce = F.cross_entropy(logits, targets)
+        else:
+            ce = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / max(1, counted)
         return ce, ce.detach()
-    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight)
+    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight, counted)
     return total, ce
 
 
@@ -69,16 +80,16 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float
+        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float, counted: int | None
     ) -> tuple[Tensor, Tensor]:
-        n = h.shape[0]
+        n = h.shape[0] if counted is None else max(1, counted)
         w = weight.to(h.dtype)
         dh = torch.empty_like(h)
         dw = torch.zeros_like(weight, dtype=torch.float32)  # fp32: bf16 sums over chunks lose quality (Liger #827)
         ce = torch.zeros((), device=h.device)
         zz = torch.zeros((), device=h.device)
         for rows in _chunks(h, w):
-            ce_sum, zz_sum, dz = _chunk(h[rows], w, targets[rows], cap, z_weight / n, 1 / n)
+            ce_sum, zz_sum, dz = _chunk(h[rows], w, targets[rows], cap, z_weight / n, 1 / n, counted is not None)
             ce += ce_sum
             zz += zz_sum
             dz = dz.to(h.dtype)
@@ -95,16 +106,19 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dh, dw = ctx.saved_tensors
-        return dh * grads[0].to(dh.dtype), dw * grads[0], None, None, None
+        return dh * grads[0].to(dh.dtype), dw * grads[0], None, None, None, None
 
 
 def _chunk(
-    h: Tensor, w: Tensor, targets: Tensor, cap: float | None, z_scale: float, ce_scale: float
+    h: Tensor, w: Tensor, targets: Tensor, cap: float | None, z_scale: float, ce_scale: float, ignores: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of ce, sum of lse², and the gradient of ce_scale * ce + z_scale * lse² by the raw logits, (n, V) fp32.
 
+    ignores: targets may be IGNORE; their rows give nothing.
     In place wherever it can be: on a CPU this part is bound by memory.
     """
+    weights = (targets != IGNORE).float() if ignores else None
+    targets = targets.clamp(min=0) if ignores else targets
     z = (h @ w.T).float()  # (n, V)
     t = None if cap is None else z.div_(cap).tanh_()  # the capped logits, in units of the cap
     c = z if t is None or cap is None else t * cap
@@ -121,4 +135,7 @@ def _chunk(
     d.scatter_add_(1, targets[:, None], torch.full_like(lse, -ce_scale)[:, None])
     if t is not None:
         d.addcmul_(d, t.square_(), value=-1)  # times d tanh = 1 - tanh²
+    if weights is not None:
+        d.mul_(weights[:, None])
+        return ((lse - picked) * weights).sum(), (lse.square() * weights).sum(), d
     return (lse - picked).sum(), lse.square().sum(), d

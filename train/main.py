@@ -72,7 +72,7 @@ def set_up(
     rt: Runtime, manifest: Manifest, path: str, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None
 ) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
-    loader = data.Loader(manifest, cfg, rt.rank, rt.world)
+    loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
     validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world)
     if not data.check_hashes(manifest, rt.rank, rt.world):
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")

@@ -234,11 +234,14 @@ class Model(nn.Module):
             x = block(x, cos, sin, self.flex)
         return self.norm(x)
 
-    def forward(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(total, ce), scalars in nats a token: what is trained and what is reported. ids, targets (B, T)."""
+    def forward(self, ids: Tensor, targets: Tensor, counted: int | None = None) -> tuple[Tensor, Tensor]:
+        """(total, ce), scalars in nats a token: what is trained and what is reported. ids, targets (B, T).
+
+        counted: how many targets are not -100; None: all.
+        """
         h = self.run_trunk(ids).flatten(0, 1)
         cfg = self.cfg
-        return head_loss(h, self.head_weight, targets.flatten(), cfg.lm_head_logit_cap, cfg.z_loss_weight)
+        return head_loss(h, self.head_weight, targets.flatten(), cfg.lm_head_logit_cap, cfg.z_loss_weight, counted)
 
     @torch.no_grad()
     def score(self, ids: Tensor, targets: Tensor) -> Tensor:

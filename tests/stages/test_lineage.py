@@ -146,7 +146,7 @@ def test_a_step_lists_what_its_batch_holds(manifest, tmp_path, world):
         shares = [Loader(manifest, cfg, rank, world).batch(step - 1) for rank in range(world)]
         batch = np.empty((8, 49), np.int64)
         for rank, share in enumerate(shares):
-            batch[rank::world] = share
+            batch[rank::world] = share.tokens
         spans = spans_of_step(manifest, run, step)
         for row, (shard, start, stop), found in zip(batch, spans, pieces_in(manifest, spans), strict=True):
             borders = [p.token_start - start for p in found if p.token_start >= start and p.part == 0]

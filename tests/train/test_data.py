@@ -19,10 +19,10 @@ CFG = TrainConfig(steps=10, batch_size=8, seq_len=32, seed=3)
 
 
 def test_ranks_together_read_what_one_reads(manifest):
-    whole = Loader(manifest, CFG).batch(5)
+    whole = Loader(manifest, CFG).batch(5).tokens.numpy()
     assert whole.shape == (8, 33)
     for world in (2, 4, 8):
-        parts = [Loader(manifest, CFG, r, world).batch(5) for r in range(world)]
+        parts = [Loader(manifest, CFG, r, world).batch(5).tokens for r in range(world)]
         again = np.empty_like(whole)
         for r, part in enumerate(parts):
             again[r::world] = part
@@ -31,7 +31,7 @@ def test_ranks_together_read_what_one_reads(manifest):
 
 def test_rows_of_step_say_where_each_row_lies(manifest):
     for step in (0, 7, 70):  # 70: in the second epoch
-        batch = Loader(manifest, CFG).batch(step)
+        batch = Loader(manifest, CFG).batch(step).tokens
         for row, (path, first) in zip(batch, rows_of_step(manifest, CFG, step), strict=True):
             raw = manifest.file(path).read_bytes()[HEADER_BYTES:]
             assert np.array_equal(row, np.frombuffer(raw, "<u2")[first : first + 33])

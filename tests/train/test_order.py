@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from train.config import TrainConfig, TrainError
 from train.manifest import Manifest
-from train.order import check_epochs, permute, rows_of_step, steps_that_read, tail_tokens, unpermute, windows_of
+from train.order import (
+    Order,
+    Permutation,
+    check_epochs,
+    locate,
+    permute,
+    rows_of_step,
+    steps_that_read,
+    tail_tokens,
+    unpermute,
+    windows_of,
+)
 
 CFG = TrainConfig(steps=10, batch_size=8, seq_len=32, seed=3)
 
@@ -30,6 +41,7 @@ def test_the_order_is_a_permutation_and_runs_backwards(n, seed, epoch):
     p = np.arange(n, dtype=np.uint64)
     order = permute(p, n, seed, epoch)
     assert np.array_equal(np.sort(order), p)
+    assert np.array_equal(Permutation(n, seed, epoch)(p.astype(np.int64)), order)
     assert np.array_equal(unpermute(order, n, seed, epoch), p)
 
 
@@ -44,6 +56,7 @@ def test_the_order_is_what_it_always_was():
     }
     for (n, seed, epoch), golden in first.items():
         assert permute(np.arange(len(golden), dtype=np.uint64), n, seed, epoch).tolist() == golden
+        assert Permutation(n, seed, epoch)(np.arange(len(golden))).tolist() == golden
     whole = {
         (1000, 0, 0): "981141ea1c97e333",
         (4096, 1, 2): "e90c39388dfa1643",
@@ -105,6 +118,21 @@ def test_the_steps_that_read_a_token_are_those_whose_rows_hold_it(manifest, data
             if read & set(range(start, stop)):
                 want.append(step)
     assert steps_that_read(shards, cfg, shard.path, start, stop) == want
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_block_of_steps_is_its_steps_one_by_one(data):
+    counts = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))
+    world = data.draw(st.integers(1, 4))
+    cfg = TrainConfig(batch_size=world * data.draw(st.integers(1, 5)), seed=data.draw(st.integers(0, 9)))
+    orders = [Order(counts, cfg, rank, world) for rank in range(world)]
+    for step in data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=6)):  # in any order
+        shard, window = locate(counts, cfg, step)
+        for rank, order in enumerate(orders):
+            s, w, by_shard = order.rows(step)
+            assert np.array_equal(s, shard[rank::world]) and np.array_equal(w, window[rank::world])
+            assert np.array_equal(by_shard, np.argsort(s, kind="stable"))
 
 
 def test_steps_of_what_is_not_there_are_an_error(manifest):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -49,10 +50,15 @@ def text(seed: int, words: int) -> bytes:
     return " ".join(out).encode()
 
 
-def write_shard(folder: Path, name: str, split: str, documents: list[bytes]) -> Shard:
-    tokens = np.concatenate([np.frombuffer(bytes(d), np.uint8).astype("<u2") for d in documents])
-    starts = np.cumsum([0] + [len(d) for d in documents[:-1]])
-    tokens = np.insert(tokens, starts, BOS).astype("<u2")
+def write_shard(folder: Path, name: str, split: str, documents: list[bytes], padding: list[int] | None = None) -> Shard:
+    """A shard and its index; so many padding tokens after each document (none: none)."""
+    gaps = padding or [0] * len(documents)
+    parts = [[BOS, *d, *[PAD] * gap] for d, gap in zip(documents, gaps, strict=True)]
+    tokens = np.array([t for part in parts for t in part], "<u2")
+    starts = np.cumsum([0] + [len(part) for part in parts[:-1]])
+    index = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, len(parts), len(parts) + 1)
+    index += np.array([len(d) + 1 for d in documents], "<i4").tobytes() + (1024 + 2 * starts).astype("<i8").tobytes()
+    (folder / f"{name}.idx").write_bytes(index + np.arange(len(parts) + 1, dtype="<i8").tobytes())
     path = folder / f"{name}.bin"
     path.write_bytes(Header(len(tokens), VOCAB, BOS, len(documents), BUILD_ID[:16]).pack() + tokens.tobytes())
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -68,6 +74,7 @@ def write_shard(folder: Path, name: str, split: str, documents: list[bytes]) -> 
         f"{name}.rows.parquet",
         "",
         "",
+        padding=sum(gaps),
     )
 
 
@@ -93,6 +100,13 @@ def make_mixture(folder: Path, model: dict[str, Any], phases: dict[str, dict[str
         write_shard(folder, "m_train_000001", "train", [text(100 + i, 60) for i in range(15)]),
         write_shard(folder, "m_val_000000", "val", [text(200 + i, 80) for i in range(4)]),
     ]
+    return write_manifest(folder, shards, model, phases, phase)
+
+
+def write_manifest(
+    folder: Path, shards: list[Shard], model: dict[str, Any], phases: dict[str, dict[str, Any]], phase: str
+) -> Path:
+    """manifest.json and tokenizer.json for `shards`."""
     write_tokenizer(folder / "tokenizer.json")
     manifest = Manifest(
         schema_version=1,
@@ -101,9 +115,9 @@ def make_mixture(folder: Path, model: dict[str, Any], phases: dict[str, dict[str
         phase=phase,
         mixture=phase,
         seed=0,
-        tokens=sum(s.tokens for s in shards[:2]),
-        val_tokens=shards[2].tokens,
-        documents=35,
+        tokens=sum(s.tokens - s.padding for s in shards if s.split == "train"),
+        val_tokens=sum(s.tokens - s.padding for s in shards if s.split == "val"),
+        documents=sum(s.documents for s in shards if s.split == "train"),
         tokenizer=Tokenizer(
             path="tokenizer.json",
             sha256=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),

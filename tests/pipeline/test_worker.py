@@ -1,0 +1,51 @@
+"""One unit, run to its record: what is hashed, how often, and what slices of one file share."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import worker
+from pipeline.storage import Store
+from stages.base import Artifact, Task
+
+DATA = b"some tokens"
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+def write(task: Task) -> None:
+    """A file whose hash is known, one whose hash is not, and two slices of a third."""
+    paths = [task.output(name) for name in ("known", "unknown", "table")]
+    for path in paths:
+        Path(path).write_bytes(DATA)
+    task.add("known", paths[0], sha256=SHA256, rows=1)
+    task.add("unknown", paths[1], tokens=2, colour="red")
+    for i in range(2):
+        task.outputs.append(Artifact(paths[2], f"{i}" * 64, name=f"slice-{i}", rows_from=i, rows_to=i + 1))
+
+
+def test_each_file_is_read_back_once_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noted(path: str) -> str:
+        read.append(Path(path).name.partition(".")[2])
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+    monkeypatch.setattr(worker, "sha256_file", noted)
+    monkeypatch.setattr(worker, "find_work", lambda _: write)
+    spec: dict[str, Any] = {"out": str(tmp_path), "stage": "filter", "key": "ab" * 20, "label": "x", "work": "w"}
+    spec |= {"inputs": [], "params": {}, "places": {}, "versions": {}, "executor": "local", "cpus": 1}
+    reply = worker.run_unit(spec)
+    assert "record" in reply, reply
+    assert sorted(read) == ["table", "unknown"]
+    record = Store(str(tmp_path)).find("filter", spec["key"])
+    assert record is not None
+    assert [a.name for a in record.outputs] == ["known", "unknown", "slice-0", "slice-1"]
+    assert {a.sha256 for a in record.outputs} == {SHA256}
+    assert [a.digest for a in record.outputs] == [SHA256, SHA256, "0" * 64, "1" * 64]
+    assert [(a.rows, a.tokens, a.bytes) for a in record.outputs] == [(1, 0, 11), (0, 2, 11), (0, 0, 11), (0, 0, 11)]
+    assert record.outputs[1].meta["colour"] == "red"
+    assert record.outputs[2].path == record.outputs[3].path != record.outputs[0].path
