@@ -1,4 +1,4 @@
-"""Tokenise: each curated part becomes one file of uint16 tokens and a table that accounts for every one.
+"""Tokenise: a slice of a curated part becomes one file of uint16 tokens and a table that accounts for every one.
 
 Documents are stored in the order of their `position` in the mixture, so that a shard reads one contiguous
 slice of every unit. One longer than a shard is cut into parts, each with a position of its own.
@@ -27,12 +27,15 @@ BINS = 4096  # of the histograms: the top 12 bits of a 64-bit draw
 # held-out documents by the first of them.
 BY_POSITION, BY_TAKE, BY_TAKE_1, HELD_BY_TAKE = range(4)
 BATCH_BYTES = 8 << 20  # text encoded at a time
+# Text in a unit: 1/64 of the source, as a power of two between these, so that a small corpus keeps many cores busy
+# and a large one does not drown in units.
+LEAST_BYTES, MOST_BYTES = 8 << 20, 128 << 20
 LINEAGE = ("document_id", "source_file", "source_row", "url")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A part's tokens, without BOS, in its own order."""
+    """A slice's tokens, without BOS, in its own order."""
 
     lineage: pa.Table  # LINEAGE, a row a document
     tokens: np.ndarray  # (all tokens,) uint16
@@ -41,7 +44,7 @@ class Encoded:
 
 
 def work(task: Task) -> None:
-    """Tokenise one part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens, bos_id.
+    """Tokenise a slice of a part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens, bos_id, slice.
 
     Outputs: `tokens` (raw little-endian uint16), `docs` (TOKENISED, in the same order) and `histogram` (.npy,
     int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes; the `docs`
@@ -84,12 +87,14 @@ def work(task: Task) -> None:
 
 
 def encode(task: Task) -> Encoded:
-    """The part's documents as tokens, some BATCH_BYTES of text at a time."""
+    """The documents of the row groups of the task's slice (number, of how many), BATCH_BYTES of text at a time."""
     encoder = None
     lineage, tokens, counts, size = [], [np.zeros(0, "<u2")], [np.zeros(0, np.int64)], 0
     with pq.ParquetFile(task.path(task.inputs[0])) as file:
         schema = pa.schema([file.schema_arrow.field(name) for name in LINEAGE])
-        for group in range(file.num_row_groups):
+        number, of = task.params["slice"]
+        groups = file.num_row_groups
+        for group in range(number * groups // of, (number + 1) * groups // of):
             table = file.read_row_group(group, columns=[*LINEAGE, "text"], use_threads=False)
             lineage.append(table.select(LINEAGE))
             for column in batches(table["text"].combine_chunks()):
@@ -161,23 +166,35 @@ async def build(context: Any) -> dict[str, list[Record]]:
         "shard_tokens": context.recipe.shard_tokens,
         "bos_id": report.get("bos_id", report["special_ids"]["<|bos|>"]),
     }
-    pairs = [(name, i, part) for name, parts in curated.items() for i, part in enumerate(parts)]
+    jobs = [
+        (name, f"{i:05d}" + (f" {number + 1} of {of}" if of > 1 else ""), part, {**params, "slice": [number, of]}, of)
+        for name, parts in curated.items()
+        for i, (part, of) in enumerate(slices_of(parts))
+        for number in range(of)
+    ]
     records = await context.gather(
         context.run(
             "tokenize",
             work,
-            params,
+            each,
             [part, tokenizer],
-            label=f"{i:05d}",
+            label=label,
             source=name,
-            weight=part.meta.get("text_bytes", 0),
+            weight=part.meta.get("text_bytes", 0) // of,
         )
-        for name, i, part in pairs
+        for name, label, part, each, of in jobs
     )
     found: dict[str, list[Record]] = {name: [] for name in curated}
-    for (name, _, _), record in zip(pairs, records, strict=True):
+    for (name, *_), record in zip(jobs, records, strict=True):
         found[name].append(record)
     return found
+
+
+def slices_of(parts: list[Artifact]) -> list[tuple[Artifact, int]]:
+    """Each part of a source with the number of units it is cut into."""
+    sizes = [part.meta.get("text_bytes", 0) for part in parts]
+    unit = min(MOST_BYTES, max(LEAST_BYTES, 1 << (sum(sizes) // 64).bit_length()))
+    return [(part, max(1, round(size / unit))) for part, size in zip(parts, sizes, strict=True)]
 
 
 STAGE = Stage(

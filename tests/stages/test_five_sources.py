@@ -31,7 +31,7 @@ CHAPTERS = [f"stacks/{n}" for n in ("more-algebra", "coding", "pic", "stacks-lim
 TEMPLATES = {"numina": "{problem}\n\n{solution}", "metamath": "Question: {query}\nAnswer: {response}"}
 RECIPE = {
     "name": "five_sources",
-    "seed": 3,
+    "seed": 5,
     "sources": {
         "web": {
             "from": "parquet",
