@@ -28,6 +28,7 @@ from pipeline.recipe import Recipe
 from pipeline.storage import Store, run_lock
 from stages.base import Artifact, Record, Stage, Task, work_name
 from stages.registry import STAGES
+from stages.sources.base import UnitSpec
 from stages.sources.registry import describe
 
 RETRIES = 5  # transient errors: 1, 2, 4, 8, 16 s and then give up
@@ -64,6 +65,7 @@ class Context:
         self.recipe, self.store, self.progress = recipe, store, progress
         self.dry, self.force, self.debug = dry, force, debug
         self.states: dict[str, StageState] = {}
+        self.listed: dict[str, list[UnitSpec]] = {}  # units of sources that a plan has listed already
         self._make_executor = executor
         self._executor: Executor | None = None
         self._slots: asyncio.Semaphore | None = None
@@ -99,7 +101,7 @@ class Context:
 
     def identify(self, path: str) -> tuple[str, int]:
         """(digest of the contents, bytes) of a source file."""
-        return self.store.identify(path)
+        return self.store.identify(path, remember=not self.dry)
 
     def folder(self, name: str) -> str:
         """The published folder `name` of this recipe."""

@@ -21,7 +21,9 @@ async def units_of(context: Any, name: str, config: Any) -> list[UnitSpec]:
     Listing and footers may wait for a network, so it runs beside the event loop. Raises DataError.
     """
     try:
-        specs: list[UnitSpec] = await asyncio.to_thread(SOURCES[config.kind].units, config, context.identify)
+        specs: list[UnitSpec] = context.listed.get(name) or await asyncio.to_thread(
+            SOURCES[config.kind].units, config, context.identify
+        )
     except DataError as error:
         raise DataError(f"source {name}: {error}") from error
     return sorted(specs, key=lambda s: (s.order, s.name)) if config.has_budget else specs

@@ -55,6 +55,7 @@ class MiniContext:
         self.ran: list[tuple[str, str]] = []
         self.records: dict[str, Record] = {}
         self.built: dict[str, Any] = {}
+        self.listed: dict[str, Any] = {}
 
     def identify(self, path: str) -> tuple[str, int]:
         return identify(path)
