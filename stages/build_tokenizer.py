@@ -56,24 +56,25 @@ def work(task: Task) -> None:
 
 
 def adopt(task: Task) -> None:
-    """Take a tokenizer as it is. Inputs: its file, curated parts. Params: source, vocab_size, bos, sample, sources.
+    """Take a tokenizer as it is. Inputs: its file, curated parts. Params: vocab_size, bos, sample, sources.
 
     Outputs as of `work`. Raises DataError for one whose tokens cannot be accounted for.
     """
     params, (file, *parts) = task.params, task.inputs
+    source = file.name
     path = task.output("tokenizer.json")
     Path(path).write_bytes(own_tokenizer.read(file))
     chosen = draw(task, parts)
     texts = [text for _, documents in chosen for _, text in documents]
-    own_tokenizer.check(path, params["source"], texts[:CHECKED])
+    own_tokenizer.check(path, source, texts[:CHECKED])
     size = len(token_bytes(path))
     if params["vocab_size"] not in (None, size):
         raise DataError(
-            f"tokenizer.vocab_size is {params['vocab_size']:,}, but {params['source']} has {size:,} ids; write that, "
+            f"tokenizer.vocab_size is {params['vocab_size']:,}, but {source} has {size:,} ids; write that, "
             "or leave it out"
         )
-    bos_id, pad_id = own_tokenizer.boundary(path, params["source"], params["bos"])
-    finish(task, path, chosen, {"from": params["source"], "bos_id": bos_id, "pad_id": pad_id})
+    bos_id, pad_id = own_tokenizer.boundary(path, source, params["bos"])
+    finish(task, path, chosen, {"sha256": file.digest, "bos_id": bos_id, "pad_id": pad_id})
 
 
 def finish(task: Task, path: str, chosen: Any, origin: dict[str, Any]) -> None:
@@ -168,7 +169,7 @@ async def build(context: Any) -> Record:
         params["reserved"] = config.reserved_names()
         label, function = str(config.vocab_size), work
     else:
-        params |= {"source": config.source, "vocab_size": config.vocab_size, "bos": config.bos}
+        params |= {"vocab_size": config.vocab_size, "bos": config.bos}
         inputs = [await asyncio.to_thread(own_tokenizer.locate, config.source), *inputs]
         label, function = config.source, adopt
     record: Record = await context.run("build_tokenizer", function, params, inputs, label=label, weight=weight)

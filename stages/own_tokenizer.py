@@ -35,7 +35,7 @@ LOSSLESS = ("Split", "ByteLevel", "Digits", "Punctuation", "UnicodeScripts")  # 
 
 
 def locate(source: str) -> Artifact:
-    """The tokenizer.json that `source` names, with its sha256 as digest.
+    """The tokenizer.json that `source` names, with `source` as its name and its sha256 as digest.
 
     `source` is a file, a folder with a tokenizer.json, or `owner/name[@revision]` of the hub, whose commit is resolved
     here. Raises DataError when there is none.
@@ -53,7 +53,7 @@ def locate(source: str) -> Artifact:
         raise DataError(
             f"tokenizer.from: {source} is no tokenizer.json, no folder with one, and no owner/name of the hub"
         )
-    return Artifact(path, hashlib.sha256(data).hexdigest(), name="tokenizer.json", bytes=len(data))
+    return Artifact(path, hashlib.sha256(data).hexdigest(), name=source, bytes=len(data))
 
 
 def hub_file(source: str) -> str:
@@ -135,6 +135,9 @@ def check(path: str, source: str, texts: list[str]) -> None:
     why, encoder = attempt(lambda: load_text_encoder(path))
     if why:
         raise DataError(f"tokenizer.from: the tokenizers library cannot read {source}: {why}")
+    moved = [t["content"] for t in definition["added_tokens"] if encoder.token_to_id(t["content"]) != t["id"]]
+    if moved:
+        raise DataError(f"tokenizer.from: {source} states other ids for {moved[:3]} than the tokenizers library gives")
     strings = [*texts, *hostile(special_ids(path))]
     for text, encoding in zip(strings, encoder.encode_batch(strings, add_special_tokens=False), strict=True):
         if encoder.decode(encoding.ids, skip_special_tokens=False) != text:

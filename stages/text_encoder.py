@@ -30,9 +30,11 @@ def text_definition(path: str) -> str:
 
     HF tokenizers turn a literal `<|bos|>` in a document into the real id. Without special tokens in the list there is
     nothing to look for, and merges cannot reach a special id (checked where it is opened). Tokens added for text, such
-    as the runs of spaces of GPT-NeoX, stay. What would shorten, pad or wrap a text goes.
+    as the runs of spaces of GPT-NeoX, stay; they are numbered after the vocabulary, so special tokens go into that.
+    What would shorten, pad or wrap a text goes.
     """
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
+    definition["model"]["vocab"] |= {t["content"]: t["id"] for t in definition["added_tokens"] if t["special"]}
     definition["added_tokens"] = [t for t in definition["added_tokens"] if not t["special"]]
     return json.dumps(definition | {"truncation": None, "padding": None, "post_processor": None})
 

@@ -142,6 +142,7 @@ def transformers_files(names: Mapping[int, str], bos_id: int, pad_id: int | None
         "tokenizer_class": "PreTrainedTokenizerFast",
         **tokens,
         "model_max_length": NO_LIMIT,
+        "model_input_names": ["input_ids", "attention_mask"],  # no token_type_ids, which no causal model takes
         "clean_up_tokenization_spaces": False,
     }
     return {"tokenizer_config": config, "special_tokens_map": tokens}

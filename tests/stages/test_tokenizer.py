@@ -1,0 +1,343 @@
+"""Training a tokenizer, taking another's, and what is told and published of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from stage_harness import REPO, run_unit
+from tokenizer_harness import TEXTS, curated, train
+from tokenizers import Tokenizer
+
+from pipeline.recipe import TokenizerConfig
+from stages import build_tokenizer, own_tokenizer
+from stages.base import DataError
+from stages.encoder import HOSTILE, open_encoder
+from stages.ids import is_validation, sample
+from stages.tables import document_id
+from stages.text_encoder import SPECIALS, load_text_encoder, special_ids, token_bytes
+from stages.tokenizer_report import token_texts
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train(folder, [curated(folder, "a", TEXTS)])
+
+
+@pytest.fixture(scope="module")
+def path(trained):
+    return trained.output("tokenizer").path
+
+
+def test_layout(trained, path):
+    tokenizer = Tokenizer.from_file(path)
+    assert tokenizer.get_vocab_size() == 400
+    assert [tokenizer.token_to_id(t) for t in SPECIALS] == list(range(8))
+    assert special_ids(path) == {t: i for i, t in enumerate(SPECIALS)}
+    report = json.loads(Path(trained.output("report").path).read_text())
+    assert report["token_bytes"] == token_bytes(path)
+    assert report["vocab_size"] == len(report["token_bytes"]) == 400
+    assert sum(n == 1 for n in report["token_bytes"]) == 256
+    assert (report["bos_id"], report["pad_id"]) == (0, 1)
+    assert trained.output("tokenizer").meta == {"bos_id": 0, "pad_id": 1, "vocab_size": 400}
+
+
+@given(text=st.text() | st.text(alphabet=st.sampled_from("<|>bos_enduser \n'1é🙂\u0301")))
+def test_any_text_round_trips_without_special_ids(path, text):
+    encoder = load_text_encoder(path)
+    for wrapped in (text, "<|bos|>" + text + "<|end|><|user|>"):
+        ids = encoder.encode(wrapped, add_special_tokens=False).ids
+        assert encoder.decode(ids, skip_special_tokens=False) == wrapped
+        assert all(i >= len(SPECIALS) for i in ids)
+        lengths = token_bytes(path)
+        assert sum(lengths[i] for i in ids) == len(wrapped.encode())
+
+
+@given(text=st.text())
+def test_the_published_file_round_trips_when_specials_are_text(path, text):
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.encode_special_tokens = True
+    wrapped = text + "<|bos|>" + text
+    ids = tokenizer.encode(wrapped).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == wrapped
+    assert ids == load_text_encoder(path).encode(wrapped).ids
+
+
+def test_the_sample_is_stratified_ordered_by_hash_and_free_of_validation(tmp_path):
+    a = [curated(tmp_path, "a1", TEXTS[:150], group=7), curated(tmp_path, "a2", TEXTS[150:300], group=40)]
+    b = [curated(tmp_path, "b", TEXTS[300:])]
+    record = train(tmp_path, a + b, sample=20_000, sources=[["a", 2], ["b", 1]], vocab_size=300)
+    rows = pq.read_table(record.output("sample").path).to_pylist()
+    sizes = {n: sum(r["text_bytes"] for r in rows if r["source"] == n) for n in "ab"}
+    total = sum(p.meta["text_bytes"] for p in a + b)
+    for name, parts in (("a", a), ("b", b)):
+        quota = 20_000 * sum(p.meta["text_bytes"] for p in parts) / total
+        assert quota - 400 < sizes[name] <= quota
+        training = [t for t in TEXTS[:300] if not is_validation([document_id(t)])[0]]
+        order = sorted(training, key=lambda t: sample([document_id(t)])[0])
+        ids = [r["document_id"] for r in rows if r["source"] == name]
+        if name == "a":
+            assert ids == [document_id(t) for t in order[: len(ids)]]
+        assert not is_validation(ids).any()
+    # The same text cut into other units gives the same tokenizer.
+    again = [curated(tmp_path, "a", TEXTS[:300]), *b]
+    again = train(tmp_path, again, sample=20_000, sources=[["a", 1], ["b", 1]], vocab_size=300)
+    assert again.output("tokenizer").sha256 == record.output("tokenizer").sha256
+    assert again.output("sample").digest == record.output("sample").digest
+
+
+def test_same_bytes_in_another_process_with_other_threads(trained):
+    code = (
+        "import sys; sys.path.insert(0, 'tests/stages')\n"
+        "import tokenizer_harness as t\n"
+        "from stages.build_tokenizer import canonical, train\n"
+        "import hashlib\n"
+        "from stages.ids import is_validation, sample\n"
+        "order = [x for x in t.TEXTS if not is_validation([t.document_id(x)])[0]]\n"
+        "order.sort(key=lambda x: int(sample([t.document_id(x)])[0]))\n"
+        "print(hashlib.sha256(canonical(train(order, 400, 'gpt4')).encode()).hexdigest())\n"
+    )
+    env = {"RAYON_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PATH": ""}
+    out = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == trained.output("tokenizer").sha256
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"vocab_size": 60_000}, r"the text supports only [\d,]+ ids; lower tokenizer.vocab_size"),
+        ({"vocab_size": 70_000}, "at most 65,536"),
+        ({"vocab_size": 100}, "at least 264"),
+    ],
+)
+def test_impossible_vocabularies(tmp_path, keys, message):
+    with pytest.raises(DataError, match=message):
+        train(tmp_path, [curated(tmp_path, "a", TEXTS)], **keys)
+
+
+def test_an_empty_sample_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="sample is empty"):
+        train(tmp_path, [curated(tmp_path, "a", [])])
+
+
+def test_what_the_report_says_is_so(trained, path):
+    report = json.loads(Path(trained.output("report").path).read_text())
+    ids = {r["document_id"] for r in pq.read_table(trained.output("sample").path).to_pylist()}
+    texts = [t for t in TEXTS if document_id(t) in ids]
+    found = np.concatenate([e.ids for e in load_text_encoder(path).encode_batch(texts)]).astype(int)
+    times, size, words = np.bincount(found, minlength=400), sum(len(t.encode()) for t in texts), " ".join(texts).split()
+    assert report["sources"]["a"] == {
+        "documents": len(texts),
+        "text_bytes": size,
+        "words": len(words),
+        "tokens": len(found),
+        "bytes_per_token": round(size / len(found), 4),
+        "fertility": round(len(found) / len(words), 4),
+    }
+    assert report["unused"]["ids"] == [i for i in range(8, 400) if not times[i]]
+    assert report["unused"]["count"] == len(report["unused"]["ids"])
+    bytes_of = token_texts(path)
+    assert [len(b) for b in map(bytes_of.__getitem__, range(8, 400))] == token_bytes(path)[8:]
+    assert [t["id"] for t in report["longest"]] == sorted(bytes_of, key=lambda i: (-len(bytes_of[i]), i))[:20]
+    assert all(t["times"] == times[t["id"]] for kind in ("longest", "hardly_used") for t in report[kind])
+    assert report["hardly_used"][0]["times"] == min(times[i] for i in bytes_of if len(bytes_of[i]) > 1)
+    assert report["trainer"].startswith("tokenizers ")
+
+
+def test_odd_tokens_are_shown(tmp_path):
+    texts = [f"x{i}" + " " * 40 + "=" * 40 + "日本語 한국어 — “quoted”…\n" * 3 for i in range(300)]
+    report = json.loads(
+        Path(train(tmp_path, [curated(tmp_path, "a", texts)], vocab_size=320).output("report").path).read_text()
+    )
+    assert report["blank"][0]["text"].isspace() and report["one_character"][0]["text"].strip("=") == ""
+    assert all("\\x" in t["text"] for t in report["cut_characters"]) and report["cut_characters"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "whole"),
+    [
+        ({}, ["123", "456"]),
+        ({"digits": 1}, ["1", "2"]),
+        ({"digits": 2}, ["12", "34"]),
+        ({"split": "gpt2"}, ["1234567"]),
+        ({"split": "gpt2", "digits": 3}, ["123", "456"]),
+    ],
+)
+def test_digits_are_cut_as_asked_and_encoded_exactly(tmp_path, keys, whole):
+    texts = [f"{t} 1234567 {i}{i + 1}" for i, t in enumerate(TEXTS)]
+    found = train(tmp_path, [curated(tmp_path, "a", texts)], vocab_size=390, **keys).output("tokenizer").path
+    pieces = [b.decode() for b in token_texts(found).values() if b.strip().isdigit()]
+    longest = keys.get("digits", 3 if keys.get("split") != "gpt2" else 7)
+    assert max(len(p.strip()) for p in pieces) == longest
+    pre = [piece for piece, _ in load_text_encoder(found).pre_tokenizer.pre_tokenize_str("1234567")]
+    assert pre[: len(whole)] == whole
+    encoder = open_encoder(found, texts)
+    assert encoder.engine.startswith("fastokens") or "fastokens: not installed" in encoder.note
+    ids, _ = encoder.encode(texts)
+    assert ids.tolist() == [i for e in load_text_encoder(found).encode_batch(texts) for i in e.ids]
+
+
+def test_reserved_tokens_follow_the_eight(tmp_path):
+    names = TokenizerConfig(reserved=2).reserved_names() + TokenizerConfig(reserved=["<|think|>"]).reserved_names()
+    texts = [*TEXTS, "<|think|><|reserved_1|>"]
+    found = train(tmp_path, [curated(tmp_path, "a", texts)], reserved=names).output("tokenizer").path
+    assert special_ids(found) == {
+        n: i for i, n in enumerate([*SPECIALS, "<|reserved_1|>", "<|reserved_2|>", "<|think|>"])
+    }
+    ids, _ = open_encoder(found).encode(["<|think|>", "a<|reserved_2|>b"])
+    assert ids.min() > 10
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"reserved": ["think"]}, r"reserved names 'think'; write each once, as <\|name\|>"),
+        ({"reserved": ["<|bos|>"]}, "none that is always there"),
+        ({"reserved": ["<|a|>", "<|a|>"]}, "once"),
+        ({"reserved": 200, "vocab_size": 463}, "alone take 464"),
+        ({"vocab_size": 65_537}, "at most 65,536"),
+        ({"from": "x", "split": "gpt2"}, "split cannot be set with `from`"),
+        ({"bos": "<s>"}, "bos goes with `from`"),
+    ],
+)
+def test_recipes_that_make_no_sense(keys, message):
+    with pytest.raises(ValidationError, match=message):
+        TokenizerConfig(**keys)
+
+
+def test_defaults_of_a_recipe():
+    assert TokenizerConfig().vocab_size == 8192 and TokenizerConfig(**{"from": "x"}).vocab_size is None
+    for config in (TokenizerConfig(), TokenizerConfig(**{"from": "x", "bos": "<s>"})):
+        assert TokenizerConfig(**config.model_dump(by_alias=True)) == config
+
+
+# -- another's tokenizer -------------------------------------------------------------------------------
+
+
+def foreign(path, change=lambda d: None):
+    """A tokenizer.json in the form of GPT-2's: merges as text, specials last, `<|endoftext|>` between documents."""
+    tokenizer = build_tokenizer.train([*TEXTS, *HOSTILE], 500, "gpt2")
+    definition = json.loads(tokenizer.to_str())
+    names = {t["content"] for t in definition["added_tokens"]}
+    vocab = [t for t, _ in sorted(definition["model"]["vocab"].items(), key=lambda x: x[1]) if t not in names]
+    definition["model"]["vocab"] = {t: i for i, t in enumerate([*vocab, "<|endoftext|>"])}
+    definition["model"]["merges"] = [" ".join(pair) for pair in definition["model"]["merges"]]
+    end = {**definition["added_tokens"][0], "id": len(vocab), "content": "<|endoftext|>"}
+    definition["added_tokens"] = [end]
+    definition["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+    definition["truncation"] = {"direction": "Right", "max_length": 7, "strategy": "LongestFirst", "stride": 0}
+    change(definition)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    return str(path)
+
+
+def adopt(folder, source, **params):
+    inputs = [own_tokenizer.locate(source), curated(folder, "a", TEXTS)]
+    defaults = {"vocab_size": None, "bos": None, "sample": 10**6, "sources": [["a", 1]]}
+    return run_unit(folder / "unit", build_tokenizer.adopt, {**defaults, **params}, inputs)
+
+
+def test_a_tokenizer_is_taken_as_it_is(tmp_path):
+    source = foreign(tmp_path / "theirs")
+    record = adopt(tmp_path, source)
+    found = record.output("tokenizer")
+    assert Path(found.path).read_bytes() == Path(source, "tokenizer.json").read_bytes()
+    report = json.loads(Path(record.output("report").path).read_text())
+    assert found.meta == {"bos_id": 492, "pad_id": 492, "vocab_size": 493}
+    assert (report["bos_id"], report["pad_id"], report["special_ids"]) == (492, None, {"<|endoftext|>": 492})
+    assert report["token_bytes"] == token_bytes(found.path) and report["token_bytes"][492] == 0
+    ids, counts = open_encoder(found.path).encode([*TEXTS, "<|endoftext|>"])
+    assert counts[0] > 7 and 492 not in ids
+    lengths = np.array(report["token_bytes"])
+    assert lengths[ids].sum() == sum(len(t.encode()) for t in [*TEXTS, "<|endoftext|>"])
+    assert str(tmp_path) not in Path(record.output("report").path).read_text()
+
+
+def added(definition, content, number, **flags):
+    """Append an added token like `<|endoftext|>`."""
+    definition["added_tokens"].append({**definition["added_tokens"][0], "content": content, "id": number, **flags})
+
+
+def test_added_tokens_that_stand_for_text_stay(tmp_path):
+    def blanks(definition):
+        added(definition, "<|pad|>", 493)
+        added(definition, " " * 8, 494, special=False, normalized=False)
+        added(definition, " " * 4, 495, special=False, normalized=False)
+
+    record = adopt(tmp_path, foreign(tmp_path / "theirs", blanks))
+    found = record.output("tokenizer").path
+    assert token_bytes(found)[492:] == [0, 0, 8, 4] and record.output("tokenizer").meta["pad_id"] == 493
+    ids, _ = open_encoder(found).encode(["a" + " " * 12 + "b<|pad|>"])
+    assert ids.tolist()[1:3] == [494, 495]
+    published = Tokenizer.from_file(found)
+    published.no_truncation()
+    published.encode_special_tokens = True
+    assert published.encode("a" + " " * 12 + "b<|pad|>").ids == ids.tolist()
+
+
+PLAIN = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+CUTS = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, PLAIN]}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+BROKEN = {
+    "NFC": (lambda d: d.update(normalizer={"type": "NFC"}), "its normalizer NFC changes text"),
+    "prefix": (lambda d: d["pre_tokenizer"].update(add_prefix_space=True), "add_prefix_space puts a blank"),
+    "metaspace": (lambda d: d.update(pre_tokenizer=METASPACE), "not byte-level .pre-tokenizer: Metaspace"),
+    "whitespace": (lambda d: d.update(pre_tokenizer=CUTS), "WhitespaceSplit drops"),
+    "unigram": (lambda d: d["model"].update(type="Unigram"), "its model is Unigram"),
+    "bytes": (lambda d: d["model"]["vocab"].pop("Ā"), "1 of the 256 bytes"),
+    "dropout": (lambda d: d["model"].update(dropout=0.1), "random"),
+    "vocabulary": (lambda d: added(d, "<x>", 70_000), "70,001 ids.*at most 65,536"),
+    "eater": (lambda d: added(d, "q", 493, special=False, lstrip=True), "swallow"),
+    "moved": (lambda d: added(d, "q", 600, special=False), "states other ids for"),
+    "spelled": (lambda d: added(d, "e", d["model"]["vocab"]["e"]), "can spell"),
+    "no special": (lambda d: d["added_tokens"].clear(), "no special token of .* is known to separate"),
+    "no model": (lambda d: d.clear(), "not a tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_tokenizers_that_cannot_be_accounted_for(tmp_path, name):
+    change, message = BROKEN[name]
+    with pytest.raises(DataError, match=message):
+        adopt(tmp_path, foreign(tmp_path / "theirs", change))
+
+
+def test_wrong_names_are_errors(tmp_path):
+    source = foreign(tmp_path / "theirs")
+    with pytest.raises(DataError, match=r"tokenizer.bos: no special token of .* is '<s>'.*it has: <.endoftext.>"):
+        adopt(tmp_path, source, bos="<s>")
+    with pytest.raises(DataError, match=r"vocab_size is 50,257, but .* has 493 ids"):
+        adopt(tmp_path, source, vocab_size=50_257)
+    with pytest.raises(DataError, match=r"no tokenizer.json, no folder with one"):
+        own_tokenizer.locate(str(tmp_path / "nothing/at/all"))
+    file = own_tokenizer.locate(source)
+    Path(file.path).write_text("{}")
+    with pytest.raises(DataError, match="changed since the run was planned"):
+        own_tokenizer.read(file)
+
+
+def test_transformers_loads_the_folder(trained, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for name, artifact in build_tokenizer.publish(trained)["tokenizer"].items():
+        (tmp_path / name).write_bytes(Path(artifact.path).read_bytes())
+    loaded = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    assert (len(loaded), loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (400, 0, 0, 1)
+    assert set(loaded.all_special_ids) == set(range(8))
+    for text in (*HOSTILE, *TEXTS):
+        found = loaded(text, split_special_tokens=True)["input_ids"]
+        assert found == load_text_encoder(trained.output("tokenizer").path).encode(text).ids
+        assert loaded.decode(found) == text
+    assert loaded("a<|bos|>")["input_ids"][-1] == 0 and set(loaded("a")) == {"input_ids", "attention_mask"}
+
+
+def test_publish_names(trained):
+    names = set(build_tokenizer.publish(trained)["tokenizer"])
+    assert names == {"tokenizer.json", "report.json", "tokenizer_config.json", "special_tokens_map.json"}
