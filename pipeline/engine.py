@@ -76,6 +76,7 @@ class Context:
         self._fatal: UnitFailed | None = None
         self.published: list[str] = []  # folders that this run changed
         self.folders: list[str] = []  # folders that it stands behind
+        self.warnings: list[str] = []
         self.lock = run_lock(store, " ".join(sys.argv))
         self.complete = False  # whether the build came to its end
         self._before = store.read_state(recipe.name, "units.json") or {}
@@ -98,6 +99,12 @@ class Context:
                 if self.store.publish(self.recipe.name, folder, files):
                     self.published.append(folder)
         return result
+
+    def warn(self, text: str) -> None:
+        """Say once what a person should know; the run goes on, and its report says it again."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.progress.line(f"warning: {text}")
 
     def identify(self, path: str) -> tuple[str, int]:
         """(digest of the contents, bytes) of a source file."""

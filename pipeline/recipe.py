@@ -37,6 +37,23 @@ class Dedup(Model):
     )
 
 
+class Exclude(Model):
+    """Take-downs: documents that leave the corpus, and their duplicates in every source with them.
+
+    The tokenizer stays trained on the text before, or a take-down would change every token of the corpus.
+    """
+
+    ids: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(
+        default_factory=list, description="Document ids, 32 hex digits each, as `find` and `trace` print them."
+    )
+    urls: list[str] = Field(
+        default_factory=list, description="Whole addresses; scheme, fragment and a slash at the end do not count."
+    )
+    domains: list[Annotated[str, Field(pattern=r"^[^/\s:]+$")]] = Field(
+        default_factory=list, description="Domains such as example.org, which means its subdomains too."
+    )
+
+
 class TokenizerConfig(Model):
     """The byte-level BPE that the pipeline trains, or takes as it is (`from`)."""
 
@@ -109,6 +126,7 @@ class Recipe(Model):
     executor: Literal["auto", "ray", "local"] = Field("auto", description="Where units run; see --executor.")
     sources: dict[str, SourceConfig] = Field(min_length=1, description="Where text comes from, by name.")
     dedup: Dedup = Field(default_factory=Dedup)
+    exclude: Exclude = Field(default_factory=Exclude)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     shard_tokens: Count = Field(100_000_000, le=500_000_000, description="Tokens per training shard.")
     mixtures: dict[str, Mixture] = Field(default_factory=dict, description="`pretrain`, `anneal` or both.")

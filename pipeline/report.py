@@ -27,7 +27,7 @@ def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Ta
 def dropped(context: Context, source: str) -> dict[str, int]:
     """Documents dropped from `source`, by reason, most frequent first."""
     found: dict[str, int] = {}
-    for stage in ("filter", "dedup"):
+    for stage in ("filter", "dedup", "exclude"):
         for what, n in context.counts(stage, source).items():
             if what.startswith("dropped."):
                 found[what.removeprefix("dropped.")] = n
@@ -42,11 +42,22 @@ def documents(context: Context) -> Table:
         reasons = dropped(context, source)
         said = ", ".join(f"{name} {n:,}" for name, n in reasons.items()) or "-"
         counts = context.counts("download", source)
-        kept = context.counts(last, source).get("kept", 0)
+        kept = context.counts(last, source).get("kept", 0) - reasons.get("excluded", 0)
         rows.append((source, counts.get("rows_in", 0), counts.get("quarantined", 0), sum(reasons.values()), kept, said))
     table = grid("Documents", ("source", "in", "quarantined", "dropped", "kept", "dropped by reason"), rows)
     table.columns[-1].justify = "left"
     return table
+
+
+def exclusion(context: Context) -> list[str]:
+    """One line about what the recipe's `exclude` took out, if it did."""
+    counts, tokenised = context.counts("exclude"), context.counts("tokenize")
+    n, size = counts.get("dropped.excluded", 0), counts.get("excluded_bytes", 0)
+    if not n:
+        return []
+    ratio = tokenised.get("tokens", 0) / max(1, tokenised.get("text_bytes", 0))
+    about = f", about {size * ratio:,.0f} tokens" if ratio else ""
+    return [f"Excluded: {n:,} documents, {size:,} bytes of text{about}; `diff` of two manifests says what moved"]
 
 
 def tokens(context: Context) -> Table:
@@ -121,6 +132,9 @@ def print_report(context: Context, stage: str, result: Any) -> None:
         console.print()
         for sample in samples:
             console.print(sample, markup=False)
+        console.print()
+    for line in (*exclusion(context), *context.warnings):
+        console.print(line, markup=False)
         console.print()
     console.print("Where everything lies", style="bold")
     for folder in context.folders:

@@ -200,12 +200,6 @@ def numbers(parts: dict[str, list[Artifact]]) -> list[int]:
     return [i for artifacts in parts.values() for i in range(len(artifacts))]
 
 
-def publish(curated: dict[str, list[Artifact]]) -> dict[str, dict[str, Artifact]]:
-    """`curated/<source>-00000.parquet`, ..."""
-    files = {f"{name}-{i:05d}.parquet": part for name, parts in curated.items() for i, part in enumerate(parts)}
-    return {"curated": files}
-
-
 STAGE = Stage(
     name="dedup",
     reads="filter",
@@ -213,5 +207,4 @@ STAGE = Stage(
     build=build,
     after=("filter",),
     libraries=("pyarrow", "numpy"),
-    publish=publish,
 )

@@ -126,7 +126,7 @@ def describe_source(
     config = context.recipe.sources[name]
     downloaded, kept = context.counts("download", name), context.counts("dedup", name)
     dropped: dict[str, int] = {}
-    for stage in ("filter", "dedup"):
+    for stage in ("filter", "dedup", "exclude"):
         for what, n in context.counts(stage, name).items():
             if what.startswith("dropped."):
                 reason = what.removeprefix("dropped.")
@@ -141,7 +141,7 @@ def describe_source(
         kind=config.kind,
         **context.describe_source(name),
         rows_in=downloaded.get("rows_in", 0),
-        rows_kept=kept.get("kept", 0),
+        rows_kept=kept.get("kept", 0) - dropped.get("excluded", 0),
         dropped=dict(sorted(dropped.items())),
         quarantined=downloaded.get("quarantined", 0),
         available_tokens=available[name],

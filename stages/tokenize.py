@@ -157,7 +157,7 @@ def write_histogram(task: Task, value: np.ndarray) -> None:
 
 async def build(context: Any) -> dict[str, list[Record]]:
     """The records of each source's parts, in order; every one has `tokens`, `docs` and `histogram`."""
-    curated: dict[str, list[Artifact]] = await context.stage("dedup")
+    curated: dict[str, list[Artifact]] = await context.stage("exclude")
     trained: Record = await context.stage("build_tokenizer")
     report = json.loads(Path(context.artifact_path(trained.output("report"))).read_text(encoding="utf-8"))
     tokenizer = trained.output("tokenizer")
@@ -202,6 +202,6 @@ STAGE = Stage(
     reads="dedup, build_tokenizer",
     writes="tokens of each part, in the order of the mixture, with their documents",
     build=build,
-    after=("dedup", "build_tokenizer"),
+    after=("exclude", "build_tokenizer"),
     libraries=("pyarrow", "numpy", "tokenizers"),
 )

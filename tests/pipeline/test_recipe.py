@@ -31,7 +31,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "key", "said"),
     [
-        ("sed=1", "sed: unknown key; did you mean 'seed'", "allowed: dedup, executor, mixtures"),
+        ("sed=1", "sed: unknown key; did you mean 'seed'", "allowed: dedup, exclude, executor, mixtures"),
         ("sources.web.pth=x", "sources.web.pth: unknown key; did you mean 'path'", "template"),
         ("sources.maths.pth=x", "sources.maths.pth: unknown key", "max_documents"),
         ("sources.web.rules=[bogus]", "sources.web: no rule 'bogus'", "gopher_quality, length, metadata"),

@@ -100,6 +100,7 @@ def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
         "seed": 0,
         "sources": {name: adapter.validate_python(value) for name, value in sources.items()},
         "dedup": SimpleNamespace(exact=True, priority=[]),
+        "exclude": SimpleNamespace(ids=[], urls=[], domains=[]),
         "tokenizer": TokenizerConfig(vocab_size=300, sample=1_000_000),
         "shard_tokens": 1000,
     }
