@@ -1,9 +1,9 @@
 """Reading the tokens of a step: shards mapped and checked, rows gathered into one block. The order is train/order.py's.
 
-A window is 2 T + 2 bytes every 2 T bytes of a shard, so a shard is seen as an array of overlapping records, and the
-rows a step takes of it are one fancy index: a memcpy a row, without Python. (Indexing uint16 instead copies token by
-token, a third as fast for short rows.) Then one maximum, against damaged shards, and one cast into the block, which
-is the same memory each time: pinned, and two in turn, where the tokens go on to a GPU.
+The T inputs of a window are a record of 2 T bytes, and a shard is an array of them, so the rows a step takes of it
+are one `take`: a memcpy a row, without Python. (Indexing uint16 instead copies token by token, a third as fast for
+short rows.) The last target of each row is one more. Then one cast into the block, which is the same memory each
+time: pinned, and two in turn, where the tokens go on to a GPU.
 
 Where documents begin is what the shard's `.idx` says; no token is read for it. Packing that fills windows up
 (`best_fit`) leaves padding that no document covers: there the target is IGNORE and the loss does not count.
@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -142,15 +142,14 @@ def ranges(low: I64, high: I64) -> I64:
 # Batches
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One rank's rows of a step, on the loader's device. Valid until the loader's next batch: the memory is reused."""
 
     tokens: Tensor  # (B / world, T + 1) int64
-    targets: Tensor  # (B / world, T) int64: tokens[:, 1:], IGNORE where it does not count
-    counted: I64 | None  # (B / world,): targets that count in each row; None: all
-    counted_in_step: int  # targets that count in the whole step, over all ranks
     world: int
+    counted_in_step: int  # targets that count in the whole step, over all ranks
+    masked: Tensor | None = None  # (B / world, T) int64: the targets where some do not count, and are IGNORE
+    counted: I64 | None = None  # (B / world,): targets that count in each row; None: all
     cu_seqlens: Tensor | None = None  # (documents + 1,) int32: where they begin in the flattened inputs, and the end
     max_seqlen: int = 0  # of the longest of them
 
@@ -158,6 +157,11 @@ class Batch:
     def inputs(self) -> Tensor:
         """(B / world, T) int64, a view."""
         return self.tokens[:, :-1]
+
+    @property
+    def targets(self) -> Tensor:
+        """(B / world, T) int64, a view; IGNORE where it does not count."""
+        return self.tokens[:, 1:] if self.masked is None else self.masked
 
     def micros(self, rows: int) -> Iterator[tuple[Tensor, Tensor, int | None, float]]:
         """(inputs, targets, targets that count or None for all, their share of the whole step's), `rows` at a time."""
@@ -215,10 +219,13 @@ class Loader:
         self._whole = Order(self.counts, cfg, 0, 1) if self.padded else None
         self._records = Recent(self._open, OPEN_SHARDS)
         self._indices = Recent(lambda s: open_index(manifest, self.shards[s]), OPEN_SHARDS)
-        shape = (share, cfg.seq_len + 1)
-        self._rows = np.empty(shape, "<u2")
-        cuda = self.device.type == "cuda"
+        self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
+        self._rows, self._last = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
+        self._as_records = self._rows.view(f"V{2 * cfg.seq_len}")[:, 0]
+        cuda, shape = self.device.type == "cuda", (share, cfg.seq_len + 1)
         self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(1 + cuda)]
+        self._inputs = [block.numpy()[:, :-1] for block in self._blocks]
+        self._lasts = [block.numpy()[:, -1] for block in self._blocks]
         self._copied: list[torch.cuda.Event | None] = [None] * len(self._blocks)
         self._turn = 0
 
@@ -228,45 +235,57 @@ class Loader:
         Raises ManifestError when a shard read is not the one that the manifest names, or holds an id it cannot hold.
         """
         shard, window, order = self._order.rows(step)
-        self._gather(step, shard, window, order)
+        self._gather(shard, window, order)
+        if not self.verified:
+            self._check(step, shard)
         tokens = self._cast()
-        targets, counted, in_step = tokens[:, 1:], None, self.cfg.batch_size * self.cfg.seq_len
+        batch = Batch(tokens, self.world, self.cfg.batch_size * self.cfg.seq_len)
         if self._whole is not None:
             counts, _ = self._uncounted(*self._whole.rows(step))
-            in_step -= int(counts.sum())
+            in_step = batch.counted_in_step - int(counts.sum())
             counts, flat = self._uncounted(shard, window, order)
-            counted = self.cfg.seq_len - counts
-            targets = targets.clone(memory_format=torch.contiguous_format)  # the tokens stay as they are
+            targets = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
             targets.view(-1).index_fill_(0, torch.from_numpy(flat).to(self.device), IGNORE)
-        if not documents:
-            return Batch(tokens, targets, counted, in_step, self.world)
-        return Batch(tokens, targets, counted, in_step, self.world, *self._documents(shard, window, order))
+            batch = Batch(tokens, self.world, in_step, targets, self.cfg.seq_len - counts)
+        if documents:
+            borders, longest = self._documents(shard, window, order)
+            batch = batch._replace(cu_seqlens=borders, max_seqlen=longest)
+        return batch
 
-    def _open(self, number: int) -> NDArray[np.void]:
-        """The windows of a shard as records of 2 T + 2 bytes; neighbours share a token."""
+    def _open(self, number: int) -> tuple[NDArray[np.void], Tokens]:
+        """The windows of a shard: their inputs as records of 2 T bytes (windows,), their last targets (windows,)."""
         tokens = open_shard(self.manifest, self.shards[number])
-        T = self.cfg.seq_len
-        return np.ndarray((self.counts[number],), f"V{2 * T + 2}", tokens.view(np.uint8), strides=(2 * T,))
+        T, n = self.cfg.seq_len, self.counts[number]
+        return tokens[: n * T].view(f"V{2 * T}"), tokens[T::T][:n]
 
-    def _gather(self, step: int, shard: I64, window: I64, order: I64) -> None:
-        records = self._rows.view(f"V{2 * self.cfg.seq_len + 2}")[:, 0]
+    def _gather(self, shard: I64, window: I64, order: I64) -> None:
         for number, rows in groups(shard, order):
-            records[rows] = self._records[number][window[rows]]
-        top = int(self._rows.max())
-        if top >= self.manifest.tokenizer.vocab_size:
-            names = sorted({self.shards[s].path for s in shard[(self._rows == top).any(1)]})
+            inputs, last = self._records[number]
+            if len(rows) == len(shard):
+                inputs.take(window, out=self._as_records, mode="clip")  # mode `raise` would go through a copy of `out`
+                self._last[:] = last[window]
+            else:
+                self._as_records[rows] = inputs.take(window[rows])
+                self._last[rows] = last[window[rows]]
+
+    def _check(self, step: int, shard: I64) -> None:
+        vocab = self.manifest.tokenizer.vocab_size
+        top = max(int(self._rows.max()), int(self._last.max()))
+        if top >= vocab:
+            wrong = (self._rows >= vocab).any(1) | (self._last >= vocab)
+            names = sorted({self.shards[s].path for s in shard[wrong]})
             raise ManifestError(
-                f"step {step} read token {top}, the vocabulary has {self.manifest.tokenizer.vocab_size}: "
-                f"damaged: {', '.join(names)}; run `python -m pipeline verify`"
+                f"step {step} read token {top}, the vocabulary has {vocab}: damaged: {', '.join(names)}; "
+                "run `python -m pipeline verify`"
             )
 
     def _cast(self) -> Tensor:
         """The gathered rows as int64 on the device. A pinned block is written again only when its copy has ended."""
-        block = self._blocks[self._turn]
-        copied = self._copied[self._turn]
+        block, copied = self._blocks[self._turn], self._copied[self._turn]
         if copied is not None:
             copied.synchronize()
-        np.copyto(block.numpy(), self._rows)
+        self._inputs[self._turn][...] = self._rows
+        self._lasts[self._turn][...] = self._last
         if self.device.type == "cpu":
             return block
         tokens = block.to(self.device, non_blocking=True)
@@ -307,6 +326,9 @@ class Loader:
 
 def groups(shard: I64, order: I64) -> Iterator[tuple[int, I64]]:
     """(shard number, its rows) for each shard of a step, from what `Order.rows` gives."""
+    if shard[order[0]] == shard[order[-1]]:
+        yield int(shard[0]), order
+        return
     sorted_shard = shard[order]
     cuts = np.flatnonzero(sorted_shard[1:] != sorted_shard[:-1]) + 1
     for rows in np.split(order, cuts):

@@ -74,7 +74,8 @@ def set_up(
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
     loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
     validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world)
-    if not data.check_hashes(manifest, rt.rank, rt.world):
+    loader.verified = data.check_hashes(manifest, rt.rank, rt.world)
+    if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
     ours = runfolder.identity(manifest, model_cfg, cfg)
     start = rt.agreed(lambda: runfolder.open_run(manifest, cfg, ours))

@@ -25,7 +25,7 @@ from train.config import TrainConfig, TrainError
 from train.manifest import Manifest
 
 ROUNDS = 6  # of the Feistel network; 4 are the proven least for pseudo-randomness (Luby-Rackoff), 6 are cheap
-BLOCK = 2**14  # rows whose order is worked out at once by `Order`: a millisecond, and arrays that stay in the cache
+BLOCK = 2**16  # rows whose order is worked out at once by `Order`: a few milliseconds, 3 MB
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
@@ -211,7 +211,8 @@ class Order:
         shard = np.searchsorted(self.ends, item, side="right")
         shape = (self.steps, self.share)
         self.shard, self.window = shard.reshape(shape), (item - self.starts[shard]).reshape(shape)
-        self.sorted = self.shard.argsort(1, kind="stable")
+        narrow = np.uint16 if len(self.ends) <= 2**16 else np.int64  # numpy sorts 16 bits by radix, three times as fast
+        self.sorted = self.shard.astype(narrow).argsort(1, kind="stable")
         self.block = block
 
 
