@@ -81,14 +81,13 @@ def describe_tokenizer(context: Any, record: Record) -> Tokenizer:
     """The manifest's entry for the tokenizer."""
     artifact = record.output("tokenizer")
     report = json.loads(Path(context.artifact_path(record.output("report"))).read_text())
-    specials = report["special_ids"]
     return Tokenizer(
         path="tokenizer.json",
         sha256=artifact.sha256,
         vocab_size=report["vocab_size"],
-        bos_id=report.get("bos_id", specials["<|bos|>"]),
-        pad_id=report.get("pad_id", specials["<|pad|>"]),
-        special_ids=specials,
+        bos_id=artifact.meta["bos_id"],
+        pad_id=artifact.meta["pad_id"],
+        special_ids=report["special_ids"],
         token_bytes=report["token_bytes"],
     )
 

@@ -127,7 +127,7 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
     tokenizer: Record = await context.stage("build_tokenizer")
     described = describe_tokenizer(context, tokenizer)
     mixture = recipe.mixtures[name]
-    if mixture.window and described.pad_id in (None, described.bos_id):
+    if mixture.window and described.pad_id == described.bos_id:
         raise DataError(f"mixtures.{name}.packing: best_fit pads its windows, and this tokenizer has no padding token")
     build_id = identify(recipe, name, described, layout)
     common = {

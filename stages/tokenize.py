@@ -6,7 +6,6 @@ slice of every unit. One longer than a shard is cut into parts, each with a posi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -159,12 +158,11 @@ async def build(context: Any) -> dict[str, list[Record]]:
     """The records of each source's parts, in order; every one has `tokens`, `docs` and `histogram`."""
     curated: dict[str, list[Artifact]] = await context.stage("exclude")
     trained: Record = await context.stage("build_tokenizer")
-    report = json.loads(Path(context.artifact_path(trained.output("report"))).read_text(encoding="utf-8"))
     tokenizer = trained.output("tokenizer")
     params = {
         "seed": context.recipe.seed,
         "shard_tokens": context.recipe.shard_tokens,
-        "bos_id": report.get("bos_id", report["special_ids"]["<|bos|>"]),
+        "bos_id": tokenizer.meta["bos_id"],
     }
     jobs = [
         (name, f"{i:05d}" + (f" {number + 1} of {of}" if of > 1 else ""), part, {**params, "slice": [number, of]}, of)

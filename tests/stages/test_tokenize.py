@@ -9,6 +9,7 @@ from stage_harness import run_unit
 from tokenizer_harness import TEXTS, curated, train
 
 from stages import tokenize
+from stages.base import Artifact
 from stages.ids import is_validation, position, take
 from stages.tables import document_id
 from stages.text_encoder import load_text_encoder
@@ -25,11 +26,10 @@ def path(trained):
     return trained.output("tokenizer").path
 
 
-def tokenised(tmp_path, trained, texts, shard_tokens=1000, seed=0, **keys):
+def tokenised(tmp_path, trained, texts, shard_tokens=1000, seed=0, slice=(0, 1), **keys):
     inputs = [curated(tmp_path, "a", texts, **keys), trained.output("tokenizer")]
-    record = run_unit(
-        tmp_path / "out", tokenize.work, {"seed": seed, "shard_tokens": shard_tokens, "bos_id": 0}, inputs
-    )
+    params = {"seed": seed, "shard_tokens": shard_tokens, "bos_id": 0, "slice": list(slice)}
+    record = run_unit(tmp_path / "out", tokenize.work, params, inputs)
     tokens = np.fromfile(record.output("tokens").path, "<u2")
     return record, tokens, pq.read_table(record.output("docs").path).to_pylist()
 
@@ -64,11 +64,14 @@ def test_every_token_is_accounted_for(tmp_path, trained, path, shard_tokens):
     assert counts["documents"] == len(TEXTS)
     assert counts["text_bytes"] == sum(len(t.encode()) for t in TEXTS)
     histogram = np.load(record.output("histogram").path)
-    want = np.zeros((2, 4096), np.int64)
+    want = np.zeros((4, 4096), np.int64)
     for row in rows:
-        if not row["val"]:
-            want[0, row["position"] >> 52] += row["token_count"]
-            want[1, int(take(0, [row["document_id"]])[0]) >> 52] += row["token_count"]
+        first, second = (int(take(0, [row["document_id"]], number)[0]) >> 52 for number in (0, 1))
+        if row["val"]:
+            want[3, first] += row["token_count"]
+        else:
+            for i, draw in enumerate((row["position"] >> 52, first, second)):
+                want[i, draw] += row["token_count"]
     assert (histogram == want).all()
 
 
@@ -77,6 +80,26 @@ def test_digests_do_not_depend_on_batches(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(tokenize, "BATCH_BYTES", 300)
     second, _, _ = tokenised(tmp_path, trained, TEXTS, group=3)
     assert [o.digest for o in first.outputs] == [o.digest for o in second.outputs]
+
+
+@pytest.mark.parametrize("of", [1, 2, 5, 40])
+def test_slices_of_a_part_hold_each_document_once(tmp_path, trained, of):
+    found = [tokenised(tmp_path / str(i), trained, TEXTS, slice=(i, of), group=50)[2] for i in range(of)]
+    rows = sorted(r["source_row"] for rows in found for r in rows if r["part"] == 0)
+    assert rows == list(range(len(TEXTS)))
+
+
+def test_small_sources_are_cut_finer():
+    def part(size):
+        return Artifact("x", "", meta={"text_bytes": size})
+
+    def units(*sizes):
+        return [of for _, of in tokenize.slices_of([part(s) for s in sizes])]
+
+    assert units(100) == units(8 << 20) == [1] and units(0) == [1] and units() == []
+    assert units(128 << 20) == [16]
+    assert units(*[128 << 20] * 4) == [8] * 4
+    assert units(*[128 << 20] * 500) == [1] * 500
 
 
 def test_an_empty_part(tmp_path, trained):
