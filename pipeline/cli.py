@@ -114,14 +114,16 @@ def run(
     """Build STAGE and everything it needs that is not built yet."""
     from pipeline.engine import drive
     from pipeline.report import print_report
+    from pipeline.storage import use
 
     forced = frozenset([stage]) if force else frozenset()
     context = make_context(stage, recipe, overrides, out, executor, address, workers, force=forced, debug=debug)
-    try:
-        result = drive(context, context.stage(stage))
-    finally:
-        if context.started_executor or context.published:
-            context.save_state()
+    with use(context.store):
+        try:
+            result = drive(context, context.stage(stage))
+        finally:
+            if context.started_executor or context.published:
+                context.save_state()
     print_report(context, stage, result)
 
 

@@ -14,8 +14,9 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline import code, quarantine
@@ -23,9 +24,9 @@ from pipeline.errors import NotBuilt, UnitFailed
 from pipeline.executors import Executor, WorkerLost
 from pipeline.graph import order
 from pipeline.progress import Progress
-from pipeline.reasons import Facts, fact_digest, reason
+from pipeline.reasons import Units, fact_digest, reason
 from pipeline.recipe import Recipe
-from pipeline.storage import Store, run_lock
+from pipeline.storage import UNITS, Store, run_lock
 from stages.base import Artifact, Record, Stage, Task, work_name
 from stages.registry import STAGES
 from stages.sources.base import UnitSpec
@@ -35,17 +36,32 @@ RETRIES = 5  # transient errors: 1, 2, 4, 8, 16 s and then give up
 LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
 NEWS_EVERY = 10.0  # seconds between the lines of a long unit
 WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
+NOTHING: dict[str, Any] = {}  # shared by records that have nothing to say
 
 
 @dataclass
 class StageState:
-    """What the driver has seen of one stage in this run; records hold the truth."""
+    """What the driver has seen of one stage in this run, small enough for a million units; records hold the truth."""
 
-    units: dict[str, str] = field(default_factory=dict)  # label -> key
+    units: Units = field(default_factory=Units)
     reasons: dict[str, str] = field(default_factory=dict)  # label -> why it runs (or would)
-    records: list[Record] = field(default_factory=list)
+    done: int = 0  # records found or made
+    ran: list[str] = field(default_factory=list)  # labels of those that were made
+    counts: dict[str, Counter[str]] = field(default_factory=dict)  # first word of the label, its source -> counters
+    text_seconds: float = 0.0  # spent in units that count text_bytes
+    quarantined: list[Record] = field(default_factory=list)  # records with bad rows
     failed: list[UnitFailed] = field(default_factory=list)
-    facts: Facts = field(default_factory=Facts)  # what each key is made of
+
+    def finished(self, record: Record) -> None:
+        """Add a record to the sums."""
+        self.done += 1
+        if not record.cached:
+            self.ran.append(record.label)
+        self.counts.setdefault(record.label.partition(" ")[0], Counter()).update(record.counts)
+        if record.counts.get("text_bytes"):
+            self.text_seconds += record.seconds
+        if record.counts.get("quarantined"):
+            self.quarantined.append(record)
 
 
 class Context:
@@ -70,7 +86,7 @@ class Context:
         self._executor: Executor | None = None
         self._slots: asyncio.Semaphore | None = None
         self._stages: dict[str, asyncio.Task[Any]] = {}
-        self._units: dict[str, asyncio.Future[Record]] = {}
+        self._flying: dict[str, asyncio.Future[Record]] = {}  # key -> a unit that is being looked up or run
         self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
         self._files: dict[str, set[tuple[str, int, str]]] = {}  # source -> files its download units read
         self._fatal: UnitFailed | None = None
@@ -79,8 +95,7 @@ class Context:
         self.warnings: list[str] = []
         self.lock = run_lock(store, " ".join(sys.argv))
         self.complete = False  # whether the build came to its end
-        self._before = store.read_state(recipe.name, "units.json") or {}
-        self._facts = {name: Facts(saved) for name, saved in self._before.get("facts", {}).items()}
+        self._before: dict[str, Units] = {}  # of the last build, read when a unit has to run
 
     # -- what stages call ----------------------------------------------------------------------------
 
@@ -158,28 +173,40 @@ class Context:
         before NotBuilt is raised.
         """
         window = asyncio.Semaphore(WINDOW)
-        errors: list[BaseException] = []
+        results: list[Any] = []
+        errors: dict[bool, NotBuilt | UnitFailed] = {}  # the first that might be tolerated, the first that is not
+        faults: list[Exception] = []
+        alive: set[asyncio.Task[None]] = set()
 
-        async def one(awaitable: Awaitable[Any]) -> Any:
+        async def one(place: int, awaitable: Awaitable[Any]) -> None:
             try:
-                return await awaitable
+                results[place] = await awaitable
             except (NotBuilt, UnitFailed) as error:
-                errors.append(error)
-                return None
+                lost = isinstance(error, UnitFailed) and error.stage == "download" and not error.fatal
+                errors.setdefault(lost, error)
+            except Exception as error:
+                faults.append(error)
             finally:
                 window.release()
 
-        tasks = []
         for awaitable in awaitables:
             await window.acquire()
             # A task of its own, so that it ends cleanly when it is cancelled before its turn.
-            tasks.append(asyncio.ensure_future(one(asyncio.ensure_future(awaitable))))
-        results = await asyncio.gather(*tasks)
-        for error in errors:
-            lost = isinstance(error, UnitFailed) and error.stage == "download" and not error.fatal
-            if not (lost and len(self.states["download"].failed) <= self.recipe.quarantine.files):
+            unit = asyncio.ensure_future(awaitable)
+            task = asyncio.ensure_future(one(len(results), unit))
+            results.append(None)
+            alive.add(task)
+            task.add_done_callback(alive.discard)
+            if faults or self._fatal:
+                break
+        while alive and not faults:
+            await asyncio.wait(alive, return_when=asyncio.FIRST_COMPLETED)
+        if faults:
+            raise faults[0]
+        for lost, error in errors.items():
+            if not lost or len(self.states["download"].failed) > self.recipe.quarantine.files:
                 raise error
-        return list(results)
+        return results
 
     def check_quarantine(self) -> None:
         """Stop when more rows were bad than the recipe tolerates. Raises UserError."""
@@ -187,12 +214,11 @@ class Context:
 
     def counts(self, stage: str, source: str | None = None) -> dict[str, int]:
         """The sum of a stage's counters over its records, of one source or of all."""
-        total: dict[str, int] = {}
-        for record in self.state(stage).records:
-            if source is None or record.label.split(" ")[0] == source:
-                for name, n in record.counts.items():
-                    total[name] = total.get(name, 0) + n
-        return total
+        counts = self.state(stage).counts
+        total: Counter[str] = Counter()
+        for counted in counts.values() if source is None else [counts.get(source, total)]:
+            total.update(counted)
+        return dict(total)
 
     async def run(
         self,
@@ -226,16 +252,20 @@ class Context:
         if stage == "download" and source:
             self._files.setdefault(source, set()).update((a.name, a.bytes, a.digest) for a in inputs)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
-        if key in self._units:
-            return await asyncio.shield(self._units[key])
+        while key in self._flying:
+            record = await asyncio.shield(self._flying[key])
+            if self.state(stage).units.key(label) == key:
+                return record  # else it is found under its own name, and counted there
         future: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
-        self._units[key] = future
+        self._flying[key] = future
         try:
             record = await self._resolve(stage, key, facts, inputs, label, weight, places or {})
         except BaseException as error:
             future.set_exception(error)
             future.exception()  # it is raised here; nobody else may be waiting
             raise
+        finally:
+            del self._flying[key]
         future.set_result(record)
         return record
 
@@ -256,17 +286,20 @@ class Context:
         places: dict[str, str],
     ) -> Record:
         state = self.state(stage)
-        state.units[label] = key
-        state.facts.add(label, facts)
-        if stage in self.force and not self.dry:
+        again = state.units.key(label) == key  # asked for and seen before: counted once
+        state.units.add(label, key, facts)
+        force = stage in self.force and not again
+        if force and not self.dry:
             self.store.forget(stage, key)
-        found = None if stage in self.force else self.store.find(stage, key)
+        found, there = (None, False) if force else await self._look(stage, key)
         if found is not None:
-            record = replace(found, cached=True, label=label)
-            state.records.append(record)
-            self.progress.finished(stage, record, weight)
+            record = slim(replace(found, cached=True, label=label))
+            if not again:
+                state.finished(record)
+                self.progress.finished(stage, record, weight)
             return record
-        state.reasons[label] = self._why(stage, label, key)
+        why = "--force" if force else reason(label, state.units, self._last(stage), there)
+        state.reasons[label] = sys.intern(why)
         self.progress.planned(stage, label, weight)
         if self.dry:
             raise NotBuilt(stage)
@@ -277,26 +310,31 @@ class Context:
             "out": self.store.uri,
             "places": places,
             "cpus": STAGES[stage].cpus,
-            "inputs": [asdict(replace(a, path=self.store.absolute(a))) for a in inputs],
+            "inputs": [{**a.to_dict(), "path": self.store.absolute(a)} for a in inputs],
         }
         try:
-            record = await self._submit(spec)
+            record = slim(await self._submit(spec))
         except UnitFailed as error:
             state.failed.append(error)
             self.progress.failed(stage, label, error.message)
             if error.fatal:
                 self._fatal = error
             raise
-        state.records.append(record)
+        state.finished(record)
         self.progress.finished(stage, record, weight)
         return record
 
-    def _why(self, stage: str, label: str, key: str) -> str:
-        """Why the unit is not in the store: what differs from the last build of the same name."""
-        if stage in self.force:
-            return "--force"
-        before = self._facts.get(stage, Facts())
-        return reason(label, self.state(stage).facts, before, self.store.has_record(stage, key))
+    async def _look(self, stage: str, key: str) -> tuple[Record | None, bool]:
+        """`Store.look`, many at a time where each is a request over a network."""
+        if self.store.local:
+            return self.store.look(stage, key)
+        return await asyncio.to_thread(self.store.look, stage, key)
+
+    def _last(self, stage: str) -> Units:
+        """The units of the last build of `stage`."""
+        if stage not in self._before:
+            self._before[stage] = Units(self.store.read_state(self.recipe.name, f"{UNITS}/{stage}.json"))
+        return self._before[stage]
 
     async def _submit(self, spec: dict[str, Any]) -> Record:
         stage, label = spec["stage"], spec["label"]
@@ -380,18 +418,20 @@ class Context:
         A build that was cut short has not seen all its units, so what it knows is added to what was known.
         """
         for name, state in self.states.items():
-            if not self.complete:
-                state.facts = self._facts.get(name, Facts()).merged(state.facts)
-        old = self._before.get("units", {})
-        units = {
-            name: {**({} if self.complete else old.get(name, {})), **state.units}
-            for name, state in self.states.items()
-            if state.units
-        }
-        facts = {name: self.states[name].facts.to_dict() for name in units}
-        failed = {name: {e.label: e.message for e in s.failed} for name, s in self.states.items() if s.failed}
-        value = {"units": {**old, **units}, "facts": {**self._before.get("facts", {}), **facts}, "failed": failed}
-        self.store.write_state(self.recipe.name, "units.json", value)
+            units = state.units if self.complete else self._last(name).merged(state.units)
+            failed = {error.label: error.message for error in state.failed}
+            if len(units) or failed:
+                self.store.write_state(self.recipe.name, f"{UNITS}/{name}.json", {**units.to_dict(), "failed": failed})
+
+
+def slim(record: Record) -> Record:
+    """A record as the driver keeps it, without what only the store needs: there may be a million."""
+    outputs = []
+    for output in record.outputs:
+        meta = {sys.intern(name): value for name, value in output.meta.items() if name != "stamp"}
+        sha256 = output.digest if output.sha256 == output.digest else output.sha256
+        outputs.append(replace(output, sha256=sha256, meta=meta or NOTHING))
+    return replace(record, inputs=[], versions=NOTHING, outputs=outputs)
 
 
 def drive(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -53,13 +53,13 @@ def stage_rows(context: Context, target: str) -> list[tuple[Any, ...]]:
             rows.append((stage.name, 0, 0, 0, "nothing to do"))
             continue
         if state is None or (not state.units and not state.reasons):
-            why = "follows from the stages above" if blocked else "waits until every source can be listed"
+            why = "not reached: waits for the stages above" if blocked else "waits until every source can be listed"
             rows.append((stage.name, "?", "-", "?", why))
             blocked = True
             continue
         reasons = Counter(state.reasons.values())
         why = ", ".join(f"{reason} ({n})" if n > 1 else reason for reason, n in reasons.most_common(3)) or "cached"
-        rows.append((stage.name, len(state.units), len(state.records), len(state.reasons), why))
+        rows.append((stage.name, len(state.units), state.done, len(state.reasons), why))
         blocked = blocked or bool(reasons)
     return rows
 

@@ -229,7 +229,7 @@ def encoded(path: Path, texts: dict[str, list[str]]) -> tuple[dict[str, NDArray[
 def counted(context: Context) -> bool:
     """Whether every unit up to `tokenize` is in the store, so that nothing needs to be predicted."""
     states = [context.states.get(name) for name in ("download", "filter", "dedup", "build_tokenizer", "tokenize")]
-    return all(state is not None and state.records and not state.reasons for state in states)
+    return all(state is not None and state.done and not state.reasons for state in states)
 
 
 def from_records(context: Context, name: str) -> Forecast:
@@ -330,14 +330,13 @@ def seconds(context: Context, survey: Survey, stages: list[str]) -> dict[str, fl
     for stage in stages:
         state = context.states.get(stage)
         ahead = len(state.reasons) / len(state.units) if state and state.units else 1.0
-        records = [r for r in state.records if r.counts.get("text_bytes")] if state else []
+        text = context.counts(stage).get("text_bytes", 0)
         if not ahead:
             continue
         if stage in PACKS:
             out[stage] = recipe.mixtures[PACKS[stage]].tokens * PACK_SECONDS
-        elif records:
-            rate = sum(r.seconds for r in records) / sum(r.counts["text_bytes"] for r in records)
-            out[stage] = ahead * amounts[stage] * rate
+        elif state and text:
+            out[stage] = ahead * amounts[stage] * state.text_seconds / text
         elif stage in survey.seconds:
             # Merging dominates, and works on distinct words, which grow as the square root of a text (Heaps' law).
             amount = math.sqrt(amounts[stage]) if stage == "build_tokenizer" else amounts[stage]

@@ -23,7 +23,7 @@ def check(context: Any) -> None:
 
 def publish(context: Any) -> None:
     """Put the tables of bad rows into `<out>/<recipe>/quarantine/`."""
-    records = [r for r in context.state("download").records if r.counts.get("quarantined")]
+    records = context.state("download").quarantined
     files = {f"{fact_digest(r.label)[:16]}.parquet": r.output("quarantine") for r in records}
     if files and not context.dry and "quarantine" not in context.folders:
         context.folders.append("quarantine")

@@ -1,13 +1,15 @@
 """Why a unit has to run: what its key is made of, compared with the last build of the same name.
 
-`units.json` keeps a few short digests a unit, and each distinct set of code and parameters once, so that
-`plan` can name the module, the parameter or the library that changed.
+`<out>/<recipe>/units/<stage>.json` keeps the key and a few short digests of each unit, and each distinct set of code
+and parameters once, so that `plan` can name the module, the parameter or the library that changed. A unit is one
+string, here and in the file: there may be a million.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline import code
@@ -18,38 +20,48 @@ def fact_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Facts:
-    """What the keys of one stage's units were made of, small enough to keep for every unit."""
+class Units:
+    """The units of one stage by label: key, and digests of code, versions, parameters and inputs."""
 
     def __init__(self, saved: dict[str, Any] | None = None):
         saved = saved or {}
         self.sets: dict[str, dict[str, str]] = dict(saved.get("sets", {}))  # digest -> name -> digest of the value
-        self.units: dict[str, list[str]] = dict(saved.get("units", {}))  # label -> [code, versions, params, inputs]
+        self.rows: dict[str, str] = dict(saved.get("units", {}))  # label -> "key code versions params inputs"
 
-    def add(self, label: str, facts: dict[str, Any]) -> None:
-        """Note what the key of the unit called `label` is made of."""
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def unit_keys(self) -> Iterator[str]:
+        """The key of each unit."""
+        return (row.partition(" ")[0] for row in self.rows.values())
+
+    def key(self, label: str) -> str:
+        """The key of the unit called `label`, or an empty text."""
+        return self.rows.get(label, "").partition(" ")[0]
+
+    def add(self, label: str, key: str, facts: dict[str, Any]) -> None:
+        """Note the unit called `label` and what its key is made of."""
         modules = code.modules_of(facts["work"].split(":")[0])
         parts = [modules, facts["versions"], {name: fact_digest(v) for name, v in facts["params"].items()}]
-        row = []
+        row = [key]
         for values in parts:
             short = {name: value[:12] for name, value in values.items()}
             row.append(fact_digest(short)[:12])
             self.sets[row[-1]] = short
-        self.units[label] = [*row, fact_digest(facts["inputs"])[:12]]
+        self.rows[label] = " ".join([*row, fact_digest(facts["inputs"])[:12]])
 
-    def merged(self, later: Facts) -> Facts:
+    def merged(self, later: Units) -> Units:
         """These and `later`, which wins."""
-        return Facts({"sets": {**self.sets, **later.sets}, "units": {**self.units, **later.units}})
+        return Units({"sets": {**self.sets, **later.sets}, "units": {**self.rows, **later.rows}})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; sets that no unit refers to any more are left out."""
-        used = {digest for row in self.units.values() for digest in row[:3]}
-        sets = {digest: values for digest, values in sorted(self.sets.items()) if digest in used}
-        return {"sets": sets, "units": dict(sorted(self.units.items()))}
+        used = {digest for row in self.rows.values() for digest in row.split(" ")[1:4]}
+        return {"sets": {digest: values for digest, values in self.sets.items() if digest in used}, "units": self.rows}
 
-    def changed(self, label: str, before: Facts) -> list[str]:
+    def changed(self, label: str, before: Units) -> list[str]:
         """What differs from `before` for the unit called `label`, in words."""
-        now, then = self.units[label], before.units[label]
+        now, then = self.rows[label].split(" ")[1:], before.rows[label].split(" ")[1:]
         words = []
         for (singular, plural), a, b in zip(PARTS, now, then, strict=False):
             if a != b:
@@ -63,10 +75,10 @@ class Facts:
 PARTS = (("code", "code"), ("version of", "versions of"), ("parameter", "parameters"))
 
 
-def reason(label: str, now: Facts, before: Facts, had_record: bool) -> str:
+def reason(label: str, now: Units, before: Units, had_record: bool) -> str:
     """Why the unit called `label` is not in the store. `had_record`: a record of this very key is there."""
     if had_record:
         return "its output is missing or damaged"
-    if label not in before.units:
+    if label not in before.rows:
         return "new"
     return ", ".join(now.changed(label, before)) or "not finished or no longer there"

@@ -36,7 +36,7 @@ def dropped(context: Context, source: str) -> dict[str, int]:
 
 def documents(context: Context) -> Table:
     """Documents in, quarantined, dropped and kept, per source."""
-    last = "dedup" if context.state("dedup").records else "filter"
+    last = "dedup" if context.state("dedup").done else "filter"
     rows = []
     for source in context.recipe.sources:
         reasons = dropped(context, source)
@@ -69,7 +69,7 @@ def tokens(context: Context) -> Table:
         held = counts.get("val_tokens", 0)
         rows.append((source, text, n, f"{text / n:.3f}" if n else "-", counts.get("train_tokens", 0), held))
     header = ("source", "text bytes", "tokens", "bytes/token", "to train on", "held out")
-    (tokenizer,) = context.state("build_tokenizer").records
+    tokenizer = context.built("build_tokenizer")
     return grid(f"Tokens ({tokenizer.output('tokenizer').meta['vocab_size']:,} ids)", header, rows)
 
 
@@ -115,10 +115,10 @@ def training(context: Context, done: dict[str, Record]) -> tuple[Table, list[str
 def print_report(context: Context, stage: str, result: Any) -> None:
     """Everything worth knowing after `run stage`, on standard output."""
     console = Console(highlight=False, soft_wrap=True)
-    if context.state("download").records:
+    if context.state("download").done:
         console.print(documents(context))
         console.print()
-    if context.state("tokenize").records:
+    if context.state("tokenize").done:
         console.print(tokens(context))
         console.print()
     for name in ("pack_pretrain", "pack_anneal_mix"):

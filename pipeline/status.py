@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from pipeline.errors import UserError
+from pipeline.reasons import Units
 from pipeline.report import grid
-from pipeline.storage import RECORD, RUNNING, Store, runs
+from pipeline.storage import RECORD, RUNNING, UNITS, Store, runs, use
 from stages.base import Record
+from stages.registry import STAGES
 
 
 def running(store: Store) -> dict[str, Any] | None:
@@ -23,36 +26,47 @@ def running(store: Store) -> dict[str, Any] | None:
 def print_status(store: Store, recipe: str) -> None:
     """Units by stage of the last build of `recipe`, and what has gone wrong."""
     console = Console(highlight=False, soft_wrap=True)
-    state = store.read_state(recipe, "units.json")
+    states = dict(build_states(store, recipe))
     for now in runs(store):
         console.print(f"running: {now['command']} (process {now['pid']})", markup=False)
-    if not state:
+    if not states:
         console.print(f"{recipe}: nothing is built in {store.out}; start with `python -m pipeline run`", markup=False)
         return
     rows = []
     quarantined = 0
-    for stage, units in state["units"].items():
-        records = [store.find(stage, key) for key in units.values()]
-        done = [r for r in records if r is not None]
-        quarantined += sum(r.counts.get("quarantined", 0) for r in done)
-        failed = len(state.get("failed", {}).get(stage, {}))
-        seconds = sum(r.seconds for r in done)
-        size = sum(a.bytes for r in done for a in r.outputs)
-        rows.append((stage, len(done), len(units) - len(done), failed, f"{seconds:.1f}", f"{size / 1e6:.1f}"))
+    for stage, state in states.items():
+        done = size = 0
+        seconds = 0.0
+        units = Units(state)
+        for key in units.unit_keys():
+            record = store.find(stage, key)
+            if record is not None:
+                done += 1
+                seconds += record.seconds
+                quarantined += record.counts.get("quarantined", 0)
+                size += sum({a.path: a.bytes for a in record.outputs}.values())
+        rows.append((stage, done, len(units) - done, len(state["failed"]), f"{seconds:.1f}", f"{size / 1e6:.1f}"))
     console.print(grid(f"{recipe}", ("stage", "done", "missing", "failed", "seconds", "MB"), rows))
     console.print(f"quarantined rows: {quarantined:,}", markup=False)
-    for stage, errors in state.get("failed", {}).items():
-        for label, message in errors.items():
+    for stage, state in states.items():
+        for label, message in state["failed"].items():
             console.print(f"failed: {stage} {label}: {message}", markup=False)
 
 
-def referenced(store: Store) -> set[tuple[str, str]]:
-    """(stage, key) of every unit that a recipe's results refer to."""
-    found: set[tuple[str, str]] = set()
-    for file in store.fs.glob(f"{store.out}/*/units.json"):
-        state = json.loads(store.fs.cat_file(file))
-        for stage, units in state["units"].items():
-            found.update((stage, key) for key in units.values())
+def build_states(store: Store, recipe: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(stage, what the last build of `recipe` noted of its units), in the order of the pipeline."""
+    for stage in STAGES:
+        state = store.read_state(recipe, f"{UNITS}/{stage}.json")
+        if state:
+            yield stage, state
+
+
+def referenced(store: Store) -> dict[str, set[str]]:
+    """stage -> keys of the units that any recipe's results refer to."""
+    found: dict[str, set[str]] = {}
+    for file in store.fs.glob(f"{store.out}/*/{UNITS}/*.json"):
+        stage = str(file).rpartition("/")[2].removesuffix(".json")
+        found.setdefault(stage, set()).update(Units(json.loads(store.fs.cat_file(file))).unit_keys())
     return found
 
 
@@ -61,28 +75,42 @@ def clean_store(store: Store, dry_run: bool, force: bool) -> None:
 
     Raises UserError while a run is using the store.
     """
-    now = running(store)
-    if now:
-        raise UserError(f"process {now['pid']} is running `{now['command']}` here; clean when it has ended")
+    try:
+        with use(store, alone=True):
+            freed = clean_units(store, dry_run, force) + (clean_builds(store, dry_run) if store.local else 0)
+    except BlockingIOError:
+        now = running(store)
+        who = f"process {now['pid']} is running `{now['command']}` here" if now else "another run is using this store"
+        raise UserError(f"{who}; clean when it has ended") from None
+    print(f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB")
+
+
+def clean_units(store: Store, dry_run: bool, force: bool) -> int:
+    """Delete units and leftovers, unless `dry_run`; returns their bytes."""
     keep = referenced(store)
     freed = 0
     for stage, key, folder in store.unit_folders():
-        record = store.find(stage, key)
-        if (stage, key) not in keep:
-            if stage == "train" and not force:
-                print(f"kept: {folder} holds a training run; --force deletes it")
-                continue
+        if key in keep.get(stage, ()):
+            record = store.find(stage, key)
+            freed += remove_leftovers(store, record, folder, dry_run) if record else 0
+        elif stage == "train" and not force:
+            print(f"kept: {folder} holds a training run; --force deletes it")
+        else:
             freed += remove(store, folder, dry_run)
-        elif record is not None:
-            freed += remove_leftovers(store, record, folder, dry_run)
-    if store.local:
-        for build in Path(store.out).glob("*/builds/*"):
-            links = [p for p in build.parent.parent.rglob("*") if p.is_symlink()]
-            if build.resolve() not in {link.resolve() for link in links}:
+    return freed
+
+
+def clean_builds(store: Store, dry_run: bool) -> int:
+    """Delete published builds no link points to, and marks of runs that are over; returns their bytes."""
+    freed = 0
+    for recipe in {build.parent.parent for build in Path(store.out).glob("*/builds/*")}:
+        linked = {path.resolve() for path in recipe.rglob("*") if path.is_symlink()}
+        for build in sorted((recipe / "builds").iterdir()):
+            if build.resolve() not in linked:
                 freed += remove(store, str(build), dry_run)
-        for stale in [] if dry_run else Path(store.root).glob(f"{RUNNING}/*"):
-            stale.unlink(missing_ok=True)
-    print(f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB")
+    for stale in [] if dry_run else Path(store.root).glob(f"{RUNNING}/*"):
+        stale.unlink(missing_ok=True)
+    return freed
 
 
 def remove(store: Store, folder: str, dry_run: bool) -> int:
@@ -103,7 +131,7 @@ def remove_leftovers(store: Store, record: Record, folder: str, dry_run: bool) -
         return 0
     named = {store.absolute(a) for a in record.outputs} | {f"{folder}/{RECORD}"}
     size = 0
-    for path in store.fs.find(folder):
+    for path in store.files(folder):
         if path not in named:
             size += int(store.fs.size(path))
             print(f"{'would delete' if dry_run else 'deleted'} {path}")

@@ -30,6 +30,8 @@ from stages.base import Artifact, Record
 
 RECORD = "record.json"
 RUNNING = "running"  # a file here, and a lock on it, for each run
+UNITS = "units"  # <out>/<recipe>/units/<stage>.json: the units of the last build
+LOCK = "lock"  # held by all who use the store; see `use`
 BIG = 1 << 20  # input files above this have their digest cached
 
 
@@ -63,7 +65,7 @@ class Store:
         self.out = os.path.abspath(root) if self.local else root.rstrip("/")  # noqa: PTH100 - keep links
         self.uri = self.out if self.local else out.rstrip("/")
         self.root = f"{self.out}/store"
-        self.checked: set[str] = set()  # outputs whose bytes this process has verified
+        self.read: dict[str, tuple[str, str]] = {}  # outputs of a copied store that were read: stamp, sha256
         self.scratch: str | None = None
 
     # -- units ---------------------------------------------------------------------------------------
@@ -82,30 +84,35 @@ class Store:
 
         An output whose time differs from the record's (a copied store) is read once and must have its sha256.
         """
-        try:
-            raw = self.fs.cat_file(f"{self.folder(stage, key)}/{RECORD}")
-            record = Record.from_dict(json.loads(raw))
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            return None
-        return record if all(self._intact(a) for a in record.outputs) else None
+        return self.look(stage, key)[0]
 
-    def has_record(self, stage: str, key: str) -> bool:
-        """Whether a record of this key is there, whatever became of its outputs."""
-        return bool(self.fs.exists(f"{self.folder(stage, key)}/{RECORD}"))
+    def look(self, stage: str, key: str) -> tuple[Record | None, bool]:
+        """What `find` gives, and whether there is a record at all, whatever became of its outputs."""
+        path = f"{self.folder(stage, key)}/{RECORD}"
+        try:
+            raw = Path(path).read_bytes() if self.local else self.fs.cat_file(path)
+        except FileNotFoundError:
+            return None, False
+        try:
+            record = Record.from_dict(json.loads(raw))
+        except (ValueError, TypeError, KeyError):
+            return None, True
+        files = {a.path: a for a in record.outputs}  # slices of one file share it
+        return (record if all(map(self._intact, files.values())) else None), True
 
     def _intact(self, artifact: Artifact) -> bool:
         path = self.absolute(artifact)
-        if path in self.checked:
-            return True
         try:
             info = self.stat(path)
         except FileNotFoundError:
             return False
         if info["size"] != artifact.bytes:
             return False
-        if info["stamp"] != artifact.meta.get("stamp") and self.sha256(path) != artifact.sha256:
+        if info["stamp"] == artifact.meta.get("stamp") or self.read.get(path) == (info["stamp"], artifact.sha256):
+            return True
+        if self.sha256(path) != artifact.sha256:
             return False
-        self.checked.add(path)
+        self.read[path] = (info["stamp"], artifact.sha256)
         return True
 
     def stat(self, path: str) -> dict[str, Any]:
@@ -284,19 +291,37 @@ class Store:
 
     def write_state(self, recipe: str, name: str, value: Any) -> None:
         """Write it, atomically, and only if it says something new."""
-        if self.read_state(recipe, name) == value:
-            return
-        text = json.dumps(value, indent=1, sort_keys=True)
+        path, text = f"{self.out}/{recipe}/{name}", json.dumps(value, sort_keys=True)
+        with contextlib.suppress(FileNotFoundError):
+            if self.fs.cat_file(path) == text.encode():
+                return
         if self.local:
-            write_atomic(Path(self.out) / recipe / name, text)
+            write_atomic(Path(path), text)
         else:
-            self.fs.pipe_file(f"{self.out}/{recipe}/{name}", text.encode())
+            self.fs.pipe_file(path, text.encode())
 
     def unit_folders(self) -> Iterator[tuple[str, str, str]]:
-        """(stage, key, folder) of every unit in the store."""
-        for folder in sorted(self.fs.glob(f"{self.root}/*/??/*")):
-            stage, _, key = folder.removeprefix(self.root + "/").split("/")
-            yield stage, key, folder
+        """(stage, key, folder) of every unit in the store, a few thousand names in memory at a time."""
+        for stage in sorted(self._names(self.root)):
+            if stage in (RUNNING, "inputs", LOCK):
+                continue
+            for start in sorted(self._names(f"{self.root}/{stage}")):
+                for key in sorted(self._names(f"{self.root}/{stage}/{start}")):
+                    yield stage, key, f"{self.root}/{stage}/{start}/{key}"
+
+    def files(self, folder: str) -> list[str]:
+        """Every file below `folder`."""
+        if not self.local:
+            return list(self.fs.find(folder))
+        return [f"{place}/{name}" for place, _, names in os.walk(folder) for name in names]
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            if self.local:
+                return [entry.name for entry in os.scandir(folder)]
+            return [path.rstrip("/").rpartition("/")[2] for path in self.fs.ls(folder, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def sync_folder(folder: Path) -> None:
@@ -345,8 +370,25 @@ def switch_link(link: Path, target: Path) -> bool:
 
 
 @contextlib.contextmanager
+def use(store: Store, alone: bool = False) -> Iterator[None]:
+    """Use a local store together with other runs, or alone, as `clean` must.
+
+    Together: waits while somebody is alone. Alone: raises BlockingIOError while anybody else is there. A store that
+    may only be read needs no lock.
+    """
+    path = Path(store.root) / LOCK
+    with contextlib.ExitStack() as stack:
+        if store.local:
+            with contextlib.suppress(PermissionError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
 def run_lock(store: Store, command: str) -> Iterator[None]:
-    """Say that a run uses this store, for `status` and `clean`. Several runs may share a store.
+    """Say which run works on this store, for `status`. Several runs may share a store.
 
     The lock on the file goes with the process, however that ends.
     """

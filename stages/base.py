@@ -11,9 +11,10 @@ cuts the work into units and awaits them. The same `build` serves `run` and the 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class TransientError(Exception):
     """Passing: the network, a busy server, a lost worker. The engine tries again, with backoff."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """One file a unit reads or writes.
 
@@ -50,6 +51,10 @@ class Artifact:
     rows_from: int = -1
     rows_to: int = -1
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The artifact as JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class TableWriter:
@@ -125,7 +130,7 @@ class Task:
         self.counts[what] += n
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a finished unit leaves behind. `outputs` name files; `counts` are sums, folded over units."""
 
@@ -156,14 +161,15 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON values."""
-        value = asdict(self)
-        del value["cached"]
-        return value
+        value = {name: getattr(self, name) for name in self.__slots__ if name != "cached"}
+        return {**value, "outputs": [a.to_dict() for a in self.outputs]}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Record:
-        """The inverse of `to_dict`."""
-        return cls(**{**value, "outputs": [Artifact(**a) for a in value["outputs"]]})
+        """The inverse of `to_dict`. Names that repeat in every record are kept once."""
+        outputs = [Artifact(**{**a, "name": sys.intern(a["name"])}) for a in value["outputs"]]
+        counts = {sys.intern(name): n for name, n in value["counts"].items()}
+        return cls(**{**value, "outputs": outputs, "counts": counts})
 
 
 # Work is named, not passed: "stages.filter:work" travels to another process as text.

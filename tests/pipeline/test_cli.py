@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from engine_harness import Work, copy_project, edit, new_work
 
-from pipeline.storage import Store, run_lock
+from pipeline.storage import Store, run_lock, use
 
 
 def test_list_names_every_stage(work: Work) -> None:
@@ -82,10 +82,12 @@ def test_a_run_cut_short_forgets_nothing(tmp_path: Path) -> None:
 def test_clean_waits_for_a_run(tmp_path: Path) -> None:
     work = new_work(tmp_path)
     store = Store(str(work.out))
-    with run_lock(store, "run something"):
+    with use(store), run_lock(store, "run something"):
         text = work.fails("clean")
         assert f"process {os.getpid()} is running `run something`" in text
         assert "running: run something" in work.cli("status").stdout
+    with use(store):  # a run that has found everything so far
+        assert "another run is using this store" in work.fails("clean")
     assert work.cli("clean").returncode == 0
 
 

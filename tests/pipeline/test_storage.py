@@ -47,7 +47,7 @@ def test_a_record_whose_outputs_are_gone_is_replaced(store: Store, tmp_path: Pat
     store.fs.rm_file(store.absolute(first.outputs[0]))
     fresh = Store(store.uri)
     assert fresh.find("filter", first.key) is None
-    assert fresh.has_record("filter", first.key)
+    assert fresh.look("filter", first.key) == (None, True)
     assert fresh.put_record(make_record(fresh, tmp_path, "two", b"2222")).attempt == "two"
     found = fresh.find("filter", first.key)
     assert found is not None
