@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -199,6 +200,29 @@ def trace_tokens(
         print_step(loaded, run, step, places_of(places), as_json, full)
     else:
         raise UsageError("trace: say --shard S --token N, or --run DIR --step K")
+
+
+@app.command("find")
+def find_documents(
+    manifest: ManifestArgument,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="A document id, 32 hex digits.")] = None,
+    urls: Annotated[list[str] | None, typer.Option("--url", help="A whole address.")] = None,
+    domains: Annotated[list[str] | None, typer.Option("--domain", help="A domain, subdomains included.")] = None,
+    text: Annotated[str, typer.Option("--text", help="A phrase, letter for letter.")] = "",
+    run: RunOption = None,
+    full: Annotated[bool, typer.Option("--full", help="All documents and steps.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A document (--id, --url, --domain or --text) to shards, tokens and the training steps of --run."""
+    from pipeline.find import print_found
+    from stages.find import Query
+
+    if bool(text) == bool(ids or urls or domains):
+        raise UsageError("find: say --id, --url or --domain, or else --text")
+    if wrong := [i for i in ids or [] if not re.fullmatch("[0-9a-f]{32}", i)]:
+        raise UsageError(f"--id {wrong[0]}: an id is 32 hex digits, as trace prints them")
+    query = Query(ids or (), urls or (), domains or (), text)
+    print_found(load_manifest(manifest), query, run, as_json, full)
 
 
 @app.command()
