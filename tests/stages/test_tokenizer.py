@@ -1,8 +1,12 @@
 """Training a tokenizer, taking another's, and what is told and published of it."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -341,3 +345,52 @@ def test_transformers_loads_the_folder(trained, tmp_path):
 def test_publish_names(trained):
     names = set(build_tokenizer.publish(trained)["tokenizer"])
     assert names == {"tokenizer.json", "report.json", "tokenizer_config.json", "special_tokens_map.json"}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The two answers of a hub that a download needs."""
+
+    body = b""
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+        self.wfile.write(self.body)
+
+    def answer(self):
+        known = self.path.startswith("/owner/name/resolve/")
+        self.send_response(200 if known else 404)
+        self.send_header("X-Repo-Commit", "c0ffee" + "0" * 34)
+        self.send_header("ETag", f'"{hashlib.sha1(self.body).hexdigest()}"')
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_tokenizer_of_the_hub(tmp_path):
+    code = (
+        "import sys; from stages.own_tokenizer import locate, read\n"
+        "for source in ('owner/name', 'owner/name@main', 'nobody/nothing'):\n"
+        "    try:\n"
+        "        found = locate(source); print(found.path, found.digest, len(read(found)))\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__, error)\n"
+    )
+    Hub.body = Path(foreign(tmp_path / "theirs"), "tokenizer.json").read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf")}
+        out = subprocess.run(
+            [sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True, check=True
+        )
+        server.shutdown()
+    first, second, third = out.stdout.splitlines()
+    digest = hashlib.sha256(Hub.body).hexdigest()
+    assert first == second == f"hub:owner/name@c0ffee{'0' * 34} {digest} {len(Hub.body)}"
+    assert third.startswith(
+        "DataError tokenizer.from: nobody/nothing is not a file here and could not be had from the hub"
+    )
