@@ -31,6 +31,7 @@ from stages.base import Artifact, Record, Stage, Task, work_name
 from stages.registry import STAGES
 from stages.sources.base import UnitSpec
 from stages.sources.registry import describe
+from train.manifest import SourceFile
 
 RETRIES = 5  # transient errors: 1, 2, 4, 8, 16 s and then give up
 LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
@@ -144,9 +145,9 @@ class Context:
                 found |= code.modules_of(work.partition(":")[0])
         return dict(sorted(found.items()))
 
-    def source_files(self, name: str) -> list[tuple[str, int, str]]:
-        """(name, bytes, digest) of every file of source `name` that a download unit took, by name."""
-        return sorted(self._files.get(name, ()))
+    def source_files(self, name: str) -> list[SourceFile]:
+        """Every file of source `name` that a download unit took, by name."""
+        return [SourceFile(*file) for file in sorted(self._files.get(name, ()))]
 
     def versions(self, stage: str) -> dict[str, str]:
         """Versions of the libraries that `stage` and the stages before it declare."""

@@ -14,7 +14,7 @@ import numpy as np
 from stages import ids
 from stages.base import Record, Task
 from stages.mixture import asked
-from train.manifest import SCHEMA_VERSION, Shard, Source, SourceFile, Tokenizer, manifest_text
+from train.manifest import SCHEMA_VERSION, Shard, Source, Tokenizer, manifest_text
 
 
 def manifest(task: Task) -> None:
@@ -152,6 +152,5 @@ def describe_source(
         max_epochs=mixture.cap(name),
         val_tokens=total(val, "tokens"),
         val_documents=total(val, "documents"),
-        files=[SourceFile(*file) for file in context.source_files(name)],
         files_lost=sum(1 for e in context.state("download").failed if e.label.split(" ")[0] == name),
     )

@@ -152,6 +152,7 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
         "tokenizer": asdict(described),
         "source_tree": context.code_digest(stage),
         "code": context.modules(stage),
+        "files": {s: [asdict(f) for f in context.source_files(s)] for s in recipe.sources},
         "versions": context.versions(stage),
         **contents(context, name, packed, layout.targets, layout.available),
     }

@@ -119,7 +119,6 @@ class Source:
     val_tokens: int
     val_documents: int
     files_lost: int = 0  # corrupt files left out, within quarantine.files
-    files: list[SourceFile] = field(default_factory=list)  # that were read, by name
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,8 @@ class Manifest:
     source_tree: str  # hash of the code that built it
     versions: dict[str, str] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)  # module -> digest, of all that its units ran
+    # What was read, by source: all of the recipe's, as those outside this mixture shaped tokenizer and deduplication.
+    files: dict[str, list[SourceFile]] = field(default_factory=dict)
     digest: str = ""  # of all the above, so that `verify` sees a figure changed by hand
     folder: str = field(default="", compare=False)
 
@@ -202,9 +203,8 @@ def load_manifest(path: str | Path) -> Manifest:
                 **value,
                 "tokenizer": Tokenizer(**value["tokenizer"]),
                 "shards": [Shard(**s) for s in value["shards"]],
-                "sources": [
-                    Source(**{**s, "files": [SourceFile(**f) for f in s.get("files", [])]}) for s in value["sources"]
-                ],
+                "sources": [Source(**s) for s in value["sources"]],
+                "files": {name: [SourceFile(**f) for f in files] for name, files in value.get("files", {}).items()},
                 "val_ids": ValidationIds(**value["val_ids"]),
                 "folder": str(file.parent),
             }
