@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from benchmarks import measure
-from benchmarks.processes import counters, forget_cache, watched
+from benchmarks.processes import counters, forget_cache, processor, watched
 from pipeline.engine import Context, drive
 from pipeline.executors import LocalExecutor
 from pipeline.progress import Progress
@@ -168,6 +168,7 @@ class Bench:
         self.seeds = itertools.count(100)
         self.timed: dict[str, list[float]] = {}  # seconds measured inside
         self.seen: dict[str, list[dict[str, Any]]] = {}
+        self.cpu: dict[str, list[float]] = {}  # seconds of processor
         self.peaks: dict[str, list[float]] = {}  # MB of the whole process tree
         self.workers: dict[str, list[float]] = {}  # peak MB of one worker, from the records
         self.tokens: dict[str, int] = {}
@@ -182,16 +183,17 @@ class Bench:
         flags = ["--recipe", recipe, "--out", out, "--executor", "local", "--workers", WORKERS]
         start = time.time()
         command = [sys.executable, "-m", "pipeline", "run", "pack_pretrain", *map(str, flags)]
-        _, peak = watched(command)
-        self.note(f"whole {case.name}", out, start, time.time(), peak)
+        _, peak, cpu = watched(command)
+        self.note(f"whole {case.name}", out, start, time.time(), cpu, peak)
 
     def warm(self, case: Case) -> None:
         """`drive` alone, on workers that did the same with another seed."""
-        seed, start = next(self.seeds), time.time()
+        pids = [os.getpid(), *(w.pid for w in self.pools[case.name].all)]
+        seed, cpu, start = next(self.seeds), processor(pids), time.time()
         build(case.raw, case.warm, self.pools[case.name], "pack_pretrain", seed)
-        self.note(f"warm {case.name}", case.warm, start, time.time())
+        self.note(f"warm {case.name}", case.warm, start, time.time(), processor(pids) - cpu)
 
-    def note(self, name: str, out: Path, start: float, end: float, peak: float = 0.0) -> None:
+    def note(self, name: str, out: Path, start: float, end: float, cpu: float, peak: float = 0.0) -> None:
         """Remember a round of ours. Raises SystemExit when something else than tokenising and packing had to run."""
         found = records(out, start)
         others = {r["stage"] for r in found} - {"tokenize", "pack_pretrain"}
@@ -202,6 +204,7 @@ class Bench:
         self.timed.setdefault(name, []).append(end - start)
         self.seen.setdefault(name, []).append(phases(found, start, end))
         self.peaks.setdefault(name, []).append(peak)
+        self.cpu.setdefault(name, []).append(cpu)
         self.workers.setdefault(name, []).append(max(r["peak_mb"] for r in found))
 
     def peer(self, name: str) -> None:
@@ -212,11 +215,12 @@ class Bench:
         tokenizer = next(self.cases[0].base.glob("store/build_tokenizer/??/*/*tokenizer.json"))
         paths = [str(self.corpus), str(tokenizer), str(out), str(WORKERS)]
         start = time.time()
-        said, peak = watched([sys.executable, "-m", "benchmarks.pack_peers", name, *paths])
+        said, peak, cpu = watched([sys.executable, "-m", "benchmarks.pack_peers", name, *paths])
         seconds = time.time() - start
         answer = json.loads(said.splitlines()[-1])
         self.timed.setdefault(name, []).append(answer.get("seconds", seconds))
         self.peaks.setdefault(name, []).append(peak)
+        self.cpu.setdefault(name, []).append(cpu)
         self.tokens[name] = answer["tokens"]
 
 
@@ -247,7 +251,8 @@ def check(bench: Bench, case: Case) -> dict[str, Any]:
     problems = list(verify(manifest))
     if problems:
         raise SystemExit("error: what was packed is wrong: " + "; ".join(problems[:5]))
-    facts: dict[str, Any] = {"tokens": manifest.tokens + manifest.val_tokens, "shards": len(manifest.shards)}
+    held = sum(s.tokens for s in manifest.shards if s.split == "val" and not s.source)
+    facts: dict[str, Any] = {"tokens": manifest.tokens + held, "shards": len(manifest.shards)}
     if case.name == "one":
         packed = Counter(documents(manifest))
         curated = Counter(
@@ -270,6 +275,8 @@ def documents(manifest: Any) -> Iterator[bytes]:
     """sha256 of each packed document's text, decoded from its tokens."""
     tokenizer = Tokenizer.from_file(str(manifest.file(manifest.tokenizer.path)))
     for shard in manifest.shards:
+        if shard.source:  # held-out documents of one source: the mixture's own validation shard has them too
+            continue
         tokens = np.fromfile(manifest.file(shard.path), "<u2", offset=1024)
         rows = pq.read_table(manifest.file(shard.rows), columns=["token_start", "token_count"])
         starts, counts = (rows[name].to_numpy() for name in ("token_start", "token_count"))
@@ -289,6 +296,7 @@ def table(bench: Bench, megabytes: float) -> list[dict[str, Any]]:
                 "name": name,
                 "seconds": round(middle, 3),
                 "all": [round(s, 3) for s in seconds],
+                "cpu_seconds": round(measure.median(bench.cpu[name]), 2),
                 "mb_per_s": round(megabytes / middle, 1),
                 "times_datatrove": round(datatrove / middle, 1),
                 "peak_tree_mb": round(max(bench.peaks[name])),
@@ -296,6 +304,19 @@ def table(bench: Bench, megabytes: float) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def show(bench: Bench, rows: list[dict[str, Any]]) -> None:
+    """The table, and where the time of the last round went."""
+    for row in rows:
+        speed = f"{row['mb_per_s']:8.1f} MB/s {row['times_datatrove']:6.1f} x datatrove"
+        memory = f"{row['peak_tree_mb']:6} {row['peak_worker_mb']:5} MB"
+        print(
+            f"{row['name']:12} {row['seconds']:8.3f} s ({row['cpu_seconds']:6.2f} cpu) {speed} {memory}  {row['all']}"
+        )
+    for name, seen in bench.seen.items():
+        for phase, value in seen[-1].items():
+            print(f"{name:12} {phase:9} {json.dumps(value)}")
 
 
 def main() -> None:
@@ -331,19 +352,13 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         candidates |= {name: lambda n=name: bench.peer(n) for name in PEERS}
     try:
         measure.rounds(candidates, options.rounds)
+        rows = table(bench, megabytes)
+        show(bench, rows)
         moved = {case.name: traffic(bench, case) for case in cases}
         checked = {case.name: check(bench, case) for case in cases}
     finally:
         for pool in bench.pools.values():
             pool.end()
-    rows = table(bench, megabytes)
-    for row in rows:
-        speed = f"{row['mb_per_s']:8.1f} MB/s {row['times_datatrove']:6.1f} x datatrove"
-        memory = f"{row['peak_tree_mb']:6} {row['peak_worker_mb']:5} MB"
-        print(f"{row['name']:12} {row['seconds']:8.3f} s {speed} {memory}  {row['all']}")
-    for name, seen in bench.seen.items():
-        for phase, value in seen[-1].items():
-            print(f"{name:12} {phase:9} {json.dumps(value)}")
     for name, value in moved.items():
         print(f"traffic {name:5} {json.dumps(value)}")
     print(f"checked {json.dumps(checked)}; peers' tokens {json.dumps(bench.tokens)}")
