@@ -75,20 +75,16 @@ def in_time(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
     """
     futures: dict[str, Future[Any]] = {name: Future() for name in calls}
 
-    def work(name: str) -> None:
+    def work(call: Callable[[], Any], future: Future[Any]) -> None:
         try:
-            result = calls[name]()
+            future.set_result(call())
         except Exception as error:
-            outcome: Any = error
-        else:
-            outcome = None
-        if not futures[name].cancelled():
-            futures[name].set_exception(outcome) if outcome else futures[name].set_result(result)
+            future.set_exception(error)
 
-    for name in calls:
-        threading.Thread(target=work, args=(name,), daemon=True).start()
-    deadline = time.monotonic() + seconds
     for name, future in futures.items():
+        threading.Thread(target=work, args=(calls[name], future), daemon=True).start()
+    deadline = time.monotonic() + seconds
+    for name, future in list(futures.items()):
         try:
             future.exception(max(0.0, deadline - time.monotonic()))
         except TimeoutError:

@@ -238,6 +238,9 @@ def thin(reading: Reading, limit: float, share: float, pieces: int, bad: Counter
         chunk = chunks[i * number // len(chosen)]
         chunk.rows.append(row)
         chunk.used.append(reading.used / len(good) if reading.even else reading.used * size / max(1, text))
+    whole = sum(sum(chunk.used) for chunk in chunks)
+    for chunk in chunks if whole else ():
+        chunk.share = share * sum(chunk.used) / whole  # so that their mean is the rate of the reading
     return chunks
 
 

@@ -1,0 +1,148 @@
+"""Samples of sources: bounded, repeatable, unbiased where it can be known, and near what a whole reading counts."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from stage_harness import SHARED, needs_shared
+
+from stages import predict
+from stages.base import Artifact, DataError, Task
+from stages.predict import Piece, draw, estimate, sample_source
+from stages.rules import Document, first_reason, parse_rules
+from stages.sources.parts import reject
+from stages.sources.registry import SOURCES, SourceConfig
+
+
+def identify(path):
+    data = Path(path).read_bytes()
+    return hashlib.sha256(data).hexdigest(), len(data)
+
+
+def sampled(folder, **source):
+    """(config, units, sample) of one source."""
+    config = TypeAdapter(SourceConfig).validate_python(source)
+    specs = SOURCES[config.kind].units(config, identify)
+    folder.mkdir(exist_ok=True)
+    return config, specs, sample_source(config, specs, folder)
+
+
+def truth(config, specs):
+    """(documents, bytes of text, bytes kept by the rules) of a source read whole."""
+    rules, found = parse_rules(config.rules), []
+    for spec in specs:
+        for row in SOURCES[config.kind].rows(Task(spec.params, spec.inputs, Path(), "", lambda a: a.path)):
+            if not hasattr(row, "reason") and reject(row) is None:
+                size = len(row.text.encode())
+                found.append((1, size, size * (first_reason(Document(row.text, {}), rules) is None)))
+    return np.array(found).sum(axis=0)
+
+
+@given(weights=st.lists(st.integers(1, 1000), min_size=1, max_size=30), draws=st.integers(1, 20))
+def test_a_piece_is_drawn_in_proportion_to_its_size(weights, draws):
+    pieces = [Piece(str(i), {}, Artifact("", ""), w) for i, w in enumerate(weights)]
+    drawn = draw(pieces, draws)
+    assert drawn.total() == draws
+    for i, weight in enumerate(weights):  # systematic: within one of its share
+        assert abs(drawn[i] - draws * weight / sum(weights)) < 1 + 1e-9
+
+
+@settings(max_examples=15, deadline=None)
+@given(sizes=st.lists(st.integers(10, 400), min_size=1, max_size=60), files=st.integers(1, 4))
+def test_a_source_that_is_read_whole_is_estimated_exactly(tmp_path_factory, sizes, files):
+    folder = tmp_path_factory.mktemp("whole")
+    for f in range(files):
+        rows = [json.dumps({"text": f"{i:03d}" + "x" * n}) for i, n in enumerate(sizes)]
+        (folder / f"{f}.jsonl").write_text("\n".join(rows) + "\n")
+    config, specs, sample = sampled(folder / "scratch", **{"from": "jsonl", "path": f"{folder}/*.jsonl"})
+    guess = estimate(sample, sample.sizes)
+    documents, text, kept = truth(config, specs)
+    assert guess.error == pytest.approx(0, abs=1e-6)
+    assert (guess.documents, guess.text) == pytest.approx((documents, text))
+    assert (guess.kept_text, guess.tokens) == pytest.approx((kept, kept))
+
+
+def write_long(folder, ending, count=12_000):
+    """A file of many documents of random length, one in three of which the rule drops. About 6 MB."""
+    draws = np.random.default_rng(7)
+    words = ["alpha", "beta", "gamma", "delta", "of", "the"]
+    texts = [" ".join(draws.choice(words, int(n))) + ("" if n % 3 else "!") for n in draws.integers(5, 190, count)]
+    records = [{"text": text, "keep": len(text) % 3} for text in texts]
+    path = folder / f"long{ending}"
+    if ending == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path, row_group_size=500)
+    elif ending == ".json":
+        path.write_text(json.dumps(records))
+    else:
+        lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+        path.write_bytes(zstandard.compress(lines) if ending.endswith(".zst") else lines)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.zst", ".json", ".parquet"])
+def test_a_large_file_is_read_in_part_and_estimated_within_the_error(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(predict, "FILE_BYTES", 400_000)
+    monkeypatch.setattr(predict, "TEXT_BYTES", 400_000)
+    path = write_long(tmp_path, ending)
+    kind = {".json": "json_array", ".parquet": "parquet"}.get(ending, "jsonl")
+    rules = [{"metadata": {"keep": {"min": 1}}}]
+    config, specs, sample = sampled(tmp_path / "scratch", **{"from": kind, "path": str(path), "rules": rules})
+    assert sample.sizes.sum() < 600_000
+    assert sample.read < path.stat().st_size
+    assert kind == "parquet" or sample.read <= 400_000
+    guess = estimate(sample, sample.sizes)
+    documents, text, _ = truth(config.model_copy(update={"rules": []}), specs)
+    assert guess.documents == pytest.approx(documents, rel=0.12)
+    assert guess.text == pytest.approx(text, rel=0.08)  # a block of zstd is cut, and a row
+    assert guess.kept_text / guess.text == pytest.approx(2 / 3, abs=0.08)
+    assert 0 < guess.error < 0.3
+
+
+def test_a_sample_is_the_same_every_time(tmp_path):
+    path = write_long(tmp_path, ".parquet")
+    one, other = (sampled(tmp_path / name, **{"from": "parquet", "path": str(path)})[2] for name in "ab")
+    assert one.texts == other.texts
+    assert np.array_equal(one.used, other.used)
+
+
+def test_bad_rows_are_counted_and_a_source_of_nothing_else_says_so(tmp_path):
+    (tmp_path / "some.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
+    assert sampled(tmp_path / "a", **{"from": "jsonl", "path": str(tmp_path / "some.jsonl")})[2].bad.total() == 1
+    (tmp_path / "none.jsonl").write_text('{"text": 3}\n{"txt": "x"}\n')
+    with pytest.raises(DataError, match=r"none of its 2 rows can be used \(text is int"):
+        sampled(tmp_path / "b", **{"from": "jsonl", "path": str(tmp_path / "none.jsonl")})
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="empty"):
+        sampled(tmp_path / "c", **{"from": "jsonl", "path": str(tmp_path / "empty.jsonl")})
+
+
+QA = "Question: {query}\n\nAnswer: {response}"
+REAL = {
+    "web": {
+        "from": "parquet",
+        "path": [f"{SHARED}/web/{n}.parquet" for n in ("peps", "wikitext2_valid", "textbooks_d2l_cpalgo")],
+        "rules": ["gopher_quality"],
+    },
+    "planetmath": {"from": "parquet", "path": f"{SHARED}/math/*.parquet", "rules": ["gopher_quality"]},
+    "metamath": {"from": "json_array", "path": f"{SHARED}/qa/metamathqa_schema/*.json", "template": QA},
+    "arc": {"from": "ai2_arc", "path": f"{SHARED}/qa/ai2_arc/*/train*.parquet"},
+}
+
+
+@needs_shared
+@pytest.mark.parametrize("name", REAL)
+def test_real_sources_are_predicted_within_twice_the_stated_error(tmp_path, name):
+    config, specs, sample = sampled(tmp_path / "scratch", **REAL[name])
+    guess = estimate(sample, sample.sizes)
+    _, text, kept = truth(config, specs)
+    assert guess.error < 0.25
+    assert abs(guess.kept_text / kept - 1) <= 2 * guess.error + 0.01
+    assert guess.text == pytest.approx(text, rel=2 * guess.error + 0.01)
