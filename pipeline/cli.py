@@ -225,6 +225,18 @@ def find_documents(
     print_found(load_manifest(manifest), query, run, as_json, full)
 
 
+@app.command("diff")
+def diff_manifests(
+    a: Annotated[str, typer.Argument(help="A manifest.json, or its folder.")],
+    b: Annotated[str, typer.Argument(help="Another.")],
+    as_json: JsonOption = False,
+) -> None:
+    """What changed between two manifests: sources, recipe, tokenizer, code, and how many documents and tokens."""
+    from pipeline.diff import print_diff
+
+    print_diff(load_manifest(a), load_manifest(b), as_json)
+
+
 @app.command()
 def schema(what: Annotated[str, typer.Argument(help="recipe or manifest")]) -> None:
     """The JSON Schema of recipes or manifests, generated from the models."""
