@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import UsageError, UserError
+from pipeline.without import without_pandas
 from stages.base import DataError
 from train.manifest import ManifestError, load_manifest
 
@@ -261,6 +262,7 @@ def recipe_name(recipe: str) -> str:
 def main() -> None:
     """Entry point: people get a line, programs an exit status, and --debug the stack trace."""
     debug = "--debug" in sys.argv
+    without_pandas()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         status = app(standalone_mode=False)  # typer turns Ctrl-C into a status and returns it

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import threading
 
+from pipeline.without import without_pandas
+
 REQUEST = struct.Struct("<cq")  # HATCH, 0 with the worker's socket; or WAIT, pid
 ANSWER = struct.Struct("<q")  # the pid, or the exit status
 HATCH, WAIT = b"h", b"w"
@@ -78,6 +80,7 @@ def tend(control: socket.socket) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the driver decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ.update(THREADS)
+        without_pandas()
         _serve(control)
         status = 0
     finally:
