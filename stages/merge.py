@@ -42,27 +42,23 @@ def merge(task: Task) -> None:
     """
     units = units_of(task)
     tables = [unit.rows(int(task.params["low"]), int(task.params["high"])) for unit in units]
-    task.count("tokens", write_unit(task, "", units, tables))
+    write_unit(task, units, tables)
 
 
-def write_unit(task: Task, prefix: str, units: Sequence[Unit], tables: Sequence[pa.Table]) -> int:
-    """Write rows of several units, `tables` of TOKENISED, as one unit: outputs <prefix>docs and <prefix>tokens.
-
-    Returns the number of tokens.
-    """
+def write_unit(task: Task, units: Sequence[Unit], tables: Sequence[pa.Table]) -> None:
+    """Write rows of several units, `tables` of TOKENISED, as one unit: outputs `docs` and `tokens`."""
     table = pa.concat_tables([TOKENISED.empty_table(), *(t.select(TOKENISED.names) for t in tables)])
     number = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
     rank = full_order(table, table["position"].to_numpy())
     table, number = table.take(pa.array(rank)), number[rank]
     starts, counts = table["token_start"].to_numpy(), table["token_count"].to_numpy().astype(np.int64)
     pieces = pieces_of([unit.memory() for unit in units], number, starts, counts)
-    path, total = task.output(f"{prefix}tokens.bin"), int(counts.sum())
+    path, total = task.output("tokens.bin"), int(counts.sum())
     sha256 = write_joined(path, pieces, [unit.map for unit in units if unit.map])
-    task.add(f"{prefix}tokens", path, tokens=total, sha256=sha256)
+    task.add("tokens", path, tokens=total, sha256=sha256)
     at = TOKENISED.get_field_index("token_start")
     table = table.set_column(at, TOKENISED.field(at), pa.array(np.cumsum(counts) - counts))
-    write_docs(task, f"{prefix}docs", table)
-    return total
+    write_docs(task, "docs", table)
 
 
 def units_of(task: Task) -> list[Unit]:
@@ -89,7 +85,7 @@ def held_out(task: Task) -> None:
         found += table["document_id"].to_pylist()
         draw = take(task.params["seed"], table["document_id"]) >> np.uint64(52)
         tables.append(table.filter(pa.array(draw < task.params["bins"])))
-    write_unit(task, "", units, tables)
+    write_unit(task, units, tables)
     path = task.output("ids.bin")
     Path(path).write_bytes(b"".join(sorted(set(found))))
     task.add("ids", path, rows=len(set(found)))
@@ -146,7 +142,7 @@ async def held(
             held_out,
             {"seed": context.recipe.seed, "bins": bins},
             [a for r in group for a in (r.output("docs"), r.output("tokens"))],
-            f"held {i:04d}",
+            f"held {i:04d} of {bins} bins",
             source,
         )
         for i, group in enumerate(groups)
