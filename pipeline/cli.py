@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from pipeline.errors import UsageError, UserError
 from pipeline.without import without_pandas
 from stages.base import DataError
 from train.manifest import ManifestError, load_manifest
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
 
 app = typer.Typer(
     help="Shardmill: from raw text to a trained small language model, with every token accounted for.",
@@ -40,7 +43,7 @@ RunOption = Annotated[str | None, typer.Option("--run", help="The folder of a tr
 
 def make_context(
     stage: str,
-    recipe: str,
+    recipe: str | Recipe,
     overrides: list[str] | None,
     out: str,
     executor: str | None = None,
@@ -58,7 +61,7 @@ def make_context(
     from pipeline.storage import Store
 
     order(stage)
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe
     kind = executor or ("ray" if address else loaded.executor)
     if kind not in ("auto", "ray", "local"):
         raise UsageError(f"--executor {kind}: allowed are auto, ray, local")
@@ -224,6 +227,34 @@ def find_documents(
         raise UsageError(f"--id {wrong[0]}: an id is 32 hex digits, as trace prints them")
     query = Query(ids or (), urls or (), domains or (), text)
     print_found(load_manifest(manifest), query, run, as_json, full)
+
+
+@app.command("rebuild")
+def rebuild_mixture(
+    manifest: ManifestArgument,
+    places: PlacesOption = None,
+    out: Annotated[str | None, typer.Option(help="An empty folder; by default rebuild/<build id>.")] = None,
+    executor: Annotated[str | None, typer.Option(help="auto, ray or local; the recipe's by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Build though code or versions differ.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Build again from a manifest alone; the hashes must agree. Refused, by name, where they could not."""
+    from pipeline import rebuild
+    from pipeline.engine import drive
+    from pipeline.trace import places_of
+
+    loaded, moved = load_manifest(manifest), places_of(places)
+    folder = out or f"rebuild/{loaded.build_id[:16]}"
+    rebuild.empty_folder(folder)
+    stage = rebuild.stage_of(loaded)
+    context = make_context(stage, rebuild.recipe_of(loaded, moved), None, folder, executor, None, workers, debug=debug)
+    rebuild.check(loaded, context.recipe, context.store, moved, anyway)
+    try:
+        drive(context, context.stage(stage))
+    finally:
+        context.save_state()
+    rebuild.compare(loaded, folder, moved)
 
 
 @app.command("diff")
