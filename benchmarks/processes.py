@@ -51,6 +51,7 @@ def watched(command: list[str]) -> tuple[str, float, float]:
     """
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": str(measure.ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second run does not compile our modules anew
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=measure.ROOT
     )
