@@ -1,9 +1,9 @@
 """Reading the tokens of a step: shards mapped and checked, rows gathered into one block. The order is train/order.py's.
 
-The T inputs of a window are a record of 2 T bytes, and a shard is an array of them, so the rows a step takes of it
-are one `take`: a memcpy a row, without Python. (Indexing uint16 instead copies token by token, a third as fast for
-short rows.) The last target of each row is one more. Then one cast into the block, which is the same memory each
-time: pinned, and two in turn, where the tokens go on to a GPU.
+Long rows are cast one by one, from the map into the block. Of short rows the T inputs are a record of 2 T bytes, and
+a shard is an array of them, so those a step takes of it are one `take`: a memcpy a row, without Python. (Indexing
+uint16 instead copies token by token, a third as fast.) The last target of each row is one more; then all are cast.
+The block is the same memory each time: pinned, and two in turn, where the tokens go on to a GPU.
 
 Where documents begin is what the shard's `.idx` says; no token is read for it. Packing that fills windows up
 (`best_fit`) leaves padding that no document covers: there the target is IGNORE and the loss does not count.
@@ -30,6 +30,7 @@ from train.manifest import HEADER_BYTES, Header, Manifest, ManifestError, Shard
 from train.order import I64, Order, windows_of
 
 HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
+LONG = 1024  # tokens a row, from which on Python's microsecond a row is less than a second copy
 OPEN_SHARDS = 256  # mapped at once: a map holds a file descriptor, and 1,024 is a usual limit for a process
 INDEX_HEAD = 34  # bytes: magic 9, version uint64, dtype uint8, sequences uint64, documents uint64
 
@@ -217,15 +218,14 @@ class Loader:
         self.padded = any(s.padding for s in self.shards)
         self._order = Order(self.counts, cfg, rank, world)
         self._whole = Order(self.counts, cfg, 0, 1) if self.padded else None
-        self._records = Recent(self._open, OPEN_SHARDS)
+        self._open = Recent(lambda s: open_shard(manifest, self.shards[s]), OPEN_SHARDS)
         self._indices = Recent(lambda s: open_index(manifest, self.shards[s]), OPEN_SHARDS)
         self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
         self._rows, self._last = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
-        self._as_records = self._rows.view(f"V{2 * cfg.seq_len}")[:, 0]
+        self._records = self._rows.view(f"V{2 * cfg.seq_len}")[:, 0]
         cuda, shape = self.device.type == "cuda", (share, cfg.seq_len + 1)
         self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(1 + cuda)]
-        self._inputs = [block.numpy()[:, :-1] for block in self._blocks]
-        self._lasts = [block.numpy()[:, -1] for block in self._blocks]
+        self._arrays = [block.numpy() for block in self._blocks]
         self._copied: list[torch.cuda.Event | None] = [None] * len(self._blocks)
         self._turn = 0
 
@@ -235,10 +235,14 @@ class Loader:
         Raises ManifestError when a shard read is not the one that the manifest names, or holds an id it cannot hold.
         """
         shard, window, order = self._order.rows(step)
-        self._gather(shard, window, order)
+        block = self._block()
+        if self.cfg.seq_len < LONG:
+            self._read_short(block, shard, window, order)
+        else:
+            self._read_long(block, shard, window)
         if not self.verified:
-            self._check(step, shard)
-        tokens = self._cast()
+            self._check(block, step, shard)
+        tokens = self._on_device()
         batch = Batch(tokens, self.world, self.cfg.batch_size * self.cfg.seq_len)
         if self._whole is not None:
             counts, _ = self._uncounted(*self._whole.rows(step))
@@ -252,45 +256,50 @@ class Loader:
             batch = batch._replace(cu_seqlens=borders, max_seqlen=longest)
         return batch
 
-    def _open(self, number: int) -> tuple[NDArray[np.void], Tokens]:
-        """The windows of a shard: their inputs as records of 2 T bytes (windows,), their last targets (windows,)."""
-        tokens = open_shard(self.manifest, self.shards[number])
-        T, n = self.cfg.seq_len, self.counts[number]
-        return tokens[: n * T].view(f"V{2 * T}"), tokens[T::T][:n]
+    def _block(self) -> I64:
+        """The block to write next, (B / world, T + 1). A pinned one is free when its copy to the device has ended."""
+        copied = self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()
+        return self._arrays[self._turn]
 
-    def _gather(self, shard: I64, window: I64, order: I64) -> None:
+    def _read_short(self, block: I64, shard: I64, window: I64, order: I64) -> None:
+        T = self.cfg.seq_len
         for number, rows in groups(shard, order):
-            inputs, last = self._records[number]
+            tokens, n = self._open[number], self.counts[number]
+            inputs, last = tokens[: n * T].view(self._records.dtype), tokens[T::T]
             if len(rows) == len(shard):
-                inputs.take(window, out=self._as_records, mode="clip")  # mode `raise` would go through a copy of `out`
+                inputs.take(window, out=self._records, mode="clip")  # mode `raise` would go through a copy of `out`
                 self._last[:] = last[window]
             else:
-                self._as_records[rows] = inputs.take(window[rows])
+                self._records[rows] = inputs.take(window[rows])
                 self._last[rows] = last[window[rows]]
+        block[:, :-1] = self._rows
+        block[:, -1] = self._last
 
-    def _check(self, step: int, shard: I64) -> None:
-        vocab = self.manifest.tokenizer.vocab_size
-        top = max(int(self._rows.max()), int(self._last.max()))
+    def _read_long(self, block: I64, shard: I64, window: I64) -> None:
+        numbers, T = shard.tolist(), self.cfg.seq_len
+        tokens = {number: self._open[number] for number in set(numbers)}
+        for row, number, start in zip(block, numbers, (window * T).tolist(), strict=True):
+            row[:] = tokens[number][start : start + T + 1]
+
+    def _check(self, block: I64, step: int, shard: I64) -> None:
+        vocab, top = self.manifest.tokenizer.vocab_size, int(block.max())
         if top >= vocab:
-            wrong = (self._rows >= vocab).any(1) | (self._last >= vocab)
-            names = sorted({self.shards[s].path for s in shard[wrong]})
+            names = sorted({self.shards[s].path for s in shard[(block >= vocab).any(1)]})
             raise ManifestError(
                 f"step {step} read token {top}, the vocabulary has {vocab}: damaged: {', '.join(names)}; "
                 "run `python -m pipeline verify`"
             )
 
-    def _cast(self) -> Tensor:
-        """The gathered rows as int64 on the device. A pinned block is written again only when its copy has ended."""
-        block, copied = self._blocks[self._turn], self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
-        self._inputs[self._turn][...] = self._rows
-        self._lasts[self._turn][...] = self._last
+    def _on_device(self) -> Tensor:
+        """The block just written, on the device; the other is next."""
+        block = self._blocks[self._turn]
         if self.device.type == "cpu":
             return block
         tokens = block.to(self.device, non_blocking=True)
         if self.device.type == "cuda":
-            copied = self._copied[self._turn] = copied or torch.cuda.Event()
+            copied = self._copied[self._turn] = self._copied[self._turn] or torch.cuda.Event()
             copied.record(torch.cuda.current_stream(self.device))
         self._turn = (self._turn + 1) % len(self._blocks)
         return tokens

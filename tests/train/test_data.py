@@ -57,7 +57,7 @@ def test_shards_are_opened_when_read_and_few_stay_open(manifest, monkeypatch):
     assert not opened
     for step, tokens in enumerate(want):
         assert torch.equal(loader.batch(step).tokens, tokens)
-        assert len(loader._records.held) == 2
+        assert len(loader._open.held) == 2
     assert len(opened) > 8
 
 
@@ -104,7 +104,9 @@ def test_a_flipped_token_a_cut_and_a_missing_shard_are_errors(copy, monkeypatch)
         data.open_shard(copy, copy.shards[1])
 
 
-def test_a_token_outside_the_vocabulary_is_an_error(copy):
+@pytest.mark.parametrize("long", [1, 1024])
+def test_a_token_outside_the_vocabulary_is_an_error(copy, monkeypatch, long):
+    monkeypatch.setattr(data, "LONG", long)
     path = copy.file(copy.shards[0].path)
     raw = path.read_bytes()
     path.write_bytes(raw[:HEADER_BYTES] + (VOCAB + 1).to_bytes(2, "little") * copy.shards[0].tokens)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_harness import BOS, MODEL, PAD, text, write_manifest, write_shard
 
+from train import data as data_module
 from train import loss as loss_module
 from train.config import ModelConfig, TrainConfig
 from train.data import Loader, open_shard
@@ -54,7 +55,8 @@ def test_borders_and_padding_are_those_a_scan_finds(data):
     cfg = TrainConfig(
         batch_size=world * data.draw(st.integers(1, 4)), seq_len=seq_len, seed=data.draw(st.integers(0, 9))
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_module, "LONG", data.draw(st.sampled_from([1, 1024])))  # both ways of reading rows
         manifest = mixture(Path(folder), shards)
         for step in range(4):
             in_step = 0
