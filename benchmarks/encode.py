@@ -47,6 +47,7 @@ SPLITS = {
     "gpt4, 1 digit": (("gpt4", 1), GPT4_SPLIT.replace("{1,3}", "")),
     "gpt4, 2 digits": (("gpt4", 2), GPT4_SPLIT.replace("{1,3}", "{1,2}")),
     "gpt2": (("gpt2", None), GPT2_SPLIT),
+    "gpt2, 3 digits": (("gpt2", 3), GPT2_SPLIT.replace(r"\p{N}+", r"\p{N}{1,3}")),
 }
 LIBRARIES = ("fastokens", "gigatoken", "tiktoken", "tokenizers", "numpy", "pyarrow")
 

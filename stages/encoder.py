@@ -48,6 +48,7 @@ HOSTILE = (
     "\u1100\u1161\u11a8 \uac01 \u0e33 \u0915\u094d\u0937\u093f \u200c\u200d\u2060\u00ad",
     # Letters and digits of Unicode 15 to 17: engines know different versions of it.
     "\U000328b2's \U0002ebf0's \U00031350's \U00010d40\U00010d41 \U00011de0's \u1c89\u1c8a's \ua7cb\ua7d2x\ua7f1's",
+    "\u180e's",  # a blank to PCRE2 alone
     "\x85\x1c\x1d\x0b\x0c\u180e\u2029\u3000a\u2003b \u200b c",
     "'S'T'LL'lL's'\u017f 1234567 12 345,678.90 ##!!??\n\n\n  def f(x):\n\treturn x",
     "a\r\nb\rc\n\r\n\r  \r\n \n\t\n",

@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 from stages import ids
 from stages.base import Task
 from stages.tables import ID
-from stages.tokenised import FULL, NAMES, Unit, full_order, ring
-from stages.tokenize import BINS, BY_POSITION, BY_TAKE
+from stages.tokenised import BINS, BY_POSITION, BY_TAKE, FULL, NAMES, Unit, full_order, ring
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: rotations by it never cluster
 CANDIDATES = pa.schema(

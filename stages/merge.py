@@ -17,8 +17,18 @@ import pyarrow as pa
 
 from stages.base import Artifact, Record, Task
 from stages.ids import take
-from stages.tokenised import FULL, TOKENISED, Unit, full_order, pieces_of, write_docs, write_joined
-from stages.tokenize import HELD_BY_TAKE, write_histogram
+from stages.tokenised import (
+    BINS,
+    FULL,
+    HELD_BY_TAKE,
+    TOKENISED,
+    Unit,
+    full_order,
+    pieces_of,
+    write_docs,
+    write_histogram,
+    write_joined,
+)
 
 ABOVE = 256  # units of a source that are read without merging
 GROUP = 128  # units merged, and ranges they become: about the root of the ten thousand shards of a large build
@@ -134,7 +144,7 @@ async def held(
     context: Any, source: str, records: Sequence[Record], histogram: np.ndarray, tokens: int
 ) -> list[Record]:
     """Records of `held_out` for a source: its first held-out documents, of `tokens` tokens or more if it has them."""
-    bins = int(np.searchsorted(np.cumsum(histogram[HELD_BY_TAKE]), tokens)) + 1
+    bins = min(BINS, int(np.searchsorted(np.cumsum(histogram[HELD_BY_TAKE]), tokens)) + 1)
     groups = [records[i : i + ABOVE] for i in range(0, len(records), ABOVE)]
     found: list[Record] = await context.gather(
         context.run(

@@ -22,8 +22,7 @@ from stages.layout import CANDIDATES, Cut, Part, candidates, cut_bin, find_cut, 
 from stages.merge import ABOVE, Ranged, held, ranged, total_histogram
 from stages.mixture import largest_remainder, solve
 from stages.pack_shard import shard
-from stages.tokenised import ring
-from stages.tokenize import BY_POSITION, HELD_BY_TAKE
+from stages.tokenised import BY_POSITION, HELD_BY_TAKE, ring
 from train.manifest import FORMAT_VERSION, Tokenizer
 
 

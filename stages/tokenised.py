@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ TOKENISED = pa.schema(
 NAMES = ("document_id", "part", "source_file", "source_row")  # what tells a row of a source from all others
 FULL = 1 << 64
 GROUP = 1 << 14  # rows of a row group: what a reader of a narrow range must read at least
+BINS = 4096  # of the histograms: the top 12 bits of a 64-bit draw
+# Rows of the histogram. Tokens of training documents by position and by the two draws of a partial epoch; tokens of
+# held-out documents by the first of them.
+BY_POSITION, BY_TAKE, BY_TAKE_1, HELD_BY_TAKE = range(4)
 RUN = 1 << 13  # documents joined at a time: bounds the memory beside the tokens themselves
 MAPPED = 256 << 20  # bytes of maps that may stay resident while a file is put together from them
 
@@ -106,6 +111,15 @@ def write_docs(task: Task, name: str, table: pa.Table, **meta: Any) -> None:
     with task.table(name, TOKENISED, **meta) as writer:
         for at in range(0, table.num_rows, GROUP):
             writer.write(table.slice(at, GROUP))
+
+
+def write_histogram(task: Task, value: np.ndarray) -> None:
+    """Write output `histogram`, an .npy file."""
+    path = task.output("histogram.npy")
+    buffer = BytesIO()
+    np.save(buffer, value)
+    Path(path).write_bytes(buffer.getvalue())  # not np.save to a path, whose error on a full disk names no errno
+    task.add("histogram", path)
 
 
 class Unit:

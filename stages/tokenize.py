@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,8 @@ import pyarrow.parquet as pq
 from stages.base import Artifact, Record, Stage, Task
 from stages.encoder import open_encoder
 from stages.ids import is_validation, position, take
-from stages.tokenised import TOKENISED, after, full_order, slices, write_docs, write_joined
+from stages.tokenised import BINS, TOKENISED, after, full_order, slices, write_docs, write_histogram, write_joined
 
-BINS = 4096  # of the histograms: the top 12 bits of a 64-bit draw
-# Rows of the histogram. Tokens of training documents by position and by the two draws of a partial epoch; tokens of
-# held-out documents by the first of them.
-BY_POSITION, BY_TAKE, BY_TAKE_1, HELD_BY_TAKE = range(4)
 BATCH_BYTES = 8 << 20  # text encoded at a time
 # Text in a unit: 1/64 of the source, as a power of two between these, so that a small corpus keeps many cores busy
 # and a large one does not drown in units.
@@ -143,15 +137,6 @@ def histogram(seed: int, table: pa.Table, val: np.ndarray) -> np.ndarray:
         for draw, weight in zip(draws, weights, strict=True)
     ]
     return np.array(found).astype(np.int64)
-
-
-def write_histogram(task: Task, value: np.ndarray) -> None:
-    """Write output `histogram`, an .npy file."""
-    path = task.output("histogram.npy")
-    buffer = BytesIO()
-    np.save(buffer, value)
-    Path(path).write_bytes(buffer.getvalue())  # not np.save to a path, whose error on a full disk names no errno
-    task.add("histogram", path)
 
 
 async def build(context: Any) -> dict[str, list[Record]]:

@@ -20,8 +20,8 @@ from stages import ids
 from stages.base import Artifact, Record, Task
 from stages.pack import Layout, lay_out, training_shards, validation_shards
 from stages.shards import open_shard
-from stages.tokenised import TOKENISED, write_docs
-from stages.tokenize import cut, histogram, write_histogram
+from stages.tokenised import TOKENISED, write_docs, write_histogram
+from stages.tokenize import cut, histogram
 
 BUILD_ID = "0123456789abcdef" * 4
 VOCAB, BOS, PAD = 500, 0, 1

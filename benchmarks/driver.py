@@ -1,0 +1,256 @@
+"""The driver alone, on a million units that do nothing: its speed, its memory, what it sends and what it asks.
+
+A graph of the shape of a real run (download, filter, dedup and tokenize of each part, then shards that read slices
+of 128 merged files) goes through the real `Context`; only the two ends are fake. The executor has 200 slots, turns
+each spec into JSON as a pool does, and answers with a record of the size a worker writes. The store keeps records in
+an SQLite file: a look costs 20 to 40 microseconds, as on a warm local disk; the requests that a real store would
+get are counted. `--disk` makes a real store of real (empty) outputs instead.
+
+    python -m benchmarks.driver [--units 1000000] [--disk]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from pipeline.engine import Context, drive
+from pipeline.progress import Progress
+from pipeline.recipe import parse_recipe
+from pipeline.storage import RECORD, Store
+from stages import apply_rules, dedup, pack_shard, tokenize
+from stages.base import Artifact, Record
+from stages.sources import parquet
+
+SOURCES = ("web", "code", "books", "maths")
+SLOTS = 200  # two cores on each of 100 nodes
+UNIT_BYTES = 128 << 20
+MERGED = 128  # merged files that a shard reads a slice of: U / g of 1.3 T tokens is 430 for all four sources
+# Stage -> outputs of a unit, and its counters.
+OUTPUTS = {
+    "download": (("part-000",), ("rows_in", "rows_out", "text_bytes")),
+    "filter": (("docs",), ("rows_in", "kept", "text_bytes", "dropped.gopher_short_doc", "dropped.duplicate_line")),
+    "dedup": (("docs",), ("rows_in", "kept", "text_bytes", "dropped.duplicate", "duplicate_of.web")),
+    "tokenize": (("tokens", "docs", "histogram"), ("tokens", "train_tokens", "val_tokens", "documents", "text_bytes")),
+    "pack_pretrain": (("bin", "idx", "rows"), ("tokens", "documents", "tokens.web", "documents.web")),
+}
+
+
+class LogStore(Store):
+    """A store whose records lie in one SQLite file. Outputs are taken to be there."""
+
+    def __init__(self, out: str):
+        super().__init__(out)
+        Path(out).mkdir(parents=True, exist_ok=True)
+        self.base = sqlite3.connect(f"{out}/records.sqlite", isolation_level=None)
+        self.base.execute("pragma journal_mode=off")
+        self.base.execute("pragma synchronous=off")
+        self.base.execute("create table if not exists records (key text primary key, record blob) without rowid")
+        self.base.execute("begin")
+        self.asked: Counter[str] = Counter()
+
+    def look(self, stage: str, key: str) -> tuple[Record | None, bool]:
+        """The record, and the requests that reading it from a disk would be."""
+        self.asked["open"] += 1
+        row = self.base.execute("select record from records where key = ?", (key,)).fetchone()
+        if row is None:
+            return None, False
+        record = Record.from_dict(json.loads(row[0]))
+        self.asked["stat"] += len({a.path for a in record.outputs})
+        return record, True
+
+    def keep(self, spec: dict[str, Any], text: bytes) -> None:
+        """Put a record, as a worker does."""
+        self.base.execute("insert or replace into records values (?, ?)", (spec["key"], text))
+
+    def close(self) -> None:
+        """Leave all on disk."""
+        self.base.execute("commit")
+
+
+class DiskStore(Store):
+    """The real store; outputs are empty files and nothing is synced, which are the worker's costs."""
+
+    def __init__(self, out: str):
+        super().__init__(out)
+        self.asked: Counter[str] = Counter()
+
+    def keep(self, spec: dict[str, Any], text: bytes) -> None:
+        """Put a record and its outputs."""
+        folder = Path(self.folder(spec["stage"], spec["key"]))
+        folder.mkdir(parents=True)
+        value = json.loads(text)
+        for output in value["outputs"]:
+            path = Path(f"{self.root}/{output['path']}")
+            path.touch()
+            output |= {"bytes": 0, "meta": {**output["meta"], "stamp": str(path.stat().st_mtime_ns)}}
+        (folder / RECORD).write_text(json.dumps(value))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Fake:
+    """An executor that answers at once with a record like a worker's."""
+
+    name, slots = "ray", SLOTS
+
+    def __init__(self, store: LogStore | DiskStore):
+        self.store = store
+        self.sent: Counter[str] = Counter()
+        self.units: Counter[str] = Counter()
+
+    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The record of a unit that took five seconds."""
+        stage, key = spec["stage"], spec["key"]
+        self.sent[stage] += len(json.dumps(spec))
+        self.units[stage] += 1
+        await asyncio.sleep(0)
+        names, counters = OUTPUTS[stage]
+        attempt = key[-12:]
+        outputs = []
+        for i, name in enumerate(names):
+            digest = f"{i}{key}{key[:23]}"
+            path = f"{stage}/{key[:2]}/{key}/{attempt}.{name}.parquet"
+            meta = {"text_bytes": UNIT_BYTES, "stamp": "1790000000000000000"}
+            outputs.append(Artifact(path, digest, name, 40_000_000, digest[::-1], 35_000, 30_000_000, meta=meta))
+        counts = dict.fromkeys(counters, 35000)
+        inputs = [a["digest"] for a in spec["inputs"]]
+        versions = spec["versions"]
+        record = Record(key, stage, spec["label"], inputs, outputs, counts, 5.0, 700.0, versions, 1.0, 6.0, attempt)
+        text = json.dumps(record.to_dict()).encode()
+        self.store.keep(spec, text)
+        return {"record": json.loads(text)}
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+async def graph(context: Context, units: int) -> None:
+    """`units` units: one in a hundred a shard, the rest four stages of the same number of parts."""
+    shards = units // 100
+    each = (units - shards) // (4 * len(SOURCES))
+
+    async def chain(source: str, i: int) -> Artifact:
+        file = Artifact(f"/data/{source}/{i:06d}.parquet", f"{i:064x}", f"{i:06d}.parquet", UNIT_BYTES)
+        params = {
+            "text": "text",
+            "template": None,
+            "url": None,
+            "meta": {},
+            "files": [file.name],
+            "groups": [[i, i + 1]],
+        }
+        label = f"{file.name}[0:8]"
+        raw = await context.run("download", parquet.work, params, [file], label, source, UNIT_BYTES)
+        part = raw.output("part-000")
+        rules = {"rules": [["gopher_quality", {}]]}
+        record = await context.run("filter", apply_rules.work, rules, [part], f"{label} part-000", source, UNIT_BYTES)
+        return record.output("docs")
+
+    async def source_of(source: str) -> list[Record]:
+        filtered = await context.gather(chain(source, i) for i in range(each))
+        drops = [
+            Artifact("dedup/x/drops.parquet", f"{i:064x}", "drops", 1, rows_from=i, rows_to=i + 9) for i in range(each)
+        ]
+        curated = await context.gather(
+            context.run("dedup", dedup.work, {"source": source}, [part, drop], f"{i:05d}", source, UNIT_BYTES)
+            for i, (part, drop) in enumerate(zip(filtered, drops, strict=True))
+        )
+        tokenizer = Artifact("build_tokenizer/x/tokenizer.json", "f" * 64, "tokenizer", 1 << 20)
+        params = {"seed": 0, "shard_tokens": 130_000_000, "bos_id": 0}
+        return await context.gather(
+            context.run(
+                "tokenize", tokenize.work, params, [r.output("docs"), tokenizer], f"{i:05d}", source, UNIT_BYTES
+            )
+            for i, r in enumerate(curated)
+        )
+
+    found = await asyncio.gather(*map(source_of, SOURCES))
+    slices = [
+        a
+        for records in found
+        for r in records[: MERGED // len(SOURCES)]
+        for a in (r.output("docs"), r.output("tokens"))
+    ]
+    await context.gather(
+        context.run("pack_pretrain", pack_shard.shard, {"shard": i}, slices, f"train {i:06d}", weight=260_000_000)
+        for i in range(shards)
+    )
+
+
+def child(units: int, out: str, disk: bool) -> dict[str, Any]:
+    """One run in this process."""
+    store = DiskStore(out) if disk else LogStore(out)
+    fake = Fake(store)
+    raw = {"name": "fake", "sources": {s: {"from": "parquet", "path": f"/data/{s}"} for s in SOURCES}}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    context = Context(parse_recipe(raw, "fake"), store, lambda: fake, Progress(quiet=True))  # type: ignore[arg-type,return-value]
+    drive(context, graph(context, units))
+    built = time.perf_counter() - started
+    if context.started_executor:
+        context.save_state()
+    store.close()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    done = sum(s.done for s in context.states.values())
+    return {
+        "units": done,
+        "ran": sum(fake.units.values()),
+        "seconds": round(time.perf_counter() - started, 1),
+        "state_seconds": round(time.perf_counter() - started - built, 1),
+        "units_per_second": round(done / built),
+        "peak_rss_mb": round(used.ru_maxrss / 1024),
+        "rss_before_mb": round(before / 1024),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "bytes_sent_per_unit": {stage: round(n / fake.units[stage]) for stage, n in fake.sent.items()},
+        "requests_per_unit": {what: round(n / done, 3) for what, n in store.asked.items()},
+        "state_mb": round(sum(f.stat().st_size for f in Path(out).glob("fake/units/*")) / 1e6, 1),
+    }
+
+
+def main() -> None:
+    """Run it, twice, each in a process of its own, and save what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--units", type=int, default=1_000_000)
+    parser.add_argument("--disk", action="store_true", help="a real store of real records and empty outputs")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(arguments.units, arguments.child, arguments.disk)))
+        return
+    machine = measure.machine(("pyarrow", "numpy"))
+    out = tempfile.mkdtemp(prefix="driver-")
+    found = {}
+    try:
+        command = [sys.executable, "-m", "benchmarks.driver", "--units", str(arguments.units), "--child", out]
+        command += ["--disk"] if arguments.disk else []
+        for name in ("first", "again"):
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=dict(os.environ))
+            found[name] = json.loads(done.stdout.splitlines()[-1])
+            print(name, json.dumps(found[name], indent=1))
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    for name, run in found.items():
+        print(
+            f"{name}: {run['units']:,} units, {run['ran']:,} ran, {run['seconds']} s, "
+            f"{run['units_per_second']:,} a second, peak {run['peak_rss_mb']} MB"
+        )
+    measure.save("driver-disk" if arguments.disk else "driver", {"machine": machine, **found})
+
+
+if __name__ == "__main__":
+    main()
