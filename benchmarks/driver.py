@@ -34,11 +34,14 @@ from pipeline.storage import RECORD, Store
 from stages import apply_rules, dedup, pack_shard, tokenize
 from stages.base import Artifact, Record
 from stages.sources import parquet
+from stages.tokenised import Tokenised
 
 SOURCES = ("web", "code", "books", "maths")
 SLOTS = 200  # two cores on each of 100 nodes
 UNIT_BYTES = 128 << 20
 MERGED = 128  # merged files that a shard reads a slice of: U / g of 1.3 T tokens is 430 for all four sources
+FILE_UNITS = 16  # units that read one file: 2 GB of it
+TEXT = ("download", "dedup")  # whose outputs say how much text they hold
 # Stage -> outputs of a unit, and its counters.
 OUTPUTS = {
     "download": (("part-000",), ("rows_in", "rows_out", "text_bytes")),
@@ -125,7 +128,7 @@ class Fake:
         for i, name in enumerate(names):
             digest = f"{i}{key}{key[:23]}"
             path = f"{stage}/{key[:2]}/{key}/{attempt}.{name}.parquet"
-            meta = {"text_bytes": UNIT_BYTES, "stamp": "1790000000000000000"}
+            meta = {"stamp": "1790000000000000000"} | ({"text_bytes": UNIT_BYTES} if stage in TEXT else {})
             outputs.append(Artifact(path, digest, name, 40_000_000, digest[::-1], 35_000, 30_000_000, meta=meta))
         counts = dict.fromkeys(counters, 35000)
         inputs = [a["digest"] for a in spec["inputs"]]
@@ -145,7 +148,8 @@ async def graph(context: Context, units: int) -> None:
     each = (units - shards) // (4 * len(SOURCES))
 
     async def chain(source: str, i: int) -> Artifact:
-        file = Artifact(f"/data/{source}/{i:06d}.parquet", f"{i:064x}", f"{i:06d}.parquet", UNIT_BYTES)
+        name = f"{i // FILE_UNITS:06d}.parquet"
+        file = Artifact(f"/data/{source}/{name}", f"{source:>8}{i // FILE_UNITS:056x}", name, 2 << 30)
         params = {
             "text": "text",
             "template": None,
@@ -154,37 +158,43 @@ async def graph(context: Context, units: int) -> None:
             "files": [file.name],
             "groups": [[i, i + 1]],
         }
-        label = f"{file.name}[0:8]"
+        label = f"{name}[{i}:{i + 1}]"
         raw = await context.run("download", parquet.work, params, [file], label, source, UNIT_BYTES)
         part = raw.output("part-000")
         rules = {"rules": [["gopher_quality", {}]]}
         record = await context.run("filter", apply_rules.work, rules, [part], f"{label} part-000", source, UNIT_BYTES)
         return record.output("docs")
 
-    async def source_of(source: str) -> list[Record]:
+    async def source_of(source: str) -> list[Tokenised]:  # keeps what the stages keep
         filtered = await context.gather(chain(source, i) for i in range(each))
         drops = [
-            Artifact("dedup/x/drops.parquet", f"{i:064x}", "drops", 1, rows_from=i, rows_to=i + 9) for i in range(each)
+            Artifact("dedup/x/drops.parquet", f"{source:>8}{i:056x}", "drops", 1, rows_from=i, rows_to=i + 9)
+            for i in range(each)
         ]
-        curated = await context.gather(
-            context.run("dedup", dedup.work, {"source": source}, [part, drop], f"{i:05d}", source, UNIT_BYTES)
-            for i, (part, drop) in enumerate(zip(filtered, drops, strict=True))
-        )
+
+        async def deduplicated(i: int, part: Artifact, drop: Artifact) -> Artifact:
+            label = f"{i:05d}"
+            record = await context.run("dedup", dedup.work, {"source": source}, [part, drop], label, source, UNIT_BYTES)
+            return record.output("docs")
+
+        pairs = zip(filtered, drops, strict=True)
+        curated = await context.gather(deduplicated(i, *pair) for i, pair in enumerate(pairs))
         tokenizer = Artifact("build_tokenizer/x/tokenizer.json", "f" * 64, "tokenizer", 1 << 20)
         params = {"seed": 0, "shard_tokens": 130_000_000, "bos_id": 0}
-        return await context.gather(
-            context.run(
-                "tokenize", tokenize.work, params, [r.output("docs"), tokenizer], f"{i:05d}", source, UNIT_BYTES
-            )
-            for i, r in enumerate(curated)
-        )
+
+        async def tokenised(i: int, part: Artifact) -> Tokenised:
+            label = f"{i:05d}"
+            record = await context.run("tokenize", tokenize.work, params, [part, tokenizer], label, source, UNIT_BYTES)
+            return Tokenised(record)
+
+        return await context.gather(tokenised(i, part) for i, part in enumerate(curated))
 
     found = await asyncio.gather(*map(source_of, SOURCES))
     slices = [
         a
-        for records in found
-        for r in records[: MERGED // len(SOURCES)]
-        for a in (r.output("docs"), r.output("tokens"))
+        for units_of in found
+        for unit in units_of[: MERGED // len(SOURCES)]
+        for a in map(unit.output, ("docs", "tokens"))
     ]
     await context.gather(
         context.run("pack_pretrain", pack_shard.shard, {"shard": i}, slices, f"train {i:06d}", weight=260_000_000)

@@ -38,6 +38,7 @@ LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
 NEWS_EVERY = 10.0  # seconds between the lines of a long unit
 WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
 NOTHING: dict[str, Any] = {}  # shared by records that have nothing to say
+NO_INPUTS: list[str] = []
 
 
 @dataclass
@@ -294,7 +295,7 @@ class Context:
             self.store.forget(stage, key)
         found, there = (None, False) if force else await self._look(stage, key)
         if found is not None:
-            record = slim(replace(found, cached=True, label=label))
+            record = slim(found, label, cached=True)
             if not again:
                 state.finished(record)
                 self.progress.finished(stage, record, weight)
@@ -314,7 +315,7 @@ class Context:
             "inputs": [{**a.to_dict(), "path": self.store.absolute(a)} for a in inputs],
         }
         try:
-            record = slim(await self._submit(spec))
+            record = slim(await self._submit(spec), label)
         except UnitFailed as error:
             state.failed.append(error)
             self.progress.failed(stage, label, error.message)
@@ -425,14 +426,17 @@ class Context:
                 self.store.write_state(self.recipe.name, f"{UNITS}/{name}.json", {**units.to_dict(), "failed": failed})
 
 
-def slim(record: Record) -> Record:
+def slim(record: Record, label: str, cached: bool = False) -> Record:
     """A record as the driver keeps it, without what only the store needs: there may be a million."""
     outputs = []
     for output in record.outputs:
         meta = {sys.intern(name): value for name, value in output.meta.items() if name != "stamp"}
         sha256 = output.digest if output.sha256 == output.digest else output.sha256
         outputs.append(replace(output, sha256=sha256, meta=meta or NOTHING))
-    return replace(record, inputs=[], versions=NOTHING, outputs=outputs)
+    stage = sys.intern(record.stage)
+    return replace(
+        record, stage=stage, label=label, cached=cached, inputs=NO_INPUTS, versions=NOTHING, attempt="", outputs=outputs
+    )
 
 
 def drive(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:

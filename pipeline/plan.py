@@ -108,8 +108,7 @@ SOURCE_HEADER = (
 def mixture_rows(context: Context, name: str, survey: Survey) -> tuple[list[tuple[Any, ...]], list[str]]:
     """What is asked of each source, what it has, and what binds (or why that cannot be known)."""
     mixture = context.recipe.mixtures[name]
-    phase = context.recipe.train.get(context.recipe.phase_of(name))
-    window = mixture.window or (phase.seq_len if phase else None)
+    window = context.recipe.window_of(name)
     known = all(s in survey.forecasts for s in mixture.sources)
     have = pool(context, name, {s: f.tokens for s, f in survey.forecasts.items()}) if known else {}
     wanted = shares = None

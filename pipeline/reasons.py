@@ -2,11 +2,12 @@
 
 `<out>/<recipe>/units/<stage>.json` keeps the key and a few short digests of each unit, and each distinct set of code
 and parameters once, so that `plan` can name the module, the parameter or the library that changed. A unit is one
-string, here and in the file: there may be a million.
+short text: there may be a million.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -20,48 +21,60 @@ def fact_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def brief(values: tuple[tuple[str, str], ...]) -> tuple[str, dict[str, str]]:
+    """(digest, name -> short value) of names and values."""
+    short = {name: value[:12] for name, value in values}
+    return fact_digest(short)[:12], short
+
+
+noted = functools.cache(brief)  # for sets that many units share
+
+
 class Units:
     """The units of one stage by label: key, and digests of code, versions, parameters and inputs."""
 
     def __init__(self, saved: dict[str, Any] | None = None):
         saved = saved or {}
         self.sets: dict[str, dict[str, str]] = dict(saved.get("sets", {}))  # digest -> name -> digest of the value
-        self.rows: dict[str, str] = dict(saved.get("units", {}))  # label -> "key code versions params inputs"
+        # label -> key (20 bytes), digests of code, versions, params and inputs (6 bytes each)
+        self.rows = {label: bytes.fromhex(row) for label, row in saved.get("units", {}).items()}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def unit_keys(self) -> Iterator[str]:
         """The key of each unit."""
-        return (row.partition(" ")[0] for row in self.rows.values())
+        return (row[:20].hex() for row in self.rows.values())
 
     def key(self, label: str) -> str:
         """The key of the unit called `label`, or an empty text."""
-        return self.rows.get(label, "").partition(" ")[0]
+        return self.rows.get(label, b"")[:20].hex()
 
     def add(self, label: str, key: str, facts: dict[str, Any]) -> None:
         """Note the unit called `label` and what its key is made of."""
         modules = code.modules_of(facts["work"].split(":")[0])
-        parts = [modules, facts["versions"], {name: fact_digest(v) for name, v in facts["params"].items()}]
-        row = [key]
-        for values in parts:
-            short = {name: value[:12] for name, value in values.items()}
-            row.append(fact_digest(short)[:12])
-            self.sets[row[-1]] = short
-        self.rows[label] = " ".join([*row, fact_digest(facts["inputs"])[:12]])
+        params = tuple((name, fact_digest(value)) for name, value in facts["params"].items())
+        row = key
+        for digest, short in (noted(tuple(modules.items())), noted(tuple(facts["versions"].items())), brief(params)):
+            self.sets[digest] = short
+            row += digest
+        self.rows[label] = bytes.fromhex(row + fact_digest(facts["inputs"])[:12])
 
     def merged(self, later: Units) -> Units:
         """These and `later`, which wins."""
-        return Units({"sets": {**self.sets, **later.sets}, "units": {**self.rows, **later.rows}})
+        both = Units()
+        both.sets, both.rows = {**self.sets, **later.sets}, {**self.rows, **later.rows}
+        return both
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; sets that no unit refers to any more are left out."""
-        used = {digest for row in self.rows.values() for digest in row.split(" ")[1:4]}
-        return {"sets": {digest: values for digest, values in self.sets.items() if digest in used}, "units": self.rows}
+        used = {digest for row in self.rows.values() for digest in digests(row)[:3]}
+        sets = {digest: values for digest, values in self.sets.items() if digest in used}
+        return {"sets": sets, "units": {label: row.hex() for label, row in self.rows.items()}}
 
     def changed(self, label: str, before: Units) -> list[str]:
         """What differs from `before` for the unit called `label`, in words."""
-        now, then = self.rows[label].split(" ")[1:], before.rows[label].split(" ")[1:]
+        now, then = digests(self.rows[label]), digests(before.rows[label])
         words = []
         for (singular, plural), a, b in zip(PARTS, now, then, strict=False):
             if a != b:
@@ -70,6 +83,11 @@ class Units:
                 shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
                 words.append(f"{plural if len(names) > 1 else singular} {shown} changed")
         return words + (["input changed"] if now[3] != then[3] else [])
+
+
+def digests(row: bytes) -> list[str]:
+    """Those of code, versions, params and inputs."""
+    return [row[i : i + 6].hex() for i in range(20, 44, 6)]
 
 
 PARTS = (("code", "code"), ("version of", "versions of"), ("parameter", "parameters"))

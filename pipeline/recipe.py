@@ -161,6 +161,11 @@ class Recipe(Model):
         phases = [p for p, c in self.train.items() if (c.mixture or p) == mixture]
         return mixture if mixture in phases or not phases else phases[0]
 
+    def window_of(self, mixture: str) -> int | None:
+        """Tokens that a model sees at once when it trains on a mixture; None where nothing says."""
+        phase = self.train.get(self.phase_of(mixture))
+        return self.mixtures[mixture].window or (phase.seq_len if phase else None)
+
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe, resolved, as JSON values."""
         return self.model_dump(mode="json", by_alias=True)

@@ -73,8 +73,8 @@ def tokens(context: Context) -> Table:
     return grid(f"Tokens ({tokenizer.output('tokenizer').meta['vocab_size']:,} ids)", header, rows)
 
 
-def mixture(value: dict[str, Any]) -> Table:
-    """Ratios asked and got."""
+def mixture(value: dict[str, Any], window: int | None = None) -> Table:
+    """Ratios asked and got; with a `window` of tokens, how many documents of each source meet in one."""
     rows = [
         (
             s["name"],
@@ -84,6 +84,7 @@ def mixture(value: dict[str, Any]) -> Table:
             s["documents"],
             f"{s['epochs']:.3f}",
             f"{s['max_epochs']:g}",
+            *([f"{window * s['documents'] / max(1, s['tokens']):.2f}"] if window else []),
         )
         for s in value["sources"]
     ]
@@ -91,7 +92,17 @@ def mixture(value: dict[str, Any]) -> Table:
     title = (
         f"Mixture {value['mixture']}: {value['tokens']:,} tokens in {shards} shards, {value['val_tokens']:,} held out"
     )
-    return grid(title, ("source", "asked", "got", "tokens", "documents", "epochs", "cap"), rows)
+    header = (
+        "source",
+        "asked",
+        "got",
+        "tokens",
+        "documents",
+        "epochs",
+        "cap",
+        *(["documents/window"] if window else []),
+    )
+    return grid(title, header, rows)
 
 
 def training(context: Context, done: dict[str, Record]) -> tuple[Table, list[str]]:
@@ -124,7 +135,8 @@ def print_report(context: Context, stage: str, result: Any) -> None:
     for name in ("pack_pretrain", "pack_anneal_mix"):
         built = context.built(name)
         if built:
-            console.print(mixture(built["manifest"]))
+            value = built["manifest"]
+            console.print(mixture(value, context.recipe.window_of(value["mixture"])))
             console.print()
     if stage == "train":
         table, samples = training(context, result)

@@ -177,21 +177,19 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
             for bucket in range(of)
         )
         slices = [list(drops) for drops in zip(*(r.named("drops-") for r in found), strict=True)]
-    records = await context.gather(
-        context.run(
-            "dedup",
-            work,
-            {"source": name},
-            [part, *drops],
-            label=f"{number:05d}",
-            source=name,
-            weight=part.bytes,
+
+    async def one(name: str, part: Artifact, drops: list[Artifact], number: int) -> Artifact:
+        record = await context.run(
+            "dedup", work, {"source": name}, [part, *drops], f"{number:05d}", name, weight=part.bytes
         )
-        for (name, part), drops, number in zip(pairs, slices, numbers(filtered), strict=True)
-    )
+        docs: Artifact = record.output("docs")
+        return docs
+
+    jobs = zip(pairs, slices, numbers(filtered), strict=True)
+    done = await context.gather(one(*pair, drops, number) for pair, drops, number in jobs)
     curated: dict[str, list[Artifact]] = {name: [] for name in filtered}
-    for (name, _), record in zip(pairs, records, strict=True):
-        curated[name].append(record.output("docs"))
+    for (name, _), docs in zip(pairs, done, strict=True):
+        curated[name].append(docs)
     return curated
 
 

@@ -62,13 +62,14 @@ def within_budget(config: BaseConfig, counts: list[tuple[int, int]]) -> int | No
     return None
 
 
-def check_not_empty(name: str, downloaded: list[Record]) -> None:
-    """Raises DataError when a source has no rows, or none that can be used, with the commonest reason."""
-    rows = sum(r.counts.get("rows_in", 0) for r in downloaded)
+def check_not_empty(context: Any, name: str, one: Record | None) -> None:
+    """Raises DataError when a source has no rows, or none that can be used, with the commonest reason in `one` unit."""
+    counts = context.counts("download", name)
+    rows = counts.get("rows_in", 0)
     if not rows:
         raise DataError(f"source {name} has no rows; check what it points at")
-    if not sum(r.counts.get("rows_out", 0) for r in downloaded):
-        reason = downloaded[0].output("quarantine").meta["commonest"]
+    if one and not counts.get("rows_out", 0):
+        reason = one.output("quarantine").meta["commonest"]
         raise DataError(f"source {name}: none of its {rows:,} rows can be used ({reason}); mend the file or the recipe")
 
 
@@ -79,7 +80,7 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
         specs = await units_of(context, name, config)
         records = await context.gather(fetch(context, name, config, spec) for spec in specs)
         done = [r for r in records if r is not None]
-        check_not_empty(name, done)
+        check_not_empty(context, name, next(iter(done), None))
         return [part for record in done for part in record.named("part-")]
 
     sources = context.recipe.sources

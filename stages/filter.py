@@ -7,8 +7,7 @@ parts that fills it; parts beyond are not used even if they were built.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.apply_rules import work
 from stages.base import Artifact, DataError, Record, Stage
@@ -19,8 +18,16 @@ from stages.sources.base import UnitSpec
 LOOK_AHEAD = 16  # units started at a time for a source with a budget, at most
 
 
-async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> tuple[Record, list[Record]]:
-    """One download unit, then its parts through the rules: their records."""
+class Kept(NamedTuple):
+    """A filtered part, and how much is in it; records themselves are too many to keep."""
+
+    docs: Artifact
+    documents: int
+    text_bytes: int
+
+
+async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> tuple[Record, list[Kept]]:
+    """One download unit, and its parts through the rules."""
     params = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
     record = await fetch(context, name, config, spec)
     done: list[Record | None] = await context.gather(
@@ -35,51 +42,44 @@ async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> tuple[R
         )
         for part in record.named("part-")
     )
-    return record, [r for r in done if r is not None]
+    kept = [r for r in done if r is not None]
+    return record, [Kept(r.output("docs"), r.counts.get("kept", 0), r.counts.get("text_bytes", 0)) for r in kept]
 
 
-async def source_records(context: Any, name: str, config: Any) -> list[Record]:
-    """The filter records that make up source `name`, in order: all, or the shortest prefix that fills a budget."""
+async def source_parts(context: Any, name: str, config: Any) -> list[Artifact]:
+    """The filtered parts that make up source `name`, in order: all, or the shortest prefix that fills a budget."""
     specs = await units_of(context, name, config)
-    records: list[Record] = []
-    downloaded: list[Record] = []
-    start = 0
+    kept: list[Kept] = []
+    start, first = 0, None
     while start < len(specs):
-        window = len(specs) - start if not config.has_budget else next_window(config, records, start)
+        window = len(specs) - start if not config.has_budget else next_window(config, kept, start)
         batch = specs[start : start + window]
         start += len(batch)
         found = await context.gather(chain(context, name, config, spec) for spec in batch)
         for download, parts in filter(None, found):
-            downloaded.append(download)
-            records += parts
-        enough = within_budget(config, [counts_of(r) for r in records])
+            first = first or download
+            kept += parts
+        enough = within_budget(config, [(k.documents, k.text_bytes) for k in kept])
         if enough is not None:
-            return records[:enough]
-    check_not_empty(name, downloaded)
-    return records
+            return [k.docs for k in kept[:enough]]
+    check_not_empty(context, name, first)
+    return [k.docs for k in kept]
 
 
-def counts_of(record: Record) -> tuple[int, int]:
-    """(documents, bytes of text) that a filter unit kept."""
-    return record.counts.get("kept", 0), record.counts.get("text_bytes", 0)
-
-
-def next_window(config: Any, records: list[Record], units: int) -> int:
+def next_window(config: Any, kept: list[Kept], units: int) -> int:
     """How many more units to start: two to see what they hold, then what seems missing."""
     if not units:
         return 2
-    documents, size = (max(1, sum(column)) for column in zip((0, 0), *map(counts_of, records), strict=True))
+    documents, size = max(1, sum(k.documents for k in kept)), max(1, sum(k.text_bytes for k in kept))
     pairs = ((documents, config.max_documents), (size, config.max_bytes), (size // 4, config.max_tokens))
     missing = min((limit - have) / max(1, have) for have, limit in pairs if limit is not None)
     return min(LOOK_AHEAD, max(1, round(missing * units)))
 
 
-def check_some_kept(name: str, records: list[Record]) -> None:
+def check_some_kept(context: Any, name: str) -> None:
     """Raises DataError when a source's rules leave no document, naming the commonest reason."""
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update(record.counts)
-    if not counts["kept"]:
+    counts = context.counts("filter", name)
+    if not counts.get("kept", 0):
         reasons = {k.removeprefix("dropped."): n for k, n in counts.items() if k.startswith("dropped.")}
         reason, n = min(reasons.items(), key=lambda item: (-item[1], item[0]))
         raise DataError(
@@ -92,9 +92,9 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
     """Filtered documents by source, one table a part. Downloads as it goes."""
 
     async def one(name: str, config: Any) -> list[Artifact]:
-        records = await source_records(context, name, config)
-        check_some_kept(name, records)
-        return [record.output("docs") for record in records]
+        parts = await source_parts(context, name, config)
+        check_some_kept(context, name)
+        return parts
 
     sources = context.recipe.sources
     found = await asyncio.gather(*(one(name, config) for name, config in sources.items()))

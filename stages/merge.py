@@ -22,6 +22,7 @@ from stages.tokenised import (
     FULL,
     HELD_BY_TAKE,
     TOKENISED,
+    Tokenised,
     Unit,
     full_order,
     pieces_of,
@@ -68,7 +69,7 @@ def write_unit(task: Task, units: Sequence[Unit], tables: Sequence[pa.Table]) ->
     task.add("tokens", path, tokens=total, sha256=sha256)
     at = TOKENISED.get_field_index("token_start")
     table = table.set_column(at, TOKENISED.field(at), pa.array(np.cumsum(counts) - counts))
-    write_docs(task, "docs", table)
+    write_docs(task, table)
 
 
 def units_of(task: Task) -> list[Unit]:
@@ -101,9 +102,9 @@ def held_out(task: Task) -> None:
     task.add("ids", path, rows=len(set(found)))
 
 
-async def ranged(context: Any, source: str, records: Sequence[Record]) -> list[Ranged]:
+async def ranged(context: Any, source: str, tokenised: Sequence[Tokenised]) -> list[Ranged]:
     """The units of a source as shards read them: merged by ranges where there are more than ABOVE."""
-    units = [Ranged(source, 0, FULL, r.output("docs"), r.output("tokens")) for r in records]
+    units = [Ranged(source, 0, FULL, unit.output("docs"), unit.output("tokens")) for unit in tokenised]
     whole = len(units) // GROUP * GROUP if len(units) > ABOVE else 0
     width = FULL // GROUP
     jobs = [(group, i * width, (i + 1) * width) for group in range(0, whole, GROUP) for i in range(GROUP)]
@@ -126,9 +127,9 @@ async def ranged(context: Any, source: str, records: Sequence[Record]) -> list[R
     return found + units[whole:]
 
 
-async def total_histogram(context: Any, source: str, records: Sequence[Record]) -> np.ndarray:
+async def total_histogram(context: Any, source: str, units: Sequence[Tokenised]) -> np.ndarray:
     """The sum of the histograms of a source's units, int64 [4, BINS]."""
-    found = [record.output("histogram") for record in records]
+    found = [unit.output("histogram") for unit in units]
     if len(found) > ABOVE:
         groups = [found[i : i + ABOVE] for i in range(0, len(found), ABOVE)]
         sums = await context.gather(
@@ -141,17 +142,17 @@ async def total_histogram(context: Any, source: str, records: Sequence[Record]) 
 
 
 async def held(
-    context: Any, source: str, records: Sequence[Record], histogram: np.ndarray, tokens: int
+    context: Any, source: str, units: Sequence[Tokenised], histogram: np.ndarray, tokens: int
 ) -> list[Record]:
     """Records of `held_out` for a source: its first held-out documents, of `tokens` tokens or more if it has them."""
     bins = min(BINS, int(np.searchsorted(np.cumsum(histogram[HELD_BY_TAKE]), tokens)) + 1)
-    groups = [records[i : i + ABOVE] for i in range(0, len(records), ABOVE)]
+    groups = [units[i : i + ABOVE] for i in range(0, len(units), ABOVE)]
     found: list[Record] = await context.gather(
         context.run(
             "tokenize",
             held_out,
             {"seed": context.recipe.seed, "bins": bins},
-            [a for r in group for a in (r.output("docs"), r.output("tokens"))],
+            [a for unit in group for a in map(unit.output, ("docs", "tokens"))],
             f"held {i:04d} of {bins} bins",
             source,
         )

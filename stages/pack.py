@@ -22,7 +22,7 @@ from stages.layout import CANDIDATES, Cut, Part, candidates, cut_bin, find_cut, 
 from stages.merge import ABOVE, Ranged, held, ranged, total_histogram
 from stages.mixture import largest_remainder, solve
 from stages.pack_shard import shard
-from stages.tokenised import BY_POSITION, HELD_BY_TAKE, ring
+from stages.tokenised import BY_POSITION, HELD_BY_TAKE, Tokenised, ring
 from train.manifest import FORMAT_VERSION, Tokenizer
 
 
@@ -49,7 +49,7 @@ async def lay_out(context: Any, name: str) -> Layout:
     if name not in recipe.mixtures:
         raise DataError(f"recipe {recipe.name} has no mixtures.{name}; add it, or run another stage")
     mixture = recipe.mixtures[name]
-    tokenised: dict[str, list[Record]] = await context.stage("tokenize")
+    tokenised: dict[str, list[Tokenised]] = await context.stage("tokenize")
     context.check_quarantine()
     found = await asyncio.gather(*(total_histogram(context, s, tokenised[s]) for s in mixture.sources))
     histograms: dict[str, np.ndarray] = dict(zip(mixture.sources, found, strict=True))
@@ -83,7 +83,7 @@ async def lay_out(context: Any, name: str) -> Layout:
         dict(zip(mixture.sources, kept, strict=True)),
         {s: int(histograms[s][HELD_BY_TAKE].sum()) for s in mixture.sources},
         shard_borders([(parts[s], histograms[s]) for s in mixture.sources], recipe.shard_tokens),
-        [r.output(n).digest for s in mixture.sources for r in tokenised[s] for n in ("docs", "tokens")],
+        [a.digest for s in mixture.sources for unit in tokenised[s] for a in map(unit.output, ("docs", "tokens"))],
     )
 
 
@@ -103,12 +103,12 @@ def empty_part(name: str, seen: str, shown: Part | None) -> Part | None:
     return Part(0, 0, 0, floor=shown.cut, shown=shown.rest - shown.cut.keep + shown.cut.count)
 
 
-async def find(context: Any, stage: str, source: str, records: list[Record], histogram: np.ndarray, part: Part) -> Cut:
+async def find(context: Any, stage: str, source: str, units: list[Tokenised], histogram: np.ndarray, part: Part) -> Cut:
     """Where the partial epoch of a source ends."""
     params = {"seed": context.recipe.seed, "draw": part.draw, "bin": cut_bin(histogram, part)}
-    groups = [records[i : i + ABOVE] for i in range(0, len(records), ABOVE)]
+    groups = [units[i : i + ABOVE] for i in range(0, len(units), ABOVE)]
     done = await context.gather(
-        context.run(stage, candidates, params, [r.output("docs") for r in group], f"cut {i:04d}", source)
+        context.run(stage, candidates, params, [unit.output("docs") for unit in group], f"cut {i:04d}", source)
         for i, group in enumerate(groups)
     )
     tables = [pq.read_table(context.artifact_path(r.output("candidates"))) for r in done]

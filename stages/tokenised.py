@@ -8,19 +8,19 @@ largest position, so a reader of a range touches only its own.
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.base import Artifact, Task
+from stages.base import Artifact, Record, Task
 from stages.tables import ID
 
 TOKENISED = pa.schema(
@@ -106,9 +106,9 @@ def after(mark: bytes, where: np.ndarray, pieces: Pieces) -> Pieces:
     )
 
 
-def write_docs(task: Task, name: str, table: pa.Table, **meta: Any) -> None:
-    """Write a table of the schema TOKENISED, already in order, as output `name`."""
-    with task.table(name, TOKENISED, **meta) as writer:
+def write_docs(task: Task, table: pa.Table) -> None:
+    """Write a table of the schema TOKENISED, already in order, as output `docs`."""
+    with task.table("docs", TOKENISED) as writer:
         for at in range(0, table.num_rows, GROUP):
             writer.write(table.slice(at, GROUP))
 
@@ -120,6 +120,21 @@ def write_histogram(task: Task, value: np.ndarray) -> None:
     np.save(buffer, value)
     Path(path).write_bytes(buffer.getvalue())  # not np.save to a path, whose error on a full disk names no errno
     task.add("histogram", path)
+
+
+class Tokenised:
+    """What a tokenised unit left: `docs`, `tokens` and `histogram`, kept as one text because the driver holds many."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, record: Record):
+        self.text = json.dumps(
+            {a.name: list(a.to_dict().values()) for a in record.outputs}, separators=(",", ":")
+        ).encode()
+
+    def output(self, name: str) -> Artifact:
+        """The output called `name`."""
+        return Artifact(*json.loads(self.text)[name])
 
 
 class Unit:

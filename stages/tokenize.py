@@ -17,7 +17,17 @@ import pyarrow.parquet as pq
 from stages.base import Artifact, Record, Stage, Task
 from stages.encoder import open_encoder
 from stages.ids import is_validation, position, take
-from stages.tokenised import BINS, TOKENISED, after, full_order, slices, write_docs, write_histogram, write_joined
+from stages.tokenised import (
+    BINS,
+    TOKENISED,
+    Tokenised,
+    after,
+    full_order,
+    slices,
+    write_docs,
+    write_histogram,
+    write_joined,
+)
 
 BATCH_BYTES = 8 << 20  # text encoded at a time
 # Text in a unit: 1/64 of the source, as a power of two between these, so that a small corpus keeps many cores busy
@@ -40,8 +50,7 @@ def work(task: Task) -> None:
     """Tokenise a slice of a part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens, bos_id, slice.
 
     Outputs: `tokens` (raw little-endian uint16), `docs` (TOKENISED, in the same order) and `histogram` (.npy,
-    int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes; the `docs`
-    artifact's meta repeats them and adds max_document_tokens.
+    int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes.
     """
     seed = task.params["seed"]
     encoded = encode(task)
@@ -62,20 +71,13 @@ def work(task: Task) -> None:
     path = task.output("tokens.bin")
     sha256 = write_joined(path, after(bos, opens, pieces))
     total, trained = int(count.sum()), int(count[~val].sum())
-    facts = {
-        "tokens": total,
-        "train_tokens": trained,
-        "val_tokens": total - trained,
-        "documents": len(lengths),
-        "text_bytes": encoded.text_bytes,
-    }
-    task.counts.update(facts)
+    task.counts.update(tokens=total, train_tokens=trained, val_tokens=total - trained)
+    task.counts.update(documents=len(lengths), text_bytes=encoded.text_bytes)
     task.add("tokens", path, tokens=total, sha256=sha256)
     columns = {"position": places, "token_start": np.cumsum(count) - count, "token_count": count, "val": val}
     for name, column in columns.items():
         table = table.append_column(name, pa.array(column, TOKENISED.field(name).type))
-    longest = int(lengths.max(initial=0))
-    write_docs(task, "docs", table.select(TOKENISED.names), **facts, max_document_tokens=longest)
+    write_docs(task, table.select(TOKENISED.names))
     write_histogram(task, histogram(seed, table, val))
 
 
@@ -139,8 +141,8 @@ def histogram(seed: int, table: pa.Table, val: np.ndarray) -> np.ndarray:
     return np.array(found).astype(np.int64)
 
 
-async def build(context: Any) -> dict[str, list[Record]]:
-    """The records of each source's parts, in order; every one has `tokens`, `docs` and `histogram`."""
+async def build(context: Any) -> dict[str, list[Tokenised]]:
+    """The tokenised units of each source, in the order of its parts."""
     curated: dict[str, list[Artifact]] = await context.stage("exclude")
     trained: Record = await context.stage("build_tokenizer")
     tokenizer = trained.output("tokenizer")
@@ -150,26 +152,21 @@ async def build(context: Any) -> dict[str, list[Record]]:
         "bos_id": tokenizer.meta["bos_id"],
     }
     jobs = [
-        (name, f"{i:05d}" + (f" {number + 1} of {of}" if of > 1 else ""), part, {**params, "slice": [number, of]}, of)
+        (name, f"{i:05d}" + (f" {number + 1} of {of}" if of > 1 else ""), part, number, of)
         for name, parts in curated.items()
         for i, (part, of) in enumerate(slices_of(parts))
         for number in range(of)
     ]
-    records = await context.gather(
-        context.run(
-            "tokenize",
-            work,
-            each,
-            [part, tokenizer],
-            label=label,
-            source=name,
-            weight=part.meta.get("text_bytes", 0) // of,
-        )
-        for name, label, part, each, of in jobs
-    )
-    found: dict[str, list[Record]] = {name: [] for name in curated}
-    for (name, *_), record in zip(jobs, records, strict=True):
-        found[name].append(record)
+
+    async def one(name: str, label: str, part: Artifact, number: int, of: int) -> Tokenised:
+        each = {**params, "slice": [number, of]}
+        weight = part.meta.get("text_bytes", 0) // of
+        return Tokenised(await context.run("tokenize", work, each, [part, tokenizer], label, name, weight))
+
+    units = await context.gather(one(*job) for job in jobs)
+    found: dict[str, list[Tokenised]] = {name: [] for name in curated}
+    for (name, *_), unit in zip(jobs, units, strict=True):
+        found[name].append(unit)
     return found
 
 

@@ -20,7 +20,7 @@ from stages import ids
 from stages.base import Artifact, Record, Task
 from stages.pack import Layout, lay_out, training_shards, validation_shards
 from stages.shards import open_shard
-from stages.tokenised import TOKENISED, write_docs, write_histogram
+from stages.tokenised import TOKENISED, Tokenised, write_docs, write_histogram
 from stages.tokenize import cut, histogram
 
 BUILD_ID = "0123456789abcdef" * 4
@@ -92,7 +92,7 @@ def unit(folder: Path, documents: Sequence[Document], seed: int = 0, shard_token
             "url": [None] * len(document),
         }
         table = pa.table({f.name: pa.array(columns[f.name], f.type) for f in TOKENISED})
-        write_docs(task, "docs", table)
+        write_docs(task, table)
         write_histogram(task, histogram(seed, table, val))
 
     return run_unit(folder, work, {})
@@ -119,9 +119,9 @@ class PackContext(MiniContext):
 
     def __init__(self, folder: Path, recipe: Any, units: Sequence[tuple[str, Record]]):
         super().__init__(folder, recipe)
-        self.units: dict[str, list[Record]] = {}
+        self.units: dict[str, list[Tokenised]] = {}
         for name, record in units:
-            self.units.setdefault(name, []).append(record)
+            self.units.setdefault(name, []).append(Tokenised(record))
 
     def artifact_path(self, artifact: Artifact) -> str:
         return artifact.path

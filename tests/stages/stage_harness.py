@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -56,9 +57,14 @@ class MiniContext:
         self.records: dict[str, Record] = {}
         self.built: dict[str, Any] = {}
         self.listed: dict[str, Any] = {}
+        self.counted: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
     def identify(self, path: str) -> tuple[str, int]:
         return identify(path)
+
+    def counts(self, stage: str, source: str) -> Counter[str]:
+        """The sum of a stage's counters over a source."""
+        return self.counted[stage, source]
 
     def check_quarantine(self) -> None:
         """The engine's affair."""
@@ -85,6 +91,7 @@ class MiniContext:
         if key not in self.records:
             self.ran.append((stage, f"{source} {label}"))
             self.records[key] = run_unit(self.folder / stage, work, params, inputs)
+            self.counted[stage, source or ""].update(self.records[key].counts)
         return self.records[key]
 
 

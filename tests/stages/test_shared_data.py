@@ -85,12 +85,16 @@ def test_duplicates_of_the_crawl_sample_go(context):
 
 
 def test_tokens_are_accounted_for(context):
-    for name, records in build_result(context, "tokenize").items():
-        for record in records:
-            rows = pq.read_table(record.output("docs").path)
-            assert record.output("tokens").bytes == 2 * record.counts["tokens"], name
-            assert sum(rows["token_count"].to_pylist()) == record.counts["tokens"]
+    found = 0
+    for name, units in build_result(context, "tokenize").items():
+        for unit in units:
+            rows, held = pq.read_table(unit.output("docs").path), unit.output("tokens").tokens
+            assert unit.output("tokens").bytes == 2 * held, name
+            assert sum(rows["token_count"].to_pylist()) == held
+            found += held
             assert max(rows["token_count"].to_pylist()) <= SHARD_TOKENS
+    counted = {id(r): r.counts for r in context.records.values() if "train_tokens" in r.counts}
+    assert found == sum(counts["tokens"] for counts in counted.values())
     report = json.loads(Path(build_result(context, "build_tokenizer").output("report").path).read_text())
     assert report["vocab_size"] == 2048
     assert all(2 < value < 5 for value in report["bytes_per_token"].values())

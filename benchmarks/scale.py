@@ -1,0 +1,134 @@
+"""A build of FineWeb-Edu's size, counted from the constants in the code: units, requests, bytes moved, driver memory.
+
+Nothing is run. Stages and sizes are those of `stages/`, and each figure stands beside the line of arithmetic that
+gives it. The two columns differ in one thing: whether tokenised units are merged into ranges of positions before
+shards read them (`stages/merge.py`).
+
+    python -m benchmarks.scale [--tokens 1.3e12] [--shards 10000] [--nodes 100] [--bytes-per-token 3.9]
+                               [--document-tokens 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import measure
+from stages.dedup import BUCKET_ROWS, buckets_for
+from stages.merge import ABOVE, GROUP
+from stages.sources.base import UNIT_BYTES
+from stages.tokenised import GROUP as ROWS
+from stages.tokenize import MOST_BYTES
+
+# Bytes a row of a parquet table takes on disk, and of a spec an artifact takes; seen on 100 MB of real text.
+TOKENISED_ROW, ROWS_ROW, ARTIFACT = 62, 70, 420
+OPENS_PER_FILE = 2  # a parquet footer and its row groups, or a map and its pages: requests to an object store
+
+
+def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: float, merged: bool) -> dict[str, Any]:
+    """Counts of one build with one source, no repeats."""
+    text = tokens * bytes_per_token
+    documents = tokens / document_tokens
+    parts = round(text / UNIT_BYTES)
+    units = round(text / MOST_BYTES)
+    groups = units // GROUP if merged and units > ABOVE else 0
+    merges, sums, read = groups * GROUP, -(-units // ABOVE), units - groups * GROUP
+    # A shard is 1 / shards of the positions, a merged file 1 / GROUP of them; a border in it costs one file more.
+    files = read + groups * (1 + GROUP / shards)
+    rows_of_unit, rows_of_shard = documents / units, documents / shards
+    # Whole row groups are read: a slice of few rows costs one.
+    merge_rows = min(rows_of_unit, rows_of_unit / GROUP + ROWS)
+    slice_rows = min(rows_of_unit, rows_of_shard / max(1, files) + ROWS)
+    table = {
+        "units": {
+            "download, filter, dedup": 3 * parts + buckets_for(round(documents)),
+            "tokenize": units,
+            "merge": merges,
+            "histograms, held-out, cut": 3 * sums,
+            "shards": shards,
+        },
+        "files opened": {
+            "tokenize": 2 * units,
+            "merge": merges * GROUP * 2,
+            "histograms, held-out, cut": 4 * units,
+            "shards": round(shards * files * 2),
+        },
+        "bytes read": {
+            "tokenize": text,
+            "merge": merges * GROUP * merge_rows * TOKENISED_ROW + (2 * tokens if groups else 0),
+            "histograms, held-out, cut": units * (131_072 + 2 * rows_of_unit * TOKENISED_ROW),
+            "shards": 2 * tokens + shards * files * slice_rows * TOKENISED_ROW,
+        },
+        "bytes written": {
+            "tokenize": 2 * tokens + documents * TOKENISED_ROW,
+            "merge": (2 * tokens + documents * TOKENISED_ROW) if groups else 0,
+            "shards": 2 * tokens + documents * (ROWS_ROW + 12),
+        },
+        "bytes of specs the driver sends": {
+            "tokenize": units * 2 * ARTIFACT,
+            "merge": merges * GROUP * 2 * ARTIFACT,
+            "shards": round(shards * files * 2 * ARTIFACT),
+        },
+    }
+    return {what: {stage: round(n) for stage, n in row.items()} for what, row in table.items()}
+
+
+def driver_bytes() -> float | None:
+    """Bytes a unit takes in the driver, from the newest result of `benchmarks.driver`."""
+    found = sorted(measure.RESULTS.glob("*-driver.json"))
+    if not found:
+        return None
+    run = json.loads(found[-1].read_text())["first"]
+    return float((run["peak_rss_mb"] - run["rss_before_mb"]) * 2**20 / run["units"])
+
+
+def human(n: float) -> str:
+    """1,234, or 5.6 M, or 7.8 T."""
+    for size, name in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M")):
+        if n >= size:
+            return f"{n / size:,.3g}{name}"
+    return f"{n:,.0f}"
+
+
+def main() -> None:
+    """Print both columns and save them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=float, default=1.3e12)
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--nodes", type=int, default=100)
+    parser.add_argument("--bytes-per-token", type=float, default=3.9)
+    parser.add_argument("--document-tokens", type=float, default=1000)
+    a = parser.parse_args()
+    sizes = (a.tokens, a.shards, a.bytes_per_token, a.document_tokens)
+    with_merge, without = build(*sizes, merged=True), build(*sizes, merged=False)
+    table = Table("", "without merging", "with merging", box=None)
+    for what in with_merge:
+        table.add_row(f"[bold]{what}", human(sum(without[what].values())), human(sum(with_merge[what].values())))
+        for stage, n in with_merge[what].items():
+            table.add_row(f"  {stage}", human(without[what][stage]), human(n))
+    found: dict[str, Any] = {"asked": vars(a), "with": with_merge, "without": without}
+    per_unit = driver_bytes()
+    for name, column in (("without", without), ("with", with_merge)):
+        moved = sum(column["bytes read"].values()) + sum(column["bytes written"].values())
+        opened = sum(column["files opened"].values()) * OPENS_PER_FILE
+        found[name] |= {"bytes moved a node": moved / a.nodes, "requests a node": opened / a.nodes}
+        if per_unit:
+            found[name]["driver MB"] = round(per_unit * sum(column["units"].values()) / 2**20)
+    for what in [k for k in found["with"] if not isinstance(found["with"][k], dict)]:
+        table.add_row(f"[bold]{what}", human(found["without"][what]), human(found["with"][what]))
+    Console().print(table)
+    slices = round(a.tokens * a.bytes_per_token / UNIT_BYTES) * buckets_for(round(a.tokens / a.document_tokens))
+    print(
+        f"Exact deduplication at this size lists a slice of drops for every part and bucket of {BUCKET_ROWS:,} rows: "
+        f"{human(slices)} of them, which the driver holds beside the units above."
+    )
+    found["dedup slices"] = slices
+    measure.save("scale", found)
+
+
+if __name__ == "__main__":
+    main()
