@@ -46,9 +46,8 @@ class StageState:
     """What the driver has seen of one stage in this run, small enough for a million units; records hold the truth."""
 
     units: Units = field(default_factory=Units)
-    reasons: dict[str, str] = field(default_factory=dict)  # label -> why it runs (or would)
+    reasons: Counter[str] = field(default_factory=Counter)  # why units run (or would) -> how many
     done: int = 0  # records found or made
-    ran: list[str] = field(default_factory=list)  # labels of those that were made
     counts: dict[str, Counter[str]] = field(default_factory=dict)  # first word of the label, its source -> counters
     text_seconds: float = 0.0  # spent in units that count text_bytes
     quarantined: list[Record] = field(default_factory=list)  # records with bad rows
@@ -57,8 +56,6 @@ class StageState:
     def finished(self, record: Record) -> None:
         """Add a record to the sums."""
         self.done += 1
-        if not record.cached:
-            self.ran.append(record.label)
         self.counts.setdefault(record.label.partition(" ")[0], Counter()).update(record.counts)
         if record.counts.get("text_bytes"):
             self.text_seconds += record.seconds
@@ -301,7 +298,7 @@ class Context:
                 self.progress.finished(stage, record, weight)
             return record
         why = "--force" if force else reason(label, state.units, self._last(stage), there)
-        state.reasons[label] = sys.intern(why)
+        state.reasons[why] += not again
         self.progress.planned(stage, label, weight)
         if self.dry:
             raise NotBuilt(stage)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,10 +56,11 @@ def stage_rows(context: Context, target: str) -> list[tuple[Any, ...]]:
             rows.append((stage.name, "?", "-", "?", why))
             blocked = True
             continue
-        reasons = Counter(state.reasons.values())
-        why = ", ".join(f"{reason} ({n})" if n > 1 else reason for reason, n in reasons.most_common(3)) or "cached"
-        rows.append((stage.name, len(state.units), state.done, len(state.reasons), why))
-        blocked = blocked or bool(reasons)
+        why = (
+            ", ".join(f"{reason} ({n})" if n > 1 else reason for reason, n in state.reasons.most_common(3)) or "cached"
+        )
+        rows.append((stage.name, len(state.units), state.done, state.reasons.total(), why))
+        blocked = blocked or bool(state.reasons)
     return rows
 
 

@@ -325,7 +325,7 @@ def seconds(context: Context, survey: Survey, stages: list[str]) -> dict[str, fl
     out = {}
     for stage in stages:
         state = context.states.get(stage)
-        ahead = len(state.reasons) / len(state.units) if state and state.units else 1.0
+        ahead = state.reasons.total() / len(state.units) if state and state.units else 1.0
         text = context.counts(stage).get("text_bytes", 0)
         if not ahead:
             continue
