@@ -118,8 +118,8 @@ def run(
 ) -> None:
     """Build STAGE and everything it needs that is not built yet."""
     from pipeline.engine import drive
+    from pipeline.locks import use
     from pipeline.report import print_report
-    from pipeline.storage import use
 
     forced = frozenset([stage]) if force else frozenset()
     context = make_context(stage, recipe, overrides, out, executor, address, workers, force=forced, debug=debug)

@@ -16,17 +16,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline import code, quarantine
 from pipeline.errors import NotBuilt, UnitFailed
 from pipeline.executors import Executor, WorkerLost
 from pipeline.graph import order
+from pipeline.locks import run_lock
 from pipeline.progress import Progress
 from pipeline.reasons import Units, fact_digest, reason
 from pipeline.recipe import Recipe
-from pipeline.storage import UNITS, Store, run_lock
+from pipeline.state import StageState, slim
+from pipeline.storage import UNITS, Store
 from stages.base import Artifact, Record, Stage, Task, work_name
 from stages.registry import STAGES
 from stages.sources.base import UnitSpec
@@ -37,30 +38,6 @@ RETRIES = 5  # transient errors: 1, 2, 4, 8, 16 s and then give up
 LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
 NEWS_EVERY = 10.0  # seconds between the lines of a long unit
 WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
-NOTHING: dict[str, Any] = {}  # shared by records that have nothing to say
-NO_INPUTS: list[str] = []
-
-
-@dataclass
-class StageState:
-    """What the driver has seen of one stage in this run, small enough for a million units; records hold the truth."""
-
-    units: Units = field(default_factory=Units)
-    reasons: Counter[str] = field(default_factory=Counter)  # why units run (or would) -> how many
-    done: int = 0  # records found or made
-    counts: dict[str, Counter[str]] = field(default_factory=dict)  # first word of the label, its source -> counters
-    text_seconds: float = 0.0  # spent in units that count text_bytes
-    quarantined: list[Record] = field(default_factory=list)  # records with bad rows
-    failed: list[UnitFailed] = field(default_factory=list)
-
-    def finished(self, record: Record) -> None:
-        """Add a record to the sums."""
-        self.done += 1
-        self.counts.setdefault(record.label.partition(" ")[0], Counter()).update(record.counts)
-        if record.counts.get("text_bytes"):
-            self.text_seconds += record.seconds
-        if record.counts.get("quarantined"):
-            self.quarantined.append(record)
 
 
 class Context:
@@ -421,19 +398,6 @@ class Context:
             failed = {error.label: error.message for error in state.failed}
             if len(units) or failed:
                 self.store.write_state(self.recipe.name, f"{UNITS}/{name}.json", {**units.to_dict(), "failed": failed})
-
-
-def slim(record: Record, label: str, cached: bool = False) -> Record:
-    """A record as the driver keeps it, without what only the store needs: there may be a million."""
-    outputs = []
-    for output in record.outputs:
-        meta = {sys.intern(name): value for name, value in output.meta.items() if name != "stamp"}
-        sha256 = output.digest if output.sha256 == output.digest else output.sha256
-        outputs.append(replace(output, sha256=sha256, meta=meta or NOTHING))
-    stage = sys.intern(record.stage)
-    return replace(
-        record, stage=stage, label=label, cached=cached, inputs=NO_INPUTS, versions=NOTHING, attempt="", outputs=outputs
-    )
 
 
 def drive(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.errors import UserError
+from pipeline.locks import runs, use
 from pipeline.reasons import Units
 from pipeline.report import grid
-from pipeline.storage import RECORD, RUNNING, UNITS, Store, runs, use
+from pipeline.storage import RECORD, RUNNING, UNITS, Store
 from stages.base import Record
 from stages.registry import STAGES
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from engine_harness import Work, copy_project, edit, new_work
 
-from pipeline.storage import Store, run_lock, use
+from pipeline.locks import run_lock, use
+from pipeline.storage import Store
 
 
 def test_list_names_every_stage(work: Work) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage import RECORD, Store, run_lock, sha256_file, switch_link
+from pipeline.locks import run_lock
+from pipeline.storage import RECORD, Store, sha256_file, switch_link
 from stages.base import Artifact, Record
 
 
