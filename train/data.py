@@ -11,7 +11,9 @@ Where documents begin is what the shard's `.idx` says; no token is read for it. 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import resource
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -31,7 +33,8 @@ from train.order import I64, Order, windows_of
 
 HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
 LONG = 1024  # tokens a row, from which on Python's microsecond a row is less than a second copy
-OPEN_SHARDS = 256  # mapped at once: a map holds a file descriptor, and 1,024 is a usual limit for a process
+OPEN_SHARDS = 2**15  # mapped at once, if half the descriptors of the process are as many: a map holds one
+OPEN_INDICES = 1024  # about 1 MB each
 INDEX_HEAD = 34  # bytes: magic 9, version uint64, dtype uint8, sequences uint64, documents uint64
 
 Tokens = NDArray[np.uint16]
@@ -61,6 +64,20 @@ def check_shard(manifest: Manifest, shard: Shard) -> None:
         raise ManifestError(
             f"{path}: {size} bytes, {HEADER_BYTES + 2 * shard.tokens} expected: cut or overwritten; pack again"
         )
+
+
+def shards_to_hold() -> int:
+    """How many shards may stay mapped. Raises this process's limit of open files as far as it may.
+
+    A short row comes from any shard, so one that is not held is opened for a few rows: 0.2 ms.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * OPEN_SHARDS if hard == resource.RLIM_INFINITY else min(hard, 2 * OPEN_SHARDS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OPEN_SHARDS if soft == resource.RLIM_INFINITY else min(OPEN_SHARDS, soft // 2)
 
 
 def open_shard(manifest: Manifest, shard: Shard) -> Tokens:
@@ -218,8 +235,8 @@ class Loader:
         self.padded = any(s.padding for s in self.shards)
         self._order = Order(self.counts, cfg, rank, world)
         self._whole = Order(self.counts, cfg, 0, 1) if self.padded else None
-        self._open = Recent(lambda s: open_shard(manifest, self.shards[s]), OPEN_SHARDS)
-        self._indices = Recent(lambda s: open_index(manifest, self.shards[s]), OPEN_SHARDS)
+        self._open = Recent(lambda s: open_shard(manifest, self.shards[s]), shards_to_hold())
+        self._indices = Recent(lambda s: open_index(manifest, self.shards[s]), OPEN_INDICES)
         self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
         self._rows, self._last = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
         self._records = self._rows.view(f"V{2 * cfg.seq_len}")[:, 0]
