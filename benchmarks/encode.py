@@ -142,8 +142,11 @@ def speed(args: argparse.Namespace) -> None:
         print(f"{peer:16} {cold:8.1f} MB/s cold {warm:8.1f} warm")
     best = max(rates[peer]["cold_mb_s"] for peer in ("tiktoken numpy", "tiktoken batch"))
     ratios = {
-        "bare engine over stage, cold": rates["fastokens"]["cold_mb_s"] / rates["stage"]["cold_mb_s"],
-        "bare engine over stage, warm": rates["fastokens"]["warm_mb_s"] / rates["stage"]["warm_mb_s"],
+        f"bare engine over {peer}, {state}": rates["fastokens"][f"{state}_mb_s"] / rates[peer][f"{state}_mb_s"]
+        for peer in ("encoder", "stage")
+        for state in ("cold", "warm")
+    }
+    ratios |= {
         "stage over the better tiktoken": rates["stage"]["cold_mb_s"] / best,
         "stage over tokenizers": rates["stage"]["cold_mb_s"] / rates["tokenizers"]["cold_mb_s"],
     }
