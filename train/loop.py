@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +167,17 @@ def _score(run: Run) -> Score:
         f"step {run.step}: validation loss {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
         f"({score.tokens:,} tokens)"
     )
+    if score.sources:
+        each = ", ".join(f"{name} {s.bits_per_byte:.4f}" for name, s in score.sources.items())
+        run.rt.say(f"step {run.step}: bits/byte by source: {each}")
     return score
 
 
 def _scored(score: Score) -> dict[str, Any]:
-    return {"val_loss": score.nats, "val_bits_per_byte": score.bits_per_byte}
+    record = {"val_loss": score.nats, "val_bits_per_byte": score.bits_per_byte}
+    for name, s in score.sources.items():
+        record |= {f"val_loss/{name}": s.nats, f"val_bits_per_byte/{name}": s.bits_per_byte}
+    return record
 
 
 def _write(run: Run, record: dict[str, Any]) -> None:
@@ -185,7 +191,7 @@ def _save(run: Run, record: dict[str, Any]) -> None:
 
     def work() -> Path:
         folder = run.folder / "checkpoints"
-        before = None if run.before is None else vars(run.before)
+        before = None if run.before is None else asdict(run.before)
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
         path = checkpoint.save(folder, run.step, run.model.state_dict(), run.optimizer.state_tensors(), state)
         checkpoint.prune(folder, cfg.keep_last)

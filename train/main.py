@@ -97,7 +97,7 @@ def set_up(
     if start.resumed and point is not None:
         this.optimizer.load(point.tensors("optimizer.safetensors"), point.step)
         this.step, this.seconds = point.step, float(point.state["seconds"])
-        this.before = Score(**point.state["before"]) if point.state["before"] else None
+        this.before = Score.read(point.state["before"]) if point.state["before"] else None
     if source:
         rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
     if rt.first:
