@@ -43,7 +43,7 @@ def compared(before: Score | None, unigram: Score, after: Score) -> str:
     below = 100 * (1 - after.bits_per_byte / unigram.bits_per_byte) if unigram.bits_per_byte else 0.0
     return (
         f"{first}{unigram.bits_per_byte:.4f} add-one unigram, {after.bits_per_byte:.4f} after "
-        f"({below:.1f} % below the unigram)"
+        f"({abs(below):.1f} % {'above' if below < 0 else 'below'} the unigram)"
     )
 
 
