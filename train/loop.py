@@ -3,12 +3,11 @@
 Nothing in a step waits for the device but the lines that are printed. One step, on every rank:
 
     for each micro-batch:  total / (micro-batches * ranks)  backward      the global mean, exactly
-    one all-reduce (sum) of the flat gradient; clip by its norm; Muon and AdamW
+    one all-reduce (sum) of the flat gradient and the loss; clip by its norm; judge; Muon and AdamW
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import checkpoint
-from train.config import TrainConfig, TrainError
+from train import checkpoint, sentinel
+from train.config import TrainConfig
 from train.data import Loader
 from train.evaluate import Score, Validation
 from train.model import Model
@@ -27,6 +26,7 @@ from train.optim import Optimizer
 from train.runfolder import Metrics
 from train.runtime import Runtime
 from train.schedule import lr_factor
+from train.sentinel import Sentinel
 
 OnSave = Callable[[dict[str, Any], str | None], None]
 
@@ -43,10 +43,12 @@ class Run:
     validation: Validation
     folder: Path
     state: dict[str, Any]  # what each checkpoint's state.json repeats
+    sentinel: Sentinel
     metrics: Metrics | None = None  # on the first rank
     on_save: OnSave | None = None
     step: int = 0
     seconds: float = 0.0  # spent in steps, over all starts
+    waited: float = 0.0  # seconds for data, since the last line
     epochs_a_step: float = 0.0
     before: Score | None = None
     after: Score | None = None
@@ -86,7 +88,7 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
         stopping = rt.any(stop())
         scores = last or _due(run.step, cfg.eval_every)
         saves = last or stopping or _due(run.step, cfg.checkpoint_every)
-        if scores or saves or run.step == 1 or _due(run.step, cfg.log_every):
+        if scores or saves or run.step == 1 or _due(run.step, cfg.log_every) or run.sentinel.full:
             record = _record(run, loss, norm)
             if scores and not stopping:
                 run.after = _score(run)
@@ -101,21 +103,24 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
 
 
 def one_step(run: Run) -> tuple[Tensor, Tensor]:
-    """One update. Returns this rank's part of the global loss in nats, and the gradient's norm: on the device."""
+    """One update. Returns the global loss in nats and the gradient's norm, both on the device."""
     rt, cfg, optimizer = run.rt, run.cfg, run.optimizer
     # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
     torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
+    started = time.perf_counter()
     batch = run.loader.batch(run.step)
-    optimizer.grads.zero_()
-    loss = torch.zeros((), device=rt.device)
+    run.waited += time.perf_counter() - started
+    optimizer.reduced.zero_()
     for ids, targets, counted, share in batch.micros(run.loader.micro):
         total, ce = run.model(ids, targets, counted)
         (total * share).backward()
-        loss += ce * share
-    rt.sum_(optimizer.grads)
+        optimizer.loss += ce.detach() * share
+    rt.sum_(optimizer.reduced)
+    norms = run.sentinel.norms()
     norm = optimizer.clip()
-    optimizer.step(lr_factor(run.step, cfg.steps, cfg.schedule))
-    return loss, norm
+    if run.sentinel.judge(optimizer.loss, norm, norms):
+        optimizer.step(lr_factor(run.step, cfg.steps, cfg.schedule))
+    return optimizer.loss, norm
 
 
 def _due(step: int, every: int) -> bool:
@@ -125,14 +130,11 @@ def _due(step: int, every: int) -> bool:
 def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
     """The line of a step, on every rank; this is where the host waits for the device."""
     cfg, rt = run.cfg, run.rt
-    nats = float(rt.sum_(loss.clone()))
+    nats = float(loss)
     seconds, steps = run.clock.read()
     run.seconds += seconds
-    if not math.isfinite(nats):
-        raise TrainError(
-            f"step {run.step}: the loss is {nats}; nothing was saved after the last checkpoint in {run.folder}\n"
-            "lower train.muon.lr and train.adamw.lr, or lengthen train.schedule.warmup, and start again"
-        )
+    waited, run.waited = run.waited, 0.0
+    _report(run, [*run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
     factor = lr_factor(run.step - 1, cfg.steps, cfg.schedule)
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
     left = (cfg.steps - run.step) * seconds / steps
@@ -147,11 +149,21 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
         "lr": lr,
         "lr_adamw": cfg.adamw.lr * factor,
         "grad_norm": float(norm),
+        "waiting_for_data": round(waited / seconds, 4),
         "tokens": run.step * cfg.batch_size * cfg.seq_len,
         "tokens_per_second": round(speed, 1),
         "epoch": run.step * run.epochs_a_step,
         "seconds": round(run.seconds, 3),
     }
+
+
+def _report(run: Run, events: list[dict[str, Any]]) -> None:
+    """Say and keep events. Raises TrainError where the run must end."""
+    for event in events:
+        run.rt.say(f"step {event['step']}: {sentinel.said(event)}")
+        if run.metrics is not None:
+            run.metrics.event(event)
+    run.sentinel.check(events, run.folder)
 
 
 def clock_text(seconds: float) -> str:
@@ -187,7 +199,9 @@ def _save(run: Run, record: dict[str, Any]) -> None:
         folder = run.folder / "checkpoints"
         before = None if run.before is None else vars(run.before)
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
-        path = checkpoint.save(folder, run.step, run.model.state_dict(), run.optimizer.state_tensors(), state)
+        state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
+        tensors = {**run.optimizer.state_tensors(), "sentinel": run.sentinel.stats}
+        path = checkpoint.save(folder, run.step, run.model.state_dict(), tensors, state)
         checkpoint.prune(folder, cfg.keep_last)
         return path
 

@@ -40,6 +40,7 @@ from train.manifest import Manifest, ManifestError, load_manifest
 from train.model import build, check_parameters, prepare_flex
 from train.optim import Optimizer
 from train.runtime import Runtime, processes, stop_requests
+from train.sentinel import Sentinel
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 
@@ -92,10 +93,15 @@ def set_up(
     model.flex = prepare_flex(model_cfg, cfg.seq_len, rt.device)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
         model.run_trunk = torch.compile(model.trunk, dynamic=False)
-    this = Run(rt, cfg, model, Optimizer(model, cfg), loader, validation, start.folder, {"identity": ours})
+    optimizer = Optimizer(model, cfg)
+    watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
+    this = Run(rt, cfg, model, optimizer, loader, validation, start.folder, {"identity": ours}, watch)
     this.on_save = on_save
     if start.resumed and point is not None:
-        this.optimizer.load(point.tensors("optimizer.safetensors"), point.step)
+        tensors = point.tensors("optimizer.safetensors")
+        optimizer.load(tensors, point.state.get("updates", point.step))
+        watch.stats.copy_(tensors.get("sentinel", watch.stats))
+        watch.skipped = point.state.get("skipped", 0)
         this.step, this.seconds = point.step, float(point.state["seconds"])
         this.before = Score(**point.state["before"]) if point.state["before"] else None
     if source:
