@@ -48,7 +48,8 @@ class Exclude(Model):
         default_factory=list, description="Document ids, 32 hex digits each, as `find` and `trace` print them."
     )
     urls: list[str] = Field(
-        default_factory=list, description="Whole addresses; scheme, fragment, a slash at the end and capitals of the host do not count."
+        default_factory=list,
+        description="Whole addresses; scheme, fragment, a slash at the end and capitals of the host do not count.",
     )
     domains: list[Annotated[str, Field(pattern=r"^[^/\s:]+$")]] = Field(
         default_factory=list, description="Domains such as example.org, which means its subdomains too."
