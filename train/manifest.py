@@ -182,7 +182,10 @@ def manifest_text(value: dict[str, Any]) -> str:
     return json.dumps(rest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-hints = functools.cache(typing.get_type_hints)
+@functools.cache
+def hints(cls: Any) -> dict[str, Any]:
+    """Field -> type, of a dataclass."""
+    return typing.get_type_hints(cls)
 
 
 def check_types(value: Any, hint: Any, where: str) -> None:
@@ -191,7 +194,7 @@ def check_types(value: Any, hint: Any, where: str) -> None:
         return
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        for name, of in hints(hint).items():
+        for name, of in hints(kind).items():
             check_types(getattr(value, name), of, f"{where}.{name}".lstrip("."))
     elif type(value) is not kind and (kind, type(value)) != (float, int):
         raise TypeError(f"{where} is {str(value)[:60]!r}, not of type {kind.__name__}")
