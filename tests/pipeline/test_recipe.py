@@ -69,6 +69,11 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("tokenizer.vocab_size=263", "tokenizer: vocab_size is 263", "264"),
         ("name=a b", "name: ", "'a b'"),
         ("train.third={steps: 3}", "train.third.mixture is 'third'", "pretrain, anneal"),
+        ("sources.a b={from: jsonl, path: x}", "sources has the name 'a b'", "letters, digits"),
+        ("sources./x={from: jsonl, path: x}", "sources has the name '/x'", "letters, digits"),
+        (f"sources.{'x' * 61}={{from: jsonl, path: x}}", "sources has the name 'xxx", "at most 60"),
+        ("train.a/b={mixture: pretrain}", "train has the name 'a/b'", "letters, digits"),
+        ("mixtures.pretrain={counts: {web: 9}, packing: best_fit, window: 1G}", "mixtures.pretrain.window", "lower"),
     ],
 )
 def test_mistakes_name_file_key_and_what_is_allowed(tmp_path: Path, override: str, key: str, said: str) -> None:

@@ -152,7 +152,9 @@ URLS = st.one_of(
 def plain(url):
     """`plain_urls` said otherwise."""
     rest = url.partition("://")[2] if "://" in url else url
-    return rest.partition("#")[0].rstrip("/")
+    rest = rest.partition("#")[0].rstrip("/")
+    host = rest.partition("/")[0].partition("?")[0]
+    return host.lower() + rest[len(host) :]
 
 
 @settings(max_examples=200, deadline=None)
@@ -172,6 +174,20 @@ def test_match_against_plain_python(urls, wanted, domains):
     by_domain = [u is not None and any(host(u) == d or host(u).endswith("." + d) for d in names) for u in urls]
     assert mask.tolist() == [a or b for a, b in zip(by_url, by_domain, strict=True)]
     assert used <= {*wanted, *domains} and bool(used) == bool(mask.any())
+
+
+def test_every_spelling_of_a_name_counts():
+    """Hosts know no capitals, and one outside ASCII has two forms; none that meant a document is said to be unused."""
+    urls = ["https://WWW.Example.org/P", "http://bücher.test/1", "http://xn--bcher-kva.test:80/2", "http://other.test"]
+    column = pa.chunked_array([urls], pa.string())
+    ids = pa.chunked_array([[bytes([i] * 16) for i in range(len(urls))]], ID)
+    wanted = ["http://www.example.org/P", "https://www.example.ORG/P/"]
+    mask, used = match(ids, column, [], wanted, [])
+    assert mask.tolist() == [True, False, False, False] and used == {*wanted}
+    assert not match(ids, column, [], ["http://www.example.org/p"], [])[0].any()
+    for domains in (["Bücher.test"], ["xn--bcher-kva.test", "XN--BCHER-KVA.test"]):
+        mask, used = match(ids, column, [], [], domains)
+        assert mask.tolist() == [False, True, True, False] and used == {*domains}
 
 
 def test_parents():
