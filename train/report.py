@@ -63,7 +63,7 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
     below = 100 * (1 - after.bits_per_byte / unigram.bits_per_byte) if unigram.bits_per_byte else 0.0
     rt.say(
         f"bits/byte  {before}{unigram.bits_per_byte:.4f} add-one unigram, {after.bits_per_byte:.4f} after "
-        f"({below:.1f} % below the unigram)"
+        f"({abs(below):.1f} % {'below' if below >= 0 else 'above'} the unigram)"
     )
     for sample in texts:
         prompt, text = (json.dumps(sample[key], ensure_ascii=False) for key in ("prompt", "text"))

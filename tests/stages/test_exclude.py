@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from built import build, texts
+from built import Inline, build, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,8 +61,8 @@ def folder(tmp_path_factory):
 
 def again(folder, **exclude):
     """Build with an exclusion. Returns (context, units that ran, ids in the shards, ids in curated/)."""
-    context = build(folder, recipe(folder, exclude=exclude))
-    ran = {(name, label) for name, s in context.states.items() for label in s.ran}
+    inline = Inline()
+    context, ran = build(folder, recipe(folder, exclude=exclude), inline=lambda: inline), inline.ran
     manifest = load_manifest(folder / "build/taken/anneal")
     assert list(verify(manifest)) == []
     packed = {i for s in manifest.shards for i in pq.read_table(manifest.file(s.rows))["document_id"].to_pylist()}
@@ -85,6 +86,21 @@ def test_one_document_by_id(folder):
     assert source.dropped == {"excluded": 1} and (source.rows_in, source.rows_kept) == (150, 149)
     assert exclusion(context)[0].startswith("Excluded: 1 documents, ")
     assert context.warnings == []
+
+
+def test_tokens_are_estimated_by_the_source_that_lost_them():
+    """Code has fewer bytes a token than prose: what one loses is not counted at the ratio of both."""
+    counts = {
+        ("tokenize", "prose"): {"tokens": 1000, "text_bytes": 4000},
+        ("tokenize", "code"): {"tokens": 9000, "text_bytes": 18_000},
+        ("exclude", "prose"): {"dropped.excluded": 1, "excluded_bytes": 400},
+        ("exclude", None): {"dropped.excluded": 1, "excluded_bytes": 400},
+    }
+    context = SimpleNamespace(
+        recipe=SimpleNamespace(sources=["prose", "code"]),
+        counts=lambda stage, source=None: counts.get((stage, source), {}),
+    )
+    assert "1 documents, 400 bytes of text, about 100 tokens;" in exclusion(context)[0]
 
 
 def test_the_copy_that_was_kept_goes_with_the_one_that_is_named(folder):

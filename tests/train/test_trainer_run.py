@@ -45,6 +45,12 @@ def test_a_run_learns_and_leaves_what_it_says(undisturbed):
     assert {"lr", "grad_norm", "tokens", "tokens_per_second", "epoch"} <= set(last)
 
 
+def test_a_model_worse_than_the_unigram_is_above_it(pretrain, tmp_path, capfd):
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=1))
+    shown = "".join(capfd.readouterr())
+    assert " % above the unigram)" in shown and "(-" not in shown
+
+
 def test_accumulation_gives_the_same_losses(pretrain, undisturbed, tmp_path):
     run(pretrain, sets(out=str(tmp_path / "r"), steps=24, micro_batch=2))
     mine, theirs = losses(tmp_path / "r"), losses(undisturbed)
