@@ -56,7 +56,7 @@ def save(
     folder: Path, step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]
 ) -> Path:
     """Write step `step` into `folder` (a run's checkpoints/). Raises TrainError when the disk refuses."""
-    final = folder / f"step_{step:06d}"
+    final = folder / name_of(step)
     if final.exists():
         raise TrainError(f"{final} is there already, and checkpoints are never overwritten; choose another train.out")
     part = folder / f".part-{step:06d}-{os.getpid()}"
@@ -78,6 +78,11 @@ def save(
             f"{final}: not written: {error}; earlier checkpoints are whole. Make room and resume"
         ) from None
     return final
+
+
+def name_of(step: int) -> str:
+    """The folder's name of a checkpoint."""
+    return f"step_{step:06d}"
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -227,9 +227,9 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
         state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
         held = run.optimizer.state_tensors() | run.averages.state_tensors()
+        if decay_starts:  # named first: a kill in between leaves a name that the next start fills
+            checkpoint.write_atomic(folder / checkpoint.DECAY_START, checkpoint.name_of(run.step) + "\n")
         path = checkpoint.save(folder, run.step, run.model.state_dict(), held, state)
-        if decay_starts:
-            checkpoint.write_atomic(folder / checkpoint.DECAY_START, path.name + "\n")
         checkpoint.prune(folder, cfg.keep_last)
         return path
 

@@ -51,6 +51,11 @@ def test_warmdown_falls_below_a_threshold_where_the_records_do():
     assert next(t for t in range(9000) if factors[t] < 0.5) == 7501
 
 
+def test_where_the_decay_starts():
+    assert decay_start(100_000, ScheduleConfig(warmup=1500, decay_frac=0.2)) == 80_300  # trainers.md 1.8
+    assert decay_start(9000, RECORDS) == 6000
+
+
 def test_warmdown_shapes():
     for shape, want in (("linear", 0.5), ("sqrt", 1 - math.sqrt(0.5)), ("cosine", 0.5)):
         cfg = ScheduleConfig(kind="warmdown", warmdown=3000, decay_shape=shape)
@@ -191,6 +196,7 @@ def short(pretrain, tmp_path_factory):
 def test_the_checkpoint_where_the_decay_begins_is_kept(short):
     assert (short / "checkpoints/decay_start").read_text() == "step_000020\n"
     assert [p.name for p in checkpoint.steps(short / "checkpoints")] == ["step_000024", "step_000020"]
+    assert not list((short / "checkpoints").glob(".*"))
     factors = [m["lr"] / 0.01 for m in metrics(short) if "loss" in m]
     assert factors[19] == 1 > factors[20]
 
