@@ -216,6 +216,8 @@ class TrainConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
     swa: SWAConfig = field(default_factory=SWAConfig)
     grad_clip: float = 1.0  # largest L2 norm of the whole gradient; 0: no clipping
+    spike_sigma: float = 6.0  # a loss or gradient norm so many deviations above its running mean is an event; 0: off
+    on_spike: Literal["warn", "skip", "stop"] = "warn"  # skip: leave the step out; stop: leave it out and end the run
     eval_every: int = 0  # steps between validations; 0: only before the first step and after the last
     eval_tokens: int = 1_000_000  # validation tokens scored, always the same first ones; 0: all
     checkpoint_every: int = (
@@ -237,12 +239,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "log_every"):
             _check(getattr(self, name) > 0, f"train.{name} = {getattr(self, name)}: must be above 0")
-        for name in ("grad_clip", "eval_every", "eval_tokens", "checkpoint_every", "keep_last", "sample_tokens"):
+        for name in (
+            "grad_clip",
+            "spike_sigma",
+            "eval_every",
+            "eval_tokens",
+            "checkpoint_every",
+            "keep_last",
+            "sample_tokens",
+        ):
             _check(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must be at least 0")
         _check(self.micro_batch is None or self.micro_batch > 0, f"train.micro_batch = {self.micro_batch}: above 0")
         _check(self.epochs > 0, f"train.epochs = {self.epochs}: must be above 0")
         _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
         _one_of("train.optimizer", self.optimizer, ("muon", "adamw"))
+        _one_of("train.on_spike", self.on_spike, ("warn", "skip", "stop"))
         _one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _check(bool(self.init_from), "train.init_from is empty: name a phase or a path, or say none")
         _check(bool(self.resume), "train.resume is empty: say auto, never, refuse or a path")

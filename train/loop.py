@@ -3,12 +3,11 @@
 Nothing in a step waits for the device but the lines that are printed. One step, on every rank:
 
     for each micro-batch:  total / (micro-batches * ranks)  backward      the global mean, exactly
-    one all-reduce (sum) of the flat gradient; clip by its norm; Muon and AdamW
+    one all-reduce (sum) of the flat gradient and the loss; clip by its norm; judge; Muon and AdamW
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import checkpoint
+from train import checkpoint, sentinel
 from train.averages import Averages
-from train.config import TrainConfig, TrainError
+from train.config import TrainConfig
 from train.data import Loader
 from train.evaluate import Score, Validation
 from train.model import Model
@@ -28,6 +27,7 @@ from train.optim import Optimizer
 from train.runfolder import Metrics
 from train.runtime import Runtime
 from train.schedule import Pace, decay_begins, lr_factor
+from train.sentinel import Sentinel
 
 OnSave = Callable[[dict[str, Any], str | None], None]
 
@@ -45,10 +45,12 @@ class Run:
     validation: Validation
     folder: Path
     state: dict[str, Any]  # what each checkpoint's state.json repeats
+    sentinel: Sentinel
     metrics: Metrics | None = None  # on the first rank
     on_save: OnSave | None = None
     step: int = 0
     seconds: float = 0.0  # spent in steps, over all starts
+    waited: float = 0.0  # seconds for data, since the last line
     epochs_a_step: float = 0.0
     before: Score | None = None
     after: Score | None = None
@@ -103,7 +105,7 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
         decaying |= begins
         scores = last or _due(run.step, cfg.eval_every)
         saves = last or stopping or begins or _due(run.step, cfg.checkpoint_every)
-        if scores or saves or run.step == 1 or _due(run.step, cfg.log_every):
+        if scores or saves or run.step == 1 or _due(run.step, cfg.log_every) or run.sentinel.full:
             record = _record(run, loss, norm)
             if run.pace is not None:
                 run.pace.caught_up()
@@ -124,22 +126,25 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
 
 
 def one_step(run: Run) -> tuple[Tensor, Tensor]:
-    """One update. Returns this rank's part of the global loss in nats, and the gradient's norm: on the device."""
+    """One update. Returns the global loss in nats and the gradient's norm, both on the device."""
     rt, cfg, optimizer = run.rt, run.cfg, run.optimizer
     # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
     torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
+    started = time.perf_counter()
     batch = run.loader.batch(run.step)
-    optimizer.grads.zero_()
-    loss = torch.zeros((), device=rt.device)
+    run.waited += time.perf_counter() - started
+    optimizer.reduced.zero_()
     for ids, targets, counted, share in batch.micros(run.loader.micro):
         total, ce = run.model(ids, targets, counted)
         (total * share).backward()
-        loss += ce * share
-    rt.sum_(optimizer.grads)
+        optimizer.loss += ce.detach() * share
+    rt.sum_(optimizer.reduced)
+    norms = run.sentinel.norms()
     norm = optimizer.clip()
     run.factor = lr_factor(run.step, run.total, cfg.schedule)
-    optimizer.step(run.factor)
-    return loss, norm
+    if run.sentinel.judge(optimizer.loss, norm, norms):
+        optimizer.step(run.factor)
+    return optimizer.loss, norm
 
 
 def _total(run: Run) -> float:
@@ -155,14 +160,11 @@ def _due(step: int, every: int) -> bool:
 def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
     """The line of a step, on every rank; this is where the host waits for the device."""
     cfg, rt = run.cfg, run.rt
-    nats = float(rt.sum_(loss.clone()))
+    nats = float(loss)
     seconds, steps = run.clock.read()
     run.seconds += seconds
-    if not math.isfinite(nats):
-        raise TrainError(
-            f"step {run.step}: the loss is {nats}; nothing was saved after the last checkpoint in {run.folder}\n"
-            "lower train.muon.lr and train.adamw.lr, or lengthen train.schedule.warmup, and start again"
-        )
+    waited, run.waited = run.waited, 0.0
+    _report(run, [*run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
     left = max(0.0, run.total - run.step) * seconds / steps
     lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * run.factor
@@ -176,11 +178,21 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
         "lr": lr,
         "lr_adamw": cfg.adamw.lr * run.factor,
         "grad_norm": float(norm),
+        "waiting_for_data": round(waited / seconds, 4),
         "tokens": run.step * cfg.batch_size * cfg.seq_len,
         "tokens_per_second": round(speed, 1),
         "epoch": run.step * run.epochs_a_step,
         "seconds": round(run.seconds, 3),
     }
+
+
+def _report(run: Run, events: list[dict[str, Any]]) -> None:
+    """Say and keep events. Raises TrainError where the run must end."""
+    for event in events:
+        run.rt.say(f"step {event['step']}: {sentinel.said(event)}")
+        if run.metrics is not None:
+            run.metrics.event(event)
+    run.sentinel.check(events, run.folder)
 
 
 def clock_text(seconds: float) -> str:
@@ -225,11 +237,12 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
         folder = run.folder / "checkpoints"
         before = None if run.before is None else vars(run.before)
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
+        state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
         state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
-        held = run.optimizer.state_tensors() | run.averages.state_tensors()
+        tensors = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
         if decay_starts:  # named first: a kill in between leaves a name that the next start fills
             checkpoint.write_atomic(folder / checkpoint.DECAY_START, checkpoint.name_of(run.step) + "\n")
-        path = checkpoint.save(folder, run.step, run.model.state_dict(), held, state)
+        path = checkpoint.save(folder, run.step, run.model.state_dict(), tensors, state)
         checkpoint.prune(folder, cfg.keep_last)
         return path
 

@@ -42,6 +42,7 @@ from train.model import build, check_parameters, prepare_flex
 from train.optim import Optimizer
 from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
+from train.sentinel import Sentinel
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 
@@ -95,13 +96,16 @@ def set_up(
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
         model.run_trunk = torch.compile(model.trunk, dynamic=False)
     optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours})
+    watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)
     this.on_save = on_save
     this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:
-        held = point.tensors("optimizer.safetensors")
-        this.optimizer.load(held, point.step)
-        this.averages.load(held, point.state.get("averages", {}))
+        tensors = point.tensors("optimizer.safetensors")
+        optimizer.load(tensors, point.state.get("updates", point.step))
+        watch.stats.copy_(tensors.get("sentinel", watch.stats))
+        watch.skipped = point.state.get("skipped", 0)
+        averages.load(tensors, point.state.get("averages", {}))
         if this.pace is not None:
             this.pace = Pace(*point.state.get("schedule", {}).get("pace", ()))
         this.step, this.seconds = point.step, float(point.state["seconds"])

@@ -1,6 +1,7 @@
 """The run's folder: whether it may be used, what stands in it, and where a run's weights come from.
 
     metrics.jsonl   one object a logged step; each step stands once, also after a kill and a resume
+    events.jsonl    spikes, slow steps, waiting for data: see train/sentinel.py
     run.json        all that replaying the data order needs, and every start the run had
     checkpoints/    see checkpoint.py
     summary.json    at the end: scores before and after, the unigram's, samples, speed
@@ -18,7 +19,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from train import checkpoint
 from train.checkpoint import Checkpoint
@@ -286,17 +287,7 @@ class Metrics:
 
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         """Drops the lines after `step`, the checkpoint continued from, and a line that a kill cut."""
-        path = folder / "metrics.jsonl"
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-        # step 0 is scored before the first step: a start from 0 scores it again
-        checkpoint.write_atomic(path, "".join(kept) if step else "")
-        self.file = path.open("a", encoding="utf-8")
+        self.file, self.events = (_opened(folder / name, step) for name in ("metrics.jsonl", "events.jsonl"))
         self.board = _tensorboard(folder, step) if tensorboard else None
 
     def write(self, record: dict[str, Any]) -> None:
@@ -308,11 +299,31 @@ class Metrics:
                 if key != "step":
                     self.board.add_scalar(key, value, record["step"])
 
+    def event(self, event: dict[str, Any]) -> None:
+        """A line of events.jsonl, at once."""
+        self.events.write(json.dumps(event) + "\n")
+        self.events.flush()
+
     def close(self) -> None:
         """Also flushes TensorBoard."""
         self.file.close()
+        self.events.close()
         if self.board is not None:
             self.board.close()
+
+
+def _opened(path: Path, step: int) -> TextIO:
+    """A file of JSON lines to append to, without those after `step` and one that a kill cut."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    # step 0 is scored before the first step: a start from 0 scores it again
+    checkpoint.write_atomic(path, "".join(kept) if step else "")
+    return path.open("a", encoding="utf-8")
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

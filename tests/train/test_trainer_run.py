@@ -185,7 +185,7 @@ def test_errors_for_people(pretrain, tmp_path, capsys):
     assert not (tmp_path / "r").exists()  # refused before anything was made
     (tmp_path / "file").write_text("")
     assert "is a file" in said(pretrain, f"train.out={tmp_path / 'file'}")[1]
-    assert "loss is" in said(pretrain, out, "train.muon.lr=1e30", "train.adamw.lr=1e30")[1]
+    assert "step 2: not finite" in said(pretrain, out, "train.muon.lr=1e30", "train.adamw.lr=1e30")[1]
     with pytest.raises(SystemExit) as error:
         main(["--set", "x=1"])
     assert error.value.code == 2
