@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from train import checkpoint, sentinel
+from train.averages import Averages
 from train.config import TrainConfig
 from train.data import Loader
 from train.evaluate import Score, Validation
@@ -25,7 +26,7 @@ from train.model import Model
 from train.optim import Optimizer
 from train.runfolder import Metrics
 from train.runtime import Runtime
-from train.schedule import lr_factor
+from train.schedule import Pace, decay_begins, lr_factor
 from train.sentinel import Sentinel
 
 OnSave = Callable[[dict[str, Any], str | None], None]
@@ -39,6 +40,7 @@ class Run:
     cfg: TrainConfig
     model: Model
     optimizer: Optimizer
+    averages: Averages
     loader: Loader
     validation: Validation
     folder: Path
@@ -52,7 +54,14 @@ class Run:
     epochs_a_step: float = 0.0
     before: Score | None = None
     after: Score | None = None
+    averaged: dict[str, Score] = field(default_factory=dict)  # of each average, when `after` was scored
+    pace: Pace | None = None  # by the wall clock only
+    total: float = 0.0  # steps this run makes: cfg.steps, or what schedule.seconds suffice for
+    factor: float = 1.0  # of the learning rate, in the last step
     clock: Clock = field(default_factory=lambda: Clock())
+
+    def __post_init__(self) -> None:
+        self.total = self.cfg.steps
 
 
 class Clock:
@@ -74,29 +83,43 @@ class Clock:
 
 
 def train(run: Run, stop: Callable[[], bool]) -> bool:
-    """Run to cfg.steps. False when a signal asked to stop: then the step was finished and everything saved."""
+    """Run to the end. False when a signal asked to stop: then the step was finished and everything saved."""
     cfg, rt = run.cfg, run.rt
     if run.step == 0:
         run.before = _score(run)
         _write(run, {"step": 0, **_scored(run.before)})
     run.clock.restart()
-    while run.step < cfg.steps:
+    run.total = _total(run)
+    decaying = decay_begins(run.step, run.total, cfg.schedule)
+    while run.step < run.total:
         loss, norm = one_step(run)
         run.step += 1
         run.clock.steps += 1
-        last = run.step == cfg.steps
+        run.averages.update(run.step, run.factor)
+        if run.pace is not None:
+            run.pace.step()
+            run.total = _total(run)
+        last = run.step >= run.total
         stopping = rt.any(stop())
+        begins = not (decaying or last) and decay_begins(run.step, run.total, cfg.schedule)
+        decaying |= begins
         scores = last or _due(run.step, cfg.eval_every)
-        saves = last or stopping or _due(run.step, cfg.checkpoint_every)
+        saves = last or stopping or begins or _due(run.step, cfg.checkpoint_every)
         if scores or saves or run.step == 1 or _due(run.step, cfg.log_every) or run.sentinel.full:
             record = _record(run, loss, norm)
+            if run.pace is not None:
+                run.pace.caught_up()
             if scores and not stopping:
-                run.after = _score(run)
+                run.after, run.averaged = _score(run), score_averages(run)
                 record |= _scored(run.after)
+                for name, score in run.averaged.items():
+                    record |= {f"{key}_{name}": value for key, value in _scored(score).items()}
             _write(run, record)
             if saves:
-                _save(run, record)
+                _save(run, record, begins)
             run.clock.restart()
+            if run.pace is not None:
+                run.pace.restart()
         if stopping:
             return False
     return True
@@ -118,9 +141,16 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
     rt.sum_(optimizer.reduced)
     norms = run.sentinel.norms()
     norm = optimizer.clip()
+    run.factor = lr_factor(run.step, run.total, cfg.schedule)
     if run.sentinel.judge(optimizer.loss, norm, norms):
-        optimizer.step(lr_factor(run.step, cfg.steps, cfg.schedule))
+        optimizer.step(run.factor)
     return optimizer.loss, norm
+
+
+def _total(run: Run) -> float:
+    if run.pace is None or run.cfg.schedule.seconds is None:
+        return run.cfg.steps
+    return run.rt.firsts(run.pace.total(run.cfg.steps, run.cfg.schedule.seconds))
 
 
 def _due(step: int, every: int) -> bool:
@@ -135,10 +165,9 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
     run.seconds += seconds
     waited, run.waited = run.waited, 0.0
     _report(run, [*run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
-    factor = lr_factor(run.step - 1, cfg.steps, cfg.schedule)
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
-    left = (cfg.steps - run.step) * seconds / steps
-    lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * factor
+    left = max(0.0, run.total - run.step) * seconds / steps
+    lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * run.factor
     rt.say(
         f"step {run.step:>{len(str(cfg.steps))}}/{cfg.steps}  loss {nats:.4f}  lr {lr:.2e}  grad {float(norm):.3f}  "
         f"{speed:>9,.0f} tokens/s  {clock_text(left)} left"
@@ -147,7 +176,7 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
         "step": run.step,
         "loss": nats,
         "lr": lr,
-        "lr_adamw": cfg.adamw.lr * factor,
+        "lr_adamw": cfg.adamw.lr * run.factor,
         "grad_norm": float(norm),
         "waiting_for_data": round(waited / seconds, 4),
         "tokens": run.step * cfg.batch_size * cfg.seq_len,
@@ -173,10 +202,19 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-def _score(run: Run) -> Score:
+def score_averages(run: Run) -> dict[str, Score]:
+    """The score of each average that has been updated, by its name; the weights are left as they were."""
+    found = {}
+    for name in run.averages.usable():
+        with run.averages.used(name):
+            found[name] = _score(run, f" of {name}")
+    return found
+
+
+def _score(run: Run, of: str = "") -> Score:
     score = run.validation.score(run.model, run.rt.device)
     run.rt.say(
-        f"step {run.step}: validation loss {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
+        f"step {run.step}: validation loss{of} {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
         f"({score.tokens:,} tokens)"
     )
     return score
@@ -191,8 +229,8 @@ def _write(run: Run, record: dict[str, Any]) -> None:
         run.metrics.write(record)
 
 
-def _save(run: Run, record: dict[str, Any]) -> None:
-    """A checkpoint, by rank 0, while the others wait; then on_save on all."""
+def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
+    """A checkpoint, by rank 0, while the others wait; then on_save on all. One where the decay starts is kept."""
     cfg = run.cfg
 
     def work() -> Path:
@@ -200,7 +238,10 @@ def _save(run: Run, record: dict[str, Any]) -> None:
         before = None if run.before is None else vars(run.before)
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
         state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
-        tensors = {**run.optimizer.state_tensors(), "sentinel": run.sentinel.stats}
+        state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
+        tensors = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
+        if decay_starts:  # named first: a kill in between leaves a name that the next start fills
+            checkpoint.write_atomic(folder / checkpoint.DECAY_START, checkpoint.name_of(run.step) + "\n")
         path = checkpoint.save(folder, run.step, run.model.state_dict(), tensors, state)
         checkpoint.prune(folder, cfg.keep_last)
         return path
@@ -208,3 +249,9 @@ def _save(run: Run, record: dict[str, Any]) -> None:
     path = run.rt.agreed(work)
     if run.on_save is not None:
         run.on_save(record, str(path) if run.rt.first else None)
+
+
+def _schedule_state(run: Run) -> dict[str, Any]:
+    """How long the run was to be, which a resume compares, and by the clock what was timed."""
+    state = {"steps": run.cfg.steps, "seconds": run.cfg.schedule.seconds, "total": run.total}
+    return state if run.pace is None else {**state, "pace": [run.pace.seconds, run.pace.steps]}
