@@ -53,12 +53,15 @@ def documents(context: Context) -> Table:
 
 def exclusion(context: Context) -> list[str]:
     """One line about what the recipe's `exclude` took out, if it did."""
-    counts, tokenised = context.counts("exclude"), context.counts("tokenize")
+    counts = context.counts("exclude")
     n, size = counts.get("dropped.excluded", 0), counts.get("excluded_bytes", 0)
     if not n:
         return []
-    ratio = tokenised.get("tokens", 0) / max(1, tokenised.get("text_bytes", 0))
-    about = f", about {size * ratio:,.0f} tokens" if ratio else ""
+    tokens = 0.0
+    for source in context.recipe.sources:  # each at its own bytes per token
+        left, lost = context.counts("tokenize", source), context.counts("exclude", source)
+        tokens += lost.get("excluded_bytes", 0) * left.get("tokens", 0) / max(1, left.get("text_bytes", 0))
+    about = f", about {tokens:,.0f} tokens" if tokens else ""
     return [f"Excluded: {n:,} documents, {size:,} bytes of text{about}; `diff` of two manifests says what moved"]
 
 

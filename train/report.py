@@ -9,7 +9,7 @@ from typing import Any
 from train import checkpoint, order
 from train.config import ModelConfig
 from train.evaluate import Score, samples
-from train.loop import Run
+from train.loop import Run, score_averages
 from train.manifest import Manifest
 
 
@@ -32,8 +32,10 @@ def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, 
     )
     rt.say(
         f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "
-        f"{epochs:.2f} epochs; {cfg.optimizer}, {cfg.schedule.kind}"
+        f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *this.averages.held])}"
     )
+    if cfg.schedule.seconds is not None:
+        rt.say(f"           or {cfg.schedule.seconds:g} s in steps, whichever comes first: not repeatable to the bit")
     rt.say(f"folder     {this.folder}")
 
 
@@ -51,6 +53,7 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
     """Last scores, samples, summary.json."""
     cfg, rt = this.cfg, this.rt
     after = this.after or this.validation.score(this.model, rt.device)
+    averaged = this.averaged if this.after else score_averages(this)
     unigram = this.validation.unigram(manifest)
     texts = samples(this.model, manifest, cfg.prompts, cfg.sample_tokens, cfg.seed) if rt.first else []
     tokens = this.step * cfg.batch_size * cfg.seq_len
@@ -67,6 +70,9 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
         "before": None if this.before is None else asdict(this.before),
         "unigram": asdict(unigram),
         "after": asdict(after),
+        "averages": {
+            name: {**asdict(score), "updates": this.averages.held[name].count} for name, score in averaged.items()
+        },
         "samples": texts,
         "folder": str(this.folder),
     }
@@ -76,6 +82,10 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
     for name, score in after.sources.items():
         before = None if this.before is None else this.before.sources.get(name)
         rt.say(f"           {compared(before, unigram.sources[name], score)}: {name}, {score.bytes:,} bytes")
+    for name, score in averaged.items():
+        rt.say(f"           {score.bits_per_byte:.4f} with the weights of {name}")
+    for name in this.averages.held.keys() - averaged.keys():
+        rt.say(f"warning: {name} was never updated: the run ended before, see train.{name}")
     for sample in texts:
         prompt, text = (json.dumps(sample[key], ensure_ascii=False) for key in ("prompt", "text"))
         rt.say(f"sample     {prompt} -> {text}")

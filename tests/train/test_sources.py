@@ -135,7 +135,7 @@ def test_every_pass_has_one_shape(mixed):
 
 
 def test_a_run_reports_each_source(mixed, tmp_path, capsys):
-    settings_ = sets(out=str(tmp_path / "r"), steps=4, eval_every=2, eval_tokens=0)
+    settings_ = sets(out=str(tmp_path / "r"), steps=4, eval_every=2, eval_tokens=0, ema__decay=0.5, ema__every=1)
     run(mixed, settings_)
     said = capsys.readouterr().out
     summary = json.loads((tmp_path / "r/summary.json").read_text())
@@ -149,6 +149,7 @@ def test_a_run_reports_each_source(mixed, tmp_path, capsys):
         before, after = (summary[key]["sources"][source] for key in ("before", "after"))
         assert scored[0][f"val_loss/{source}"] == before["nats"] > after["nats"]
         assert scored[4][f"val_bits_per_byte/{source}"] == after["bits_per_byte"]
+        assert scored[4][f"val_loss_ema/{source}"] == summary["averages"]["ema"]["sources"][source]["nats"]
         assert f"{source} {after['bits_per_byte']:.4f}" in said.split("step 4: bits/byte by source: ")[1].split("\n")[0]
         assert f": {source}, {after['bytes']:,} bytes" in said
     # the score before the first step comes back from a checkpoint
