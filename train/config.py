@@ -50,6 +50,9 @@ class ModelConfig:
     sliding_window: int = 1024  # tokens a sliding layer sees, itself included
     rope_base: float = 10000.0  # base of the rotary frequencies, the same for both kinds of layer
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+    engram_enabled: bool = False  # a bank of learned keys and values, read by every position (train/model.py Engram)
+    engram_slots: int = 512  # pairs in the bank
+    engram_inject_layer: int = 6  # it is read ahead of this block, counted from 0
     dropout: float = 0.0  # probability, on the output of attention and of the MLP
     tie_embeddings: bool = True  # the head is the embedding
     lm_head_logit_cap: float | None = 30.0  # logits become cap * tanh(z / cap); null: off
@@ -73,7 +76,7 @@ class ModelConfig:
         return self.attention_pattern == "all_global" or layer % 2 == 1
 
     def __post_init__(self) -> None:
-        for name in ("dim", "n_layers", "n_heads", "max_seq_len", "sliding_window"):
+        for name in ("dim", "n_layers", "n_heads", "max_seq_len", "sliding_window", "engram_slots"):
             _check(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)}: must be above 0")
         _check(
             self.n_heads * self.head_size == self.dim,
@@ -85,6 +88,10 @@ class ModelConfig:
         _check(
             self.attention_pattern != "gemma4" or self.n_layers % 2 == 0,
             f"model.n_layers = {self.n_layers}: gemma4 needs an even number, so that the last layer is global",
+        )
+        _check(
+            not self.engram_enabled or 0 <= self.engram_inject_layer < self.n_layers,
+            f"model.engram_inject_layer = {self.engram_inject_layer}: must be in [0, model.n_layers = {self.n_layers})",
         )
         _check(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: must be in [0, 1)")
         cap = self.lm_head_logit_cap
@@ -145,7 +152,7 @@ class AdamWConfig:
     lr: float = 2e-3  # ours
     betas: tuple[float, float] = (0.9, 0.95)  # of the first and second moment
     eps: float = 1e-10  # ours: gradients of rare tokens are far below the usual 1e-8
-    weight_decay: float = 0.0  # decoupled, on matrices only; norms never decay
+    weight_decay: float = 0.0  # decoupled, on matrices only; norms and the engram never decay
 
     def __post_init__(self) -> None:
         _check(all(0 <= b < 1 for b in self.betas), f"train.adamw.betas = {list(self.betas)}: must be in [0, 1)")

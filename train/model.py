@@ -2,6 +2,7 @@
 
     x = E[ids]
     per block:  x += o(attention(rope(q), rope(k), v) of norm(x));   x += down(silu(gate y) * up y), y = norm(x)
+    ahead of one block, if asked for:  x += gate * engram(x)
     h = norm(x);  logits = cap * tanh(h Eᵀ / cap)
 
 RMSNorm with weight, no biases, no norm on q and k, heads of their own for keys and values (MHA), the head tied to the
@@ -9,8 +10,8 @@ embedding. With `gemma4` even layers see the last `sliding_window` tokens (0 <= 
 Gemma 4 differs, only the alternation is its. Truth: the seed's config.py and card; details in trainers.md 1.15.
 
 Weights are fp32 always. Activations have the dtype asked for; a weight is cast where it is used, which in fp32 is
-nothing. With every lever off (all_global, no cap, no z-loss, no dropout) this is a plain causal transformer to the
-bit: tests/train/test_model.py holds that transformer.
+nothing. With every lever off (all_global, no cap, no z-loss, no engram, no dropout) this is a plain causal
+transformer to the bit: tests/train/test_model.py holds that transformer.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ FLEX_BLOCK = 128  # FlexAttention's block size: lengths must be a multiple of it
 
 
 def count_parameters(cfg: ModelConfig, vocab_size: int) -> int:
-    """Parameters of `cfg` by formula, without building it: 54,538,752 for the defaults at 8192 ids."""
+    """Parameters of `cfg` by formula, without building it: 54,538,752 for the defaults at 8192 ids.
+
+    An engram of 512 slots has 525,312 more.
+    """
     embeddings = vocab_size * cfg.dim * (1 if cfg.tie_embeddings else 2)
     block = 4 * cfg.dim * cfg.dim + 3 * cfg.dim * cfg.hidden + 2 * cfg.dim
-    return embeddings + cfg.n_layers * block + cfg.dim
+    engram = 2 * cfg.engram_slots * cfg.dim + 2 * cfg.dim if cfg.engram_enabled else 0
+    return embeddings + cfg.n_layers * block + cfg.dim + engram
 
 
 def check_parameters(cfg: ModelConfig, vocab_size: int) -> int:
@@ -208,6 +213,26 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
+class Engram(nn.Module):
+    """A bank of learned keys and values that every position reads: x + gate * softmax(norm(x) Kᵀ / sqrt(d)) V.
+
+    The gate starts at 0, so the model starts as the one without a bank, to the bit; the first update moves only the
+    gate, the later ones all. No public model has it: the form is ours (trainers.md 1.15), the seed's are slots, place
+    and zero gate.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.keys, self.values = (nn.Parameter(torch.empty(cfg.engram_slots, cfg.dim)) for _ in range(2))
+        self.gate = nn.Parameter(torch.zeros(cfg.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.norm(x) @ self.keys.to(x.dtype).T  # (B, T, slots)
+        weights = torch.softmax(scores.float() * x.shape[-1] ** -0.5, -1).to(x.dtype)
+        return x + self.gate.to(x.dtype) * (weights @ self.values.to(x.dtype))
+
+
 class Model(nn.Module):
     """The language model. Build it with `build`, which draws the weights."""
 
@@ -221,6 +246,8 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.head = None if cfg.tie_embeddings else Linear(cfg.dim, vocab_size)
+        # last, so that `build` draws all other weights as without it
+        self.engram = Engram(cfg) if cfg.engram_enabled else None
         cos, sin = rope_tables(cfg.max_seq_len, cfg.head_size, cfg.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -239,6 +266,8 @@ class Model(nn.Module):
         cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]  # (T, D / 2), or (B, 1, T, D / 2)
         x = self.embed(ids).to(self.dtype)
         for layer, block in enumerate(self.blocks):
+            if self.engram is not None and layer == self.cfg.engram_inject_layer:
+                x = self.engram(x)
             x = block(x, cos, sin, self.flex, None if recalls is None else recalls[layer])
         return self.norm(x)
 

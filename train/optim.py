@@ -71,6 +71,11 @@ class Moments(NamedTuple):
     first: Tensor
     second: Tensor
 
+    @property
+    def decays(self) -> bool:
+        """Matrices do, but not the engram's: a slot that no text reads should keep its value (trainers.md 1.15)."""
+        return self.param.ndim >= 2 and not self.name.startswith("engram.")
+
 
 class Optimizer:
     """Both update rules over one model, and the flat gradient they read."""
@@ -132,7 +137,7 @@ class Optimizer:
         _, parameter, first, second = moments
         p, g = parameter.data, parameter.grad
         assert g is not None
-        if p.ndim >= 2:
+        if moments.decays:
             p.mul_(1 - lr * cfg.weight_decay)
         b1, b2 = cfg.betas
         first.lerp_(g, 1 - b1)

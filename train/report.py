@@ -17,11 +17,13 @@ def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, 
     cfg, rt = this.cfg, this.rt
     windows = sum(this.loader.counts)
     tail = order.tail_tokens(manifest, cfg.seq_len)
+    slots, layer = model_cfg.engram_slots, model_cfg.engram_inject_layer
+    engram = f", an engram of {slots} slots ahead of layer {layer}" if model_cfg.engram_enabled else ""
     where = f"{rt.world} process{'es' if rt.world > 1 else ''} on {rt.device.type}"
     rt.say(f"run        {manifest.name}/{manifest.phase}, build {manifest.build_id[:16]}, {where}")
     rt.say(
         f"model      {count:,} parameters: {model_cfg.n_layers} layers of {model_cfg.dim}, "
-        f"{model_cfg.attention_pattern}, {str(this.model.dtype).removeprefix('torch.')}"
+        f"{model_cfg.attention_pattern}{engram}, {str(this.model.dtype).removeprefix('torch.')}"
     )
     rt.say(
         f"data       {manifest.tokens:,} tokens in {len(this.loader.shards)} shard(s): {windows:,} windows of "

@@ -33,7 +33,7 @@ FREE = (
 # Keys of the model that its weights depend on
 SHAPE = (
     *("dim", "n_layers", "n_heads", "head_dim", "mlp_hidden", "attention_pattern", "sliding_window", "rope_base"),
-    *("norm_eps", "tie_embeddings", "vocab_size"),
+    *("norm_eps", "tie_embeddings", "vocab_size", "engram_enabled", "engram_slots", "engram_inject_layer"),
 )
 
 
@@ -41,6 +41,8 @@ def identity(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> dict
     """What makes a run the same run, in JSON's types: stored in run.json and in each checkpoint."""
     shape = dataclasses.asdict(model) | {"head_dim": model.head_size, "mlp_hidden": model.hidden}
     shape |= {"vocab_size": manifest.tokenizer.vocab_size}
+    if not model.engram_enabled:  # a bank that is not there has no size
+        shape = {k: v for k, v in shape.items() if not k.startswith("engram_")}
     kept = {k: v for k, v in dataclasses.asdict(train).items() if k not in FREE}
     value = {
         "build_id": manifest.build_id,

@@ -24,12 +24,16 @@ SHAPES = {
     "all_global": dataclasses.replace(CFG, attention_pattern="all_global"),
     "window of one": dataclasses.replace(CFG, sliding_window=1),
     "window above the context": dataclasses.replace(CFG, sliding_window=100),
+    "engram": dataclasses.replace(CFG, engram_enabled=True, engram_slots=5, engram_inject_layer=1),
     "untied, no cap": dataclasses.replace(CFG, tie_embeddings=False, lm_head_logit_cap=None),
 }
 
 
 def model_of(shape):
-    return build(SHAPES[shape], 50, seed=1).eval()
+    model = build(SHAPES[shape], 50, seed=1).eval()
+    if model.engram is not None:
+        torch.nn.init.ones_(model.engram.gate)  # at 0 it does nothing
+    return model
 
 
 def some_ids(*size, seed=0):

@@ -7,10 +7,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from train.config import ConfigError, ModelConfig
+from train.config import AdamWConfig, ConfigError, ModelConfig, TrainConfig
 from train.model import build, check_parameters, prepare_flex, window_mask, window_rule
+from train.optim import Optimizer
 
 PLAIN = ModelConfig(
     dim=32,
@@ -79,15 +82,19 @@ def test_with_every_lever_off_it_is_a_plain_transformer_to_the_bit():
     ]
     plain.load_state_dict(dict(zip(names, mine, strict=True)))
     ids = torch.randint(0, 50, (3, 33), generator=torch.Generator().manual_seed(0))
-    a, b = torch.optim.AdamW(mine, lr=1e-2), torch.optim.AdamW(theirs, lr=1e-2)
+    rates = AdamWConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
+    a = Optimizer(ours, TrainConfig(optimizer="adamw", grad_clip=0, adamw=rates))
+    b = torch.optim.AdamW(theirs, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0, foreach=False)
     for _ in range(3):
         total, ce = ours(ids[:, :-1], ids[:, 1:])
         loss = plain(ids[:, :-1], ids[:, 1:])
         assert total.item() == loss.item() == ce.item()
-        for optimizer, value in ((a, total), (b, loss)):
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+        a.grads.zero_()
+        b.zero_grad()
+        total.backward()
+        loss.backward()
+        a.step(1.0)
+        b.step()
     for (name, p), key in zip(ours.named_parameters(), names, strict=True):
         assert torch.equal(p, plain.get_parameter(key)), name
 
@@ -111,6 +118,27 @@ def test_a_sliding_layer_sees_exactly_the_window():
     x.grad = None
     model.blocks[1].attn(x, cos, sin, None)[0, 20].sum().backward()
     assert (x.grad[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist() == list(range(21))
+
+
+@settings(max_examples=20, deadline=None)
+@given(window=st.integers(1, 20), beyond=st.integers(0, 8), after=st.integers(0, 3), seed=st.integers(0, 9))
+def test_logits_at_i_change_with_token_i_minus_window_plus_1_and_not_with_the_one_before(window, beyond, after, seed):
+    """Of a model of one sliding layer; of a global one they change with either."""
+    cfg = dataclasses.replace(TINY, sliding_window=window, init_std=0.3)
+    i = window + beyond  # so that both tokens exist
+    ids = torch.randint(0, 50, (1, i + 1 + after), generator=torch.Generator().manual_seed(seed))
+
+    def changed(model, position):
+        other = ids.clone()
+        other[0, position] = (other[0, position] + 1) % 50
+        a, b = (model.trunk(x)[0] @ model.head_weight.T for x in (ids, other))
+        assert torch.equal(a[:position], b[:position])  # causal
+        return not torch.equal(a[i], b[i])
+
+    slide, whole = build(cfg, 50, seed), build(cfg, 50, seed)
+    slide.blocks, whole.blocks = slide.blocks[:1], whole.blocks[1:]
+    assert not changed(slide, i - window) and changed(slide, i - window + 1)
+    assert changed(whole, i - window) and changed(whole, i - window + 1)
 
 
 def test_a_window_as_long_as_the_sequence_is_plain_causal():
