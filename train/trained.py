@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def _manifest_of(run: Path) -> Path:
         relative = json.loads((run / "run.json").read_text(encoding="utf-8"))["manifest"]
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise TrainError(f"{run / 'run.json'}: does not say which manifest ({error}); give --manifest M") from None
-    path = run / str(relative)
-    if not path.exists():
-        raise TrainError(f"{path}: the mixture that {run} was trained on is not there; give --manifest M")
-    return path
+    # as the system reads it, and as it was written, which differ where the run was reached through a link
+    for path in (run / str(relative), Path(os.path.normpath(run / str(relative)))):
+        if path.exists():
+            return path
+    raise TrainError(f"{path}: the mixture that {run} was trained on is not there; give --manifest M")

@@ -22,7 +22,7 @@ try:
     import transformers
 except ImportError:
     transformers = None
-needs_transformers = pytest.mark.skipif(transformers is None, reason="transformers is not installed (extra hf)")
+needs_transformers = pytest.mark.skipif(transformers is None, reason="transformers is not installed (extra dev)")
 
 CFG = ModelConfig(dim=32, n_layers=4, n_heads=2, max_seq_len=64, sliding_window=8, init_std=0.2)
 SHAPES = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import subprocess
 import sys
 
@@ -102,7 +104,11 @@ def test_a_text_does_not_depend_on_its_company_and_stops():
 def test_texts_end_where_the_rotary_table_does():
     model = model_of("gemma4")
     prompts = [[1] * 60, [1] * 63, [1]]
-    assert [len(i) for i in generate(model, prompts, 8, temperature=0).ids] == [4, 1, 8]
+    made = generate(model, prompts, 8).ids
+    assert [len(ids) for ids in made] == [4, 1, 8]
+    assert made[:1] == generate(model, prompts[:1], 8).ids  # and those that go on know where they stand
+    likeliest = generate(model, prompts, 8, temperature=0).ids[2]
+    assert likeliest == generate(model, prompts[2:], 8, temperature=0).ids[0]
     with pytest.raises(TrainError, match=r"a prompt of 64 tokens leaves no room in model\.max_seq_len = 64"):
         generate(model, [[1] * 64], 1)
     with pytest.raises(TrainError, match="no tokens"):
@@ -132,6 +138,14 @@ def test_the_command_continues_prompts_and_says_how_fast(pretrain, tmp_path, cap
     )
     assert done.returncode == 0 and done.stdout == out
     assert main([str(tmp_path / "r/checkpoints/step_000002"), "--manifest", str(pretrain), *more]) == 0
+    (tmp_path / "link").symlink_to(tmp_path / "r")
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/link").symlink_to(tmp_path)  # whose `..` the system takes from where it leads to
+    assert main([str(tmp_path / "link"), *more]) == 0
+    facts = tmp_path / "r/run.json"
+    written = json.loads(facts.read_text()) | {"manifest": os.path.relpath(pretrain, tmp_path / "a/b/link/r")}
+    facts.write_text(json.dumps(written))
+    assert main([str(tmp_path / "a/b/link/r"), *more]) == 0
 
 
 def test_what_cannot_be_opened_is_said_in_one_line(pretrain, tmp_path, capsys):
