@@ -3,7 +3,7 @@
     python -m train.export runs/a --format hf --out exported/a
     safetensors   model.safetensors under our names, config.json, tokenizer.json
     card          the seed card's layout: models/model.pt ({"cfg", "model", "step"}, torch.load(weights_only=True)),
-                  models/tokenizer.json; cfg has the keys of the seed's Config
+                  models/tokenizer.json, and code/ to load them; cfg has the keys of the seed's Config
     hf            a Hugging Face folder: AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 Each is fp32 unless --dtype says bfloat16, which halves it; logits are those of the run in the same dtype. A text begins
@@ -33,6 +33,7 @@ from train.manifest import ManifestError, Tokenizer
 from train.trained import Trained, open_trained
 
 MODELING = Path(__file__).with_name("modeling_shard.py")
+CARD_MODULES = ("__init__.py", "config.py", "loss.py", "model.py")  # card.py and all that it imports
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Our parameter names as the Hugging Face file has them, which are Llama's where Llama has the part
@@ -171,11 +172,18 @@ def write_safetensors(trained: Trained, weights: dict[str, Tensor], dtype: str, 
 
 
 def write_card(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
-    """models/model.pt and models/tokenizer.json."""
+    """models/model.pt, models/tokenizer.json, and in code/ what the card imports with the modules behind it."""
     (out / "models").mkdir()
     value = {"cfg": seed_config(trained), "model": weights, "step": trained.point.step, "trained": trained.provenance()}
     torch.save(value, out / "models/model.pt")
     shutil.copyfile(trained.tokenizer, out / "models/tokenizer.json")
+    here = MODELING.parent
+    (out / "code/train").mkdir(parents=True)
+    for name in CARD_MODULES:
+        shutil.copyfile(here / name, out / "code/train" / name)
+    shutil.copyfile(here / "card.py", out / "code/model.py")
+    for module, name in (("config", "Config"), ("tokenizer", "load_tokenizer")):
+        (out / f"code/{module}.py").write_text(f'from model import {name}\n\n__all__ = ["{name}"]\n')
 
 
 def write_hf(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:

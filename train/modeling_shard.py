@@ -189,7 +189,7 @@ class ShardModel(ShardPreTrainedModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -220,7 +220,9 @@ class ShardModel(ShardPreTrainedModel):
         }
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         kinds = config.layer_types or []
-        masks = {kind: makers[kind](**asked) for kind in set(kinds)}
+        # generate() with a static cache makes the masks itself
+        ready = isinstance(attention_mask, dict)
+        masks: Any = attention_mask if ready else {kind: makers[kind](**asked) for kind in set(kinds)}
         tables = rope_tables(config.max_position_embeddings, config.head_dim, config.rope_theta, x.device)
         cos, sin = (table[position_ids][:, None] for table in tables)  # (B, 1, T, head_dim / 2)
         streams: tuple[Tensor, ...] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from trainer_harness import BOS, PAD, VOCAB, sets
 
 from train import checkpoint
+from train.card import Config, ToyLM
 from train.config import ModelConfig, TrainError, from_dict
 from train.export import export, hf_name, main
 from train.generate import generate
@@ -86,51 +89,59 @@ def test_safetensors_come_back(shapes, shape, tmp_path):
     assert config["trained"]["step"] == 3
 
 
-@dataclasses.dataclass
-class Config:
-    """The seed's Config (Shard-1, code/config.py), its fields and its checks."""
-
-    vocab_size: int = 8192
-    dim: int = 512
-    n_layers: int = 12
-    n_heads: int = 8
-    head_dim: int = 64
-    mlp_hidden: int = 2048
-    max_seq_len: int = 8192
-    attention_pattern: str = "gemma4"
-    sliding_window: int = 1024
-    engram_enabled: bool = False
-    engram_slots: int = 512
-    engram_inject_layer: int = 6
-    optimizer: str = "muon"
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    tie_embeddings: bool = True
-    lm_head_logit_cap: float | None = 30.0
-    z_loss_weight: float = 1e-4
-    lr_schedule: str = "wsd"
-    wsd_decay_frac: float = 0.2
-    init_std: float = 0.02
-
-    def __post_init__(self):
-        assert self.n_heads * self.head_dim == self.dim
-        assert self.attention_pattern in ("all_global", "gemma4")
-        assert self.optimizer in ("adamw", "muon") and self.lr_schedule in ("cosine", "wsd")
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_card_loads_with_weights_only(shapes, shape, tmp_path):
     export(shapes[shape], "card", tmp_path / "out")
     ck = torch.load(tmp_path / "out/models/model.pt", weights_only=True)
-    seed = dataclasses.asdict(Config(**ck["cfg"]))
-    assert seed == ck["cfg"]  # all keys of the seed and no others
-    ours_too = {f.name for f in dataclasses.fields(ModelConfig)}
-    model = Model(from_dict(ModelConfig, {k: v for k, v in seed.items() if k in ours_too}, "cfg"), seed["vocab_size"])
+    assert dataclasses.asdict(Config(**ck["cfg"])) == ck["cfg"]  # all keys of the seed and no others
+    model = ToyLM(Config(**ck["cfg"]))
     model.load_state_dict(ck["model"])
     ids = some_ids(2, 40)
-    assert torch.equal(logits(model.eval(), ids), logits(ours(shapes[shape]), ids))
+    want = logits(ours(shapes[shape]), ids)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids)[0], want)
+        half = model.to(torch.bfloat16)
+        assert torch.equal(half(ids)[0], logits(shapes[shape].model(torch.device("cpu"), torch.bfloat16), ids))
+        assert not torch.equal(half(ids)[0], want)
     assert (tmp_path / "out/models/tokenizer.json").read_bytes() == shapes[shape].tokenizer.read_bytes()
+
+
+# The card's "How to load", on a CPU in fp32; the last line is ours
+CARD_LINES = """
+import sys, torch
+sys.path.insert(0, 'code')
+from config import Config
+from model import ToyLM
+from tokenizer import load_tokenizer
+ck = torch.load('models/model.pt', map_location='cpu', weights_only=True)
+cfg = Config(**ck['cfg']) if isinstance(ck['cfg'], dict) else ck['cfg']
+model = ToyLM(cfg)
+model.load_state_dict(ck['model'])
+model.eval()
+tok = load_tokenizer('models/tokenizer.json')
+ids = torch.tensor([tok.encode('The capital of France is').ids])
+with torch.no_grad():
+    for _ in range(10):
+        logits, _ = model(ids)
+        nxt = logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, nxt], 1)
+import train.model; print(ids[0].tolist(), train.model.__file__, [m for m in sys.modules if m.startswith('train.')])
+"""
+
+
+def test_the_cards_lines_load_it(shapes, tmp_path):
+    trained = shapes["engram"]
+    export(trained, "card", tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-c", CARD_LINES], cwd=tmp_path / "out", capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    prompt = list(b"The capital of France is")
+    new = generate(ours(trained), [prompt], 10, temperature=0).ids[0]
+    used = ["train.config", "train.loss", "train.model"]
+    out = str(tmp_path / "out/code/train/model.py")
+    words = done.stdout.replace(out, "OUT").strip()
+    assert words == f"{prompt + new} OUT {used}"
 
 
 @pytest.fixture
@@ -186,6 +197,16 @@ def test_transformers_writes_the_same_text(shapes, shape, load_hf):
     ids = [[BOS, *p.encode()] for p in prompts]
     assert [row[mask.bool()].tolist() for row, mask in zip(*batch.values(), strict=True)] == ids
     out = theirs.generate(**batch, max_new_tokens=20, do_sample=False, temperature=None, top_p=None, top_k=None)
+    static = theirs.generate(
+        **batch,
+        max_new_tokens=20,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        cache_implementation="static",
+    )
+    assert torch.equal(static, out)
     made = generate(ours(trained), ids, 20, stop=BOS, temperature=0)
     width = batch["input_ids"].shape[1]
     for row, want in zip(out[:, width:].tolist(), made.ids, strict=True):
@@ -221,8 +242,7 @@ def test_bfloat16_is_half_as_large_and_close(shapes, load_hf, tmp_path):
     ids = some_ids(1, 30)
     with torch.no_grad():
         got = theirs(ids).logits
-    want = logits(ours(shapes["gemma4"]), ids)
-    assert 0 < (got - want).abs().max() < 0.1 * want.abs().max()
+    assert torch.allclose(got, logits(shapes["gemma4"].model(torch.device("cpu"), torch.bfloat16), ids), atol=1e-5)
     weights = load_file(tmp_path / "out/model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
 
