@@ -30,6 +30,7 @@ from torch import Tensor
 from train.config import ModelConfig, TrainError
 from train.generate import TEMPERATURE, TOP_P
 from train.manifest import ManifestError, Tokenizer
+from train.model import count_parameters
 from train.trained import Trained, open_trained
 
 MODELING = Path(__file__).with_name("modeling_shard.py")
@@ -186,6 +187,27 @@ def write_card(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Pa
         (out / f"code/{module}.py").write_text(f'from model import {name}\n\n__all__ = ["{name}"]\n')
 
 
+def readme(trained: Trained) -> str:
+    """The model card: what it is, how to load it, and what it read, which the manifest says only of its own run."""
+    found, made = trained.manifest, trained.provenance()
+    read = [f"| {s.name} | {s.tokens:,} | {s.licence or 'not stated'} |" for s in found.sources]
+    table = ["", "| source | tokens in the mixture | licence |", "|---|---|---|", *read] if read else []
+    lines = [
+        *("---", "library_name: transformers", "pipeline_tag: text-generation", "---", ""),
+        *(f"# {made['name']}, {made['phase']}, step {made['step']:,}", ""),
+        f"{count_parameters(trained.cfg, found.tokenizer.vocab_size):,} parameters, trained on windows of "
+        f"{trained.seq_len:,} tokens. A base model: it continues texts.",
+        *("", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""),
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)",
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)",
+        'batch = tokenizer(["The capital"], return_tensors="pt")  # BOS is put in front',
+        "print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50))[0])",
+        *("```", "", f"Weights {made['weights_sha256']}, of data build {made['build_id']}."),
+        *(table if found.build_id == made["build_id"] else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def write_hf(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
     """All that AutoModelForCausalLM and AutoTokenizer ask for; hands out what the run's samples were drawn with."""
     tokenizer = trained.manifest.tokenizer
@@ -198,6 +220,7 @@ def write_hf(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path
     text = json.dumps(hf_tokenizer(trained.tokenizer, tokenizer), ensure_ascii=False)  # its order has a meaning
     (out / "tokenizer.json").write_text(text, encoding="utf-8")
     shutil.copyfile(MODELING, out / MODELING.name)
+    (out / "README.md").write_text(readme(trained), encoding="utf-8")
 
 
 FORMATS: dict[str, Callable[[Trained, dict[str, Tensor], str, Path], None]] = {

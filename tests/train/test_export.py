@@ -15,9 +15,10 @@ from trainer_harness import BOS, PAD, VOCAB, sets
 from train import checkpoint
 from train.card import Config, ToyLM
 from train.config import ModelConfig, TrainError, from_dict
-from train.export import export, hf_name, main
+from train.export import export, hf_name, main, readme
 from train.generate import generate
 from train.main import run
+from train.manifest import Source
 from train.model import Model, build
 from train.trained import open_trained
 
@@ -233,6 +234,18 @@ def test_the_hf_model_trains_and_saves_again(shapes, load_hf, tmp_path):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
     with torch.no_grad():
         assert torch.equal(again(ids).logits, theirs(ids).logits)
+
+
+def test_the_model_card_names_what_was_read_and_its_lines_run(shapes):
+    source = Source("web", "jsonl", "/private", "", "CC0", 9, 9, {}, 0, 900, 900, 9, 1.0, 1.0, 0.5, 1.0, 10, 1)
+    trained = shapes["gemma4"]
+    trained = dataclasses.replace(trained, manifest=dataclasses.replace(trained.manifest, sources=[source]))
+    text = readme(trained)
+    assert "| web | 900 | CC0 |" in text and "/private" not in text
+    assert f"{sum(p.numel() for p in ours(trained).parameters()):,} parameters" in text
+    compile(text.split("```python")[1].split("```")[0], "README.md", "exec")
+    other = dataclasses.replace(trained, manifest=dataclasses.replace(trained.manifest, build_id="f" * 64))
+    assert "CC0" not in readme(other)  # another mixture's sources are not this model's
 
 
 @needs_transformers
