@@ -146,8 +146,14 @@ def differences(manifest: Manifest, folder: Path, places: Mapping[str, str]) -> 
 
 
 def empty_folder(out: str) -> None:
-    """Raises UserError when the folder to build in holds anything: a rebuild must find nothing built."""
-    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+    """Raises UserError when the folder to build in holds anything: a rebuild must find nothing built.
+
+    Digests of source files may lie there: they are all that a refused rebuild leaves.
+    """
+    root = Path(out)
+    unbuilt = {root / "store", root / "store" / "inputs"}
+    there = {*root.glob("*"), *root.glob("store/*")}
+    if (root.exists() and not root.is_dir()) or not there <= unbuilt:
         raise UserError(f"--out {out}: is not empty; name a new folder, so that nothing built before is used")
 
 

@@ -26,6 +26,7 @@ from stages.text_encoder import SPECIALS
 from train.config import ModelConfig, TrainConfig
 
 MIXTURES = ("pretrain", "anneal")  # stages pack_pretrain and pack_anneal_mix
+NAME = re.compile(r"\w[\w.-]{0,59}")  # of a source or a phase: begins the names of files, and of units up to a space
 
 
 class Dedup(Model):
@@ -47,7 +48,8 @@ class Exclude(Model):
         default_factory=list, description="Document ids, 32 hex digits each, as `find` and `trace` print them."
     )
     urls: list[str] = Field(
-        default_factory=list, description="Whole addresses; scheme, fragment and a slash at the end do not count."
+        default_factory=list,
+        description="Whole addresses; scheme, fragment, a slash at the end and capitals of the host do not count.",
     )
     domains: list[Annotated[str, Field(pattern=r"^[^/\s:]+$")]] = Field(
         default_factory=list, description="Domains such as example.org, which means its subdomains too."
@@ -138,9 +140,21 @@ class Recipe(Model):
     @model_validator(mode="after")
     def _names(self) -> Recipe:
         known = ", ".join(self.sources)
-        for name in self.mixtures:
+        for group in ("sources", "train"):
+            for name in getattr(self, group):
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{group} has the name {name[:80]!r}, which files are called by; write at most 60 letters, "
+                        "digits, _, - and dots, a letter, digit or _ first"
+                    )
+        for name, mixture in self.mixtures.items():
             if name not in MIXTURES:
                 raise ValueError(f"mixtures.{name}: no stage packs it; allowed are {', '.join(MIXTURES)}")
+            if (mixture.window or 0) > self.shard_tokens:
+                raise ValueError(
+                    f"mixtures.{name}.window is {mixture.window:,}, longer than shard_tokens, {self.shard_tokens:,}: "
+                    "a shard holds whole windows; lower the one or raise the other"
+                )
         check_mixtures(self.mixtures, list(self.sources))
         for source in self.dedup.priority:
             if source not in self.sources:

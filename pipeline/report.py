@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from rich.table import Table
 
 from pipeline.engine import Context
 from stages.base import Record
+
+ENCODED = "encoded_by."  # then the engine: a counter of tokenised units
 
 
 def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -51,12 +53,15 @@ def documents(context: Context) -> Table:
 
 def exclusion(context: Context) -> list[str]:
     """One line about what the recipe's `exclude` took out, if it did."""
-    counts, tokenised = context.counts("exclude"), context.counts("tokenize")
+    counts = context.counts("exclude")
     n, size = counts.get("dropped.excluded", 0), counts.get("excluded_bytes", 0)
     if not n:
         return []
-    ratio = tokenised.get("tokens", 0) / max(1, tokenised.get("text_bytes", 0))
-    about = f", about {size * ratio:,.0f} tokens" if ratio else ""
+    tokens = 0.0
+    for source in context.recipe.sources:  # each at its own bytes per token
+        left, lost = context.counts("tokenize", source), context.counts("exclude", source)
+        tokens += lost.get("excluded_bytes", 0) * left.get("tokens", 0) / max(1, left.get("text_bytes", 0))
+    about = f", about {tokens:,.0f} tokens" if tokens else ""
     return [f"Excluded: {n:,} documents, {size:,} bytes of text{about}; `diff` of two manifests says what moved"]
 
 
@@ -71,6 +76,14 @@ def tokens(context: Context) -> Table:
     header = ("source", "text bytes", "tokens", "bytes/token", "to train on", "held out")
     tokenizer = context.built("build_tokenizer")
     return grid(f"Tokens ({tokenizer.output('tokenizer').meta['vocab_size']:,} ids)", header, rows)
+
+
+def engines(context: Context) -> Iterator[str]:
+    """A line for each engine that encoded, and why faster ones did not."""
+    units = {name: n for name, n in context.counts("tokenize").items() if name.startswith(ENCODED)}
+    for name, n in sorted(units.items(), key=lambda item: -item[1]):
+        share = f" ({n:,} of {sum(units.values()):,} units)" if len(units) > 1 else ""
+        yield f"Encoded by {name.removeprefix(ENCODED)}{share}, proven equal to tokenizers at the start of each process"
 
 
 def mixture(value: dict[str, Any], window: int | None = None) -> Table:
@@ -131,6 +144,8 @@ def print_report(context: Context, stage: str, result: Any) -> None:
         console.print()
     if context.state("tokenize").done:
         console.print(tokens(context))
+        for line in engines(context):
+            console.print(line, markup=False)
         console.print()
     for name in ("pack_pretrain", "pack_anneal_mix"):
         built = context.built(name)

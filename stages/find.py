@@ -81,16 +81,15 @@ Key = tuple[str, str]  # source, document id
 def find(manifest: Manifest, query: Query) -> dict[Key, Found]:
     """The documents of this mixture and of the curated corpus beside it that `query` means, by source and id."""
     found = dict(curated_documents(manifest, query))
-    shards = [s for s in manifest.shards if s.split == "train" or not s.source]  # the mixture's, not one source's
-    splits = {s.path: s.split for s in shards}
+    shards, by_path = manifest.shards, {s.path: s for s in manifest.shards}
     if query.text:
         folder = curated_folder(manifest)
         wanted = {bytes.fromhex(i) for _, i in found} if folder else phrase_documents(manifest, query.text, shards)
         pieces = pieces_where(manifest, wanted, shards)
-        places = phrase_places(Decoder(manifest), pieces, query.text, splits)
+        places = phrase_places(Decoder(manifest), pieces, query.text, by_path)
     else:
         pieces = named_pieces(manifest, query, shards)
-        places = [(p, Place(p.shard, splits[p.shard], p.token_start, p.stop, p.copy, p.part)) for p in pieces]
+        places = [(p, Place(p.shard, by_path[p.shard].split, p.token_start, p.stop, p.copy, p.part)) for p in pieces]
     known = {(p.source, p.document_id.hex()): p for p in pieces}
     for piece, place in places:
         key = piece.source, piece.document_id.hex()
@@ -108,9 +107,7 @@ def settle(manifest: Manifest, one: Found, packed: bool) -> None:
     mixture = {s.name for s in manifest.sources}
     one.status = "held out" if held else "training" if one.places else "not taken"
     if held:
-        one.note = (
-            "in the validation shard" if one.places else "by the rule, and no validation shard of the mixture has it"
-        )
+        one.note = "in validation shards" if one.places else "by the rule, and no validation shard has it"
     elif not one.places and packed:
         one.note = "this mixture cuts the document short, before the phrase"
     elif not one.places and one.source not in mixture:
@@ -176,12 +173,13 @@ def phrase_documents(manifest: Manifest, phrase: str, shards: Sequence[Shard]) -
 
 
 def phrase_places(
-    decoder: Decoder, pieces: Sequence[Piece], phrase: str, splits: Mapping[str, str]
+    decoder: Decoder, pieces: Sequence[Piece], phrase: str, shards: Mapping[str, Shard]
 ) -> list[tuple[Piece, Place]]:
     """Where `phrase` lies in each document, to the token; from one part into the next it has a place in each."""
-    documents: dict[tuple[str, str, bytes, int], dict[int, Piece]] = defaultdict(dict)
+    documents: dict[tuple[str, str, str, bytes, int], dict[int, Piece]] = defaultdict(dict)
     for piece in pieces:
-        documents[splits[piece.shard], piece.source, piece.document_id, piece.copy][piece.part] = piece
+        shard = shards[piece.shard]  # a document held out may lie in the mixture's validation shard and its source's
+        documents[shard.split, shard.source, piece.source, piece.document_id, piece.copy][piece.part] = piece
     found = []
     for parts in documents.values():
         for run in runs_of(parts):
@@ -196,9 +194,8 @@ def phrase_places(
                     a, b = max(low - border, 0), min(high - border, piece.token_count)
                     if a < b:
                         start, stop = piece.token_start + a, piece.token_start + b
-                        found.append(
-                            (piece, Place(piece.shard, splits[piece.shard], start, stop, piece.copy, piece.part))
-                        )
+                        split = shards[piece.shard].split
+                        found.append((piece, Place(piece.shard, split, start, stop, piece.copy, piece.part)))
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,10 +16,12 @@ HOST = r"^(?:[^/?#@]*@)?(?P<host>[^/:?#]+)"
 
 
 def plain_urls(urls: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Addresses as they are compared: without scheme, fragment and slashes at the end."""
+    """Addresses as they are compared: without scheme, fragment and slashes at the end, the host in small letters."""
     for pattern in (SCHEME, r"#.*$", r"/+$"):
         urls = pc.replace_substring_regex(urls, pattern, "")
-    return urls
+    paths = pc.replace_substring_regex(urls, r"^[^/?]*", "")
+    hosts = pc.utf8_lower(pc.replace_substring_regex(urls, r"(?s)[/?].*$", ""))
+    return pc.binary_join_element_wise(hosts, paths, "")
 
 
 def plain_url(url: str) -> str:
@@ -25,9 +29,25 @@ def plain_url(url: str) -> str:
     return str(plain_urls(pa.array([url]))[0])
 
 
+def plain_host(host: str) -> str:
+    """A host or domain as it is compared: small letters, and those outside ASCII as the `xn--` form of them."""
+    try:
+        return host.lower().encode("idna").decode()
+    except UnicodeError:  # not a host name, or too long for one
+        return host.lower()
+
+
+def spellings(names: list[str], plain: Callable[[str], str]) -> dict[str, list[str]]:
+    """What is compared -> all names that come to it."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(plain(name), []).append(name)
+    return found
+
+
 def parents(host: str) -> list[str]:
     """`a.b.c` -> [`a.b.c`, `b.c`, `c`]."""
-    labels = host.lower().rstrip(".").split(".")
+    labels = plain_host(host).rstrip(".").split(".")
     return [".".join(labels[i:]) for i in range(len(labels))]
 
 
@@ -48,14 +68,14 @@ def match(
     if wanted_urls or domains:
         plain = plain_urls(urls)
     if wanted_urls:
-        written = {plain_url(u): u for u in wanted_urls}
+        written = spellings(wanted_urls, plain_url)
         hit = pc.fill_null(pc.is_in(plain, value_set=pa.array(list(written), pa.string())), False)
-        used |= {written[u] for u in pc.unique(plain.filter(hit)).to_pylist()}
+        used |= {w for u in pc.unique(plain.filter(hit)).to_pylist() for w in written[u]}
         mask |= hit.to_numpy()
     if domains:
-        lower = {d.lower().strip("."): d for d in domains}
+        lower = spellings(domains, lambda d: plain_host(d).strip("."))
         hosts = pc.struct_field(pc.extract_regex(plain, HOST), 0)
-        meant = {h: [lower[p] for p in parents(h) if p in lower] for h in pc.unique(hosts).to_pylist() if h}
+        meant = {h: [w for p in parents(h) for w in lower.get(p, ())] for h in pc.unique(hosts).to_pylist() if h}
         used |= {d for found in meant.values() for d in found}
         named = pa.array([h for h, found in meant.items() if found], pa.string())
         mask |= pc.fill_null(pc.is_in(hosts, value_set=named, skip_nulls=True), False).to_numpy()

@@ -50,7 +50,8 @@ def work(task: Task) -> None:
     """Tokenise a slice of a part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens, bos_id, slice.
 
     Outputs: `tokens` (raw little-endian uint16), `docs` (TOKENISED, in the same order) and `histogram` (.npy,
-    int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes.
+    int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes and the engine
+    that encoded.
     """
     seed = task.params["seed"]
     encoded = encode(task)
@@ -100,6 +101,8 @@ def encode(task: Task) -> Encoded:
                 counts.append(sizes)
                 size += text_bytes(column)
     table = pa.concat_tables([schema.empty_table(), *lineage])
+    if encoder:
+        task.count(f"encoded_by.{encoder.note}")
     return Encoded(table, np.concatenate(tokens), np.concatenate(counts), size)
 
 

@@ -1,9 +1,10 @@
 """Checkpoints: safetensors and JSON, no pickle; whole or not there.
 
     <run>/checkpoints/step_000120/model.safetensors       fp32 weights by parameter name
-                                  optimizer.safetensors   momentum and moments by parameter name
+                                  optimizer.safetensors   momentum, moments and averages by parameter name
                                   state.json              step, data position, configuration, sha256 of the two above
     <run>/checkpoints/latest                              the newest one's name
+                      decay_start                         the name of the one where the learning rate began to fall
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed; `latest` is replaced after that. A
 kill at any moment leaves the previous ones. Nothing in it depends on the number of ranks, so any number continues it.
@@ -29,6 +30,7 @@ from train.config import TrainError
 from train.data import sha256_of
 
 FORMAT = 1  # of state.json
+DECAY_START = "decay_start"
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 RNG_RULE = "stateless: weights from seed, order from (seed, epoch), dropout from (seed, step, rank)"
 
@@ -54,7 +56,7 @@ def save(
     folder: Path, step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]
 ) -> Path:
     """Write step `step` into `folder` (a run's checkpoints/). Raises TrainError when the disk refuses."""
-    final = folder / f"step_{step:06d}"
+    final = folder / name_of(step)
     if final.exists():
         raise TrainError(f"{final} is there already, and checkpoints are never overwritten; choose another train.out")
     part = folder / f".part-{step:06d}-{os.getpid()}"
@@ -78,9 +80,18 @@ def save(
     return final
 
 
+def name_of(step: int) -> str:
+    """The folder's name of a checkpoint."""
+    return f"step_{step:06d}"
+
+
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (0: none), each renamed first so that no half one is ever seen."""
-    for old in steps(folder)[keep:] if keep else []:
+    """Delete all but the newest `keep` checkpoints (0: none) and the one where the decay began.
+
+    Each is renamed first, so that no half one is ever seen.
+    """
+    spared = (folder / DECAY_START).read_text().strip() if (folder / DECAY_START).exists() else ""
+    for old in [p for p in steps(folder)[keep:] if p.name != spared] if keep else []:
         trash = old.with_name(f".old-{old.name}")
         old.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)

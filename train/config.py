@@ -108,17 +108,33 @@ class ScheduleConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    kind: Literal["wsd", "cosine", "constant"] = "wsd"  # wsd: warm-up, stable, decay
-    warmup: int = 0  # steps of linear warm-up, in all three kinds
+    kind: Literal["wsd", "cosine", "constant", "warmdown"] = "wsd"  # wsd: warm-up, stable, decay over a share
+    warmup: int = 0  # steps of linear warm-up, in every kind
     decay_frac: float = 0.2  # wsd: the share of the steps after warm-up that decay
-    decay_shape: Literal["sqrt", "linear", "cosine"] = "sqrt"  # wsd: ours, the seed is silent; sqrt is 1 - sqrt(p)
-    min_ratio: float = 0.0  # cosine: the factor it ends at
+    warmdown: int = 0  # warmdown: the number of steps at the end that decay
+    decay_shape: Literal["sqrt", "linear", "cosine"] | None = None  # null: sqrt (1 - sqrt(p)) for wsd, which is ours;
+    # linear for warmdown, as in the records
+    min_ratio: float = 0.0  # the factor that a decay ends at
+    seconds: float | None = None  # of training (scores, checkpoints and compiling left out): the run ends then, or
+    # after train.steps, and decays towards whichever comes first; null: by steps. Not bit-exact (train/schedule.py)
+
+    @property
+    def shape(self) -> str:
+        """Of the decay."""
+        if self.kind == "cosine":
+            return "cosine"
+        return self.decay_shape or ("sqrt" if self.kind == "wsd" else "linear")
 
     def __post_init__(self) -> None:
         where = "train.schedule"
-        _one_of(f"{where}.kind", self.kind, ("wsd", "cosine", "constant"))
-        _one_of(f"{where}.decay_shape", self.decay_shape, ("sqrt", "linear", "cosine"))
+        _one_of(f"{where}.kind", self.kind, ("wsd", "cosine", "constant", "warmdown"))
+        _one_of(f"{where}.decay_shape", self.decay_shape, ("sqrt", "linear", "cosine", None))
         _check(self.warmup >= 0, f"{where}.warmup = {self.warmup}: must be at least 0 steps")
+        _check(
+            self.warmdown > 0 if self.kind == "warmdown" else self.warmdown == 0,
+            f"{where}.warmdown = {self.warmdown}: must be above 0 steps for kind warmdown, 0 for others ({self.kind})",
+        )
+        _check(self.seconds is None or self.seconds > 0, f"{where}.seconds = {self.seconds}: must be above 0, or null")
         _check(0 <= self.decay_frac <= 1, f"{where}.decay_frac = {self.decay_frac}: must be in [0, 1]")
         _check(0 <= self.min_ratio <= 1, f"{where}.min_ratio = {self.min_ratio}: must be in [0, 1]")
 
@@ -162,6 +178,34 @@ class AdamWConfig:
 
 
 @dataclass(frozen=True)
+class EMAConfig:
+    """An exponential moving average of the weights (train/averages.py, trainers.md 1.9)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    decay: float = 0.0  # what stays of it at each update; 0: off. Seed S4: 0.997
+    every: int = 10  # steps between updates; seed S4
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.decay < 1, f"train.ema.decay = {self.decay}: must be in [0, 1)")
+        _check(self.every > 0, f"train.ema.every = {self.every}: must be above 0 steps")
+
+
+@dataclass(frozen=True)
+class SWAConfig:
+    """The mean of the weights over the end of the decay (train/averages.py, trainers.md 1.9)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    start_frac: float = 0.0  # weights count while the learning rate's factor is below this; 0: off. Seed S2: 0.5
+    every: int = 50  # steps between snapshots; seed S2
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.start_frac <= 1, f"train.swa.start_frac = {self.start_frac}: must be in [0, 1]")
+        _check(self.every > 0, f"train.swa.every = {self.every}: must be above 0 steps")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One phase of training. Batch, rates and lengths are ours: the seed states only the kinds."""
 
@@ -176,11 +220,17 @@ class TrainConfig:
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    swa: SWAConfig = field(default_factory=SWAConfig)
     grad_clip: float = 1.0  # largest L2 norm of the whole gradient; 0: no clipping
+    spike_sigma: float = 6.0  # a loss or gradient norm so many deviations above its running mean is an event; 0: off
+    on_spike: Literal["warn", "skip", "stop"] = "warn"  # skip: leave the step out; stop: leave it out and end the run
     eval_every: int = 0  # steps between validations; 0: only before the first step and after the last
     eval_tokens: int = 1_000_000  # validation tokens scored, always the same first ones; 0: all
-    checkpoint_every: int = 500  # steps between checkpoints; 0: only at the end. A signal always saves
-    keep_last: int = 2  # checkpoints kept; 0: all
+    checkpoint_every: int = (
+        500  # steps between checkpoints; 0: only where a decay begins and at the end. A signal saves
+    )
+    keep_last: int = 2  # checkpoints kept, beside the one where a decay begins; 0: all
     log_every: int = 10  # steps between lines of metrics.jsonl and on the screen
     seed: int = 0  # of weights, data order, dropout and samples
     init_from: str = "none"  # a phase, or a path of a run or checkpoint: weights only; none: fresh weights
@@ -196,12 +246,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "log_every"):
             _check(getattr(self, name) > 0, f"train.{name} = {getattr(self, name)}: must be above 0")
-        for name in ("grad_clip", "eval_every", "eval_tokens", "checkpoint_every", "keep_last", "sample_tokens"):
+        for name in (
+            "grad_clip",
+            "spike_sigma",
+            "eval_every",
+            "eval_tokens",
+            "checkpoint_every",
+            "keep_last",
+            "sample_tokens",
+        ):
             _check(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must be at least 0")
         _check(self.micro_batch is None or self.micro_batch > 0, f"train.micro_batch = {self.micro_batch}: above 0")
         _check(self.epochs > 0, f"train.epochs = {self.epochs}: must be above 0")
         _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
         _one_of("train.optimizer", self.optimizer, ("muon", "adamw"))
+        _one_of("train.on_spike", self.on_spike, ("warn", "skip", "stop"))
         _one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _check(bool(self.init_from), "train.init_from is empty: name a phase or a path, or say none")
         _check(bool(self.resume), "train.resume is empty: say auto, never, refuse or a path")

@@ -3,12 +3,11 @@
 Nothing in a step waits for the device but the lines that are printed. One step, on every rank:
 
     for each micro-batch:  total / (micro-batches * ranks)  backward      the global mean, exactly
-    one all-reduce (sum) of the flat gradient; clip by its norm; Muon and AdamW
+    one all-reduce (sum) of the flat gradient and the loss; clip by its norm; judge; Muon and AdamW
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,15 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import checkpoint
-from train.config import TrainConfig, TrainError
+from train import checkpoint, sentinel
+from train.averages import Averages
+from train.config import TrainConfig
 from train.data import Loader
 from train.evaluate import Score, Validation
 from train.model import Model
 from train.optim import Optimizer
 from train.runfolder import Metrics
 from train.runtime import Runtime
-from train.schedule import lr_factor
+from train.schedule import Pace, decay_begins, lr_factor
+from train.sentinel import Sentinel
 
 OnSave = Callable[[dict[str, Any], str | None], None]
 
@@ -39,18 +40,28 @@ class Run:
     cfg: TrainConfig
     model: Model
     optimizer: Optimizer
+    averages: Averages
     loader: Loader
     validation: Validation
     folder: Path
     state: dict[str, Any]  # what each checkpoint's state.json repeats
+    sentinel: Sentinel
     metrics: Metrics | None = None  # on the first rank
     on_save: OnSave | None = None
     step: int = 0
     seconds: float = 0.0  # spent in steps, over all starts
+    waited: float = 0.0  # seconds for data, since the last line
     epochs_a_step: float = 0.0
     before: Score | None = None
     after: Score | None = None
+    averaged: dict[str, Score] = field(default_factory=dict)  # of each average, when `after` was scored
+    pace: Pace | None = None  # by the wall clock only
+    total: float = 0.0  # steps this run makes: cfg.steps, or what schedule.seconds suffice for
+    factor: float = 1.0  # of the learning rate, in the last step
     clock: Clock = field(default_factory=lambda: Clock())
+
+    def __post_init__(self) -> None:
+        self.total = self.cfg.steps
 
 
 class Clock:
@@ -72,50 +83,74 @@ class Clock:
 
 
 def train(run: Run, stop: Callable[[], bool]) -> bool:
-    """Run to cfg.steps. False when a signal asked to stop: then the step was finished and everything saved."""
+    """Run to the end. False when a signal asked to stop: then the step was finished and everything saved."""
     cfg, rt = run.cfg, run.rt
     if run.step == 0:
         run.before = _score(run)
         _write(run, {"step": 0, **_scored(run.before)})
     run.clock.restart()
-    while run.step < cfg.steps:
+    run.total = _total(run)
+    decaying = decay_begins(run.step, run.total, cfg.schedule)
+    while run.step < run.total:
         loss, norm = one_step(run)
         run.step += 1
         run.clock.steps += 1
-        last = run.step == cfg.steps
+        run.averages.update(run.step, run.factor)
+        if run.pace is not None:
+            run.pace.step()
+            run.total = _total(run)
+        last = run.step >= run.total
         stopping = rt.any(stop())
+        begins = not (decaying or last) and decay_begins(run.step, run.total, cfg.schedule)
+        decaying |= begins
         scores = last or _due(run.step, cfg.eval_every)
-        saves = last or stopping or _due(run.step, cfg.checkpoint_every)
-        if scores or saves or run.step == 1 or _due(run.step, cfg.log_every):
+        saves = last or stopping or begins or _due(run.step, cfg.checkpoint_every)
+        if scores or saves or run.step == 1 or _due(run.step, cfg.log_every) or run.sentinel.full:
             record = _record(run, loss, norm)
+            if run.pace is not None:
+                run.pace.caught_up()
             if scores and not stopping:
-                run.after = _score(run)
+                run.after, run.averaged = _score(run), score_averages(run)
                 record |= _scored(run.after)
+                for name, score in run.averaged.items():
+                    record |= {f"{key}_{name}": value for key, value in _scored(score).items()}
             _write(run, record)
             if saves:
-                _save(run, record)
+                _save(run, record, begins)
             run.clock.restart()
+            if run.pace is not None:
+                run.pace.restart()
         if stopping:
             return False
     return True
 
 
 def one_step(run: Run) -> tuple[Tensor, Tensor]:
-    """One update. Returns this rank's part of the global loss in nats, and the gradient's norm: on the device."""
+    """One update. Returns the global loss in nats and the gradient's norm, both on the device."""
     rt, cfg, optimizer = run.rt, run.cfg, run.optimizer
     # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
     torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
+    started = time.perf_counter()
     batch = run.loader.batch(run.step)
-    optimizer.grads.zero_()
-    loss = torch.zeros((), device=rt.device)
+    run.waited += time.perf_counter() - started
+    optimizer.reduced.zero_()
     for ids, targets, counted, share in batch.micros(run.loader.micro):
         total, ce = run.model(ids, targets, counted)
         (total * share).backward()
-        loss += ce * share
-    rt.sum_(optimizer.grads)
+        optimizer.loss += ce.detach() * share
+    rt.sum_(optimizer.reduced)
+    norms = run.sentinel.norms()
     norm = optimizer.clip()
-    optimizer.step(lr_factor(run.step, cfg.steps, cfg.schedule))
-    return loss, norm
+    run.factor = lr_factor(run.step, run.total, cfg.schedule)
+    if run.sentinel.judge(optimizer.loss, norm, norms):
+        optimizer.step(run.factor)
+    return optimizer.loss, norm
+
+
+def _total(run: Run) -> float:
+    if run.pace is None or run.cfg.schedule.seconds is None:
+        return run.cfg.steps
+    return run.rt.firsts(run.pace.total(run.cfg.steps, run.cfg.schedule.seconds))
 
 
 def _due(step: int, every: int) -> bool:
@@ -125,18 +160,14 @@ def _due(step: int, every: int) -> bool:
 def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
     """The line of a step, on every rank; this is where the host waits for the device."""
     cfg, rt = run.cfg, run.rt
-    nats = float(rt.sum_(loss.clone()))
+    nats = float(loss)
     seconds, steps = run.clock.read()
     run.seconds += seconds
-    if not math.isfinite(nats):
-        raise TrainError(
-            f"step {run.step}: the loss is {nats}; nothing was saved after the last checkpoint in {run.folder}\n"
-            "lower train.muon.lr and train.adamw.lr, or lengthen train.schedule.warmup, and start again"
-        )
-    factor = lr_factor(run.step - 1, cfg.steps, cfg.schedule)
+    waited, run.waited = run.waited, 0.0
+    _report(run, [*run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
-    left = (cfg.steps - run.step) * seconds / steps
-    lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * factor
+    left = max(0.0, run.total - run.step) * seconds / steps
+    lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * run.factor
     rt.say(
         f"step {run.step:>{len(str(cfg.steps))}}/{cfg.steps}  loss {nats:.4f}  lr {lr:.2e}  grad {float(norm):.3f}  "
         f"{speed:>9,.0f} tokens/s  {clock_text(left)} left"
@@ -145,13 +176,23 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
         "step": run.step,
         "loss": nats,
         "lr": lr,
-        "lr_adamw": cfg.adamw.lr * factor,
+        "lr_adamw": cfg.adamw.lr * run.factor,
         "grad_norm": float(norm),
+        "waiting_for_data": round(waited / seconds, 4),
         "tokens": run.step * cfg.batch_size * cfg.seq_len,
         "tokens_per_second": round(speed, 1),
         "epoch": run.step * run.epochs_a_step,
         "seconds": round(run.seconds, 3),
     }
+
+
+def _report(run: Run, events: list[dict[str, Any]]) -> None:
+    """Say and keep events. Raises TrainError where the run must end."""
+    for event in events:
+        run.rt.say(f"step {event['step']}: {sentinel.said(event)}")
+        if run.metrics is not None:
+            run.metrics.event(event)
+    run.sentinel.check(events, run.folder)
 
 
 def clock_text(seconds: float) -> str:
@@ -161,10 +202,19 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-def _score(run: Run) -> Score:
+def score_averages(run: Run) -> dict[str, Score]:
+    """The score of each average that has been updated, by its name; the weights are left as they were."""
+    found = {}
+    for name in run.averages.usable():
+        with run.averages.used(name):
+            found[name] = _score(run, f" of {name}")
+    return found
+
+
+def _score(run: Run, of: str = "") -> Score:
     score = run.validation.score(run.model, run.rt.device)
     run.rt.say(
-        f"step {run.step}: validation loss {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
+        f"step {run.step}: validation loss{of} {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
         f"({score.tokens:,} tokens)"
     )
     return score
@@ -179,18 +229,29 @@ def _write(run: Run, record: dict[str, Any]) -> None:
         run.metrics.write(record)
 
 
-def _save(run: Run, record: dict[str, Any]) -> None:
-    """A checkpoint, by rank 0, while the others wait; then on_save on all."""
+def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
+    """A checkpoint, by rank 0, while the others wait; then on_save on all. One where the decay starts is kept."""
     cfg = run.cfg
 
     def work() -> Path:
         folder = run.folder / "checkpoints"
         before = None if run.before is None else vars(run.before)
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
-        path = checkpoint.save(folder, run.step, run.model.state_dict(), run.optimizer.state_tensors(), state)
+        state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
+        state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
+        tensors = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
+        if decay_starts:  # named first: a kill in between leaves a name that the next start fills
+            checkpoint.write_atomic(folder / checkpoint.DECAY_START, checkpoint.name_of(run.step) + "\n")
+        path = checkpoint.save(folder, run.step, run.model.state_dict(), tensors, state)
         checkpoint.prune(folder, cfg.keep_last)
         return path
 
     path = run.rt.agreed(work)
     if run.on_save is not None:
         run.on_save(record, str(path) if run.rt.first else None)
+
+
+def _schedule_state(run: Run) -> dict[str, Any]:
+    """How long the run was to be, which a resume compares, and by the clock what was timed."""
+    state = {"steps": run.cfg.steps, "seconds": run.cfg.schedule.seconds, "total": run.total}
+    return state if run.pace is None else {**state, "pace": [run.pace.seconds, run.pace.steps]}

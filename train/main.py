@@ -33,6 +33,7 @@ import torch
 import torch.distributed as dist
 
 from train import checkpoint, data, loop, order, report, runfolder
+from train.averages import Averages
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError, configs
 from train.evaluate import Score, Validation
 from train.loop import OnSave, Run
@@ -40,6 +41,8 @@ from train.manifest import Manifest, ManifestError, load_manifest
 from train.model import build, check_parameters, prepare_flex
 from train.optim import Optimizer
 from train.runtime import Runtime, processes, stop_requests
+from train.schedule import Pace
+from train.sentinel import Sentinel
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 
@@ -92,10 +95,19 @@ def set_up(
     model.flex = prepare_flex(model_cfg, cfg.seq_len, rt.device)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
         model.run_trunk = torch.compile(model.trunk, dynamic=False)
-    this = Run(rt, cfg, model, Optimizer(model, cfg), loader, validation, start.folder, {"identity": ours})
+    optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
+    watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)
     this.on_save = on_save
+    this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:
-        this.optimizer.load(point.tensors("optimizer.safetensors"), point.step)
+        tensors = point.tensors("optimizer.safetensors")
+        optimizer.load(tensors, point.state.get("updates", point.step))
+        watch.stats.copy_(tensors.get("sentinel", watch.stats))
+        watch.skipped = point.state.get("skipped", 0)
+        averages.load(tensors, point.state.get("averages", {}))
+        if this.pace is not None:
+            this.pace = Pace(*point.state.get("schedule", {}).get("pace", ()))
         this.step, this.seconds = point.step, float(point.state["seconds"])
         this.before = Score(**point.state["before"]) if point.state["before"] else None
     if source:

@@ -9,9 +9,11 @@ the layout of llm.c, modded-nanogpt and parameter-golf, whose readers look at sl
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import struct
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,30 @@ def manifest_text(value: dict[str, Any]) -> str:
     return json.dumps(rest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+@functools.cache
+def hints(cls: Any) -> dict[str, Any]:
+    """Field -> type, of a dataclass."""
+    return typing.get_type_hints(cls)
+
+
+def check_types(value: Any, hint: Any, where: str) -> None:
+    """Raises TypeError that names the key, `where`, whose JSON value is not of the type `hint`."""
+    if hint is Any or (hint in (int, float, str) and type(value) is hint):
+        return
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        for name, of in hints(kind).items():
+            check_types(getattr(value, name), of, f"{where}.{name}".lstrip("."))
+    elif type(value) is not kind and (kind, type(value)) != (float, int):
+        raise TypeError(f"{where} is {str(value)[:60]!r}, not of type {kind.__name__}")
+    elif kind is dict:
+        for key, item in value.items():
+            check_types(item, inner[1], f"{where}.{key}")
+    elif kind is list and any(type(item) is not inner[0] or inner[0] is not int for item in value):
+        for number, item in enumerate(value):
+            check_types(item, inner[0], f"{where}.{number}")
+
+
 def load_manifest(path: str | Path) -> Manifest:
     """Read a manifest.json (or the folder that holds one). Raises ManifestError with the way to mend it."""
     # abspath, not resolve: the published folder is a link, and phases are found beside the link.
@@ -198,7 +224,7 @@ def load_manifest(path: str | Path) -> Manifest:
         found = value.get("schema_version") if isinstance(value, dict) else None
         raise ManifestError(f"{file}: schema version {found}, this program reads {SCHEMA_VERSION}")
     try:
-        return Manifest(
+        manifest = Manifest(
             **{
                 **value,
                 "tokenizer": Tokenizer(**value["tokenizer"]),
@@ -209,5 +235,7 @@ def load_manifest(path: str | Path) -> Manifest:
                 "folder": str(file.parent),
             }
         )
-    except (TypeError, KeyError) as error:
+        check_types(manifest, Manifest, "")
+        return manifest
+    except (TypeError, KeyError, AttributeError) as error:
         raise ManifestError(f"{file}: not a manifest of ours ({error})") from None

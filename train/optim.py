@@ -20,6 +20,7 @@ a step at 54M parameters (trainers.md 3.4), so it is not split, and a checkpoint
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,18 @@ def newton_schulz(g: Tensor, schedule: str) -> Tensor:
     return x
 
 
+def modules(names: list[str], pieces: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Module -> its part of the flat gradient that `pieces` make up, in the order of `names`.
+
+    A block is a module, and so is all else by its first name.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for name, piece in zip(names, pieces, strict=True):
+        found.setdefault(".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1]), []).append(piece)
+    sizes = {module: sum(p.numel() for p in mine) for module, mine in found.items()}
+    return {m: mine[0].as_strided((sizes[m],), (1,), mine[0].storage_offset()) for m, mine in found.items()}
+
+
 class Stack(NamedTuple):
     """Matrices of one shape, wide: momentum is (k, m, n), m <= n."""
 
@@ -86,11 +99,13 @@ class Optimizer:
         named = list(model.named_parameters())
         # One buffer: one all-reduce, one norm, one clip, in an order that never changes. (DDP re-buckets after its
         # first step, so with 3 or more ranks a resumed run would sum in another order than an undisturbed one.)
-        self.grads = torch.zeros(sum(p.numel() for _, p in named), device=named[0][1].device)
-        offset = 0
-        for _, p in named:
-            p.grad = self.grads[offset : offset + p.numel()].view_as(p)
-            offset += p.numel()
+        # Its last place is the loss's, which so comes to be known to all without a message of its own.
+        self.reduced = torch.zeros(sum(p.numel() for _, p in named) + 1, device=named[0][1].device)
+        self.grads, self.loss = self.reduced[:-1], self.reduced[-1]
+        pieces = self.grads.split([p.numel() for _, p in named])
+        for (_, p), piece in zip(named, pieces, strict=True):
+            p.grad = piece.view_as(p)
+        self.modules = modules([n for n, _ in named], pieces)
         hidden = [(n, p) for n, p in named if n.startswith("blocks.") and p.ndim == 2]
         matrices = hidden if cfg.optimizer == "muon" else []
         self.stacks = _stack(matrices)

@@ -153,11 +153,13 @@ def check_epochs(manifest: Manifest, cfg: TrainConfig) -> float:
     needed = epochs_needed(manifest, cfg)
     if needed > cfg.epochs:
         windows = sum(windows_of(manifest, cfg.seq_len))
-        allowed = int(windows * cfg.epochs) // cfg.batch_size
+        rows = int(windows * cfg.epochs)
+        allowed = rows // cfg.batch_size
+        less = f"train.steps={allowed}" if allowed else f"train.batch_size={rows} or less"
         raise TrainError(
             f"{cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} tokens are {needed:.3f} epochs of this mixture "
             f"({windows:,} windows), train.epochs allows {cfg.epochs:g}\n"
-            f"set train.steps={allowed}, or train.epochs={int(needed * 1000 + 1) / 1000:g}, or pack more tokens"
+            f"set {less}, or train.epochs={int(needed * 1000 + 1) / 1000:g}, or pack more tokens"
         )
     return needed
 

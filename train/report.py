@@ -8,7 +8,7 @@ from typing import Any
 from train import checkpoint, order
 from train.config import ModelConfig
 from train.evaluate import samples
-from train.loop import Run
+from train.loop import Run, score_averages
 from train.manifest import Manifest
 
 
@@ -31,8 +31,10 @@ def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, 
     )
     rt.say(
         f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "
-        f"{epochs:.2f} epochs; {cfg.optimizer}, {cfg.schedule.kind}"
+        f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *this.averages.held])}"
     )
+    if cfg.schedule.seconds is not None:
+        rt.say(f"           or {cfg.schedule.seconds:g} s in steps, whichever comes first: not repeatable to the bit")
     rt.say(f"folder     {this.folder}")
 
 
@@ -40,6 +42,7 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
     """Last scores, samples, summary.json."""
     cfg, rt = this.cfg, this.rt
     after = this.after or this.validation.score(this.model, rt.device)
+    averaged = this.averaged if this.after else score_averages(this)
     unigram = this.validation.unigram(manifest)
     texts = samples(this.model, manifest, cfg.prompts, cfg.sample_tokens, cfg.seed) if rt.first else []
     tokens = this.step * cfg.batch_size * cfg.seq_len
@@ -56,6 +59,9 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
         "before": None if this.before is None else vars(this.before),
         "unigram": vars(unigram),
         "after": vars(after),
+        "averages": {
+            name: {**vars(score), "updates": this.averages.held[name].count} for name, score in averaged.items()
+        },
         "samples": texts,
         "folder": str(this.folder),
     }
@@ -65,8 +71,12 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
     below = 100 * (1 - after.bits_per_byte / unigram.bits_per_byte) if unigram.bits_per_byte else 0.0
     rt.say(
         f"bits/byte  {before}{unigram.bits_per_byte:.4f} add-one unigram, {after.bits_per_byte:.4f} after "
-        f"({below:.1f} % below the unigram)"
+        f"({abs(below):.1f} % {'below' if below >= 0 else 'above'} the unigram)"
     )
+    for name, score in averaged.items():
+        rt.say(f"           {score.bits_per_byte:.4f} with the weights of {name}")
+    for name in this.averages.held.keys() - averaged.keys():
+        rt.say(f"warning: {name} was never updated: the run ended before, see train.{name}")
     for sample in texts:
         prompt, text = (json.dumps(sample[key], ensure_ascii=False) for key in ("prompt", "text"))
         rt.say(f"sample     {prompt} -> {text}")

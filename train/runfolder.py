@@ -1,6 +1,7 @@
 """The run's folder: whether it may be used, what stands in it, and where a run's weights come from.
 
     metrics.jsonl   one object a logged step; each step stands once, also after a kill and a resume
+    events.jsonl    spikes, slow steps, waiting for data: see train/sentinel.py
     run.json        all that replaying the data order needs, and every start the run had
     checkpoints/    see checkpoint.py
     summary.json    at the end: scores before and after, the unigram's, samples, speed
@@ -13,19 +14,22 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.manifest import Manifest
+from train.schedule import Pace, decay_start, settled
 
 # Keys that may differ between a run and its continuation: they change neither weights nor the order of the data.
-# `steps` does change the schedule from there on: that is how a run is made longer.
+# `steps`, and `seconds` of the schedule, change the learning rate from there on: `_same_past` allows it where the
+# decay had not begun. That is how a run is made longer.
 FREE = (
     *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "checkpoint_every", "keep_last", "log_every"),
     *("prompts", "sample_tokens", "tensorboard", "micro_batch", "compile", "mixture"),
@@ -44,6 +48,7 @@ def identity(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> dict
     if not model.engram_enabled:  # a bank that is not there has no size
         shape = {k: v for k, v in shape.items() if not k.startswith("engram_")}
     kept = {k: v for k, v in dataclasses.asdict(train).items() if k not in FREE}
+    kept["schedule"] = {k: v for k, v in kept["schedule"].items() if k != "seconds"}
     value = {
         "build_id": manifest.build_id,
         "phase": manifest.phase,
@@ -94,12 +99,12 @@ def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Star
     if folder.exists() and not folder.is_dir():
         raise TrainError(f"train.out: {folder} is a file; name a folder")
     if cfg.resume == "auto":
-        resumed = _continue(folder, ours)
+        resumed = _continue(folder, ours, cfg)
     elif cfg.resume in ("refuse", "never"):
         _refuse_used(folder, ours, cfg.resume == "never")
         resumed = None
     else:
-        resumed = _resume_path(folder, Path(cfg.resume), ours)
+        resumed = _resume_path(folder, Path(cfg.resume), ours, cfg)
     weights = None if resumed else _initial_weights(manifest, cfg, ours)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     checkpoint.sweep(folder / "checkpoints")
@@ -133,7 +138,7 @@ def _refuse_used(folder: Path, ours: dict[str, Any], never: bool) -> None:
     raise TrainError(f"{folder} holds another run ({what})\nit is never overwritten: choose another train.out")
 
 
-def _continue(folder: Path, ours: dict[str, Any]) -> Path | None:
+def _continue(folder: Path, ours: dict[str, Any], cfg: TrainConfig) -> Path | None:
     """The checkpoint to continue in `folder`; None when nothing is there yet, or nothing was saved yet."""
     theirs = _identity_in(folder)
     held = checkpoint.steps(folder / "checkpoints")
@@ -155,13 +160,15 @@ def _continue(folder: Path, ours: dict[str, Any]) -> Path | None:
         print(f"warning: continuing from the newest whole one, {whole.folder}", file=sys.stderr, flush=True)
     if whole:
         _same_run(whole, ours)
+        _same_past(whole, cfg)
     return whole.folder if whole else None
 
 
-def _resume_path(folder: Path, path: Path, ours: dict[str, Any]) -> Path:
+def _resume_path(folder: Path, path: Path, ours: dict[str, Any], cfg: TrainConfig) -> Path:
     """A named checkpoint, continued in its own folder or a fresh one."""
     chosen = checkpoint.find(path, "train.resume")
     _same_run(chosen, ours)
+    _same_past(chosen, cfg)
     theirs = _identity_in(folder)
     held = checkpoint.steps(folder / "checkpoints")
     if theirs not in (None, ours) or (held and theirs is None):
@@ -178,6 +185,39 @@ def _same_run(chosen: Checkpoint, ours: dict[str, Any]) -> None:
             f"{chosen.folder} is of another run: {', '.join(differences(ours, theirs)[:4])}\n"
             "to take only its weights, say train.init_from instead of train.resume"
         )
+
+
+def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
+    """Raises TrainError where a run as long as `cfg` says would have had other learning rates up to `chosen`."""
+    then = chosen.state.get("schedule")
+    if then is None or (then["steps"], then["seconds"]) == (cfg.steps, cfg.schedule.seconds):
+        return
+    seconds = cfg.schedule.seconds
+    total = cfg.steps if seconds is None else Pace(*then.get("pace", ())).total(cfg.steps, seconds)
+    length = f"train.steps={cfg.steps}" + ("" if seconds is None else f" train.schedule.seconds={seconds:g}")
+    if not settled(chosen.step, then["total"], cfg.schedule):
+        kept = [p for p in checkpoint.steps(chosen.folder.parent) if settled(_step(p), then["total"], cfg.schedule)]
+        hint = f"--set train.resume={kept[0]} train.out=NEW {length}" if kept else "no checkpoint from there was kept"
+        raise TrainError(
+            f"{chosen.folder}: its learning rate had begun to fall, to the end of {then['total']:g} steps; {length} is "
+            f"another run\ncontinue from before the fall: {hint}; or take weights only: train.init_from"
+        )
+    start = decay_start(total, cfg.schedule)
+    if not settled(chosen.step, total, cfg.schedule):
+        raise TrainError(
+            f"{length}: its learning rate falls after step {max(0, math.ceil(start))}, before {chosen.folder}\n"
+            "name more steps, or an earlier checkpoint"
+        )
+    falls = "never" if math.isinf(start) or start >= total else f"after step {math.ceil(start)}"
+    print(
+        f"note: {total:g} steps instead of {then['total']:g}: all up to step {chosen.step} is the same in both; "
+        f"the learning rate now falls {falls}",
+        flush=True,
+    )
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:])
 
 
 def _identity_in(folder: Path) -> dict[str, Any] | None:
@@ -249,17 +289,7 @@ class Metrics:
 
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         """Drops the lines after `step`, the checkpoint continued from, and a line that a kill cut."""
-        path = folder / "metrics.jsonl"
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-        # step 0 is scored before the first step: a start from 0 scores it again
-        checkpoint.write_atomic(path, "".join(kept) if step else "")
-        self.file = path.open("a", encoding="utf-8")
+        self.file, self.events = (_opened(folder / name, step) for name in ("metrics.jsonl", "events.jsonl"))
         self.board = _tensorboard(folder, step) if tensorboard else None
 
     def write(self, record: dict[str, Any]) -> None:
@@ -271,11 +301,31 @@ class Metrics:
                 if key != "step":
                     self.board.add_scalar(key, value, record["step"])
 
+    def event(self, event: dict[str, Any]) -> None:
+        """A line of events.jsonl, at once."""
+        self.events.write(json.dumps(event) + "\n")
+        self.events.flush()
+
     def close(self) -> None:
         """Also flushes TensorBoard."""
         self.file.close()
+        self.events.close()
         if self.board is not None:
             self.board.close()
+
+
+def _opened(path: Path, step: int) -> TextIO:
+    """A file of JSON lines to append to, without those after `step` and one that a kill cut."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    # step 0 is scored before the first step: a start from 0 scores it again
+    checkpoint.write_atomic(path, "".join(kept) if step else "")
+    return path.open("a", encoding="utf-8")
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -58,6 +58,14 @@ class Runtime:
         dist.all_reduce(value, group=self.control)
         return bool(value)
 
+    def firsts(self, value: float) -> float:
+        """The first rank's value. A CPU message."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(tensor, src=0, group=self.control)
+        return float(tensor)
+
     def agreed(self, work: Callable[[], T]) -> T:
         """`work` done by rank 0 alone, its result or its error (for people) had by all."""
         box: list[Any] = [None, None]

@@ -1,35 +1,98 @@
-"""The learning rate over the steps: one pure function (formulae and golden values: trainers.md 1.8)."""
+"""The learning rate over the steps: one pure function (formulae and golden values: trainers.md 1.8).
+
+Every kind rises over `warmup` steps and falls along p from D to the end T; they differ in D:
+
+    wsd        D = W + (1 - decay_frac)(T - W)    `decay_frac` is of the steps after warm-up, as the seed says
+    warmdown   D = T - warmdown                   the parameter-golf records: a number of steps, whatever T is
+    cosine     D = W
+    constant   never
+
+By the wall clock (`schedule.seconds`) the same function is used, with T = seconds / mean seconds a step so far: for
+warmdown that is the records' rule, remaining / (warmdown * mean step). T then moves with the machine's pace, so two
+such runs are alike but never equal to the bit. A resume continues: `Pace` is in each checkpoint.
+
+Before D nothing depends on T. So a run can be made longer, or ended sooner, from any checkpoint before D without
+training its stable part again; one is kept at D for that (`decay_begins`), and a resume asks `settled`.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 
 from train.config import ScheduleConfig
 
 
-def lr_factor(step: int, steps: int, cfg: ScheduleConfig) -> float:
-    """What every group's lr is multiplied by in step `step` (0-based, of `steps`): above 0, at most 1.
-
-    wsd: linear warm-up over W steps, (t+1)/W; 1 until D = W + (1 - decay_frac)(T - W); then from 1 to 0 along p =
-    (t - D)/(T - D). `decay_frac` is of the steps after warm-up, as the seed says.
-    """
-    if step < cfg.warmup:
-        return (step + 1) / cfg.warmup
-    if cfg.kind == "constant":
-        return 1.0
-    if cfg.kind == "cosine":
-        p = (step - cfg.warmup) / (steps - cfg.warmup)
-        return cfg.min_ratio + (1 - cfg.min_ratio) * 0.5 * (1 + math.cos(math.pi * p))
-    start = cfg.warmup + (1 - cfg.decay_frac) * (steps - cfg.warmup)
+def lr_factor(step: int, steps: float, cfg: ScheduleConfig) -> float:
+    """What every group's lr is multiplied by in step `step` (0-based, below `steps`): above 0, at most 1."""
+    rise = (step + 1) / cfg.warmup if step < cfg.warmup else 1.0
+    start = decay_start(steps, cfg)
     if step < start:
-        return 1.0
-    return decay((step - start) / (steps - start), cfg.decay_shape)
+        return rise
+    fall = decay((steps - step) / (steps - start), cfg.shape)
+    return min(rise, cfg.min_ratio + (1 - cfg.min_ratio) * fall)
 
 
-def decay(p: float, shape: str) -> float:
-    """From 1 at p = 0 to 0 at p = 1. sqrt falls fast first: 1 - sqrt(p) (Hägele et al. 2024, arXiv 2405.18392)."""
+def decay_start(steps: float, cfg: ScheduleConfig) -> float:
+    """D above, in steps from the start: infinite where nothing falls, below 0 for a warmdown longer than the run."""
+    if cfg.kind == "constant":
+        return math.inf
+    if cfg.kind == "cosine":
+        return cfg.warmup
+    if cfg.kind == "warmdown":
+        return steps - cfg.warmdown
+    return cfg.warmup + (1 - cfg.decay_frac) * (steps - cfg.warmup)
+
+
+def decay(left: float, shape: str) -> float:
+    """From 1 where all is left to 0 where nothing is. sqrt is 1 - sqrt(p), p = 1 - left: it falls fast first
+    (Hägele et al. 2024, arXiv 2405.18392)."""
     if shape == "sqrt":
-        return 1 - math.sqrt(p)
+        return 1 - math.sqrt(1 - left)
     if shape == "linear":
-        return 1 - p
-    return 0.5 * (1 + math.cos(math.pi * p))
+        return left
+    return 0.5 * (1 - math.cos(math.pi * left))
+
+
+def decay_begins(step: int, steps: float, cfg: ScheduleConfig) -> bool:
+    """Whether after `step` updates a stable phase is over. A cosine has none."""
+    return cfg.kind in ("wsd", "warmdown") and step >= decay_start(steps, cfg)
+
+
+def settled(step: int, steps: float, cfg: ScheduleConfig) -> bool:
+    """Whether the first `step` updates of a run of `steps` took the factors that any longer run takes."""
+    return step - 1 <= decay_start(steps, cfg)
+
+
+class Pace:
+    """Mean seconds a step, over all starts, scores and checkpoints left out.
+
+    The first step of each start is not timed, for it compiles (the records leave that out too), and counts as a mean
+    one.
+    """
+
+    def __init__(self, seconds: float = 0.0, steps: int = 0) -> None:
+        self.seconds, self.steps = seconds, steps
+        self.lap: float | None = None
+
+    def step(self) -> None:
+        """A step has ended."""
+        now = time.perf_counter()
+        if self.lap is not None:
+            self.seconds, self.steps = self.seconds + now - self.lap, self.steps + 1
+        self.lap = now
+
+    def caught_up(self) -> None:
+        """The host has waited for the device, which is training time as well: between lines it runs ahead."""
+        now = time.perf_counter()
+        if self.lap is not None and self.steps:
+            self.seconds += now - self.lap
+        self.lap = now
+
+    def restart(self) -> None:
+        """Leave out what was done since the last step."""
+        self.lap = time.perf_counter()
+
+    def total(self, steps: int, seconds: float) -> float:
+        """How many steps `seconds` suffice for, `steps` at most; that many while nothing was timed."""
+        return min(float(steps), seconds * self.steps / self.seconds) if self.seconds > 0 else float(steps)

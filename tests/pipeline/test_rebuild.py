@@ -72,6 +72,8 @@ def test_one_row_changed_is_refused_and_its_file_named(folder, corpus, tmp_path)
     ]
     assert "not rebuilt: 3 differences in the sources" in done.stderr
     assert not (tmp_path / "again/every").exists()
+    # What was refused can be tried again in the same folder.
+    assert "not rebuilt: 3 differences" in rebuild(tmp_path, folder / "kept", *options).stderr
 
 
 def forged(folder: Path, target: Path, change) -> Path:

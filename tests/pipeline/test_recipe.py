@@ -47,7 +47,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("sources.web.from=nope", "sources.web.from: no kind of source 'nope'", "'jsonl', 'json_array'"),
         ("sources.web.path=3", "sources.web.path: must be text", "must be a list"),
         ("sources.new={path: x}", "sources.new: ", "`from`"),
-        ("train.pretrain.schedule.kind=x", "train.pretrain.schedule.kind", "'wsd', 'cosine' or 'constant'"),
+        ("train.pretrain.schedule.kind=x", "train.pretrain.schedule.kind", "'wsd', 'cosine', 'constant' or 'warmdown'"),
         ("executor=dask", "executor", "'auto', 'ray' or 'local'"),
         ("seed=x", "seed: must be a whole number", "'x'"),
         ("model=3", "model: must be a group of keys", "'3'"),
@@ -69,6 +69,11 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("tokenizer.vocab_size=263", "tokenizer: vocab_size is 263", "264"),
         ("name=a b", "name: ", "'a b'"),
         ("train.third={steps: 3}", "train.third.mixture is 'third'", "pretrain, anneal"),
+        ("sources.a b={from: jsonl, path: x}", "sources has the name 'a b'", "letters, digits"),
+        ("sources./x={from: jsonl, path: x}", "sources has the name '/x'", "letters, digits"),
+        (f"sources.{'x' * 61}={{from: jsonl, path: x}}", "sources has the name 'xxx", "at most 60"),
+        ("train.a/b={mixture: pretrain}", "train has the name 'a/b'", "letters, digits"),
+        ("mixtures.pretrain={counts: {web: 9}, packing: best_fit, window: 1G}", "mixtures.pretrain.window", "lower"),
     ],
 )
 def test_mistakes_name_file_key_and_what_is_allowed(tmp_path: Path, override: str, key: str, said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,23 @@ class Inline:
 
     name, slots = "inline", 1
 
+    def __init__(self) -> None:
+        self.ran: set[tuple[str, str]] = set()  # (stage, label)
+
     async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Run the unit here and now."""
+        self.ran.add((spec["stage"], spec["label"]))
         return run_unit(spec)
 
     def close(self) -> None:
         """Nothing was started."""
 
 
-def build(folder: Path, raw: dict[str, Any], stage: str = "pack_anneal_mix") -> Context:
+def build(
+    folder: Path, raw: dict[str, Any], stage: str = "pack_anneal_mix", inline: Callable[[], Inline] = Inline
+) -> Context:
     """Run `stage` of the recipe `raw` with results under `folder`/build."""
-    context = Context(parse_recipe(raw, "test"), Store(str(folder / "build")), Inline, Progress(True))
+    context = Context(parse_recipe(raw, "test"), Store(str(folder / "build")), inline, Progress(True))
     drive(context, context.stage(stage))
     return context
 

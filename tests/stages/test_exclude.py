@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from built import build, texts
+from built import Inline, build, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,8 +61,8 @@ def folder(tmp_path_factory):
 
 def again(folder, **exclude):
     """Build with an exclusion. Returns (context, units that ran, ids in the shards, ids in curated/)."""
-    context = build(folder, recipe(folder, exclude=exclude))
-    ran = {(name, label) for name, s in context.states.items() for label in s.ran}
+    inline = Inline()
+    context, ran = build(folder, recipe(folder, exclude=exclude), inline=lambda: inline), inline.ran
     manifest = load_manifest(folder / "build/taken/anneal")
     assert list(verify(manifest)) == []
     packed = {i for s in manifest.shards for i in pq.read_table(manifest.file(s.rows))["document_id"].to_pylist()}
@@ -85,6 +86,21 @@ def test_one_document_by_id(folder):
     assert source.dropped == {"excluded": 1} and (source.rows_in, source.rows_kept) == (150, 149)
     assert exclusion(context)[0].startswith("Excluded: 1 documents, ")
     assert context.warnings == []
+
+
+def test_tokens_are_estimated_by_the_source_that_lost_them():
+    """Code has fewer bytes a token than prose: what one loses is not counted at the ratio of both."""
+    counts = {
+        ("tokenize", "prose"): {"tokens": 1000, "text_bytes": 4000},
+        ("tokenize", "code"): {"tokens": 9000, "text_bytes": 18_000},
+        ("exclude", "prose"): {"dropped.excluded": 1, "excluded_bytes": 400},
+        ("exclude", None): {"dropped.excluded": 1, "excluded_bytes": 400},
+    }
+    context = SimpleNamespace(
+        recipe=SimpleNamespace(sources=["prose", "code"]),
+        counts=lambda stage, source=None: counts.get((stage, source), {}),
+    )
+    assert "1 documents, 400 bytes of text, about 100 tokens;" in exclusion(context)[0]
 
 
 def test_the_copy_that_was_kept_goes_with_the_one_that_is_named(folder):
@@ -152,7 +168,9 @@ URLS = st.one_of(
 def plain(url):
     """`plain_urls` said otherwise."""
     rest = url.partition("://")[2] if "://" in url else url
-    return rest.partition("#")[0].rstrip("/")
+    rest = rest.partition("#")[0].rstrip("/")
+    host = rest.partition("/")[0].partition("?")[0]
+    return host.lower() + rest[len(host) :]
 
 
 @settings(max_examples=200, deadline=None)
@@ -172,6 +190,20 @@ def test_match_against_plain_python(urls, wanted, domains):
     by_domain = [u is not None and any(host(u) == d or host(u).endswith("." + d) for d in names) for u in urls]
     assert mask.tolist() == [a or b for a, b in zip(by_url, by_domain, strict=True)]
     assert used <= {*wanted, *domains} and bool(used) == bool(mask.any())
+
+
+def test_every_spelling_of_a_name_counts():
+    """Hosts know no capitals, and one outside ASCII has two forms; none that meant a document is said to be unused."""
+    urls = ["https://WWW.Example.org/P", "http://bücher.test/1", "http://xn--bcher-kva.test:80/2", "http://other.test"]
+    column = pa.chunked_array([urls], pa.string())
+    ids = pa.chunked_array([[bytes([i] * 16) for i in range(len(urls))]], ID)
+    wanted = ["http://www.example.org/P", "https://www.example.ORG/P/"]
+    mask, used = match(ids, column, [], wanted, [])
+    assert mask.tolist() == [True, False, False, False] and used == {*wanted}
+    assert not match(ids, column, [], ["http://www.example.org/p"], [])[0].any()
+    for domains in (["Bücher.test"], ["xn--bcher-kva.test", "XN--BCHER-KVA.test"]):
+        mask, used = match(ids, column, [], [], domains)
+        assert mask.tolist() == [False, True, True, False] and used == {*domains}
 
 
 def test_parents():

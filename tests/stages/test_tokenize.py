@@ -1,6 +1,7 @@
 """Tokenised units: round trips, special tokens, order, accounts."""
 
 from collections import Counter
+from importlib.metadata import version
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -62,6 +63,7 @@ def test_every_token_is_accounted_for(tmp_path, trained, path, shard_tokens):
     counts = record.counts
     assert counts["tokens"] == counts["train_tokens"] + counts["val_tokens"] == len(tokens)
     assert counts["documents"] == len(TEXTS)
+    assert [k for k in counts if k.startswith("encoded_by.")] == [f"encoded_by.fastokens {version('fastokens')}"]
     assert counts["text_bytes"] == sum(len(t.encode()) for t in TEXTS)
     histogram = np.load(record.output("histogram").path)
     want = np.zeros((4, 4096), np.int64)

@@ -19,7 +19,7 @@ from stage_harness import REPO
 from stages.shards import ROWS, write_index
 from stages.tables import table_digest
 from stages.verify import verify
-from train.manifest import Header, load_manifest
+from train.manifest import Header, ManifestError, load_manifest
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_every_field_of_the_manifest_that_can_be_known(published, tmp_path):
             *path, last = spot
             for step in path:
                 value = value[step]
-            value[last] = changed(value[last]) if value[last] not in ("", {}) else {"x": 1}
+            value[last] = "x" if value[last] == "" else {"x": 1} if value[last] == {} else changed(value[last])
 
         edit(folder, change)
         if not problems(folder):
@@ -285,3 +285,18 @@ def test_nonsense_with_a_matching_checksum_is_reported_not_raised(folder, name, 
     patch_hashes(folder)
     found = problems(folder)
     assert any(p.startswith((name, "small_anneal_train_000000.bin")) for p in found), found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("tokens", "x"), ("recipe", None), ("files", []), ("shards.0.tokens", "12"), ("seed", True)]
+)
+def test_a_manifest_with_values_of_another_type_is_refused_by_name(folder, key, value):
+    file = folder / "manifest.json"
+    node = said = json.loads(file.read_text())
+    *parents, last = key.split(".")
+    for part in parents:
+        node = node[int(part) if part.isdigit() else part]
+    node[last] = value
+    file.write_text(json.dumps(said))
+    with pytest.raises(ManifestError, match="not a manifest of ours"):
+        load_manifest(folder)

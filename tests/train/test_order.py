@@ -150,6 +150,8 @@ def test_more_than_the_mixture_holds_is_an_error_with_the_figure(manifest):
     with pytest.raises(TrainError, match=rf"are 1\.0\d\d epochs .*{total} windows") as error:
         check_epochs(manifest, dataclasses.replace(CFG, steps=steps))
     assert f"train.steps={total // 8}" in str(error.value)
+    with pytest.raises(TrainError, match=rf"train\.batch_size={total} or less"):
+        check_epochs(manifest, dataclasses.replace(CFG, steps=1, batch_size=total + 1))
     assert check_epochs(manifest, dataclasses.replace(CFG, steps=steps, epochs=1.1)) == steps * 8 / total
     with pytest.raises(TrainError, match="seq_len"):
         check_epochs(manifest, dataclasses.replace(CFG, seq_len=100_000))

@@ -45,6 +45,12 @@ def test_a_run_learns_and_leaves_what_it_says(undisturbed):
     assert {"lr", "grad_norm", "tokens", "tokens_per_second", "epoch"} <= set(last)
 
 
+def test_a_model_worse_than_the_unigram_is_above_it(pretrain, tmp_path, capfd):
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=1))
+    shown = "".join(capfd.readouterr())
+    assert " % above the unigram)" in shown and "(-" not in shown
+
+
 def test_accumulation_gives_the_same_losses(pretrain, undisturbed, tmp_path):
     run(pretrain, sets(out=str(tmp_path / "r"), steps=24, micro_batch=2))
     mine, theirs = losses(tmp_path / "r"), losses(undisturbed)
@@ -185,7 +191,7 @@ def test_errors_for_people(pretrain, tmp_path, capsys):
     assert not (tmp_path / "r").exists()  # refused before anything was made
     (tmp_path / "file").write_text("")
     assert "is a file" in said(pretrain, f"train.out={tmp_path / 'file'}")[1]
-    assert "loss is" in said(pretrain, out, "train.muon.lr=1e30", "train.adamw.lr=1e30")[1]
+    assert "step 2: not finite" in said(pretrain, out, "train.muon.lr=1e30", "train.adamw.lr=1e30")[1]
     with pytest.raises(SystemExit) as error:
         main(["--set", "x=1"])
     assert error.value.code == 2

@@ -1,0 +1,249 @@
+"""The learning rate: the records' warmdown, the wall clock, and runs made longer from where the decay begins."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import types
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from trainer_harness import losses, metrics, sets
+
+from train import checkpoint, schedule
+from train.config import ConfigError, ScheduleConfig, TrainError
+from train.main import run
+from train.schedule import Pace, decay_begins, decay_start, lr_factor, settled
+
+RECORDS = ScheduleConfig(kind="warmdown", warmdown=3000)  # and 9000 steps: trainers.md 1.8
+KINDS = st.sampled_from(["wsd", "cosine", "constant", "warmdown"])
+
+
+def configurations():
+    return st.builds(
+        lambda kind, warmup, warmdown, frac, shape, least: ScheduleConfig(
+            kind=kind,
+            warmup=warmup,
+            warmdown=warmdown if kind == "warmdown" else 0,
+            decay_frac=frac,
+            decay_shape=shape,
+            min_ratio=least,
+        ),
+        KINDS,
+        st.integers(0, 30),
+        st.integers(1, 60),
+        st.floats(0, 1),
+        st.sampled_from([None, "sqrt", "linear", "cosine"]),
+        st.sampled_from([0.0, 0.1]),
+    )
+
+
+@pytest.mark.parametrize(("step", "factor"), [(5999, 1), (6000, 1), (7500, 0.5), (8700, 0.1), (8999, 1 / 3000)])
+def test_warmdown_by_steps(step, factor):
+    assert lr_factor(step, 9000, RECORDS) == factor
+
+
+def test_warmdown_falls_below_a_threshold_where_the_records_do():
+    factors = [lr_factor(t, 9000, RECORDS) for t in range(9000)]
+    assert next(t for t in range(9000) if factors[t] < 0.1) == 8701
+    assert next(t for t in range(9000) if factors[t] < 0.5) == 7501
+
+
+def test_where_the_decay_starts():
+    assert decay_start(100_000, ScheduleConfig(warmup=1500, decay_frac=0.2)) == 80_300  # trainers.md 1.8
+    assert decay_start(9000, RECORDS) == 6000
+
+
+def test_warmdown_shapes():
+    for shape, want in (("linear", 0.5), ("sqrt", 1 - math.sqrt(0.5)), ("cosine", 0.5)):
+        cfg = ScheduleConfig(kind="warmdown", warmdown=3000, decay_shape=shape)
+        assert lr_factor(7500, 9000, cfg) == pytest.approx(want, abs=1e-12)
+    assert lr_factor(0, 100, RECORDS) == 100 / 3000  # longer than the run: it starts lower, as in the records
+
+
+def records_rule(step, elapsed, limit, warmdown):
+    """The wall-clock rule as the records write it; seconds. For reading."""
+    mean = elapsed / max(step, 1)
+    left = max(limit - elapsed, 0.0)
+    return left / (warmdown * mean) if left <= warmdown * mean else 1.0
+
+
+@given(st.integers(1, 20_000), st.floats(0.001, 1.0), st.floats(1.0, 10_000.0), st.integers(1, 5000))
+def test_warmdown_by_the_clock_is_the_records_rule(step, mean, limit, warmdown):
+    pace = Pace(step * mean, step)
+    total = pace.total(10**9, limit)
+    assume(step < total)
+    cfg = ScheduleConfig(kind="warmdown", warmdown=warmdown, seconds=limit)
+    want = records_rule(step, step * mean, limit, warmdown)
+    assert lr_factor(step, total, cfg) == pytest.approx(want, abs=1e-6)
+
+
+@given(configurations(), st.floats(2, 200))
+def test_a_factor_is_above_0_at_most_1_and_falls_after_the_start_of_the_decay(cfg, total):
+    factors = [lr_factor(t, total, cfg) for t in range(math.ceil(total))]
+    assert all(0 < f <= 1 for f in factors)
+    start = max(cfg.warmup, decay_start(total, cfg))
+    falling = [f for t, f in enumerate(factors) if t >= start]
+    assert all(a > b for a, b in itertools.pairwise(falling))
+    assert all(f == 1 for t, f in enumerate(factors) if cfg.warmup <= t < start)
+
+
+@given(configurations(), st.integers(1, 100), st.integers(1, 100), st.integers(0, 100))
+def test_settled_is_when_runs_of_two_lengths_had_the_same_past(cfg, one, other, step):
+    assume(step <= min(one, other))
+    past = [[lr_factor(t, total, cfg) for t in range(step)] for total in (one, other)]
+    if settled(step, one, cfg) and settled(step, other, cfg):
+        assert past[0] == past[1]
+    if settled(step, one, cfg) and decay_start(other, cfg) + 2 < step and step > cfg.warmup:
+        assert past[0] != past[1]
+
+
+def test_refusals():
+    for wrong in ({"warmdown": 5}, {"kind": "warmdown"}, {"seconds": 0}, {"kind": "warmdown", "warmdown": -1}):
+        with pytest.raises(ConfigError, match=r"train\.schedule"):
+            ScheduleConfig(**wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The wall clock
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that stands still for the schedule but for `clock.now`."""
+    fake = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(schedule, "time", types.SimpleNamespace(perf_counter=lambda: fake.now))
+    return fake
+
+
+def test_pace_leaves_out_the_first_step_and_all_that_is_no_step(clock):
+    pace = Pace()
+    assert pace.total(100, 8.0) == 100
+    clock.now = 50.0  # compiling
+    pace.step()
+    clock.now += 1.0
+    pace.caught_up()
+    assert pace.total(100, 8.0) == 100
+    clock.now += 0.1
+    pace.step()
+    clock.now += 0.4  # the device was behind
+    pace.caught_up()
+    clock.now += 30.0  # a score
+    pace.restart()
+    clock.now += 0.3
+    pace.step()
+    assert (pace.seconds, pace.steps) == (pytest.approx(0.8), 2)
+    assert pace.total(100, 8.0) == pytest.approx(20) and pace.total(10, 8.0) == 10
+
+
+@pytest.fixture
+def half_seconds(monkeypatch, clock):
+    """Every step takes .5 s."""
+    ended = Pace.step
+
+    def step(self):
+        clock.now += 0.5
+        ended(self)
+
+    monkeypatch.setattr(Pace, "step", step)
+
+
+def test_a_run_by_the_clock_ends_in_time_and_a_resume_continues(pretrain, half_seconds, tmp_path):
+    common = sets(schedule__kind="warmdown", schedule__warmdown=8, schedule__seconds=10, steps=300, epochs=20)
+    run(pretrain, [*common, *sets(out=str(tmp_path / "whole"))])
+    lines = [m for m in metrics(tmp_path / "whole") if "loss" in m]
+    assert [m["step"] for m in lines] == list(range(1, 21))  # 10 s at .5 s
+    assert [m["lr"] / 0.01 for m in lines[2:]] == pytest.approx([1] * 10 + [left / 8 for left in range(8, 0, -1)])
+    kept = (tmp_path / "whole/checkpoints/decay_start").read_text().strip()
+    assert kept == "step_000012" and (tmp_path / "whole/checkpoints" / kept).is_dir()
+    # the steps before a stop are not forgotten, nor is their time
+    shutil.copytree(tmp_path / "whole", tmp_path / "r")
+    for path in checkpoint.steps(tmp_path / "r/checkpoints")[:-1]:
+        shutil.rmtree(path)
+    run(pretrain, [*common, *sets(out=str(tmp_path / "r"), resume="auto")])
+    assert losses(tmp_path / "r") == losses(tmp_path / "whole")  # the pace happens to be the same here
+    state = checkpoint.find(tmp_path / "r", "k").state["schedule"]
+    assert state["total"] == 20 and state["pace"][0] == pytest.approx(0.5 * state["pace"][1])
+    # more seconds from where the decay began
+    path = tmp_path / "whole/checkpoints/step_000012"
+    more = [*common, "train.schedule.seconds=15", *sets(out=str(tmp_path / "more"), resume=str(path))]
+    assert run(pretrain, more)["steps"] == 30
+
+
+def test_two_processes_by_the_clock_end_at_the_same_step(pretrain, launch, tmp_path):
+    settings = sets(schedule__seconds=1, steps=100_000, epochs=100_000, checkpoint_every=0, log_every=50)
+    process = launch(pretrain, [*settings, *sets(out=str(tmp_path / "r"))], processes=2)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "or 1 s in steps, whichever comes first" in out, out
+    lines = [m for m in metrics(tmp_path / "r") if "loss" in m]
+    assert 1 < lines[-1]["step"] < 100_000 and lines[-1]["lr"] < 0.5 * 0.01
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopping and extending
+
+
+@pytest.fixture(scope="module")
+def short(pretrain, tmp_path_factory):
+    """24 steps of WSD: warm-up to 2, decay from 19.6 on."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    run(pretrain, sets(out=str(folder), steps=24, keep_last=1, checkpoint_every=5))
+    return folder
+
+
+def test_the_checkpoint_where_the_decay_begins_is_kept(short):
+    assert (short / "checkpoints/decay_start").read_text() == "step_000020\n"
+    assert [p.name for p in checkpoint.steps(short / "checkpoints")] == ["step_000024", "step_000020"]
+    assert not list((short / "checkpoints").glob(".*"))
+    factors = [m["lr"] / 0.01 for m in metrics(short) if "loss" in m]
+    assert factors[19] == 1 > factors[20]
+
+
+def test_a_longer_run_is_to_the_bit_the_one_never_stopped(pretrain, short, tmp_path, capsys):
+    longer = sets(steps=30, epochs=2, keep_last=1)
+    run(pretrain, [*longer, *sets(out=str(tmp_path / "whole"))])
+    capsys.readouterr()
+    path = short / "checkpoints/step_000020"
+    run(pretrain, [*longer, *sets(out=str(tmp_path / "r"), resume=str(path))])
+    said = capsys.readouterr().out
+    assert "note: 30 steps instead of 24: all up to step 20 is the same in both" in said
+    assert "falls after step 25" in said
+    theirs = losses(tmp_path / "whole")
+    assert losses(tmp_path / "r") == {s: theirs[s] for s in range(21, 31)}
+    assert (tmp_path / "r/checkpoints/decay_start").read_text() == "step_000025\n"
+    ends = [checkpoint.find(tmp_path / f, "k").tensors("model.safetensors") for f in ("r", "whole")]
+    assert all(bool((ends[0][k] == ends[1][k]).all()) for k in ends[1])
+
+
+def test_extending_from_within_the_decay_is_refused_and_says_how(pretrain, short, tmp_path):
+    with pytest.raises(TrainError, match=r"had begun to fall") as error:
+        run(pretrain, sets(out=str(short), steps=30, epochs=2, resume="auto"))
+    hint = f"--set train.resume={short / 'checkpoints/step_000020'} train.out=NEW train.steps=30"
+    assert hint in str(error.value) and str(error.value).count("\n") == 1
+    early = str(short / "checkpoints/step_000020")
+    with pytest.raises(TrainError, match=r"falls after step 17, before .*\nname more steps"):
+        run(pretrain, sets(out=str(tmp_path / "r"), steps=20, resume=early))
+    with pytest.raises(TrainError, match=r"is of another run: train\.schedule\.decay_frac"):
+        run(pretrain, sets(out=str(tmp_path / "r"), steps=30, epochs=2, resume=early, schedule__decay_frac=0.5))
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_cosine_cannot_be_made_longer_and_a_constant_rate_can(pretrain, tmp_path):
+    for kind in ("cosine", "constant"):
+        common = sets(out=str(tmp_path / kind), schedule__kind=kind)
+        run(pretrain, [*common, *sets(steps=4)])
+        assert not (tmp_path / kind / "checkpoints/decay_start").exists()
+        longer = [*common, *sets(steps=6, resume="auto")]
+        if kind == "constant":
+            assert run(pretrain, longer)["steps"] == 6
+        else:
+            with pytest.raises(TrainError, match="no checkpoint from there was kept"):
+                run(pretrain, longer)
+
+
+def test_decay_begins_only_after_a_stable_phase():
+    assert [decay_begins(s, 24, ScheduleConfig(warmup=2)) for s in (19, 20)] == [False, True]
+    for kind in ("cosine", "constant"):
+        assert not any(decay_begins(s, 24, ScheduleConfig(kind=kind)) for s in range(25))
