@@ -19,17 +19,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
 from train.config import TrainError
 from train.data import Tokens, counted_targets, open_shard
+from train.generate import generate
 from train.manifest import Manifest
 from train.model import Model
 from train.order import I64
 
 EVAL_TOKENS = 8192  # targets a forward pass, about; an evaluation holds no gradients, so it may be coarse
 COUNT_TOKENS = 2**24  # tokens counted at once for the unigram: 32 MB
-TEMPERATURE, TOP_P = 0.7, 0.9  # of the samples; the seed's card
 
 
 @dataclass(frozen=True)
@@ -155,16 +154,6 @@ class Validation:
 # Samples
 
 
-def pick(logits: Tensor, uniform: float) -> int:
-    """One id from (V,) logits at TEMPERATURE, among the most likely that hold TOP_P; `uniform` in [0, 1) decides."""
-    probabilities = torch.softmax(logits.double() / TEMPERATURE, -1).cpu()
-    values, ids = probabilities.sort(descending=True, stable=True)
-    before = values.cumsum(0) - values  # the first is always kept
-    values = torch.where(before < TOP_P, values, 0.0)
-    index = torch.searchsorted(values.cumsum(0), uniform * values.sum(), right=True)
-    return int(ids[min(int(index), len(ids) - 1)])
-
-
 def samples(model: Model, manifest: Manifest, prompts: tuple[str, ...], count: int, seed: int) -> list[dict[str, str]]:
     """Up to `count` tokens after each prompt, as text; ends at BOS. Empty, with a warning, without `tokenizers`."""
     if not prompts or not count:
@@ -180,20 +169,13 @@ def samples(model: Model, manifest: Manifest, prompts: tuple[str, ...], count: i
         return []
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.encode_special_tokens = True  # a prompt that spells a special token gets its characters, not its id
-    device = model.embed.weight.device
     bos = manifest.tokenizer.bos_id
-    model.eval()
-    result = []
-    for number, prompt in enumerate(prompts):
-        rng = np.random.default_rng((seed, number))
-        ids = [bos, *tokenizer.encode(prompt, add_special_tokens=False).ids]
-        start = len(ids)
-        for _ in range(count):
-            context = torch.tensor([ids[-model.cfg.max_seq_len :]], device=device)
-            token = pick(model.next_logits(context)[0], rng.random())
-            if token == bos:
-                break
-            ids.append(token)
-        result.append({"prompt": prompt, "text": tokenizer.decode(ids[start:], skip_special_tokens=False)})
-    model.train()
-    return result
+    ids = [[bos, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+    if max(map(len, ids)) >= model.cfg.max_seq_len:
+        print(f"warning: no samples: a prompt fills model.max_seq_len = {model.cfg.max_seq_len}", flush=True)
+        return []
+    texts = generate(model, ids, count, bos, seed=seed).ids
+    return [
+        {"prompt": prompt, "text": tokenizer.decode(text, skip_special_tokens=False)}
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -138,6 +138,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, flex: Flex | Non
     return F.scaled_dot_product_attention(q, k, v, attn_mask=window_mask(length, window, q.device))
 
 
+# Attention of new q, k, v (B, H, T, D) over what a cache holds of one layer, and over themselves (train/generate.py)
+Recall = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The model
 
@@ -172,10 +176,11 @@ class Attention(nn.Module):
         self.window = None if cfg.is_global(layer) else cfg.sliding_window
         self.q, self.k, self.v, self.o = (Linear(cfg.dim, cfg.dim) for _ in range(4))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, flex: Flex | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, flex: Flex | None, recall: Recall | None = None) -> Tensor:
         B, T, d = x.shape
         q, k, v = (p(x).view(B, T, self.heads, self.head_size).transpose(1, 2) for p in (self.q, self.k, self.v))
-        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, self.window, flex)  # (B, H, T, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        y = attend(q, k, v, self.window, flex) if recall is None else recall(q, k, v)  # (B, H, T, D)
         return self.o(y.transpose(1, 2).reshape(B, T, d))
 
 
@@ -200,8 +205,8 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = RMSNorm(cfg.dim, cfg.norm_eps), MLP(cfg)
         self.dropout = cfg.dropout
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, flex: Flex | None) -> Tensor:
-        x = x + self._drop(self.attn(self.attn_norm(x), cos, sin, flex))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, flex: Flex | None, recall: Recall | None = None) -> Tensor:
+        x = x + self._drop(self.attn(self.attn_norm(x), cos, sin, flex, recall))
         return x + self._drop(self.mlp(self.mlp_norm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -252,15 +257,18 @@ class Model(nn.Module):
         """(V, d)"""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def trunk(self, ids: Tensor) -> Tensor:
-        """(B, T) ids -> (B, T, d) normed states."""
-        T = ids.shape[1]
-        cos, sin = self.cos[:T], self.sin[:T]  # type: ignore[index]
+    def trunk(self, ids: Tensor, positions: Tensor | None = None, recalls: Sequence[Recall] | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, d) normed states.
+
+        positions (B, T): where the ids stand; None: from 0. recalls: each layer's attention; None: the plain one.
+        """
+        at = slice(ids.shape[1]) if positions is None else positions[:, None]
+        cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]  # (T, D / 2), or (B, 1, T, D / 2)
         x = self.embed(ids).to(self.dtype)
         for layer, block in enumerate(self.blocks):
             if self.engram is not None and layer == self.cfg.engram_inject_layer:
                 x = self.engram(x)
-            x = block(x, cos, sin, self.flex)
+            x = block(x, cos, sin, self.flex, None if recalls is None else recalls[layer])
         return self.norm(x)
 
     def forward(self, ids: Tensor, targets: Tensor, counted: int | None = None) -> tuple[Tensor, Tensor]:
@@ -278,10 +286,8 @@ class Model(nn.Module):
         h = self.run_trunk(ids).flatten(0, 1)
         return token_losses(h, self.head_weight, targets.flatten(), self.cfg.lm_head_logit_cap).view(ids.shape)
 
-    @torch.no_grad()
-    def next_logits(self, ids: Tensor) -> Tensor:
-        """(B, V) fp32 capped logits after the last token of ids (B, T). Not compiled: T changes each time."""
-        h = self.trunk(ids)[:, -1]
+    def logits(self, h: Tensor) -> Tensor:
+        """(..., V) fp32 capped logits of states h (..., d)."""
         return cap_logits((h @ self.head_weight.to(h.dtype).T).float(), self.cfg.lm_head_logit_cap)
 
 

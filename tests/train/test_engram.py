@@ -42,7 +42,7 @@ def test_at_the_start_logits_and_weights_are_those_without_it_to_the_bit(layer, 
     assert bank == {"engram.keys", "engram.values", "engram.gate", "engram.norm.weight"}
     for name, p in off.named_parameters():
         assert torch.equal(p, on.get_parameter(name)), name
-    assert torch.equal(on.next_logits(IDS), off.next_logits(IDS))
+    assert torch.equal(on.logits(on.trunk(IDS)), off.logits(off.trunk(IDS)))
     assert torch.equal(on.trunk(IDS), off.trunk(IDS))
     added = sum(p.numel() for p in on.parameters()) - sum(p.numel() for p in off.parameters())
     assert added == 2 * slots * 32 + 2 * 32 == count_parameters(on.cfg, V) - count_parameters(off.cfg, V)

@@ -11,7 +11,8 @@ from trainer_harness import BOS, MODEL, VOCAB
 
 from train.config import ModelConfig
 from train.data import open_shard
-from train.evaluate import Validation, pick, samples
+from train.evaluate import Validation, samples
+from train.generate import Generated
 from train.model import build
 
 
@@ -65,20 +66,24 @@ def test_unigram_is_add_one_over_the_vocabulary(manifest):
     assert v.unigram(manifest).nats == pytest.approx(want / (len(tokens) - 1))
 
 
-def test_pick_keeps_the_most_likely_that_hold_top_p():
-    logits = torch.log(torch.tensor([0.04, 0.5, 0.3, 0.16])) * 0.7  # undone by the temperature
-    assert [pick(logits, u) for u in (0.0, 0.5, 0.55, 0.8, 0.999)] == [1, 1, 2, 2, 3]
-    assert pick(torch.tensor([0.0, 100.0]), 0.999) == 1
-
-
-def test_a_prompt_that_spells_a_special_token_gets_text(manifest, model, monkeypatch):
+def test_a_prompt_that_spells_a_special_token_gets_text(manifest, model, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(model, "next_logits", lambda ids: (seen.append(ids[0].tolist()), torch.eye(VOCAB)[:1] * 99)[1])
+
+    def fake(model, prompts, count, stop, seed):
+        seen.append((prompts, count, stop))
+        return Generated([[0, 0, 0]], 8, 1.0, 3, 1.0)
+
+    monkeypatch.setattr("train.evaluate.generate", fake)
     got = samples(model, manifest, ("<|bos|>a",), 3, seed=0)
-    assert seen[0] == [BOS, *b"<|bos|>a"] and len(seen) == 3
+    assert seen == [([[BOS, *b"<|bos|>a"]], 3, BOS)]
     assert got == [{"prompt": "<|bos|>a", "text": "\0\0\0"}]
-    end = torch.full((1, VOCAB), -99.0)
-    end[0, BOS] = 99
-    monkeypatch.setattr(model, "next_logits", lambda ids: end)
-    assert samples(model, manifest, ("a",), 3, seed=0)[0]["text"] == ""
     assert samples(model, manifest, ("a",), 0, seed=0) == []
+    assert samples(model, manifest, ("a" * 99,), 3, seed=0) == []
+    assert "a prompt fills model.max_seq_len = 64" in capsys.readouterr().out
+
+
+def test_samples_are_the_same_for_a_seed_and_end_where_the_model_ends(manifest, model):
+    first = samples(model, manifest, ("the", "once"), 100, seed=0)
+    assert first == samples(model, manifest, ("the", "once"), 100, seed=0)
+    assert first != samples(model, manifest, ("the", "once"), 100, seed=1)
+    assert model.training

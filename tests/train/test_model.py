@@ -180,11 +180,11 @@ def test_weights_depend_on_the_seed_only_and_have_the_std():
     assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in a.parameters()) == 500 * 16
 
 
-def test_next_logits_agree_with_the_training_path():
+def test_logits_agree_with_the_training_path():
     model = build(dataclasses.replace(TINY, init_std=0.3), 50, 3)
     ids = torch.randint(0, 50, (1, 20))
     nll = model.score(ids[:, :-1], ids[:, 1:])[0, -1]
-    want = -torch.log_softmax(model.next_logits(ids[:, :-1])[0], -1)[ids[0, -1]]
+    want = -torch.log_softmax(model.logits(model.trunk(ids[:, :-1]))[0, -1], -1)[ids[0, -1]]
     assert torch.allclose(nll, want, atol=1e-5)
 
 

@@ -1,0 +1,276 @@
+"""A trained model in the forms that others load.
+
+    python -m train.export runs/a --format hf --out exported/a
+    safetensors   model.safetensors under our names, config.json, tokenizer.json
+    card          the seed card's layout: models/model.pt ({"cfg", "model", "step"}, torch.load(weights_only=True)),
+                  models/tokenizer.json, and code/ to load them; cfg has the keys of the seed's Config
+    hf            a Hugging Face folder: AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+
+Each is fp32 unless --dtype says bfloat16, which halves it; logits are those of the run in the same dtype. A text begins
+with BOS and ends where the next one would begin, so BOS is the end-of-text token too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from train.config import ModelConfig, TrainError
+from train.generate import TEMPERATURE, TOP_P
+from train.manifest import ManifestError, Tokenizer
+from train.model import count_parameters
+from train.trained import Trained, open_trained
+
+MODELING = Path(__file__).with_name("modeling_shard.py")
+CARD_MODULES = ("__init__.py", "config.py", "loss.py", "model.py")  # card.py and all that it imports
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Our parameter names as the Hugging Face file has them, which are Llama's where Llama has the part
+HF_NAMES = (
+    (r"embed\.weight", "model.embed_tokens.weight"),
+    (r"head\.weight", "lm_head.weight"),
+    (r"norm\.weight", "model.norm.weight"),
+    (r"blocks\.(\d+)\.attn_norm\.weight", r"model.layers.\1.input_layernorm.weight"),
+    (r"blocks\.(\d+)\.mlp_norm\.weight", r"model.layers.\1.post_attention_layernorm.weight"),
+    (r"blocks\.(\d+)\.attn\.([qkvo])\.weight", r"model.layers.\1.self_attn.\2_proj.weight"),
+    (r"blocks\.(\d+)\.mlp\.(gate|up|down)\.weight", r"model.layers.\1.mlp.\2_proj.weight"),
+    (r"engram\.(norm\.weight|keys|values|gate)", r"model.engram.\1"),
+)
+
+
+def hf_name(name: str) -> str:
+    """The Hugging Face name of our parameter `name`. Raises TrainError for one that modeling_shard.py has not."""
+    for pattern, replacement in HF_NAMES:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(replacement)
+    raise TrainError(
+        f"parameter {name} has no place in {MODELING.name}; add it there and to HF_NAMES in train/export.py"
+    )
+
+
+def hf_config(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+    """config.json for transformers."""
+    kinds = {True: "full_attention", False: "sliding_attention"}
+    return {
+        "architectures": ["ShardForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"{MODELING.stem}.ShardConfig",
+            "AutoModelForCausalLM": f"{MODELING.stem}.ShardForCausalLM",
+        },
+        "model_type": "shard",
+        "dtype": dtype,
+        "vocab_size": tokenizer.vocab_size,
+        "hidden_size": cfg.dim,
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "intermediate_size": cfg.hidden,
+        "max_position_embeddings": cfg.max_seq_len,
+        "sliding_window": cfg.sliding_window,
+        "layer_types": [kinds[cfg.is_global(layer)] for layer in range(cfg.n_layers)],
+        "rope_theta": cfg.rope_base,
+        "rms_norm_eps": cfg.norm_eps,
+        "final_logit_softcapping": cfg.lm_head_logit_cap,
+        "engram_slots": cfg.engram_slots if cfg.engram_enabled else 0,
+        "engram_inject_layer": cfg.engram_inject_layer,
+        "residual_dropout": cfg.dropout,
+        "initializer_range": cfg.init_std,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        **special_ids(tokenizer),
+    }
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """BOS, which ends texts too, and padding."""
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+
+
+def hf_tokenizer_config(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
+    """tokenizer_config.json. Padding goes in front, where generation wants it."""
+    names = {i: name for name, i in tokenizer.special_ids.items()}
+    ours = (tokenizer.bos_id, tokenizer.pad_id)
+    rest = [names[i] for i in sorted(names) if i not in ours]
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": names[tokenizer.bos_id],
+        "eos_token": names[tokenizer.bos_id],
+        "pad_token": names[tokenizer.pad_id],
+        **({"additional_special_tokens": rest} if rest else {}),
+        "padding_side": "left",
+        "model_max_length": max_seq_len,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def hf_tokenizer(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer.json whose texts begin with BOS, as in training, where it was put in front of what `path` gives."""
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    name = next(name for name, i in tokenizer.special_ids.items() if i == tokenizer.bos_id)
+
+    def behind_bos(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        parts = {"SpecialToken": name, "Sequence": sequence}
+        return [{kind: {"id": i, "type_id": type_id}} for kind, i in parts.items()]
+
+    value["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": behind_bos("A", 0),
+        "pair": behind_bos("A", 0) + behind_bos("B", 1),
+        "special_tokens": {name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
+    }
+    return value
+
+
+def seed_config(trained: Trained) -> dict[str, Any]:
+    """The keys of the seed's Config (Shard-1, code/config.py) and no others, so that Config(**cfg) takes them."""
+    cfg, train = trained.cfg, trained.point.state["identity"]["train"]
+    schedule = train["schedule"]
+    same = (
+        *("dim", "n_layers", "n_heads", "max_seq_len", "attention_pattern", "sliding_window", "rope_base", "norm_eps"),
+        *("engram_enabled", "engram_slots", "engram_inject_layer", "dropout", "tie_embeddings", "lm_head_logit_cap"),
+        *("z_loss_weight", "init_std"),
+    )
+    return {
+        "vocab_size": trained.manifest.tokenizer.vocab_size,
+        "head_dim": cfg.head_size,
+        "mlp_hidden": cfg.hidden,
+        **{key: getattr(cfg, key) for key in same},
+        "optimizer": train["optimizer"],
+        # the seed has these two kinds; a constant rate is a WSD that does not decay
+        "lr_schedule": "cosine" if schedule["kind"] == "cosine" else "wsd",
+        "wsd_decay_frac": 0.0 if schedule["kind"] == "constant" else schedule["decay_frac"],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing. Each form fills an empty folder
+
+
+def write_safetensors(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
+    """model.safetensors, config.json, tokenizer.json."""
+    tokenizer = trained.manifest.tokenizer
+    config = {
+        "model": dataclasses.asdict(trained.cfg) | {"vocab_size": tokenizer.vocab_size},
+        "dtype": dtype,
+        **special_ids(tokenizer),
+        "trained": trained.provenance(),
+    }
+    save_file(weights, out / "model.safetensors")
+    write_json(out / "config.json", config)
+    shutil.copyfile(trained.tokenizer, out / "tokenizer.json")
+
+
+def write_card(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
+    """models/model.pt, models/tokenizer.json, and in code/ what the card imports with the modules behind it."""
+    (out / "models").mkdir()
+    value = {"cfg": seed_config(trained), "model": weights, "step": trained.point.step, "trained": trained.provenance()}
+    torch.save(value, out / "models/model.pt")
+    shutil.copyfile(trained.tokenizer, out / "models/tokenizer.json")
+    here = MODELING.parent
+    (out / "code/train").mkdir(parents=True)
+    for name in CARD_MODULES:
+        shutil.copyfile(here / name, out / "code/train" / name)
+    shutil.copyfile(here / "card.py", out / "code/model.py")
+    for module, name in (("config", "Config"), ("tokenizer", "load_tokenizer")):
+        (out / f"code/{module}.py").write_text(f'from model import {name}\n\n__all__ = ["{name}"]\n')
+
+
+def readme(trained: Trained) -> str:
+    """The model card: what it is, how to load it, and what it read, which the manifest says only of its own run."""
+    found, made = trained.manifest, trained.provenance()
+    read = [f"| {s.name} | {s.tokens:,} | {s.licence or 'not stated'} |" for s in found.sources]
+    table = ["", "| source | tokens in the mixture | licence |", "|---|---|---|", *read] if read else []
+    lines = [
+        *("---", "library_name: transformers", "pipeline_tag: text-generation", "---", ""),
+        *(f"# {made['name']}, {made['phase']}, step {made['step']:,}", ""),
+        f"{count_parameters(trained.cfg, found.tokenizer.vocab_size):,} parameters, trained on windows of "
+        f"{trained.seq_len:,} tokens. A base model: it continues texts.",
+        *("", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""),
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)",
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)",
+        'batch = tokenizer(["The capital"], return_tensors="pt")  # BOS is put in front',
+        "print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50))[0])",
+        *("```", "", f"Weights {made['weights_sha256']}, of data build {made['build_id']}."),
+        *(table if found.build_id == made["build_id"] else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_hf(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
+    """All that AutoModelForCausalLM and AutoTokenizer ask for; hands out what the run's samples were drawn with."""
+    tokenizer = trained.manifest.tokenizer
+    config = hf_config(trained.cfg, tokenizer, dtype)
+    save_file({hf_name(name): w for name, w in weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
+    write_json(out / "config.json", {**config, "trained": trained.provenance()})
+    drawn = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
+    write_json(out / "generation_config.json", {**special_ids(tokenizer), **drawn})
+    write_json(out / "tokenizer_config.json", hf_tokenizer_config(tokenizer, trained.cfg.max_seq_len))
+    text = json.dumps(hf_tokenizer(trained.tokenizer, tokenizer), ensure_ascii=False)  # its order has a meaning
+    (out / "tokenizer.json").write_text(text, encoding="utf-8")
+    shutil.copyfile(MODELING, out / MODELING.name)
+    (out / "README.md").write_text(readme(trained), encoding="utf-8")
+
+
+FORMATS: dict[str, Callable[[Trained, dict[str, Tensor], str, Path], None]] = {
+    "safetensors": write_safetensors,
+    "card": write_card,
+    "hf": write_hf,
+}
+
+
+def export(trained: Trained, form: str, out: Path, dtype: str = "float32") -> None:
+    """Write `trained` as `form` into the new folder `out`, whole or not at all. Raises TrainError when it is there."""
+    if out.exists():
+        raise TrainError(f"{out} is there already and is never overwritten; choose another --out")
+    weights = {name: w.to(DTYPES[dtype]) for name, w in trained.point.tensors("model.safetensors").items()}
+    part = out.with_name(f".part-{out.name}-{os.getpid()}")
+    try:
+        part.mkdir(parents=True)
+        FORMATS[form](trained, weights, dtype, part)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with sorted keys."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m train.export", description="Write a trained model for others")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
+    parser.add_argument(
+        "--format", required=True, choices=FORMATS, help="hf: for transformers; card: the seed's layout"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
+    given = parser.parse_args(arguments)
+    try:
+        trained = open_trained(given.run, given.manifest)
+        export(trained, given.format, given.out, given.dtype)
+    except (TrainError, ManifestError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{trained.point.folder} as {given.format}, {given.dtype}:")
+    for path in sorted(p for p in given.out.rglob("*") if p.is_file()):
+        print(f"  {path}  {path.stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

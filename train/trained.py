@@ -1,0 +1,91 @@
+"""A trained model as its users get it: from a run's folder or a checkpoint to weights, tokenizer and provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train import checkpoint
+from train.checkpoint import Checkpoint
+from train.config import ModelConfig, TrainError, from_dict
+from train.data import sha256_of
+from train.manifest import Manifest, load_manifest
+from train.model import Model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint with the manifest of what it was trained on. `cfg` is the checkpoint's, not the recipe's."""
+
+    point: Checkpoint
+    cfg: ModelConfig
+    manifest: Manifest
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of the windows it was trained on."""
+        return int(self.point.state["identity"]["train"]["seq_len"])
+
+    @property
+    def tokenizer(self) -> Path:
+        """tokenizer.json, proven to be the one the model was trained with."""
+        return self.manifest.file(self.manifest.tokenizer.path)
+
+    def model(self, device: torch.device, dtype: torch.dtype) -> Model:
+        """The weights in `dtype` on `device`, to be read only: training keeps its own in fp32."""
+        model = Model(self.cfg, self.manifest.tokenizer.vocab_size)
+        model.load_state_dict(self.point.tensors("model.safetensors"))
+        for parameter in model.parameters():  # not the rotary tables, which stay fp32
+            parameter.data = parameter.data.to(device, dtype)
+        model.dtype = dtype
+        return model.to(device).eval().requires_grad_(False)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights come from, for the files that leave the house."""
+        return {
+            "name": self.manifest.name,
+            "phase": self.point.state["identity"]["phase"],
+            "build_id": self.point.state["identity"]["build_id"],
+            "tokenizer_sha256": self.manifest.tokenizer.sha256,
+            "step": self.point.step,
+            "weights_sha256": self.point.state["files"]["model.safetensors"]["sha256"],
+            "trained_on_windows_of": self.seq_len,
+        }
+
+
+def open_trained(path: Path, manifest: Path | None = None) -> Trained:
+    """What `path` names: a step's folder, or the newest checkpoint of a run. `manifest`: where run.json's is now.
+
+    Raises TrainError or ManifestError: no whole checkpoint, no manifest, another tokenizer than the model's.
+    """
+    held = checkpoint.steps(path / "checkpoints") or checkpoint.steps(path)
+    folder = held[0] if held else path
+    if not (folder / "state.json").exists():
+        raise TrainError(f"{path}: no checkpoint there; name a run's folder, or a step's inside its checkpoints/")
+    point = checkpoint.read(folder)
+    identity = point.state["identity"]
+    found = load_manifest(manifest or _manifest_of(folder.absolute().parents[1]))
+    tokenizer = found.file(found.tokenizer.path)
+    if found.tokenizer.sha256 != identity["tokenizer_sha256"]:
+        raise TrainError(f"{found.folder}: its tokenizer is not the one {folder} was trained with; name its manifest")
+    if not tokenizer.exists() or sha256_of(tokenizer) != found.tokenizer.sha256:
+        raise TrainError(f"{tokenizer}: missing, or changed since it was packed; build the mixture again")
+    return Trained(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found)
+
+
+def _manifest_of(run: Path) -> Path:
+    """The manifest that a run's run.json names."""
+    try:
+        relative = json.loads((run / "run.json").read_text(encoding="utf-8"))["manifest"]
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise TrainError(f"{run / 'run.json'}: does not say which manifest ({error}); give --manifest M") from None
+    # as the system reads it, and as it was written, which differ where the run was reached through a link
+    for path in (run / str(relative), Path(os.path.normpath(run / str(relative)))):
+        if path.exists():
+            return path
+    raise TrainError(f"{path}: the mixture that {run} was trained on is not there; give --manifest M")
