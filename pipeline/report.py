@@ -118,22 +118,34 @@ def mixture(value: dict[str, Any], window: int | None = None) -> Table:
     return grid(title, header, rows)
 
 
-def training(context: Context, done: dict[str, Record]) -> tuple[Table, list[str]]:
-    """Bits per byte on held-out documents before, of a unigram model, and after, per phase; and the samples."""
-    rows, samples = [], []
+def compared(*scores: dict[str, Any] | None) -> list[str]:
+    """Bits per byte before, of a unigram model, and after; and the last against the second."""
+    before, unigram, after = (s["bits_per_byte"] if s else None for s in scores)
+    gain = "-"
+    if after and unigram:
+        gain = f"{abs(1 - after / unigram):.1%} {'below' if after < unigram else 'above'}"
+    return [*(f"{x:.4f}" if x else "-" for x in (before, unigram, after)), gain]
+
+
+def training(context: Context, done: dict[str, Record]) -> tuple[list[Table], list[str]]:
+    """Bits per byte on held-out documents, of the mixture per phase and of each source; and the samples."""
+    rows, by_source, samples = [], [], []
     for phase, record in done.items():
         summary = json.loads(Path(context.artifact_path(record.output("summary.json"))).read_text())
         scores = [summary[name] for name in ("before", "unigram", "after")]
-        before, unigram, after = (s["bits_per_byte"] if s else None for s in scores)
-        gain = "-"
-        if after and unigram:
-            gain = f"{abs(1 - after / unigram):.1%} {'below' if after < unigram else 'above'}"
-        shown = [f"{x:.4f}" if x else "-" for x in (before, unigram, after)]
         rate = f"{summary['tokens_per_second']:,.0f}"
-        rows.append((phase, summary["parameters"], summary["steps"], rate, *shown, gain))
+        rows.append((phase, summary["parameters"], summary["steps"], rate, *compared(*scores)))
+        for source, score in scores[-1].get("sources", {}).items():
+            each = (s and s["sources"].get(source) for s in scores)
+            by_source.append((phase, source, score["tokens"], score["bytes"], *compared(*each)))
         samples += [f"[{phase}] {s['prompt']!r} -> {s['text']!r}" for s in summary.get("samples", [])]
-    header = ("phase", "parameters", "steps", "tokens/s", "before", "unigram", "after", "vs unigram")
-    return grid("Bits per byte on held-out documents", header, rows), samples
+    shown = ("before", "unigram", "after", "vs unigram")
+    title = "Bits per byte on held-out documents"
+    tables = [grid(title, ("phase", "parameters", "steps", "tokens/s", *shown), rows)]
+    if by_source:
+        tables.append(grid(f"{title}, by source", ("phase", "source", "tokens", "bytes", *shown), by_source))
+        tables[-1].columns[1].justify = "left"
+    return tables, samples
 
 
 def print_report(context: Context, stage: str, result: Any) -> None:
@@ -154,9 +166,10 @@ def print_report(context: Context, stage: str, result: Any) -> None:
             console.print(mixture(value, context.recipe.window_of(value["mixture"])))
             console.print()
     if stage == "train":
-        table, samples = training(context, result)
-        console.print(table)
-        console.print()
+        tables, samples = training(context, result)
+        for table in tables:
+            console.print(table)
+            console.print()
         for sample in samples:
             console.print(sample, markup=False)
         console.print()

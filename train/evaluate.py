@@ -5,14 +5,15 @@ validation shards is scored exactly once, in windows that do not overlap; the fi
 before it and is no target. A special id has 0 bytes and its loss counts: predicting that a text ends is part of
 predicting the text. (nanochat drops specials from both sums.)
 
-The sums are fp64, one per window, added in the windows' order: they do not depend on the number of ranks.
+The manifest has one validation shard in the mixture's proportions and one of each source; all are scored alike. The
+sums are fp64, one per window, added in the windows' order: they do not depend on the number of ranks.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,55 +33,89 @@ COUNT_TOKENS = 2**24  # tokens counted at once for the unigram: 32 MB
 
 @dataclass(frozen=True)
 class Score:
-    """nats: loss a token. bits_per_byte: nan where no scored token has bytes."""
+    """nats: loss a token. bits_per_byte: nan where no scored token has bytes. sources: the same for each source."""
 
     nats: float
     bits_per_byte: float
     tokens: int
+    bytes: int = 0
+    sources: dict[str, Score] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nll: float, tokens: int, byte_count: int) -> Score:
         """From sums: nll in nats."""
-        return cls(nll / tokens, nll / math.log(2) / byte_count if byte_count else math.nan, tokens)
+        return cls(nll / tokens, nll / math.log(2) / byte_count if byte_count else math.nan, tokens, byte_count)
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> Score:
+        """Back from what `dataclasses.asdict` gave."""
+        return cls(**{**value, "sources": {name: cls.read(item) for name, item in value.get("sources", {}).items()}})
+
+
+class Part(NamedTuple):
+    """Windows [start, stop) and the sums of their targets."""
+
+    start: int
+    stop: int
+    tokens: int
+    bytes: int
 
 
 class Validation:
-    """The windows to score: fixed for a run, split over ranks one by one."""
+    """The windows to score, fixed for a run: those of the mixture's shards (part ""), then those of each source's.
+
+    A forward pass takes windows of one part only, and whole passes go to the ranks in turn: a pass is the same
+    whatever the ranks and the other parts are, and so are its losses. Its shape is always the same, for torch.compile.
+    """
 
     def __init__(self, manifest: Manifest, seq_len: int, limit: int, group: Any, rank: int, world: int) -> None:
-        """limit: targets to score at most, a prefix; 0 for all. Raises TrainError when there is nothing to score."""
+        """limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources
+        together, an equal share each: with them an evaluation costs at most twice. Raises TrainError when there is
+        nothing to score."""
         self.group, self.rank, self.world, self.seq_len = group, rank, world, seq_len
         self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
         self.vocab_size = manifest.tokenizer.vocab_size
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
         self.counted: list[slice | I64] = []  # the targets of each that count: all but those at padding
-        left = limit or sum(s.tokens for s in manifest.split("val"))
-        for shard in manifest.split("val"):
+        self.parts: dict[str, Part] = {}
+        sources = list(dict.fromkeys(s.source for s in manifest.shards if s.split == "val" and s.source))
+        self._add(manifest, "", limit)
+        for source in sources:
+            self._add(manifest, source, limit and max(1, limit // len(sources)))
+        if "" not in self.parts:
+            raise TrainError(f"{manifest.folder}: no validation tokens; pack a mixture that has validation documents")
+        self.rows = min(max(1, EVAL_TOKENS // seq_len), max(p.stop - p.start for p in self.parts.values()))
+        self.passes = [
+            range(i, min(i + self.rows, p.stop)) for p in self.parts.values() for i in range(p.start, p.stop, self.rows)
+        ]
+
+    def _add(self, manifest: Manifest, source: str, limit: int) -> None:
+        """Append one part, if it has a target that counts."""
+        first = len(self.windows)
+        left = limit or sum(s.tokens for s in manifest.split("val", source))
+        for shard in manifest.split("val", source):
             tokens = open_shard(manifest, shard)
             counts = counted_targets(manifest, shard) if shard.padding else None
-            for start in range(0, len(tokens) - 1, seq_len):
-                take = min(seq_len, len(tokens) - 1 - start, left)
+            for start in range(0, len(tokens) - 1, self.seq_len):
+                take = min(self.seq_len, len(tokens) - 1 - start, left)
                 if take <= 0:
                     break
                 self.windows.append(tokens[start : start + take + 1])
                 self.counted.append(slice(take) if counts is None else np.flatnonzero(counts[start : start + take]))
                 left -= take
-        targets = [w[1:][c] for w, c in zip(self.windows, self.counted, strict=True)]
-        self.tokens = sum(len(t) for t in targets)
-        self.bytes = int(sum(self.token_bytes[t].sum() for t in targets))
-        if not self.tokens:
-            raise TrainError(f"{manifest.folder}: no validation tokens; pack a mixture that has validation documents")
+        targets = [w[1:][c] for w, c in zip(self.windows[first:], self.counted[first:], strict=True)]
+        count = sum(len(t) for t in targets)
+        if count:
+            size = int(sum(self.token_bytes[t].sum() for t in targets))
+            self.parts[source] = Part(first, len(self.windows), count, size)
 
     def score(self, model: Model, device: torch.device) -> Score:
         """The model's score. Every rank calls it and gets the same."""
         sums = np.zeros(len(self.windows))
-        mine = list(range(self.rank, len(self.windows), self.world))
-        rows = max(1, EVAL_TOKENS // self.seq_len)
         model.eval()
-        for i in range(0, len(mine), rows):
-            picked = mine[i : i + rows]
+        for picked in self.passes[self.rank :: self.world]:
             # padded with 0 to one shape: attention is causal, so what follows a target cannot change it
-            batch = np.zeros((len(picked), self.seq_len + 1), np.int64)
+            batch = np.zeros((self.rows, self.seq_len + 1), np.int64)
             for row, w in enumerate(picked):
                 batch[row, : len(self.windows[w])] = self.windows[w]
             ids = torch.from_numpy(batch).to(device)
@@ -88,7 +123,7 @@ class Validation:
             for row, w in enumerate(picked):
                 sums[w] = nll[row, self.counted[w]].sum()
         model.train()
-        return Score.of(float(self._all(sums).sum()), self.tokens, self.bytes)
+        return self._score(self._all(sums))
 
     def unigram(self, manifest: Manifest) -> Score:
         """The add-one unigram of the training shards on the same targets. Every rank calls it and gets the same."""
@@ -99,8 +134,14 @@ class Validation:
                 counts += np.bincount(tokens[i : i + COUNT_TOKENS], minlength=self.vocab_size)
             counts[manifest.tokenizer.pad_id] -= shard.padding
         nll = -np.log((self._all(counts) + 1.0) / (manifest.tokens + self.vocab_size))
-        sums = (nll[w[1:][c]].sum() for w, c in zip(self.windows, self.counted, strict=True))
-        return Score.of(float(sum(sums)), self.tokens, self.bytes)
+        return self._score(np.array([nll[w[1:][c]].sum() for w, c in zip(self.windows, self.counted, strict=True)]))
+
+    def _score(self, sums: NDArray[np.float64]) -> Score:
+        """From the nats of each window."""
+        found = {
+            source: Score.of(float(sums[p.start : p.stop].sum()), p.tokens, p.bytes) for source, p in self.parts.items()
+        }
+        return replace(found.pop(""), sources=found)
 
     def _all(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum over ranks. Exact: every element is 0 on all ranks but one, or a whole number."""

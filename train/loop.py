@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
                 run.after, run.averaged = _score(run), score_averages(run)
                 record |= _scored(run.after)
                 for name, score in run.averaged.items():
-                    record |= {f"{key}_{name}": value for key, value in _scored(score).items()}
+                    record |= _scored(score, f"_{name}")
             _write(run, record)
             if saves:
                 _save(run, record, begins)
@@ -217,11 +217,18 @@ def _score(run: Run, of: str = "") -> Score:
         f"step {run.step}: validation loss{of} {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
         f"({score.tokens:,} tokens)"
     )
+    if score.sources:
+        each = ", ".join(f"{name} {s.bits_per_byte:.4f}" for name, s in score.sources.items())
+        run.rt.say(f"step {run.step}: bits/byte{of} by source: {each}")
     return score
 
 
-def _scored(score: Score) -> dict[str, Any]:
-    return {"val_loss": score.nats, "val_bits_per_byte": score.bits_per_byte}
+def _scored(score: Score, of: str = "") -> dict[str, Any]:
+    """val_loss and val_bits_per_byte, and val_loss/<source>; of an average, val_loss_ema and val_loss_ema/<source>."""
+    record = {f"val_loss{of}": score.nats, f"val_bits_per_byte{of}": score.bits_per_byte}
+    for name, s in score.sources.items():
+        record |= {f"val_loss{of}/{name}": s.nats, f"val_bits_per_byte{of}/{name}": s.bits_per_byte}
+    return record
 
 
 def _write(run: Run, record: dict[str, Any]) -> None:
@@ -235,7 +242,7 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
 
     def work() -> Path:
         folder = run.folder / "checkpoints"
-        before = None if run.before is None else vars(run.before)
+        before = None if run.before is None else asdict(run.before)
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
         state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
         state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}

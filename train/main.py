@@ -109,7 +109,7 @@ def set_up(
         if this.pace is not None:
             this.pace = Pace(*point.state.get("schedule", {}).get("pace", ()))
         this.step, this.seconds = point.step, float(point.state["seconds"])
-        this.before = Score(**point.state["before"]) if point.state["before"] else None
+        this.before = Score.read(point.state["before"]) if point.state["before"] else None
     if source:
         rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
     if rt.first:

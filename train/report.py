@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from train import checkpoint, order
 from train.config import ModelConfig
-from train.evaluate import samples
+from train.evaluate import Score, samples
 from train.loop import Run, score_averages
 from train.manifest import Manifest
 
@@ -38,6 +39,16 @@ def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, 
     rt.say(f"folder     {this.folder}")
 
 
+def compared(before: Score | None, unigram: Score, after: Score) -> str:
+    """Bits per byte, before and after, and of the unigram."""
+    first = "" if before is None else f"{before.bits_per_byte:.4f} before, "
+    below = 100 * (1 - after.bits_per_byte / unigram.bits_per_byte) if unigram.bits_per_byte else 0.0
+    return (
+        f"{first}{unigram.bits_per_byte:.4f} add-one unigram, {after.bits_per_byte:.4f} after "
+        f"({abs(below):.1f} % {'above' if below < 0 else 'below'} the unigram)"
+    )
+
+
 def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
     """Last scores, samples, summary.json."""
     cfg, rt = this.cfg, this.rt
@@ -56,23 +67,21 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": round(this.seconds, 3),
         "tokens_per_second": round(tokens / this.seconds, 1) if this.seconds else None,
-        "before": None if this.before is None else vars(this.before),
-        "unigram": vars(unigram),
-        "after": vars(after),
+        "before": None if this.before is None else asdict(this.before),
+        "unigram": asdict(unigram),
+        "after": asdict(after),
         "averages": {
-            name: {**vars(score), "updates": this.averages.held[name].count} for name, score in averaged.items()
+            name: {**asdict(score), "updates": this.averages.held[name].count} for name, score in averaged.items()
         },
         "samples": texts,
         "folder": str(this.folder),
     }
     if rt.first:
         checkpoint.write_atomic(this.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    before = "" if this.before is None else f"{this.before.bits_per_byte:.4f} before, "
-    below = 100 * (1 - after.bits_per_byte / unigram.bits_per_byte) if unigram.bits_per_byte else 0.0
-    rt.say(
-        f"bits/byte  {before}{unigram.bits_per_byte:.4f} add-one unigram, {after.bits_per_byte:.4f} after "
-        f"({abs(below):.1f} % {'below' if below >= 0 else 'above'} the unigram)"
-    )
+    rt.say(f"bits/byte  {compared(this.before, unigram, after)}")
+    for name, score in after.sources.items():
+        before = None if this.before is None else this.before.sources.get(name)
+        rt.say(f"           {compared(before, unigram.sources[name], score)}: {name}, {score.bytes:,} bytes")
     for name, score in averaged.items():
         rt.say(f"           {score.bits_per_byte:.4f} with the weights of {name}")
     for name in this.averages.held.keys() - averaged.keys():

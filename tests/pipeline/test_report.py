@@ -1,0 +1,66 @@
+"""What the report says of a training, and that its bytes are the packed texts'."""
+
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from pipeline.report import training
+from train.evaluate import Validation
+from train.manifest import load_manifest
+
+
+def shown(tables):
+    console = Console(width=200, record=True, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    return [" ".join(line.split()) for line in console.export_text().splitlines()]
+
+
+def score(bits, **sources):
+    return {"nats": 1.0, "bits_per_byte": bits, "tokens": 9, "bytes": 3000, "sources": sources}
+
+
+def test_training_by_phase_and_by_source(tmp_path):
+    summary = {
+        "parameters": 1234,
+        "steps": 5,
+        "tokens_per_second": 99.0,
+        "before": score(3.0, web=score(4.0)),
+        "unigram": score(2.0, web=score(2.5), maths=score(1.5)),
+        "after": score(1.0, web=score(2.75), maths=score(0.75)),
+        "samples": [],
+    }
+    old = {key: value | {"sources": {}} if key == "after" else value for key, value in summary.items()}
+    context, done = SimpleNamespace(artifact_path=str), {}
+    for phase, value in (("pretrain", summary), ("anneal", summary | {"before": None}), ("old", old)):
+        (tmp_path / phase).write_text(json.dumps(value))
+        done[phase] = SimpleNamespace(output=lambda _, phase=phase: tmp_path / phase)
+    tables, samples = training(context, done)
+    lines = shown(tables)
+    assert samples == [] and "pretrain 1,234 5 99 3.0000 2.0000 1.0000 50.0% below" in lines
+    assert "pretrain web 9 3,000 4.0000 2.5000 2.7500 10.0% above" in lines
+    assert "pretrain maths 9 3,000 - 1.5000 0.7500 50.0% below" in lines
+    assert "anneal web 9 3,000 - 2.5000 2.7500 10.0% above" in lines
+    assert not any(line.startswith("old web") for line in lines)
+    assert len(training(context, {"old": done["old"]})[0]) == 1
+
+
+def test_the_bytes_scored_of_each_source_are_those_of_its_held_out_texts(reference):
+    """From the curated text, by the ids that the shard's rows name."""
+    curated = reference.out / "small" / "curated"
+    texts = {
+        row["document_id"]: row["text"] for path in curated.glob("*.parquet") for row in pq.read_table(path).to_pylist()
+    }
+    manifest = load_manifest(reference.out / "small" / "pretrain")
+    parts = Validation(manifest, 64, 0, None, 0, 1).parts
+    assert set(parts) == {"", "web", "maths", "notes"}
+    for source in ("web", "maths", "notes"):
+        (shard,) = manifest.split("val", source)
+        rows = pq.read_table(manifest.file(shard.rows)).to_pylist()
+        assert {row["source"] for row in rows} == {source} and not any(row["truncated"] for row in rows)
+        assert parts[source].bytes == sum(len(texts[row["document_id"]].encode()) for row in rows) > 0
