@@ -31,7 +31,7 @@ from train.config import ModelConfig, TrainError
 from train.generate import TEMPERATURE, TOP_P
 from train.manifest import ManifestError, Tokenizer
 from train.model import count_parameters
-from train.trained import Trained, open_trained
+from train.trained import Trained, add_arguments, given_model
 
 MODELING = Path(__file__).with_name("modeling_shard.py")
 CARD_MODULES = ("__init__.py", "config.py", "loss.py", "model.py")  # card.py and all that it imports
@@ -137,6 +137,9 @@ def seed_config(trained: Trained) -> dict[str, Any]:
     """The keys of the seed's Config (Shard-1, code/config.py) and no others, so that Config(**cfg) takes them."""
     cfg, train = trained.cfg, trained.point.state["identity"]["train"]
     schedule = train["schedule"]
+    decay = 0.0 if schedule["kind"] == "constant" else schedule["decay_frac"]
+    if schedule["kind"] == "warmdown":
+        decay = min(1.0, schedule["warmdown"] / max(1, trained.point.step - schedule["warmup"]))
     same = (
         *("dim", "n_layers", "n_heads", "max_seq_len", "attention_pattern", "sliding_window", "rope_base", "norm_eps"),
         *("engram_enabled", "engram_slots", "engram_inject_layer", "dropout", "tie_embeddings", "lm_head_logit_cap"),
@@ -148,9 +151,9 @@ def seed_config(trained: Trained) -> dict[str, Any]:
         "mlp_hidden": cfg.hidden,
         **{key: getattr(cfg, key) for key in same},
         "optimizer": train["optimizer"],
-        # the seed has these two kinds; a constant rate is a WSD that does not decay
+        # the seed has these two kinds; the others are WSDs that do not decay, or without a warm-up
         "lr_schedule": "cosine" if schedule["kind"] == "cosine" else "wsd",
-        "wsd_decay_frac": 0.0 if schedule["kind"] == "constant" else schedule["decay_frac"],
+        "wsd_decay_frac": decay,
     }
 
 
@@ -194,7 +197,7 @@ def readme(trained: Trained) -> str:
     table = ["", "| source | tokens in the mixture | licence |", "|---|---|---|", *read] if read else []
     lines = [
         *("---", "library_name: transformers", "pipeline_tag: text-generation", "---", ""),
-        *(f"# {made['name']}, {made['phase']}, step {made['step']:,}", ""),
+        *(f"# {made['name']}, {made['phase']}, step {made['step']:,}{trained.average and ', ' + trained.average}", ""),
         f"{count_parameters(trained.cfg, found.tokenizer.vocab_size):,} parameters, trained on windows of "
         f"{trained.seq_len:,} tokens. A base model: it continues texts.",
         *("", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""),
@@ -202,7 +205,7 @@ def readme(trained: Trained) -> str:
         "model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)",
         'batch = tokenizer(["The capital"], return_tensors="pt")  # BOS is put in front',
         "print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50))[0])",
-        *("```", "", f"Weights {made['weights_sha256']}, of data build {made['build_id']}."),
+        *("```", "", f"Checkpoint {made['checkpoint_sha256']}, of data build {made['build_id']}."),
         *(table if found.build_id == made["build_id"] else []),
     ]
     return "\n".join(lines) + "\n"
@@ -234,7 +237,7 @@ def export(trained: Trained, form: str, out: Path, dtype: str = "float32") -> No
     """Write `trained` as `form` into the new folder `out`, whole or not at all. Raises TrainError when it is there."""
     if out.exists():
         raise TrainError(f"{out} is there already and is never overwritten; choose another --out")
-    weights = {name: w.to(DTYPES[dtype]) for name, w in trained.point.tensors("model.safetensors").items()}
+    weights = {name: w.to(DTYPES[dtype]) for name, w in trained.weights().items()}
     part = out.with_name(f".part-{out.name}-{os.getpid()}")
     try:
         part.mkdir(parents=True)
@@ -252,16 +255,15 @@ def write_json(path: Path, value: Any) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m train.export", description="Write a trained model for others")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
+    add_arguments(parser)
     parser.add_argument(
         "--format", required=True, choices=FORMATS, help="hf: for transformers; card: the seed's layout"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
-    parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
     given = parser.parse_args(arguments)
     try:
-        trained = open_trained(given.run, given.manifest)
+        trained = given_model(given)
         export(trained, given.format, given.out, given.dtype)
     except (TrainError, ManifestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 from train.config import TrainError
 from train.manifest import ManifestError
 from train.model import Model, attend
-from train.trained import Trained, open_trained
+from train.trained import Trained, add_arguments, given_model
 
 TEMPERATURE, TOP_P = 0.7, 0.9  # the seed's card
 PIECE = 1024  # columns of a prompt read at once: masks are then PIECE wide, not as the prompt is long
@@ -219,18 +218,17 @@ def continue_texts(trained: Trained, prompts: list[str], given: argparse.Namespa
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m train.generate", description="Continue texts with a trained model")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
+    add_arguments(parser)
     parser.add_argument("--prompt", action="append", required=True, help="what to continue; give it again for more")
     parser.add_argument("--tokens", type=int, default=100, help="at most so many for each (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0: the likeliest (%(default)s)")
     parser.add_argument("--top-p", type=float, default=TOP_P, help="share that the candidates hold (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choices (%(default)s)")
-    parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
     given = parser.parse_args(arguments)
     if given.tokens < 1 or given.temperature < 0 or not 0 < given.top_p <= 1 or given.seed < 0:
         parser.error("--tokens must be at least 1, --temperature and --seed at least 0, --top-p in (0, 1]")
     try:
-        continue_texts(open_trained(given.run, given.manifest), given.prompt, given)
+        continue_texts(given_model(given), given.prompt, given)
     except (TrainError, ManifestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

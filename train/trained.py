@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from train import checkpoint
 from train.checkpoint import Checkpoint
@@ -25,6 +27,18 @@ class Trained:
     point: Checkpoint
     cfg: ModelConfig
     manifest: Manifest
+    average: str = ""  # ema or swa: that average's weights; empty: the trained ones
+
+    def weights(self) -> dict[str, Tensor]:
+        """fp32 on CPU, by parameter name. Raises TrainError when the checkpoint has no such average."""
+        if not self.average:
+            return self.point.tensors("model.safetensors")
+        usable = [name for name, count in self.point.state.get("averages", {}).items() if count]
+        if self.average not in usable:
+            raise TrainError(f"{self.point.folder}: no {self.average} in it (averages: {', '.join(usable) or 'none'})")
+        prefix = f"{self.average}."
+        held = self.point.tensors("optimizer.safetensors")
+        return {name.removeprefix(prefix): tensor for name, tensor in held.items() if name.startswith(prefix)}
 
     @property
     def seq_len(self) -> int:
@@ -39,7 +53,7 @@ class Trained:
     def model(self, device: torch.device, dtype: torch.dtype) -> Model:
         """The weights in `dtype` on `device`, to be read only: training keeps its own in fp32."""
         model = Model(self.cfg, self.manifest.tokenizer.vocab_size)
-        model.load_state_dict(self.point.tensors("model.safetensors"))
+        model.load_state_dict(self.weights())
         for parameter in model.parameters():  # not the rotary tables, which stay fp32
             parameter.data = parameter.data.to(device, dtype)
         model.dtype = dtype
@@ -53,12 +67,13 @@ class Trained:
             "build_id": self.point.state["identity"]["build_id"],
             "tokenizer_sha256": self.manifest.tokenizer.sha256,
             "step": self.point.step,
-            "weights_sha256": self.point.state["files"]["model.safetensors"]["sha256"],
+            "average": self.average,
+            "checkpoint_sha256": self.point.state["files"]["model.safetensors"]["sha256"],
             "trained_on_windows_of": self.seq_len,
         }
 
 
-def open_trained(path: Path, manifest: Path | None = None) -> Trained:
+def open_trained(path: Path, manifest: Path | None = None, average: str = "") -> Trained:
     """What `path` names: a step's folder, or the newest checkpoint of a run. `manifest`: where run.json's is now.
 
     Raises TrainError or ManifestError: no whole checkpoint, no manifest, another tokenizer than the model's.
@@ -75,7 +90,19 @@ def open_trained(path: Path, manifest: Path | None = None) -> Trained:
         raise TrainError(f"{found.folder}: its tokenizer is not the one {folder} was trained with; name its manifest")
     if not tokenizer.exists() or sha256_of(tokenizer) != found.tokenizer.sha256:
         raise TrainError(f"{tokenizer}: missing, or changed since it was packed; build the mixture again")
-    return Trained(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found)
+    return Trained(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found, average)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names a trained model on a command line; `given_model` reads them."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
+    parser.add_argument("--average", choices=("ema", "swa"), default="", help="its weights, where the run held one")
+    parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
+
+
+def given_model(given: argparse.Namespace) -> Trained:
+    """The model that the arguments name. Raises as open_trained does."""
+    return open_trained(given.run, given.manifest, given.average)
 
 
 def _manifest_of(run: Path) -> Path:

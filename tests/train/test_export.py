@@ -15,7 +15,7 @@ from trainer_harness import BOS, PAD, VOCAB, sets
 from train import checkpoint
 from train.card import Config, ToyLM
 from train.config import ModelConfig, TrainError, from_dict
-from train.export import export, hf_name, main, readme
+from train.export import export, hf_name, main, readme, seed_config
 from train.generate import generate
 from train.main import run
 from train.manifest import Source
@@ -105,6 +105,23 @@ def test_the_card_loads_with_weights_only(shapes, shape, tmp_path):
         assert torch.equal(half(ids)[0], logits(shapes[shape].model(torch.device("cpu"), torch.bfloat16), ids))
         assert not torch.equal(half(ids)[0], want)
     assert (tmp_path / "out/models/tokenizer.json").read_bytes() == shapes[shape].tokenizer.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "want"),
+    [
+        ({"kind": "wsd", "decay_frac": 0.3}, ("wsd", 0.3)),
+        ({"kind": "cosine", "decay_frac": 0.2}, ("cosine", 0.2)),
+        ({"kind": "constant", "decay_frac": 0.2}, ("wsd", 0.0)),
+        ({"kind": "warmdown", "decay_frac": 0.2, "warmdown": 1, "warmup": 1}, ("wsd", 0.5)),
+    ],
+)
+def test_schedules_the_seed_has_not_are_said_in_its_words(shapes, schedule, want):
+    trained = shapes["gemma4"]
+    identity = trained.point.state["identity"]
+    state = trained.point.state | {"identity": identity | {"train": identity["train"] | {"schedule": schedule}}}
+    cfg = seed_config(dataclasses.replace(trained, point=dataclasses.replace(trained.point, state=state)))
+    assert (cfg["lr_schedule"], cfg["wsd_decay_frac"]) == want
 
 
 # The card's "How to load", on a CPU in fp32; the last line is ours
@@ -284,6 +301,20 @@ def test_the_command_writes_once_and_whole(trained_run, tmp_path, capsys, monkey
     assert main([str(trained_run), "--format", "hf", "--out", str(tmp_path / "cut")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not [p for p in tmp_path.iterdir() if "cut" in p.name]
+
+
+def test_an_average_is_exported_when_the_run_held_one(pretrain, trained_run, tmp_path, capsys):
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=4, ema__decay=0.5, ema__every=1))
+    command = [str(tmp_path / "r"), "--format", "safetensors"]
+    assert main([*command, "--out", str(tmp_path / "raw")]) == 0
+    assert main([*command, "--out", str(tmp_path / "ema"), "--average", "ema"]) == 0
+    raw, ema = (load_file(tmp_path / name / "model.safetensors") for name in ("raw", "ema"))
+    assert raw.keys() == ema.keys() and not torch.equal(raw["embed.weight"], ema["embed.weight"])
+    held = open_trained(tmp_path / "r").point.tensors("optimizer.safetensors")
+    assert all(torch.equal(ema[name], held[f"ema.{name}"]) for name in ema)
+    assert json.loads((tmp_path / "ema/config.json").read_text())["trained"]["average"] == "ema"
+    assert main([str(trained_run), "--format", "hf", "--out", str(tmp_path / "no"), "--average", "ema"]) == 1
+    assert "no ema in it (averages: none)" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_a_parameter_that_the_modelling_file_has_not_is_refused():
