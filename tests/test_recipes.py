@@ -69,7 +69,7 @@ def test_shard_40m_trains_a_few_steps_from_packed_text(tmp_path):
     settings = ["steps=4", "batch_size=2", "micro_batch=2", "seq_len=64", "schedule.warmup=1", "sample_tokens=0"]
     # Newton-Schulz at this size is most of a CPU step; five iterations instead of ten
     settings += ["muon.ns=jordan5", "schedule.decay_frac=0"]
-    settings += ["eval_tokens=2000", "eval_every=0", "log_every=1", "checkpoint_every=0", f"out={tmp_path / 'run'}"]
+    settings += ["eval_tokens=1000", "eval_every=0", "log_every=1", "checkpoint_every=0", f"out={tmp_path / 'run'}"]
     sets = [f"train.{s}" for s in settings]
     done = run(str(ROOT / "train" / "main.py"), "--manifest", str(manifest), "--set", *sets, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
