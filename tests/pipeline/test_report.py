@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from pipeline.report import training
+from pipeline.report import engines, mixture, training
 from train.evaluate import Validation
 from train.manifest import load_manifest
 
@@ -48,6 +48,26 @@ def test_training_by_phase_and_by_source(tmp_path):
     assert "anneal web 9 3,000 - 2.5000 2.7500 10.0% above" in lines
     assert not any(line.startswith("old web") for line in lines)
     assert len(training(context, {"old": done["old"]})[0]) == 1
+
+
+def test_documents_in_a_window_and_who_encoded():
+    source = {"name": "qa", "ratio_asked": 1.0, "ratio_got": 1.0, "tokens": 4096, "documents": 64, "epochs": 1.0}
+    manifest = {
+        "mixture": "anneal",
+        "tokens": 4096,
+        "val_tokens": 0,
+        "shards": [],
+        "sources": [source | {"max_epochs": 1}],
+    }
+    assert shown([mixture(manifest, 256)])[1:3] == [
+        "source asked got tokens documents epochs cap documents/window",
+        "qa 100.00% 100.0000% 4,096 64 1.000 1 4.00",
+    ]
+    assert shown([mixture(manifest)])[2].endswith("1.000 1")
+    counts = {"tokens": 5, "encoded_by.fastokens 1.0": 3, "encoded_by.tokenizers 2.0; fastokens 1.0: differs": 1}
+    first, second = engines(SimpleNamespace(counts=lambda stage: counts))
+    assert first.startswith("Encoded by fastokens 1.0 (3 of 4 units)")
+    assert second.startswith("Encoded by tokenizers 2.0; fastokens 1.0: differs (1 of 4 units)")
 
 
 def test_the_bytes_scored_of_each_source_are_those_of_its_held_out_texts(reference):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import shutil
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_shards_are_opened_when_read_and_few_stay_open(manifest, monkeypatch):
         assert torch.equal(loader.batch(step).tokens, tokens)
         assert len(loader._open.held) == 2
     assert len(opened) > 8
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+        held = data.shards_to_hold()
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert soft == min(before[1], 2 * data.OPEN_SHARDS) and held == min(data.OPEN_SHARDS, soft // 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_one_block_is_used_again(manifest):
