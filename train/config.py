@@ -1,7 +1,7 @@
 """What a model and a training run are told: frozen dataclasses, standard library only.
 
 The recipe's pydantic models embed these classes as they stand (`__pydantic_config__` makes pydantic reject unknown
-keys, without our importing it); the trainer builds them with `from_dict` from the manifest's resolved recipe and the
+keys, without our importing it); the trainer builds them (train/settings.py) from the manifest's resolved recipe and the
 `--set` overrides. Every key has a default, a unit and a line of documentation, and `__post_init__` checks the values,
 so that both ways in give the same messages.
 
@@ -10,15 +10,8 @@ Defaults that the seed (Shard-40m-v1, config.py) states are the seed's. Those it
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
-
-T = TypeVar("T")
+from typing import Any, ClassVar, Literal
 
 
 class TrainError(ValueError):
@@ -84,7 +77,7 @@ class ModelConfig:
         )
         _check(self.head_size % 2 == 0, f"model.head_dim = {self.head_size}: must be even (rotary halves)")
         _check(self.hidden > 0, f"model.mlp_hidden = {self.hidden}: must be above 0")
-        _one_of("model.attention_pattern", self.attention_pattern, ("all_global", "gemma4"))
+        one_of("model.attention_pattern", self.attention_pattern, ("all_global", "gemma4"))
         _check(
             self.attention_pattern != "gemma4" or self.n_layers % 2 == 0,
             f"model.n_layers = {self.n_layers}: gemma4 needs an even number, so that the last layer is global",
@@ -127,8 +120,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         where = "train.schedule"
-        _one_of(f"{where}.kind", self.kind, ("wsd", "cosine", "constant", "warmdown"))
-        _one_of(f"{where}.decay_shape", self.decay_shape, ("sqrt", "linear", "cosine", None))
+        one_of(f"{where}.kind", self.kind, ("wsd", "cosine", "constant", "warmdown"))
+        one_of(f"{where}.decay_shape", self.decay_shape, ("sqrt", "linear", "cosine", None))
         _check(self.warmup >= 0, f"{where}.warmup = {self.warmup}: must be at least 0 steps")
         _check(
             self.warmdown > 0 if self.kind == "warmdown" else self.warmdown == 0,
@@ -152,8 +145,8 @@ class MuonConfig:
     ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
 
     def __post_init__(self) -> None:
-        _one_of("train.muon.ns", self.ns, ("jordan5", "dsv4"))
-        _one_of("train.muon.ns_dtype", self.ns_dtype, ("auto", "float32", "bfloat16"))
+        one_of("train.muon.ns", self.ns, ("jordan5", "dsv4"))
+        one_of("train.muon.ns_dtype", self.ns_dtype, ("auto", "float32", "bfloat16"))
         _check(0 <= self.momentum < 1, f"train.muon.momentum = {self.momentum}: must be in [0, 1)")
         for name in ("lr", "weight_decay"):
             _check(getattr(self, name) >= 0, f"train.muon.{name} = {getattr(self, name)}: must be at least 0")
@@ -259,119 +252,13 @@ class TrainConfig:
         _check(self.micro_batch is None or self.micro_batch > 0, f"train.micro_batch = {self.micro_batch}: above 0")
         _check(self.epochs > 0, f"train.epochs = {self.epochs}: must be above 0")
         _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
-        _one_of("train.optimizer", self.optimizer, ("muon", "adamw"))
-        _one_of("train.on_spike", self.on_spike, ("warn", "skip", "stop"))
-        _one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        one_of("train.optimizer", self.optimizer, ("muon", "adamw"))
+        one_of("train.on_spike", self.on_spike, ("warn", "skip", "stop"))
+        one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _check(bool(self.init_from), "train.init_from is empty: name a phase or a path, or say none")
         _check(bool(self.resume), "train.resume is empty: say auto, never, refuse or a path")
 
 
-def _one_of(where: str, value: object, allowed: tuple[object, ...]) -> None:
+def one_of(where: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raises ConfigError when `value` is not in `allowed`."""
     _check(value in allowed, f"{where} = {value!r}: must be one of {', '.join(map(str, allowed))}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From JSON and from the command line
-
-
-def from_dict(cls: type[T], value: Any, where: str) -> T:
-    """`value` as a `cls`. Unknown keys raise ConfigError naming the nearest; figures written as text are read."""
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected keys and values, found {value!r}")
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5) or known
-            raise ConfigError(f"{where}.{key}: no such key; did you mean {', '.join(near)}?")
-    return cls(**{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()})
-
-
-def _read(hint: Any, value: Any, where: str) -> Any:
-    """`value` as type `hint`, one of those that the classes above use."""
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _read_union(args, value, where)
-    if origin is Literal:
-        _one_of(where, value, args)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            count = "" if args[-1] is Ellipsis else f" of {len(args)}"
-            raise ConfigError(f"{where} = {value!r}: expected a list{count}")
-        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if hint is bool and isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if hint in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(value) if isinstance(value, str) else value
-            if hint is float or (isinstance(number, int | float) and int(number) == number):
-                # int(text) first: a float cannot hold every seed below 2**63
-                return int(value) if hint is int and isinstance(value, str) and _digits(value) else hint(number)
-        except (ValueError, TypeError, OverflowError):
-            pass
-    if type(value) is hint:
-        return value
-    raise ConfigError(f"{where} = {value!r}: expected {_name(hint)}")
-
-
-def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
-    if types.NoneType in args and (value is None or (str not in args and str(value).lower() in ("none", "null"))):
-        return None
-    for arg in (a for a in args if a is not types.NoneType):
-        try:
-            return _read(arg, value, where)
-        except ConfigError:
-            continue
-    raise ConfigError(f"{where} = {value!r}: expected {' or '.join(_name(a) for a in args)}")
-
-
-def _digits(text: str) -> bool:
-    return text.strip().lstrip("+-").isdigit()
-
-
-def _name(hint: Any) -> str:
-    if hint is types.NoneType:
-        return "null"
-    if typing.get_origin(hint) is Literal:
-        return ", ".join(map(str, typing.get_args(hint)))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
-
-
-def apply_overrides(value: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `value` ({"model": ..., "train": ...}) with each "a.b=c" put in place. c is JSON, else text.
-
-    Raises ConfigError for an override that has no "=" or does not begin with "model." or "train.".
-    """
-    result: dict[str, Any] = json.loads(json.dumps(value))
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        keys = path.strip().split(".")
-        if not equals or len(keys) < 2 or keys[0] not in ("model", "train") or not all(keys):
-            raise ConfigError(f"--set {override}: write train.KEY=VALUE or model.KEY=VALUE, as in train.steps=20")
-        try:
-            item = json.loads(text)
-        except json.JSONDecodeError:
-            item = text
-        node = result
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"--set {override}: {key} holds a value, not keys")
-        node[keys[-1]] = item
-    return result
-
-
-def configs(recipe: dict[str, Any], phase: str, overrides: list[str], where: str) -> tuple[ModelConfig, TrainConfig]:
-    """The model and the training of `phase` from a resolved recipe, with `overrides` (`train.` means that phase)."""
-    phases = recipe.get("train") or {}
-    if phase not in phases:
-        named = ", ".join(phases) or "none"
-        raise ConfigError(f"{where}: its recipe has no train.{phase} (it has: {named}); add it and pack again")
-    value = apply_overrides({"model": recipe.get("model") or {}, "train": phases[phase] or {}}, overrides)
-    model, train = from_dict(ModelConfig, value["model"], "model"), from_dict(TrainConfig, value["train"], "train")
-    if train.seq_len > model.max_seq_len:
-        raise ConfigError(f"train.seq_len = {train.seq_len}: above model.max_seq_len = {model.max_seq_len}")
-    return model, train

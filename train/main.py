@@ -34,7 +34,7 @@ import torch.distributed as dist
 
 from train import checkpoint, data, loop, order, report, runfolder
 from train.averages import Averages
-from train.config import ConfigError, ModelConfig, TrainConfig, TrainError, configs
+from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.evaluate import Score, Validation
 from train.loop import OnSave, Run
 from train.manifest import Manifest, ManifestError, load_manifest
@@ -43,6 +43,7 @@ from train.optim import Optimizer
 from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
 from train.sentinel import Sentinel
+from train.settings import configs
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 

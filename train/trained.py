@@ -14,10 +14,11 @@ from torch import Tensor
 
 from train import checkpoint
 from train.checkpoint import Checkpoint
-from train.config import ModelConfig, TrainError, from_dict
+from train.config import ModelConfig, TrainError
 from train.data import sha256_of
 from train.manifest import Manifest, load_manifest
 from train.model import Model
+from train.settings import from_dict
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from trainer_harness import BOS, PAD, VOCAB, sets
 
 from train import checkpoint
 from train.card import Config, ToyLM
-from train.config import ModelConfig, TrainError, from_dict
+from train.config import ModelConfig, TrainError
 from train.export import export, hf_name, main, readme, seed_config
 from train.generate import generate
 from train.main import run
 from train.manifest import Source
 from train.model import Model, build
+from train.settings import from_dict
 from train.trained import open_trained
 
 try:

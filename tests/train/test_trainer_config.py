@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from train.config import ConfigError, ModelConfig, TrainConfig, apply_overrides, configs, from_dict
+from train.config import ConfigError, ModelConfig, TrainConfig
+from train.settings import apply_overrides, configs, from_dict
 
 
 def test_defaults_are_the_shard():
