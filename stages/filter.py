@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, NamedTuple
 
+from stages import dropped
 from stages.apply_rules import work
 from stages.base import Artifact, DataError, Record, Stage
 from stages.download import check_not_empty, fetch, units_of, within_budget
+from stages.edits import libraries, parse_edits
 from stages.rules import parse_rules
 from stages.sources.base import UnitSpec
 
@@ -19,16 +21,19 @@ LOOK_AHEAD = 16  # units started at a time for a source with a budget, at most
 
 
 class Kept(NamedTuple):
-    """A filtered part, and how much is in it; records themselves are too many to keep."""
+    """A filtered part, a sample of what was dropped, and how much is in it; records are too many to keep."""
 
     docs: Artifact
+    dropped: Artifact
     documents: int
     text_bytes: int
 
 
 async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> tuple[Record, list[Kept]]:
     """One download unit, and its parts through the rules."""
-    params = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
+    params: dict[str, Any] = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
+    if config.edit:
+        params |= {"edit": parse_edits(config.edit), "versions": libraries(config.edit)}
     record = await fetch(context, name, config, spec)
     done: list[Record | None] = await context.gather(
         context.run(
@@ -42,11 +47,16 @@ async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> tuple[R
         )
         for part in record.named("part-")
     )
-    kept = [r for r in done if r is not None]
-    return record, [Kept(r.output("docs"), r.counts.get("kept", 0), r.counts.get("text_bytes", 0)) for r in kept]
+    return record, [kept_of(r) for r in done if r is not None]
 
 
-async def source_parts(context: Any, name: str, config: Any) -> list[Artifact]:
+def kept_of(record: Record) -> Kept:
+    """What later steps need of a filter unit's record."""
+    counts = record.counts
+    return Kept(record.output("docs"), record.output("dropped"), counts.get("kept", 0), counts.get("text_bytes", 0))
+
+
+async def source_parts(context: Any, name: str, config: Any) -> list[Kept]:
     """The filtered parts that make up source `name`, in order: all, or the shortest prefix that fills a budget."""
     specs = await units_of(context, name, config)
     kept: list[Kept] = []
@@ -61,9 +71,9 @@ async def source_parts(context: Any, name: str, config: Any) -> list[Artifact]:
             kept += parts
         enough = within_budget(config, [(k.documents, k.text_bytes) for k in kept])
         if enough is not None:
-            return [k.docs for k in kept[:enough]]
+            return kept[:enough]
     check_not_empty(context, name, first)
-    return [k.docs for k in kept]
+    return kept
 
 
 def next_window(config: Any, kept: list[Kept], units: int) -> int:
@@ -88,24 +98,43 @@ def check_some_kept(context: Any, name: str) -> None:
         )
 
 
-async def build(context: Any) -> dict[str, list[Artifact]]:
-    """Filtered documents by source, one table a part. Downloads as it goes."""
+class Filtered(dict[str, list[Artifact]]):
+    """Filtered documents by source, one table a part; and of each source the sample of what was dropped."""
 
-    async def one(name: str, config: Any) -> list[Artifact]:
+    dropped: dict[str, Artifact]
+
+
+async def build(context: Any) -> Filtered:
+    """Filtered documents by source. Downloads as it goes."""
+    named = {name: sorted(getattr(context.recipe.exclude, name)) for name in ("ids", "urls", "domains")}
+
+    async def one(name: str, config: Any) -> tuple[list[Artifact], Artifact | None]:
         parts = await source_parts(context, name, config)
         check_some_kept(context, name)
-        return parts
+        docs, samples = [part.docs for part in parts], [part.dropped for part in parts if part.dropped.rows]
+        if not samples or context.dry:  # nothing is built upon a sample
+            return docs, None
+        record = await context.run("filter", dropped.work, named, samples, label="dropped", source=name)
+        return docs, record.output("dropped")
 
     sources = context.recipe.sources
     found = await asyncio.gather(*(one(name, config) for name, config in sources.items()))
-    return dict(zip(sources, found, strict=True))
+    result = Filtered((name, docs) for name, (docs, _) in zip(sources, found, strict=True))
+    result.dropped = {name: sample for name, (_, sample) in zip(sources, found, strict=True) if sample}
+    return result
+
+
+def publish(result: Filtered) -> dict[str, dict[str, Artifact]]:
+    """`dropped/<source>.parquet`, where any document was dropped."""
+    return {"dropped": {f"{name}.parquet": sample for name, sample in result.dropped.items()}} if result.dropped else {}
 
 
 STAGE = Stage(
     name="filter",
     reads="download",
-    writes="the documents that pass their source's rules; counts by reason",
+    writes="the documents that pass their source's rules; counts by reason; dropped/: a sample for each reason",
     build=build,
     after=("download",),
     libraries=("pyarrow",),
+    publish=publish,
 )

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from stages import apply_rules, dedup
 from stages.base import DataError, Task
+from stages.edits import parse_edits
 from stages.rules import parse_rules
 from stages.sources.base import BadRow, BaseConfig, Row, UnitSpec
 from stages.sources.files import opened
@@ -304,21 +305,22 @@ def filtered(
     write_parts(download, rows)
     written = time.perf_counter()
     parts = [a for a in download.outputs if a.name.startswith("part-")]
-    kept: set[tuple[str, int]] = set()
+    kept: dict[tuple[str, int], str] = {}
     dropped: Counter[str] = Counter()
     spent = 0.0
     for part in parts:
-        rules = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
+        rules = {"rules": [list(rule) for rule in parse_rules(config.rules)], "edit": parse_edits(config.edit)}
         task = Task(rules, [part], folder, f"filter-{part.name}", lambda a: a.path)
         apply_rules.work(task)
-        table = pq.read_table(task.outputs[0].path, columns=["source_file", "source_row"])
+        table = pq.read_table(task.outputs[0].path, columns=["source_file", "source_row", "text"])
         curate = Task(
             {"source": ""}, [replace(task.outputs[0], name="docs")], folder, f"dedup-{part.name}", lambda a: a.path
         )
         moment = time.perf_counter()
         dedup.work(curate)
         spent += time.perf_counter() - moment
-        kept.update(zip(table["source_file"].to_pylist(), table["source_row"].to_pylist(), strict=True))
+        files, numbers, texts = (column.to_pylist() for column in table.columns)
+        kept.update(zip(zip(files, numbers, strict=True), texts, strict=True))
         dropped.update({k.removeprefix("dropped."): n for k, n in task.counts.items() if k.startswith("dropped.")})
     done = time.perf_counter()
     seconds = sample.seconds | {
@@ -328,6 +330,7 @@ def filtered(
     }
     return replace(
         sample,
+        texts=[kept.get((row.file, row.row), row.text) for row in rows],
         kept=np.array([(row.file, row.row) in kept for row in rows], bool),
         dropped=dropped,
         seconds=seconds,

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -34,6 +34,9 @@ class BaseConfig(BaseModel):
     rules: list[str | dict[str, dict[str, Any]]] = Field(
         default_factory=list,
         description="Filter rules in the order they are tried: a name, or {name: {threshold: value}}.",
+    )
+    edit: list[Literal["mojibake", "control_characters", "pii"]] = Field(
+        default_factory=list, description="Edits made before the rules: see `stages/edits.py`. None by default."
     )
     licence: str = Field(default="", description="Licence of the text, repeated in the manifest; not interpreted.")
     origin: str = Field(default="", description="Where the text comes from, for the manifest.")

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from stages.edits import parse_edits
 from stages.rules import parse_rules
 from stages.sources import ai2_arc, installed_docs, json_array, jsonl, parquet
 from stages.sources.base import BaseConfig
@@ -28,8 +29,9 @@ AnySource = installed_docs.Config | parquet.Config | jsonl.Config | json_array.C
 
 
 def check_rules(config: AnySource) -> AnySource:
-    """Reject unknown rules and thresholds when the recipe is read, not hours later. Raises ValueError."""
+    """Reject unknown rules, thresholds and edits when the recipe is read, not hours later. Raises ValueError."""
     parse_rules(config.rules)
+    parse_edits(config.edit)
     return config
 
 
