@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,33 +19,29 @@ EXCERPT = 400  # characters of a text, unless --full
 
 def samples(store: Store, recipe: str, source: str | None) -> list[tuple[str, pa.Table]]:
     """(source, its sample) of each source that has one. Raises UserError where there is none."""
-    folder = store.published(recipe, "dropped")
-    files = sorted(folder.glob("*.parquet")) if folder else []
-    found = [(f.stem, pq.read_table(f, partitioning=None)) for f in files if source in (None, f.stem)]
-    if not found:
-        have = ", ".join(f.stem for f in files) or "none"
-        raise UserError(f"no document was dropped, or `filter` did not run yet: sources with a sample are {have}")
-    return found
+    files = {Path(f).stem: f for f in sorted(store.fs.glob(f"{store.out}/{recipe}/dropped/*.parquet"))}
+    chosen = [name for name in files if source in (None, name)]
+    if not chosen:
+        have = f"sources with a sample are {', '.join(files)}" if files else "run `filter` first, or it dropped none"
+        raise UserError(f"no sample of dropped documents{f' of {source}' if source else ''}: {have}")
+    return [(name, pq.read_table(files[name], filesystem=store.fs, partitioning=None)) for name in chosen]
 
 
 def print_dropped(store: Store, recipe: str, source: str | None, reason: str | None, full: bool) -> None:
     """Which reasons have a sample; with `reason`, the documents and their text. Raises UserError."""
     console = Console(highlight=False, soft_wrap=True)
     tables = samples(store, recipe, source)
-    reasons = sorted({(name, said) for name, table in tables for said in table["reason"].to_pylist()})
+    said = {name: Counter(table["reason"].to_pylist()) for name, table in tables}
     if reason is None:
-        counted = [
-            (name, said, sum(r == said for r in table["reason"].to_pylist()))
-            for name, table in tables
-            for said in sorted(set(table["reason"].to_pylist()))
-        ]
+        counted = [(name, why, n) for name, counts in said.items() for why, n in sorted(counts.items())]
         shown = grid("Dropped documents kept to read", ("source", "reason", "documents"), counted)
         shown.columns[1].justify = "left"
         console.print(shown)
         console.print("\nRead them with --reason NAME; whole texts with --full.", markup=False)
         return
-    if reason not in {said for _, said in reasons}:
-        raise UserError(f"--reason {reason}: there are {', '.join(sorted({said for _, said in reasons}))}")
+    known = sorted({why for counts in said.values() for why in counts})
+    if reason not in known:
+        raise UserError(f"--reason {reason}: there are {', '.join(known)}")
     for name, table in tables:
         for row in table.to_pylist():
             if row["reason"] == reason:
