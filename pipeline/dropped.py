@@ -51,7 +51,9 @@ def print_dropped(store: Store, recipe: str, source: str | None, reason: str | N
 def print_document(console: Console, source: str, row: dict[str, Any], full: bool) -> None:
     """One document: where it is from, and its text."""
     where = f"{source}: {row['source_file']} row {row['source_row']}"
-    console.print(f"{row['reason']}  {where}  id {row['document_id'].hex()}  {row['url'] or ''}", style="bold", markup=False)
+    console.print(
+        f"{row['reason']}  {where}  id {row['document_id'].hex()}  {row['url'] or ''}", style="bold", markup=False
+    )
     text = row["text"] if full else row["text"][:EXCERPT]
     more = f"\n[... {row['chars'] - len(text):,} characters more]" if len(text) < row["chars"] else ""
     console.print(text + more + "\n", markup=False)

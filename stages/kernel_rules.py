@@ -115,7 +115,16 @@ def fineweb(data: Any, lines: Any, marks: Any, limit: Any, slots: Any) -> int:
 
 @compiled
 def judge_all(
-    data: Any, offsets: Any, codes: Any, program: Any, limits: Any, table: Any, stops: int, scratch: Any, out: Any, ends: Any
+    data: Any,
+    offsets: Any,
+    codes: Any,
+    program: Any,
+    limits: Any,
+    table: Any,
+    stops: int,
+    scratch: Any,
+    out: Any,
+    ends: Any,
 ) -> None:
     """Run `program` (p,) with thresholds `limits` (p, THRESHOLDS) over documents [offsets[d], offsets[d + 1]).
 

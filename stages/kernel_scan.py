@@ -14,8 +14,8 @@ from stages.compiled import compiled, load
 from stages.kernel_tables import ALNUM, ALPHA, BREAK, END, LIMIT, MARK, SPACE
 
 # Counters of a document.
-CHARS, WORDS, LINES, NEWLINES, SOLID, SOLID_CHARS, ALPHABETIC, HASHES, ELLIPSES, ROWS, BULLETS, ELLIPSIS_ROWS, STOPS = range(
-    13
+CHARS, WORDS, LINES, NEWLINES, SOLID, SOLID_CHARS, ALPHABETIC, HASHES, ELLIPSES, ROWS, BULLETS, ELLIPSIS_ROWS, STOPS = (
+    range(13)
 )
 ANY, NOT_BLANK, ENDED = 0, 1, 2  # what a line is
 

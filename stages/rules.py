@@ -79,7 +79,9 @@ def check_thresholds(name: str, given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"rule {name} has no threshold {threshold!r}; it has {', '.join(known)}")
         switch = isinstance(known[threshold], bool)
         if isinstance(value, bool) != switch or not isinstance(value, int | float):
-            raise ValueError(f"rule {name}: {threshold} must be {'true or false' if switch else 'a number'}, not {value!r}")
+            raise ValueError(
+                f"rule {name}: {threshold} must be {'true or false' if switch else 'a number'}, not {value!r}"
+            )
     return {**known, **given}
 
 
