@@ -148,16 +148,14 @@ def compare(texts: list[str], peer_megabytes: float, rounds: int) -> dict[str, A
     rules = parse_rules(RULES)
     columns = [pa.array(texts[i : i + GROUP]) for i in range(0, len(texts), GROUP)]
     some = spread(texts, peer_megabytes)
+    alone = {name: parse_rules([name]) for name in RULES}
     theirs = datatrove_filters()
     with tempfile.TemporaryDirectory() as folder:
         part = write_part(texts, Path(folder))
         candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
             "compiled": (texts, lambda: [apply(column, None, rules) for column in columns]),
             **{
-                f"compiled, {name} alone": (
-                    texts,
-                    lambda one=parse_rules([name]): [apply(c, None, one) for c in columns],
-                )
+                f"compiled, {name} alone": (texts, lambda name=name: [apply(c, None, alone[name]) for c in columns])
                 for name in RULES
             },
             "text hash": (texts, lambda: [text_hashes(column) for column in columns]),

@@ -64,8 +64,12 @@ def compiled(function: F) -> F:
     return kernel
 
 
+int64: Any = numba.int64  # in kernels every number is of this kind, so that each is compiled once
+uint64: Any = numba.uint64
+
+
 @intrinsic
-def load(_: Any, data: Any, i: Any) -> Any:
+def _load(_: Any, data: Any, i: Any) -> Any:
     """Eight bytes of a uint8 array from `i` on, as a little-endian number, aligned or not."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -74,3 +78,21 @@ def load(_: Any, data: Any, i: Any) -> Any:
         return builder.load(builder.bitcast(at, ir.IntType(64).as_pointer()), align=1)
 
     return types.uint64(data, types.int64), generate
+
+
+@intrinsic
+def _get(_: Any, array: Any, i: Any) -> Any:
+    """Element `i`, not below 0, of an array of small numbers: numba's own indexing asks each time for its sign."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0].dtype
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        value = builder.load(builder.gep(found.data, [arguments[1]]))
+        widen = builder.sext if kind.signed else builder.zext
+        return widen(value, ir.IntType(64))
+
+    return types.int64(array, types.int64), generate
+
+
+load: Any = _load
+get: Any = _get

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiled import compiled
+from stages.compiled import compiled, get
 from stages.kernel_scan import NEWLINE, RETURN, decode
 from stages.kernel_tables import ANCHOR, BREAK, CLOSER, DIGIT, END, LIMIT, SPACE
 
@@ -28,8 +28,8 @@ AT = np.array([phrase.index(rare) for phrase, rare, _ in PHRASES], np.int64)
 SIZE = np.array([len(phrase) for phrase, _, _ in PHRASES], np.int64)
 MEANS = np.array([what for _, _, what in PHRASES], np.int64)
 LETTERS = np.zeros((len(PHRASES), 16), np.uint8)
-for row, (phrase, _, _) in enumerate(PHRASES):
-    LETTERS[row, : len(phrase)] = list(phrase.encode())
+for p, (phrase, _, _) in enumerate(PHRASES):
+    LETTERS[p, : len(phrase)] = list(phrase.encode())
 CITED = (np.frombuffer(b"edit]", np.uint8), np.frombuffer(b"citation needed]", np.uint8))
 
 
@@ -52,7 +52,7 @@ def phrases(data: Any, a: int, b: int, i: int, c: int, width: int) -> int:
         if RARE[p] != c or start < a or after + SIZE[p] - AT[p] - 1 > b:
             continue
         k = 0
-        while k < AT[p] and is_letter(data[start + k], LETTERS[p, k]):
+        while k < AT[p] and is_letter(get(data, start + k), LETTERS[p, k]):
             k += 1
         if k < AT[p]:
             continue
@@ -69,12 +69,12 @@ def ends_sentence(data: Any, a: int, b: int, table: Any) -> bool:
     """Whether the word [a, b) ends in terminal punctuation, closing quotes and brackets aside."""
     while b > a:
         b -= 1
-        while data[b] & 0xC0 == 0x80:
+        while get(data, b) & 0xC0 == 0x80:
             b -= 1
-        c = np.int64(data[b])
+        c = get(data, b)
         if c >= 128:
             c = decode(data, b)[0]
-        flags = np.int64(table[c]) if c < LIMIT else 0
+        flags = get(table, c) if c < LIMIT else 0
         if not flags & CLOSER:
             return flags & END != 0
     return False
@@ -90,10 +90,10 @@ def read_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int
     longest = -1
     ended = True
     while i < b:
-        c, width = np.int64(data[i]), 1
+        c, width = get(data, i), 1
         if c >= 128:
             c, width = decode(data, i)
-        flags = np.int64(table[c]) if c < LIMIT else 0
+        flags = get(table, c) if c < LIMIT else 0
         if flags & SPACE:
             if start >= 0:
                 words += 1
@@ -103,7 +103,7 @@ def read_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int
                 start, last = -1, i
             i += width
             if flags & BREAK:
-                if c == RETURN and i < b and data[i] == NEWLINE:
+                if c == RETURN and i < b and get(data, i) == NEWLINE:
                     i += 1
                 break
             continue
@@ -136,17 +136,17 @@ def citation(data: Any, i: int, b: int, table: Any) -> int:
     """Where the citation ends whose bracket opens at `i`; `i` if it is none."""
     k = i + 1
     while k < b:
-        c, width = np.int64(data[k]), 1
+        c, width = get(data, k), 1
         if c >= 128:
             c, width = decode(data, k)
-        if c >= LIMIT or not table[c] & DIGIT:
+        if c >= LIMIT or not get(table, c) & DIGIT:
             break
         k += width
-    if k < b and data[k] == 0x5D:
+    if k < b and get(data, k) == 0x5D:
         return k + 1
     for cited in CITED:
         k = 0
-        while k < len(cited) and i + 1 + k < b and data[i + 1 + k] == cited[k]:
+        while k < len(cited) and i + 1 + k < b and get(data, i + 1 + k) == cited[k]:
             k += 1
         if k == len(cited):
             return i + 1 + k
@@ -157,9 +157,9 @@ def citation(data: Any, i: int, b: int, table: Any) -> int:
 def without_citations(data: Any, a: int, b: int, table: Any, out: Any, o: int) -> int:
     """Copy [a, b) to `out` at `o` without its citations; returns where the copy ends."""
     while a < b:
-        after = citation(data, a, b, table) if data[a] == 0x5B else a
+        after = citation(data, a, b, table) if get(data, a) == 0x5B else a
         if after == a:
-            out[o] = data[a]
+            out[o] = get(data, a)
             o += 1
             after += 1
         a = after
@@ -169,9 +169,9 @@ def without_citations(data: Any, a: int, b: int, table: Any, out: Any, o: int) -
 @compiled
 def ends_well(data: Any, a: int, b: int) -> bool:
     """Whether [a, b) ends in one of `.?!"'` and not in an ellipsis."""
-    if b == a or (b - a >= 3 and data[b - 1] == 0x2E and data[b - 2] == 0x2E and data[b - 3] == 0x2E):
+    if b == a or (b - a >= 3 and get(data, b - 1) == 0x2E and get(data, b - 2) == 0x2E and get(data, b - 3) == 0x2E):
         return False
-    c = data[b - 1]
+    c = get(data, b - 1)
     return c == 0x2E or c == 0x3F or c == 0x21 or c == 0x22 or c == 0x27
 
 
@@ -220,23 +220,23 @@ def strip(out: Any, a: int, b: int, table: Any) -> int:
     """Strip the text [a, b) in its place; returns where it ends."""
     first, stop = a, b
     while first < b:
-        c, width = np.int64(out[first]), 1
+        c, width = get(out, first), 1
         if c >= 128:
             c, width = decode(out, first)
-        if c >= LIMIT or not table[c] & SPACE:
+        if c >= LIMIT or not get(table, c) & SPACE:
             break
         first += width
     while stop > first:
         k = stop - 1
-        while out[k] & 0xC0 == 0x80:
+        while get(out, k) & 0xC0 == 0x80:
             k -= 1
-        c = np.int64(out[k])
+        c = get(out, k)
         if c >= 128:
             c = decode(out, k)[0]
-        if c >= LIMIT or not table[c] & SPACE:
+        if c >= LIMIT or not get(table, c) & SPACE:
             break
         stop = k
     if first > a:
         for k in range(stop - first):
-            out[a + k] = out[first + k]
+            out[a + k] = get(out, first + k)
     return a + stop - first

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.compiled import compiled
+from stages.compiled import compiled, get
 from stages.kernel_rules import buffers
 from stages.kernel_scan import decode
 from stages.kernel_tables import LIMIT, PLAIN, SPACE, classes
@@ -26,14 +26,14 @@ def normalise(data: Any, offsets: Any, table: Any, out: Any, ends: Any) -> None:
         a, b = offsets[d], offsets[d + 1]
         o, gap, i = a, False, a
         while i < b:
-            c, width = np.int64(data[i]), 1
+            c, width = get(data, i), 1
             if c < 128:
-                flags = np.int64(table[c]) | PLAIN
+                flags = get(table, c) | PLAIN
                 if 65 <= c <= 90:
                     c += 32
             else:
                 c, width = decode(data, i)
-                flags = np.int64(table[c]) if c < LIMIT else 0
+                flags = get(table, c) if c < LIMIT else 0
             if flags & SPACE:
                 gap = o > a
             elif not flags & PLAIN:
@@ -48,7 +48,7 @@ def normalise(data: Any, offsets: Any, table: Any, out: Any, ends: Any) -> None:
                     out[o] = c
                 else:
                     for k in range(width):
-                        out[o + k] = data[i + k]
+                        out[o + k] = get(data, i + k)
                 o += width
             i += width
         ends[d] = o
@@ -59,6 +59,6 @@ def normalised(texts: pa.Array) -> Iterator[memoryview | None]:
     data, offsets = buffers(texts)
     out, ends = np.empty(len(data), np.uint8), np.empty(len(texts), np.int64)
     normalise(data, offsets, classes(), out, ends)
-    view = memoryview(out)
+    view = memoryview(out.data)
     for start, end in zip(offsets.tolist(), ends.tolist(), strict=False):
         yield view[start:end] if end >= 0 else None

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiled import compiled
+from stages.compiled import compiled, int64, uint64
 from stages.kernel_scan import ANY, CHARS, LINES, MIX, WORDS, hash_bytes
 
-BASE = np.uint64(0xD6E8FEB86659FD93)  # of the polynomial that hashes an n-gram
+BASE = uint64(0xD6E8FEB86659FD93)  # of the polynomial that hashes an n-gram
 SHORTEST, LONGEST = 5, 10  # n-grams whose repetition counts anywhere
 
 
@@ -30,10 +30,10 @@ def clear(slots: Any, n: int) -> int:
 @compiled
 def same(data: Any, a: int, b: int, length: int) -> bool:
     """Whether the bytes at `a` and `b` are the same."""
-    for k in range(length):
-        if data[a + k] != data[b + k]:
-            return False
-    return True
+    k = 0
+    while k < length and data[a + k] == data[b + k]:
+        k += 1
+    return k == length
 
 
 @compiled
@@ -41,24 +41,24 @@ def repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tuple[int,
     """Of the items (lines or paragraphs) of a kind: how many, how many repeat an earlier one, characters in those."""
     table, hashes = items
     bits = clear(slots, n)
-    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    shift, mask = uint64(64 - bits), (1 << bits) - 1
     total = number = size = 0
     for i in range(n):
         if table[i, 3] & kind != kind:
             continue
         total += 1
-        at = np.int64((hashes[i] * MIX) >> shift)
-        start, length = np.int64(table[i, 0]), np.int64(table[i, 1] - table[i, 0])
+        at = int64((hashes[i] * MIX) >> shift)
+        start, length = int64(table[i, 0]), int64(table[i, 1] - table[i, 0])
         while True:
-            j = np.int64(slots[at])
+            j = int64(slots[at])
             if j < 0:
                 slots[at] = i
                 break
-            if hashes[j] == hashes[i] and table[j, 1] - table[j, 0] == length:
-                if same(data, np.int64(table[j, 0]), start, length):
-                    number += 1
-                    size += table[i, 2]
-                    break
+            alike = hashes[j] == hashes[i] and table[j, 1] - table[j, 0] == length
+            if alike and same(data, int64(table[j, 0]), start, length):
+                number += 1
+                size += table[i, 2]
+                break
             at = (at + 1) & mask
     return total, number, size
 
@@ -69,15 +69,15 @@ def paragraphs(data: Any, words: Any, lines: Any, marks: Any, found: Any) -> int
     if not marks[WORDS]:
         return 0
     (spans, _), (table, hashes), (blocks, block_hashes) = words, lines, found
-    first, last = np.int64(spans[0, 0]), np.int64(spans[marks[WORDS] - 1, 1])
-    n, end = 0, np.int64(-1)
-    for l in range(marks[LINES]):
-        a, b = max(np.int64(table[l, 0]), first), min(np.int64(table[l, 1]), last)
+    first, last = int64(spans[0, 0]), int64(spans[marks[WORDS] - 1, 1])
+    n, end = 0, int64(-1)
+    for line in range(marks[LINES]):
+        a, b = max(int64(table[line, 0]), first), min(int64(table[line, 1]), last)
         if b <= a:
             continue
-        h, size = hashes[l], np.int64(table[l, 2])
-        if a > table[l, 0] or b < table[l, 1]:  # the first or the last: stripped
-            h, size = hash_bytes(data, a, b), np.int64(0)
+        h, size = hashes[line], int64(table[line, 2])
+        if a > table[line, 0] or b < table[line, 1]:  # the first or the last: stripped
+            h, size = hash_bytes(data, a, b), int64(0)
             for k in range(a, b):
                 size += (data[k] & 0xC0) != 0x80
         if a == end + 1:
@@ -98,8 +98,8 @@ def same_words(data: Any, words: Any, i: int, j: int, n: int) -> bool:
         if hashes[i + k] != hashes[j + k]:
             return False
     for k in range(n):
-        a, b = np.int64(spans[i + k, 0]), np.int64(spans[j + k, 0])
-        length = np.int64(spans[i + k, 1]) - a
+        a, b = int64(spans[i + k, 0]), int64(spans[j + k, 0])
+        length = int64(spans[i + k, 1]) - a
         if spans[j + k, 1] - b != length or not same(data, a, b, length):
             return False
     return True
@@ -111,7 +111,7 @@ def hash_of(hashes: Any, i: int, n: int) -> Any:
     h = hashes[i]
     for k in range(i + 1, i + n):
         h = h * BASE + hashes[k]
-    return (h ^ (h >> np.uint64(32))) * MIX
+    return (h ^ (h >> uint64(32))) * MIX
 
 
 @compiled
@@ -121,11 +121,11 @@ def most_pairs(words: Any, n: int, sketch: Any) -> int:
     bits = 8
     while 1 << bits < 2 * n and 1 << bits < len(sketch):
         bits += 1
-    shift = np.uint64(64 - bits)
+    shift = uint64(64 - bits)
     sketch[: 1 << bits] = 0
     most = 0
     for i in range(n - 1):
-        at = np.int64(((hashes[i] * BASE + hashes[i + 1]) * MIX) >> shift)
+        at = int64(((hashes[i] * BASE + hashes[i + 1]) * MIX) >> shift)
         sketch[at] += 1
         if sketch[at] > most:
             most = sketch[at]
@@ -138,7 +138,7 @@ def widest(words: Any, total: int, n: int) -> int:
     spans = words[0]
     most = 0
     for i in range(total - n + 1):
-        most = max(most, np.int64(spans[i + n, 2] - spans[i, 2]))
+        most = max(most, int64(spans[i + n, 2] - spans[i, 2]))
     return most + n - 1
 
 
@@ -146,12 +146,12 @@ def widest(words: Any, total: int, n: int) -> int:
 def top_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any, times: Any) -> int:
     """Characters in all occurrences of the most frequent n-gram, blanks included; 0 if none occurs twice."""
     bits = clear(slots, total)
-    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    shift, mask = uint64(64 - bits), (1 << bits) - 1
     for i in range(total - n + 1):
         times[i] = 0
-        at = np.int64(hash_of(words[1], i, n) >> shift)
+        at = int64(hash_of(words[1], i, n) >> shift)
         while True:
-            j = np.int64(slots[at])
+            j = int64(slots[at])
             if j < 0:
                 slots[at], times[i] = i, 1
                 break
@@ -166,7 +166,7 @@ def top_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any, times
     if total < n or times[best] < 2:
         return 0
     spans = words[0]
-    return np.int64(times[best]) * (spans[best + n, 2] - spans[best, 2] + n - 1)
+    return int64(times[best]) * (spans[best + n, 2] - spans[best, 2] + n - 1)
 
 
 @compiled
@@ -174,12 +174,12 @@ def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any) 
     """Characters, without blanks, of n-grams that occurred before; after one, the next begins behind it."""
     spans = words[0]
     bits = clear(slots, total)
-    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    shift, mask = uint64(64 - bits), (1 << bits) - 1
     size = i = 0
     while i + n <= total:
-        at = np.int64(hash_of(words[1], i, n) >> shift)
+        at = int64(hash_of(words[1], i, n) >> shift)
         while True:
-            j = np.int64(slots[at])
+            j = int64(slots[at])
             if j < 0:
                 slots[at] = i
                 i += 1
@@ -202,14 +202,14 @@ def most_repeated(data: Any, words: Any, total: int, slots: Any, most: Any) -> N
     spans = words[0]
     most[:] = 0
     bits = clear(slots, total)
-    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    shift, mask = uint64(64 - bits), (1 << bits) - 1
     run = 0
     for i in range(total - SHORTEST + 2):
         again = False
         if i + SHORTEST <= total:
-            at = np.int64(hash_of(words[1], i, SHORTEST) >> shift)
+            at = int64(hash_of(words[1], i, SHORTEST) >> shift)
             while slots[at] >= 0 and not again:
-                again = same_words(data, words, i, np.int64(slots[at]), SHORTEST)
+                again = same_words(data, words, i, int64(slots[at]), SHORTEST)
                 at = (at + 1) & mask
             if not again:
                 slots[at] = i
@@ -241,14 +241,14 @@ def repetition(data: Any, words: Any, lines: Any, marks: Any, limit: Any, spare:
         return 3
     if chars / size > limit[3]:
         return 4
-    pairs = most_pairs(words, total, sketch)
+    bound = most_pairs(words, total, sketch) * widest(words, total, min(total, 4))
     for n in range(2, 5):
-        if pairs * widest(words, total, n) / size > limit[n + 2]:
-            if top_ngram_chars(data, words, total, n, slots, times) / size > limit[n + 2]:
-                return n + 3
+        high = limit[n + 2]
+        if bound / size > high and top_ngram_chars(data, words, total, n, slots, times) / size > high:
+            return n + 3
     most_repeated(data, words, total, slots, most)
     for n in range(SHORTEST, LONGEST + 1):
-        if most[n - SHORTEST] / size > limit[n + 2]:
-            if repeated_ngram_chars(data, words, total, n, slots) / size > limit[n + 2]:
-                return n + 3
+        high = limit[n + 2]
+        if most[n - SHORTEST] / size > high and repeated_ngram_chars(data, words, total, n, slots) / size > high:
+            return n + 3
     return 0

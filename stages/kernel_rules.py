@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.compiled import compiled
+from stages.compiled import compiled, int64
 from stages.kernel_c4 import c4
 from stages.kernel_repeats import LONGEST, SHORTEST, repeated, repetition
 from stages.kernel_scan import (
@@ -32,6 +32,7 @@ from stages.kernel_scan import (
     STOPS,
     WORDS,
     scan,
+    scan_lines,
 )
 from stages.kernel_tables import classes
 
@@ -97,11 +98,11 @@ def fineweb(data: Any, lines: Any, marks: Any, limit: Any, slots: Any) -> int:
     """`stages.rules_web.fineweb`: its code, or 0."""
     table, _ = lines
     total = ended = short = 0
-    for l in range(marks[LINES]):
-        if table[l, 3] & NOT_BLANK:
+    for line in range(marks[LINES]):
+        if table[line, 3] & NOT_BLANK:
             total += 1
-            ended += (table[l, 3] & ENDED) != 0
-            short += table[l, 2] <= limit[2]
+            ended += (table[line, 3] & ENDED) != 0
+            short += table[line, 2] <= limit[2]
     if not total:
         return 1
     if ended / total < limit[0]:
@@ -134,7 +135,7 @@ def judge_all(
     words, lines, marks, spare = scratch
     o = 0
     for d in range(len(codes)):
-        text, a, b, scanned, code = data, np.int64(offsets[d]), np.int64(offsets[d + 1]), False, np.int64(codes[d])
+        text, a, b, scanned, code = data, int64(offsets[d]), int64(offsets[d + 1]), 0, int64(codes[d])
         for step in range(len(program)):
             if code:
                 break
@@ -144,11 +145,15 @@ def judge_all(
             rule, limit = program[step], limits[step]
             if rule == C4:
                 code, b = c4(text, a, b, table, limit, out, o)
-                text, a, scanned = out, o, False
+                text, a, scanned = out, o, 0
             else:
-                if not scanned:
+                words_too = rule == QUALITY or rule == REPETITION
+                if words_too and scanned < 2:
                     scan(text, a, b, table, stops, marks, words, lines)
-                    scanned = True
+                    scanned = 2
+                elif not scanned:
+                    scan_lines(text, a, b, table, marks, lines)
+                    scanned = 1
                 if rule == LENGTH:
                     code = length(marks, limit)
                 elif rule == QUALITY:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiled import compiled, load
+from stages.compiled import compiled, get, int64, load, uint64
 from stages.kernel_tables import ALNUM, ALPHA, BREAK, END, LIMIT, MARK, SPACE
 
 # Counters of a document.
@@ -19,7 +19,7 @@ CHARS, WORDS, LINES, NEWLINES, SOLID, SOLID_CHARS, ALPHABETIC, HASHES, ELLIPSES,
 )
 ANY, NOT_BLANK, ENDED = 0, 1, 2  # what a line is
 
-MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio
+MIX = uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio
 TAIL = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)  # masks the first n bytes that were loaded
 HASH, DOT, DASH, NEWLINE, RETURN = 0x23, 0x2E, 0x2D, 0x0A, 0x0D
 BULLET, ELLIPSIS = 0x2022, 0x2026
@@ -33,27 +33,27 @@ STRIPPED[list(b".,;:!?()[]\"'`*")] = True
 @compiled
 def decode(data: Any, i: int) -> tuple[int, int]:
     """(code point, bytes) of the character at `i`, which is not ASCII. The text must be valid UTF-8."""
-    c = np.int64(data[i])
+    c = get(data, i)
     if c < 0xE0:
-        return (c & 0x1F) << 6 | (data[i + 1] & 0x3F), 2
+        return (c & 0x1F) << 6 | (get(data, i + 1) & 0x3F), 2
     if c < 0xF0:
-        return (c & 0x0F) << 12 | (data[i + 1] & 0x3F) << 6 | (data[i + 2] & 0x3F), 3
-    high = (c & 0x07) << 18 | (data[i + 1] & 0x3F) << 12
-    return high | (data[i + 2] & 0x3F) << 6 | (data[i + 3] & 0x3F), 4
+        return (c & 0x0F) << 12 | (get(data, i + 1) & 0x3F) << 6 | (get(data, i + 2) & 0x3F), 3
+    high = (c & 0x07) << 18 | (get(data, i + 1) & 0x3F) << 12
+    return high | (get(data, i + 2) & 0x3F) << 6 | (get(data, i + 3) & 0x3F), 4
 
 
 @compiled
 def stop_word(data: Any, a: int, b: int) -> int:
     """The bit of the stop word that [a, b) is, in any case and with punctuation around, or 0."""
-    while a < b and data[a] < 128 and STRIPPED[data[a]]:
+    while a < b and get(data, a) < 128 and STRIPPED[get(data, a)]:
         a += 1
-    while a < b and data[b - 1] < 128 and STRIPPED[data[b - 1]]:
+    while a < b and get(data, b - 1) < 128 and STRIPPED[get(data, b - 1)]:
         b -= 1
     if b - a < 2 or b - a > 4:
         return 0
     code = (b - a) << 32
     for i in range(a, b):
-        c = np.int64(data[i])
+        c = get(data, i)
         if 65 <= c <= 90:
             c += 32
         code |= c << (8 * (i - a))
@@ -68,21 +68,21 @@ def ends_in_ellipsis(data: Any, a: int, b: int) -> bool:
     """Whether [a, b) ends in `...` or `…`."""
     if b - a < 3:
         return False
-    x, y, z = data[b - 3], data[b - 2], data[b - 1]
+    x, y, z = get(data, b - 3), get(data, b - 2), get(data, b - 1)
     return (x == DOT and y == DOT and z == DOT) or (x == 0xE2 and y == 0x80 and z == 0xA6)
 
 
 @compiled
 def hash_bytes(data: Any, a: int, b: int) -> Any:
     """A hash of the bytes [a, b), eight at a time."""
-    h = np.uint64(b - a) * MIX
+    h = uint64(b - a) * MIX
     while a + 8 <= b:
         h = (h ^ load(data, a)) * MIX
-        h ^= h >> np.uint64(32)
+        h ^= h >> uint64(32)
         a += 8
     if a < b:
         h = (h ^ (load(data, a) & TAIL[b - a])) * MIX
-    return h ^ (h >> np.uint64(29))
+    return h ^ (h >> uint64(29))
 
 
 @compiled
@@ -94,8 +94,8 @@ def word_end(data: Any, i: int, b: int, table: Any, marks: Any) -> tuple[int, in
     start, extra, kinds, flags = i, 0, 0, 0
     while True:
         now = 0
-        while i < b and data[i] < 128:  # most of a word
-            now = np.int64(table[data[i]])
+        while i < b and get(data, i) < 128:  # most of a word
+            now = get(table, get(data, i))
             if now & (SPACE | MARK):
                 break
             flags = now
@@ -103,10 +103,10 @@ def word_end(data: Any, i: int, b: int, table: Any, marks: Any) -> tuple[int, in
             i += 1
         if i == b or now & SPACE:
             break
-        c, width = np.int64(data[i]), 1
+        c, width = get(data, i), 1
         if c >= 128:
             c, width = decode(data, i)
-            now = np.int64(table[c]) if c < LIMIT else 0
+            now = get(table, c) if c < LIMIT else 0
             if now & SPACE:
                 break
         flags = now
@@ -116,9 +116,9 @@ def word_end(data: Any, i: int, b: int, table: Any, marks: Any) -> tuple[int, in
                 marks[HASHES] += 1
             elif c == ELLIPSIS:
                 marks[ELLIPSES] += 1
-            elif i == start or data[i - 1] != DOT:
+            elif i == start or get(data, i - 1) != DOT:
                 run = i + 1
-                while run < b and data[run] == DOT:
+                while run < b and get(data, run) == DOT:
                     run += 1
                 marks[ELLIPSES] += (run - i) // 3
         extra += width - 1
@@ -140,13 +140,13 @@ def scan(data: Any, a: int, b: int, table: Any, stops_wanted: int, marks: Any, w
     word_table[0, 2] = 0
     i = a
     while i < b:
-        c, width = np.int64(data[i]), 1
+        c, width = get(data, i), 1
         if c >= 128:
             c, width = decode(data, i)
-        flags = np.int64(table[c]) if c < LIMIT else 0
+        flags = get(table, c) if c < LIMIT else 0
         if not flags & SPACE:
             if row_end < 0:
-                marks[BULLETS] += c == DASH or c == BULLET
+                marks[BULLETS] += c in (DASH, BULLET)
             start = i
             i, more, kinds, last = word_end(data, i, b, table, marks)
             extra += more
@@ -170,7 +170,7 @@ def scan(data: Any, a: int, b: int, table: Any, stops_wanted: int, marks: Any, w
             line_at, line_extra, kind = i + 1, extra, 0
         extra += width - 1
         i += width
-        if flags & BREAK and not (c == RETURN and i < b and data[i] == NEWLINE):
+        if flags & BREAK and not (c == RETURN and i < b and get(data, i) == NEWLINE):
             marks[ROWS] += 1
             marks[ELLIPSIS_ROWS] += ends_in_ellipsis(data, row_at, row_end)
             row_at, row_end = i, -1
@@ -185,7 +185,47 @@ def end_line(data: Any, lines: Any, marks: Any, a: int, b: int, extra: int, kind
     """Note the line [a, b), `extra` of whose bytes begin no character, unless it is empty."""
     if b > a:
         line_table, hashes = lines
-        l = marks[LINES]
-        line_table[l, 0], line_table[l, 1], line_table[l, 2], line_table[l, 3] = a, b, b - a - extra, kind
-        hashes[l] = hash_bytes(data, a, b)
-        marks[LINES] = l + 1
+        n = marks[LINES]
+        line_table[n, 0], line_table[n, 1], line_table[n, 2], line_table[n, 3] = a, b, b - a - extra, kind
+        hashes[n] = hash_bytes(data, a, b)
+        marks[LINES] = n + 1
+
+
+@compiled
+def kind_of_line(data: Any, a: int, b: int, table: Any) -> int:
+    """What the line [a, b) is, by its last character that is no white space."""
+    while b > a:
+        b -= 1
+        while get(data, b) & 0xC0 == 0x80:
+            b -= 1
+        c = get(data, b)
+        if c >= 128:
+            c = decode(data, b)[0]
+        flags = get(table, c) if c < LIMIT else 0
+        if not flags & SPACE:
+            return NOT_BLANK | (ENDED if flags & END else 0)
+    return ANY
+
+
+@compiled
+def scan_lines(data: Any, a: int, b: int, table: Any, marks: Any, lines: Any) -> None:
+    """The part of `scan` that rules about lines need: `lines`, and the counters CHARS, WORDS, LINES and NEWLINES."""
+    marks[:] = 0
+    words = newlines = extra = 0
+    gap, at, i = 1, a, a
+    line_extra = 0
+    while i < b:
+        c, width = get(data, i), 1
+        if c >= 128:
+            c, width = decode(data, i)
+        space = (get(table, c) & SPACE) // SPACE if c < LIMIT else 0
+        words += gap & ~space
+        gap = space
+        if c == NEWLINE:
+            end_line(data, lines, marks, at, i, extra - line_extra, kind_of_line(data, at, i, table))
+            newlines += 1
+            at, line_extra = i + 1, extra
+        extra += width - 1
+        i += width
+    end_line(data, lines, marks, at, b, extra - line_extra, kind_of_line(data, at, b, table))
+    marks[CHARS], marks[WORDS], marks[NEWLINES] = b - a - extra, words, newlines

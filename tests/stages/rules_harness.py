@@ -27,19 +27,19 @@ PROGRAMS = [
 ]
 PARSED = [parse_rules(program) for program in PROGRAMS]
 
-PIECES = """
-... … # • - [1] [edit] [citation needed] [٣] [²] [[1]] { javascript JavaScript java[1]script lorem|ipsum Lorem|İpsum use|cookies
-USE|COO\u212aIES uses|cookies use|of|cookies Terms|of|use privacy|policy cookie|policy the be to Of (and) that. "have" with!
-the\x00 K ſ Σ ß é e\u0301 \u0301 👩\u200d👩\u200d👧 עברית 漢字。 १२ Ⅷ ² ½ ٣ \x00 a b word word|two Hello|there. ? ' ” ). \ufeff \u200b 𝒳
-\U000e0020 \U0003134f \U0010ffff ᄀ ᅡ ᆨ Å ﬁ
-""".split()
+PIECES = (
+    "... … # • - [1] [edit] [citation|needed] [٣] [²] [[1]] { javascript JavaScript java[1]script lorem|ipsum "
+    "Lorem|İpsum use|cookies USE|COO\u212aIES uses|cookies use|of|cookies Terms|of|use privacy|policy cookie|policy the be "
+    'to Of (and) that. "have" with! the\x00 K ſ Σ ß é e\u0301 \u0301 👩\u200d👩\u200d👧 עברית 漢字。 १२ Ⅷ ² ½ ٣ \x00 a b '
+    "word word|two Hello|there. ? ' ” ). \ufeff \u200b 𝒳 \U000e0020 \U0003134f \U0010ffff ᄀ ᅡ ᆨ Å ﬁ"
+)
 SPACES = ["\n", "\n\n", " ", "\t", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\u2028", "\u2029", "\u3000"]
-PIECES = [piece.replace("|", " ") for piece in PIECES] + SPACES + ["\xa0", "x" * 40]
+PIECES = [piece.replace("|", " ") for piece in PIECES.split(" ")] + SPACES + ["\xa0", "x" * 40]
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "with", "sun", "moon.", "it", "was", "of", "be"]
 
 
 def hostile(rng: random.Random) -> str:
-    """One text: bits that rules look for, any characters, prose that repeats itself, or the same line again and again."""
+    """A text: bits that rules look for, any characters, prose that repeats itself, or a line again and again."""
     kind, n = rng.random(), rng.choice([0, 1, 2, 5, 20, 60, 200])
     if kind < 0.5:
         few = rng.sample(PIECES, rng.randint(1, len(PIECES)))
@@ -55,7 +55,7 @@ def hostile(rng: random.Random) -> str:
 
 
 def differences(texts: list[str], programs=PARSED) -> list[tuple]:
-    """Every text that the compiled rules judge, edit or hash otherwise than the readable ones: (program, text, both)."""
+    """Texts that the compiled rules judge, edit or hash otherwise than the readable ones: (program, text, both)."""
     column, found = pa.array(texts, pa.string()), []
     for rules in programs:
         reasons, left = apply(column, None, rules)
