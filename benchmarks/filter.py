@@ -1,6 +1,6 @@
 """Filtering: the four rule sets of FineWeb, compiled, against datatrove's filters on the same documents; one core.
 
-    python -m benchmarks.filter [--megabytes 100] [--peer-megabytes 2] [--rounds 3] [--data FOLDER]
+    python -m benchmarks.filter [--megabytes 150] [--peer-megabytes 2] [--rounds 3] [--data FOLDER]
     python -m benchmarks.filter --prove [--data FOLDER]
 
 Timed in turn, several rounds, processor seconds of this process (what else the machine does is in neither figure): the
@@ -230,7 +230,7 @@ def prove(folder: Path) -> bool:
 def main() -> None:
     """Run the benchmark or the proof."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--megabytes", type=float, default=150)
     parser.add_argument("--peer-megabytes", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data")

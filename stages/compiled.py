@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from llvmlite import ir
@@ -24,13 +24,14 @@ from numba import types
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
+config: Any = numba.config
 HERE = Path(__file__).parent
 
 
 def folders() -> list[Path]:
     """Where machine code may be kept, best first."""
-    if numba.config.CACHE_DIR:
-        return [Path(numba.config.CACHE_DIR)]
+    if config.CACHE_DIR:
+        return [Path(config.CACHE_DIR)]
     users = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return [Path(cache_from_source(__file__)).parent, Path(users) / "shardmill"]
 
@@ -55,13 +56,13 @@ def cache_folder() -> str | None:
 
 def compiled(function: F) -> F:
     """`function` as machine code."""
-    folder, before = cache_folder(), numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = folder or before
+    folder, before = cache_folder(), config.CACHE_DIR
+    config.CACHE_DIR = folder or before
     try:
-        kernel: F = numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
+        kernel: Any = numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
     finally:
-        numba.config.CACHE_DIR = before
-    return kernel
+        config.CACHE_DIR = before
+    return cast(F, kernel)
 
 
 int64: Any = numba.int64  # in kernels every number is of this kind, so that each is compiled once
@@ -82,16 +83,21 @@ def _load(_: Any, data: Any, i: Any) -> Any:
 
 @intrinsic
 def _get(_: Any, array: Any, i: Any) -> Any:
-    """Element `i`, not below 0, of an array of small numbers: numba's own indexing asks each time for its sign."""
+    """Element `i`, not below 0, of an array of integers, in the order in which they lie, as int64 (or uint64).
+
+    numba's own indexing asks each time whether `i` is below 0.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.args[0].dtype
         found = context.make_array(signature.args[0])(context, builder, arguments[0])
         value = builder.load(builder.gep(found.data, [arguments[1]]))
+        if kind.bitwidth == 64:
+            return value
         widen = builder.sext if kind.signed else builder.zext
         return widen(value, ir.IntType(64))
 
-    return types.int64(array, types.int64), generate
+    return (types.uint64 if array.dtype == types.uint64 else types.int64)(array, types.int64), generate
 
 
 load: Any = _load

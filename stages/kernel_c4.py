@@ -23,13 +23,13 @@ PHRASES = (
     ("use of cookies", "k", POLICY),
     ("use cookies", "k", POLICY),
 )
-RARE = np.array([ord(rare) for _, rare, _ in PHRASES], np.int64)
-AT = np.array([phrase.index(rare) for phrase, rare, _ in PHRASES], np.int64)
+RARE = np.array([ord(letter) for _, letter, _ in PHRASES], np.int64)
+AT = np.array([phrase.index(letter) for phrase, letter, _ in PHRASES], np.int64)
 SIZE = np.array([len(phrase) for phrase, _, _ in PHRASES], np.int64)
 MEANS = np.array([what for _, _, what in PHRASES], np.int64)
 LETTERS = np.zeros((len(PHRASES), 16), np.uint8)
-for p, (phrase, _, _) in enumerate(PHRASES):
-    LETTERS[p, : len(phrase)] = list(phrase.encode())
+for number, phrase in enumerate(PHRASES):
+    LETTERS[number, : len(phrase[0])] = list(phrase[0].encode())
 CITED = (np.frombuffer(b"edit]", np.uint8), np.frombuffer(b"citation needed]", np.uint8))
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from stages.compiled import compiled, int64, uint64
+from stages.compiled import compiled, get, int64, uint64
 from stages.kernel_scan import ANY, CHARS, LINES, MIX, WORDS, hash_bytes
 
 BASE = uint64(0xD6E8FEB86659FD93)  # of the polynomial that hashes an n-gram
@@ -31,7 +29,7 @@ def clear(slots: Any, n: int) -> int:
 def same(data: Any, a: int, b: int, length: int) -> bool:
     """Whether the bytes at `a` and `b` are the same."""
     k = 0
-    while k < length and data[a + k] == data[b + k]:
+    while k < length and get(data, a + k) == get(data, b + k):
         k += 1
     return k == length
 
@@ -47,14 +45,14 @@ def repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tuple[int,
         if table[i, 3] & kind != kind:
             continue
         total += 1
-        at = int64((hashes[i] * MIX) >> shift)
+        at = int64((get(hashes, i) * MIX) >> shift)
         start, length = int64(table[i, 0]), int64(table[i, 1] - table[i, 0])
         while True:
-            j = int64(slots[at])
+            j = get(slots, at)
             if j < 0:
                 slots[at] = i
                 break
-            alike = hashes[j] == hashes[i] and table[j, 1] - table[j, 0] == length
+            alike = hashes[j] == get(hashes, i) and table[j, 1] - table[j, 0] == length
             if alike and same(data, int64(table[j, 0]), start, length):
                 number += 1
                 size += table[i, 2]
@@ -69,17 +67,17 @@ def paragraphs(data: Any, words: Any, lines: Any, marks: Any, found: Any) -> int
     if not marks[WORDS]:
         return 0
     (spans, _), (table, hashes), (blocks, block_hashes) = words, lines, found
-    first, last = int64(spans[0, 0]), int64(spans[marks[WORDS] - 1, 1])
+    first, last = get(spans, 3 * 0), int64(spans[marks[WORDS] - 1, 1])
     n, end = 0, int64(-1)
     for line in range(marks[LINES]):
         a, b = max(int64(table[line, 0]), first), min(int64(table[line, 1]), last)
         if b <= a:
             continue
-        h, size = hashes[line], int64(table[line, 2])
+        h, size = get(hashes, line), int64(table[line, 2])
         if a > table[line, 0] or b < table[line, 1]:  # the first or the last: stripped
             h, size = hash_bytes(data, a, b), int64(0)
             for k in range(a, b):
-                size += (data[k] & 0xC0) != 0x80
+                size += (get(data, k) & 0xC0) != 0x80
         if a == end + 1:
             block_hashes[n - 1] = (block_hashes[n - 1] ^ h) * BASE
             blocks[n - 1, 2] += size + 1
@@ -95,12 +93,12 @@ def same_words(data: Any, words: Any, i: int, j: int, n: int) -> bool:
     """Whether the n-grams of words at `i` and `j` are the same."""
     spans, hashes = words
     for k in range(n):
-        if hashes[i + k] != hashes[j + k]:
+        if get(hashes, i + k) != get(hashes, j + k):
             return False
     for k in range(n):
-        a, b = int64(spans[i + k, 0]), int64(spans[j + k, 0])
-        length = int64(spans[i + k, 1]) - a
-        if spans[j + k, 1] - b != length or not same(data, a, b, length):
+        a, b = get(spans, 3 * (i + k)), get(spans, 3 * (j + k))
+        length = get(spans, 3 * (i + k) + 1) - a
+        if get(spans, 3 * (j + k) + 1) - b != length or not same(data, a, b, length):
             return False
     return True
 
@@ -108,9 +106,9 @@ def same_words(data: Any, words: Any, i: int, j: int, n: int) -> bool:
 @compiled
 def hash_of(hashes: Any, i: int, n: int) -> Any:
     """A hash of the n-gram at `i`, spread over all bits."""
-    h = hashes[i]
+    h = get(hashes, i)
     for k in range(i + 1, i + n):
-        h = h * BASE + hashes[k]
+        h = h * BASE + get(hashes, k)
     return (h ^ (h >> uint64(32))) * MIX
 
 
@@ -125,7 +123,7 @@ def most_pairs(words: Any, n: int, sketch: Any) -> int:
     sketch[: 1 << bits] = 0
     most = 0
     for i in range(n - 1):
-        at = int64(((hashes[i] * BASE + hashes[i + 1]) * MIX) >> shift)
+        at = int64(((get(hashes, i) * BASE + get(hashes, i + 1)) * MIX) >> shift)
         sketch[at] += 1
         if sketch[at] > most:
             most = sketch[at]
@@ -138,7 +136,7 @@ def widest(words: Any, total: int, n: int) -> int:
     spans = words[0]
     most = 0
     for i in range(total - n + 1):
-        most = max(most, int64(spans[i + n, 2] - spans[i, 2]))
+        most = max(most, get(spans, 3 * (i + n) + 2) - get(spans, 3 * i + 2))
     return most + n - 1
 
 
@@ -151,7 +149,7 @@ def top_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any, times
         times[i] = 0
         at = int64(hash_of(words[1], i, n) >> shift)
         while True:
-            j = int64(slots[at])
+            j = get(slots, at)
             if j < 0:
                 slots[at], times[i] = i, 1
                 break
@@ -166,7 +164,7 @@ def top_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any, times
     if total < n or times[best] < 2:
         return 0
     spans = words[0]
-    return int64(times[best]) * (spans[best + n, 2] - spans[best, 2] + n - 1)
+    return int64(times[best]) * (get(spans, 3 * (best + n) + 2) - get(spans, 3 * best + 2) + n - 1)
 
 
 @compiled
@@ -179,13 +177,13 @@ def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any) 
     while i + n <= total:
         at = int64(hash_of(words[1], i, n) >> shift)
         while True:
-            j = int64(slots[at])
+            j = get(slots, at)
             if j < 0:
                 slots[at] = i
                 i += 1
                 break
             if same_words(data, words, i, j, n):
-                size += spans[i + n, 2] - spans[i, 2]
+                size += get(spans, 3 * (i + n) + 2) - get(spans, 3 * i + 2)
                 i += n
                 break
             at = (at + 1) & mask
@@ -209,14 +207,14 @@ def most_repeated(data: Any, words: Any, total: int, slots: Any, most: Any) -> N
         if i + SHORTEST <= total:
             at = int64(hash_of(words[1], i, SHORTEST) >> shift)
             while slots[at] >= 0 and not again:
-                again = same_words(data, words, i, int64(slots[at]), SHORTEST)
+                again = same_words(data, words, i, get(slots, at), SHORTEST)
                 at = (at + 1) & mask
             if not again:
                 slots[at] = i
         if again:
             run += 1
         elif run:
-            size = spans[i + SHORTEST - 1, 2] - spans[i - run, 2]
+            size = get(spans, 3 * (i + SHORTEST - 1) + 2) - get(spans, 3 * (i - run) + 2)
             for n in range(SHORTEST, min(LONGEST, SHORTEST + run - 1) + 1):
                 most[n - SHORTEST] += size
             run = 0

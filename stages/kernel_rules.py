@@ -147,7 +147,7 @@ def judge_all(
                 code, b = c4(text, a, b, table, limit, out, o)
                 text, a, scanned = out, o, 0
             else:
-                words_too = rule == QUALITY or rule == REPETITION
+                words_too = rule in (QUALITY, REPETITION)
                 if words_too and scanned < 2:
                     scan(text, a, b, table, stops, marks, words, lines)
                     scanned = 2

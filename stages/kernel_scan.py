@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiled import compiled, get, int64, load, uint64
+from stages.compiled import compiled, get, load, uint64
 from stages.kernel_tables import ALNUM, ALPHA, BREAK, END, LIMIT, MARK, SPACE
 
 # Counters of a document.

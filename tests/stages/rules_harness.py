@@ -29,9 +29,9 @@ PARSED = [parse_rules(program) for program in PROGRAMS]
 
 PIECES = (
     "... … # • - [1] [edit] [citation|needed] [٣] [²] [[1]] { javascript JavaScript java[1]script lorem|ipsum "
-    "Lorem|İpsum use|cookies USE|COO\u212aIES uses|cookies use|of|cookies Terms|of|use privacy|policy cookie|policy the be "
-    'to Of (and) that. "have" with! the\x00 K ſ Σ ß é e\u0301 \u0301 👩\u200d👩\u200d👧 עברית 漢字。 १२ Ⅷ ² ½ ٣ \x00 a b '
-    "word word|two Hello|there. ? ' ” ). \ufeff \u200b 𝒳 \U000e0020 \U0003134f \U0010ffff ᄀ ᅡ ᆨ Å ﬁ"
+    "Lorem|İpsum use|cookies USE|COO\u212aIES uses|cookies use|of|cookies Terms|of|use privacy|policy cookie|policy "
+    'the be to Of (and) that. "have" with! the\x00 K ſ Σ ß é e\u0301 \u0301 👩\u200d👩\u200d👧 עברית 漢字。 १२ Ⅷ ² ½ ٣ '
+    "\x00 a b word word|two Hello|there. ? ' ” ). \ufeff \u200b 𝒳 \U000e0020 \U0003134f \U0010ffff ᄀ ᅡ ᆨ Å ﬁ"
 )
 SPACES = ["\n", "\n\n", " ", "\t", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\u2028", "\u2029", "\u3000"]
 PIECES = [piece.replace("|", " ") for piece in PIECES.split(" ")] + SPACES + ["\xa0", "x" * 40]
