@@ -131,13 +131,13 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
     # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
     torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
     started = time.perf_counter()
-    batch = run.loader.batch(run.step)
+    batch = run.loader.batch(run.step, cfg.document_mask)
     run.waited += time.perf_counter() - started
     optimizer.reduced.zero_()
-    for ids, targets, counted, share in batch.micros(run.loader.micro):
-        total, ce = run.model(ids, targets, counted)
-        (total * share).backward()
-        optimizer.loss += ce.detach() * share
+    for micro in batch.micros(run.loader.micro):
+        total, ce = run.model(micro.ids, micro.targets, micro.counted, micro.borders)
+        (total * micro.share).backward()
+        optimizer.loss += ce.detach() * micro.share
     rt.sum_(optimizer.reduced)
     norms = run.sentinel.norms()
     norm = optimizer.clip()
