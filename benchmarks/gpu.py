@@ -275,8 +275,8 @@ def variants(path: Path, device: torch.device, deadline: float, tiny: bool, say:
         except Exception as error:
             found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
             say(f"{name}: {found[name]['failed']}")
-        gc.collect()
-        if device.type == "cuda":
+        if device.type == "cuda":  # a failed one may still hold its memory
+            gc.collect()
             torch.cuda.empty_cache()
         longest = max(longest, time.monotonic() - began)
     return found
