@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.config import TrainError
-from train.data import Tokens, counted_targets, open_index, open_shard
+from train.data import Tokens, open_shard
+from train.documents import counted_targets, open_index
 from train.generate import generate
 from train.manifest import Manifest
 from train.model import Model
