@@ -19,6 +19,7 @@ from stages.layout import rotate
 from stages.shards import ROWS, open_shard, read_index
 from stages.tables import table_digest
 from stages.text_encoder import BOS, PAD, special_ids, token_bytes
+from train.evalset import read_evalset
 from train.manifest import HEADER_BYTES, Manifest, ManifestError, Shard
 
 
@@ -51,6 +52,7 @@ def verify(manifest: Manifest) -> Iterator[str]:
     yield from verify_manifest(manifest)
     named = [(manifest.tokenizer.path, manifest.tokenizer.sha256)]
     named.append((manifest.val_ids.path, manifest.val_ids.sha256))
+    named += [(asked.path, asked.sha256) for asked in manifest.evals]
     for shard in manifest.shards:
         named += [(shard.path, shard.sha256), (shard.index, shard.index_sha256), (shard.rows, shard.rows_sha256)]
     damaged = set()
@@ -66,6 +68,12 @@ def verify(manifest: Manifest) -> Iterator[str]:
         damaged.add(path)
     if manifest.tokenizer.path not in damaged:
         yield from verify_tokenizer(manifest)
+    for asked in manifest.evals:
+        if asked.path not in damaged:
+            try:
+                read_evalset(manifest.file(asked.path), asked, manifest.tokenizer.vocab_size)
+            except ManifestError as error:
+                yield str(error)
     held: set[bytes] = set()
     if manifest.val_ids.path not in damaged:
         listed = read_ids(manifest)
