@@ -19,7 +19,7 @@ go to the ranks in turn and sums are fp64, so that figures do not depend on the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,10 +154,12 @@ class Choices:
         # the head sees the states ahead of the choices' tokens alone: most tokens are prompt
         counts = np.array([row.choice for row in rows])
         ends = np.array([len(row.ids) - 1 for row in rows])
-        where = np.repeat(np.arange(len(rows)), counts)
-        columns = np.concatenate([np.arange(end - n, end) for end, n in zip(ends, counts, strict=True)])
-        targets = np.concatenate([row.ids[-row.choice :] for row in rows])
-        ids, where, columns, targets = (torch.from_numpy(a).to(device) for a in (batch, where, columns, targets))
+        picked = (
+            np.repeat(np.arange(len(rows)), counts),
+            np.concatenate([np.arange(end - n, end) for end, n in zip(ends, counts, strict=True)]),
+            np.concatenate([row.ids[-row.choice :] for row in rows]),
+        )
+        ids, where, columns, targets = (torch.from_numpy(a).to(device) for a in (batch, *picked))
         states = model.trunk(ids)[where, columns]
         losses = token_losses(states, model.head_weight, targets, model.cfg.lm_head_logit_cap)
         return np.add.reduceat(losses.double().cpu().numpy(), np.cumsum(counts) - counts)
@@ -168,12 +170,10 @@ def cut(item: Item, max_len: int, name: str) -> Item:
     room = max_len - max(map(len, item.choices))
     if room < 0:
         raise TrainError(
-            f"evals.{name}: item {item.id} has a choice of {max_len - room} tokens, and model.max_seq_len is {max_len}; "
+            f"evals.{name}: item {item.id} has a choice of {max_len - room} tokens, above model.max_seq_len = {max_len}; "
             "raise that, or set train.eval_items=null"
         )
-    return (
-        item if len(item.prompt) <= room else Item(**{**vars(item), "prompt": item.prompt[len(item.prompt) - room :]})
-    )
+    return item if len(item.prompt) <= room else replace(item, prompt=item.prompt[len(item.prompt) - room :])
 
 
 @torch.no_grad()

@@ -89,9 +89,9 @@ class Validation:
         world: int,
         choices: Choices | None = None,
     ) -> None:
-        """choices: questions to ask beside. limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources
-        together, an equal share each: with them an evaluation costs at most twice. Raises TrainError when there is
-        nothing to score."""
+        """limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources
+        together, an equal share each: with them an evaluation costs at most twice. choices: questions to ask beside.
+        Raises TrainError when there is nothing to score."""
         self.group, self.rank, self.world, self.seq_len = group, rank, world, seq_len
         self.choices = choices
         self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
