@@ -5,11 +5,14 @@ text is cut into the two). Of n items,
 
     acc           the answer has the largest log-likelihood
     acc_norm      ... the largest log-likelihood per byte of the choice, so that long choices are not put off
-    choice_nats   mean of -ln(p(answer) / sum of p(choices)), p the likelihoods per byte, exp(log-likelihood / bytes)
+    choice_nats   mean of -ln(p(answer) / sum of p(choices)), p = exp(log-likelihood / bytes): ln(choices) for a model
+                  that prefers none. (Of plain likelihoods it would measure how unlike in length the choices are.)
+    answer_bits_per_byte    mean of -log2 of the answer's likelihood, per byte
 
 with the standard error of each mean, and chance, the mean of 1 / choices. acc and acc_norm are lm-evaluation-harness's,
 whose acc_norm divides by characters (its acc_bytes by bytes): the same for ASCII, as all choices of ARC's validation
-splits are. choice_nats moves before accuracies do.
+splits are. The last two move before a small model's accuracies do; bits per byte of the answer are what task scaling
+laws are fitted to (arXiv:2412.04403).
 
 Rows are padded at their ends, which under causal attention changes nothing before, to few lengths, and run without
 torch.compile: an evaluation is a few hundred thousand tokens, less work than compiling for another shape. Whole batches
@@ -50,6 +53,8 @@ class ChoiceScore:
     acc_norm_stderr: float
     choice_nats: float
     choice_nats_stderr: float
+    answer_bits_per_byte: float
+    answer_bits_per_byte_stderr: float
 
     @classmethod
     def of(cls, items: list[Item], nats: list[list[float]]) -> ChoiceScore:
@@ -58,24 +63,24 @@ class ChoiceScore:
         for item, losses in zip(items, nats, strict=True):
             log_p = -np.array(losses)
             per_byte = log_p / item.bytes
-            log_sum = np.logaddexp.reduce(per_byte)
+            answer = per_byte[item.answer]
             right = (np.argmax(log_p) == item.answer, np.argmax(per_byte) == item.answer)
-            each.append((1 / len(losses), *right, log_sum - per_byte[item.answer]))
+            each.append((*right, np.logaddexp.reduce(per_byte) - answer, -answer / math.log(2)))
         values = np.array(each, np.float64)  # (n, 4)
-        n, means = len(items), values.mean(0)
+        n = len(items)
         errors = values.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.full(4, np.nan)
-        pairs = [float(x) for pair in zip(means[1:], errors[1:], strict=True) for x in pair]
-        return cls(n, float(means[0]), *pairs)
+        pairs = np.stack([values.mean(0), errors], 1).flatten().tolist()
+        return cls(n, sum(1 / len(losses) for losses in nats) / n, *pairs)
 
     def metrics(self) -> dict[str, float]:
         """What a logged step says of it."""
-        return {"acc": self.acc, "acc_norm": self.acc_norm, "choice_nats": self.choice_nats}
+        return {name: getattr(self, name) for name in ("acc", "acc_norm", "choice_nats", "answer_bits_per_byte")}
 
     def __str__(self) -> str:
         return (
             f"acc {100 * self.acc:.1f} ± {100 * self.acc_stderr:.1f} %, acc_norm {100 * self.acc_norm:.1f} ± "
             f"{100 * self.acc_norm_stderr:.1f} % (chance {100 * self.chance:.1f} %), choice_nats "
-            f"{self.choice_nats:.4f} ± {self.choice_nats_stderr:.4f}"
+            f"{self.choice_nats:.4f}, {self.answer_bits_per_byte:.4f} bits/byte of the answers"
         )
 
 
@@ -170,8 +175,8 @@ def cut(item: Item, max_len: int, name: str) -> Item:
     room = max_len - max(map(len, item.choices))
     if room < 0:
         raise TrainError(
-            f"evals.{name}: item {item.id} has a choice of {max_len - room} tokens, above model.max_seq_len = {max_len}; "
-            "raise that, or set train.eval_items=null"
+            f"evals.{name}: item {item.id} has a choice of {max_len - room} tokens, above model.max_seq_len = "
+            f"{max_len}; raise that, or set train.eval_items=null"
         )
     return item if len(item.prompt) <= room else replace(item, prompt=item.prompt[len(item.prompt) - room :])
 
