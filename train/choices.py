@@ -135,9 +135,7 @@ class Choices:
 
     def score(self, model: Model, device: torch.device) -> dict[str, ChoiceScore]:
         """The score of each set. Every rank calls it, with the model in evaluation mode, and gets the same."""
-        nats = np.zeros(len(self.rows))
-        for batch in self.batches[self.rank :: self.world]:
-            nats[[self.order[i] for i in batch]] = self._nats(model, [self.rows[i] for i in batch], device)
+        nats = self.nats(model, device)
         if self.world > 1 and len(nats):  # exact: every element is 0 on all ranks but one
             dist.all_reduce(torch.from_numpy(nats), group=self.group)
         left = iter(nats.tolist())
@@ -145,6 +143,13 @@ class Choices:
         for name, items in self.sets.items():
             found[name] = ChoiceScore.of(items, [[next(left) for _ in item.choices] for item in items])
         return found
+
+    def nats(self, model: Model, device: torch.device) -> NDArray[np.float64]:
+        """(choices of all items,) nats of those that are this rank's to score, 0 for the others."""
+        nats = np.zeros(len(self.rows))
+        for batch in self.batches[self.rank :: self.world]:
+            nats[[self.order[i] for i in batch]] = self._nats(model, [self.rows[i] for i in batch], device)
+        return nats
 
     def _padded(self, row: Row) -> int:
         """The length of a batch whose longest row this is."""
