@@ -87,7 +87,7 @@ def describe_evals(context: Any, name: str, record: Record) -> EvalSet:
         items=encoded.rows,
         prompt=config.prompt,
         kind=config.kind,
-        origin=config.origin or ", ".join([config.path] if isinstance(config.path, str) else config.path),
+        origin=config.where,
         revision=config.revision,
         licence=config.licence,
         files=context.source_files(name),

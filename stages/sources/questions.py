@@ -55,6 +55,11 @@ class EvalConfig(BaseModel):
     origin: str = Field("", description="Where they come from, for the manifest; `path` by default.")
     revision: str = Field("", description="Which version of them, for the manifest.")
 
+    @property
+    def where(self) -> str:
+        """Where the questions come from, in one text."""
+        return self.origin or ", ".join([self.path] if isinstance(self.path, str) else self.path)
+
     @field_validator("kind", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
