@@ -141,11 +141,12 @@ class MuonConfig:
     lr: float = 2e-3  # ours. An update has root mean square .18 * lr (scale .18 * sqrt(max(rows, cols)))
     momentum: float = 0.95  # Nesterov, sum form: buf = momentum * buf + g
     weight_decay: float = 0.1  # decoupled: w *= 1 - lr * weight_decay, with the scheduled lr
-    ns: Literal["jordan5", "dsv4"] = "dsv4"  # Newton-Schulz: 5 Jordan steps; or 8 of them and 2 of (2, -1.5, .5)
+    # Newton-Schulz: 5 Jordan steps; or 8 of them and 2 of (2, -1.5, .5); or the 5 of Polar Express
+    ns: Literal["jordan5", "dsv4", "polar_express"] = "dsv4"
     ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
 
     def __post_init__(self) -> None:
-        one_of("train.muon.ns", self.ns, ("jordan5", "dsv4"))
+        one_of("train.muon.ns", self.ns, ("jordan5", "dsv4", "polar_express"))
         one_of("train.muon.ns_dtype", self.ns_dtype, ("auto", "float32", "bfloat16"))
         _check(0 <= self.momentum < 1, f"train.muon.momentum = {self.momentum}: must be in [0, 1)")
         for name in ("lr", "weight_decay"):

@@ -139,7 +139,7 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
         (total * share).backward()
         optimizer.loss += ce.detach() * share
     rt.sum_(optimizer.reduced)
-    norms = run.sentinel.norms()
+    norms = optimizer.norms()
     norm = optimizer.clip()
     run.factor = lr_factor(run.step, run.total, cfg.schedule)
     if run.sentinel.judge(optimizer.loss, norm, norms):
@@ -239,6 +239,7 @@ def _write(run: Run, record: dict[str, Any]) -> None:
 def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
     """A checkpoint, by rank 0, while the others wait; then on_save on all. One where the decay starts is kept."""
     cfg = run.cfg
+    optimizer = run.optimizer.state_tensors()  # on every rank: it may be gathered
 
     def work() -> Path:
         folder = run.folder / "checkpoints"
@@ -246,7 +247,7 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
         state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
         state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
-        tensors = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
+        tensors = {**optimizer, **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
         if decay_starts:  # named first: a kill in between leaves a name that the next start fills
             checkpoint.write_atomic(folder / checkpoint.DECAY_START, checkpoint.name_of(run.step) + "\n")
         path = checkpoint.save(folder, run.step, run.model.state_dict(), tensors, state)

@@ -88,15 +88,15 @@ def set_up(
     point = checkpoint.read(source) if source else None
     if point is not None:
         model.load_state_dict(point.tensors("model.safetensors"))
-    if rt.world > 1:
-        for parameter in model.parameters():
-            dist.broadcast(parameter.data, src=0)
     bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
     model.dtype = torch.bfloat16 if bf16 else torch.float32
     model.flex = prepare_flex(model_cfg, cfg.seq_len, rt.device)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
         model.run_trunk = torch.compile(model.trunk, dynamic=False)
-    optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
+    optimizer = Optimizer(model, cfg, rt.rank, rt.world)
+    if rt.world > 1:
+        dist.broadcast(optimizer.weights, src=0)
+    averages = Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
     this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)
     this.on_save = on_save
