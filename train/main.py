@@ -28,6 +28,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
     # Threads that wait by spinning stall each other when another program takes a core: steps of 0.5 s took 6.
     # Read when torch is loaded, so it stands before that.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: of use to train/rank_loss.py alone, beside training
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,7 @@ from train.loop import OnSave, Run
 from train.manifest import Manifest, ManifestError, load_manifest
 from train.model import build, check_parameters, prepare_flex
 from train.optim import Optimizer
+from train.rank_loss import RankLoss
 from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
 from train.sentinel import Sentinel
@@ -68,6 +70,7 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
             return report.finish(this, manifest, count)
         finally:
+            this.rank_loss.close()
             if this.metrics is not None:
                 this.metrics.close()
 
@@ -98,7 +101,8 @@ def set_up(
         dist.broadcast(optimizer.weights, src=0)
     averages = Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)
+    lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon} if rt.first else {}, cfg.rank_loss)
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch, lost)
     this.on_save = on_save
     this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:

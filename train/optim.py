@@ -158,6 +158,7 @@ class Optimizer:
             Moments(names, decay, w, g, torch.zeros_like(w), torch.zeros_like(w), w.new_zeros(()))
             for (decay, names), (w, g) in zip(rest.items(), pairs[len(muon) :], strict=True)
         ]
+        self.muon = [name for name in named if any(name in names for names in muon)]
         self.modules = list(dict.fromkeys(module_of(name) for name in named))
         self._prepare_norms()
         bf16 = cfg.muon.ns_dtype == "bfloat16" or (cfg.muon.ns_dtype == "auto" and self.grads.is_cuda)

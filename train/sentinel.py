@@ -44,7 +44,9 @@ class Sentinel:
         self.manifest, self.cfg, self.modules = manifest, cfg, modules
         self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
         self.floor = torch.tensor(FLOOR, device=device)
-        self.table = torch.zeros(min(cfg.log_every, TABLE), 3 + len(modules), device=device)  # verdict, loss, norm, norms
+        self.table = torch.zeros(
+            min(cfg.log_every, TABLE), 3 + len(modules), device=device
+        )  # verdict, loss, norms
         self.filled = self.skipped = 0
         self.waits = cfg.on_spike != "warn"
         self.paces: deque[float] = deque(maxlen=INTERVALS)
@@ -56,7 +58,7 @@ class Sentinel:
 
     @torch.no_grad()
     def judge(self, loss: Tensor, norm: Tensor, norms: Tensor) -> bool:
-        """Judge a step by its global loss and gradient norm (scalars on the device) and note both and `norms`, (modules,).
+        """Judge a step by its global loss and gradient norm (scalars on the device); note them and the modules' norms.
 
         Whether to apply the step: always true where the verdict is not waited for.
         """
