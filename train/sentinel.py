@@ -44,9 +44,7 @@ class Sentinel:
         self.manifest, self.cfg, self.modules = manifest, cfg, modules
         self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
         self.floor = torch.tensor(FLOOR, device=device)
-        self.table = torch.zeros(
-            min(cfg.log_every, TABLE), 3 + len(modules), device=device
-        )  # verdict, loss, norms
+        self.table = torch.zeros(min(cfg.log_every, TABLE), 3 + len(modules), device=device)  # verdict, loss, norms
         self.filled = self.skipped = 0
         self.waits = cfg.on_spike != "warn"
         self.paces: deque[float] = deque(maxlen=INTERVALS)
