@@ -10,7 +10,7 @@ First both models must give one batch the same loss and gradient. Then all take 
 figures are medians, a ratio is the median of the rounds' ratios, in wall and in processor time (on a shared machine the
 second says more).
 
-    python -m benchmarks.step [--rounds 5] [--dim 256] [--layers 6] [--length 1024] [--batch 8] [--threads 2]
+    OMP_WAIT_POLICY=passive python -m benchmarks.step [--rounds 5] [--dim 256] [--layers 6] [--length 1024] [--batch 8] [--threads 2]
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def agree(cfg: ModelConfig, length: int) -> None:
         loss.backward()
     pairs = zip(mine.parameters(), (theirs.get_parameter(n) for n, _ in mine.named_parameters()), strict=True)
     away = max(float((a.grad - b.grad).norm() / b.grad.norm()) for a, b in pairs)
-    print(f"loss {float(losses[0]):.6f}, plain {float(losses[1]):.6f}; gradients differ by {away:.1e} at most")
-    if abs(float(losses[0] - losses[1])) > 1e-4 or away > 1e-3:
+    print(f"loss {losses[0].item():.6f}, plain {losses[1].item():.6f}; gradients differ by {away:.1e} at most")
+    if abs((losses[0] - losses[1]).item()) > 1e-4 or away > 1e-3:
         raise SystemExit("error: the two models are not the same")
 
 
