@@ -10,7 +10,7 @@ First both models must give one batch the same loss and gradient. Then all take 
 figures are medians, a ratio is the median of the rounds' ratios, in wall and in processor time (on a shared machine the
 second says more).
 
-    OMP_WAIT_POLICY=passive python -m benchmarks.step [--rounds 5] [--dim 256] [--layers 6] [--length 1024] [--batch 8] [--threads 2]
+    OMP_WAIT_POLICY=passive python -m benchmarks.step [--rounds 5] [--dim 256] [--layers 6] [--length 1024] [--batch 8]
 """
 
 from __future__ import annotations
