@@ -32,7 +32,7 @@ from train.schedule import Pace, decay_start, settled
 # decay had not begun. That is how a run is made longer.
 FREE = (
     *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "eval_items", "checkpoint_every", "keep_last"),
-    *("log_every", "prompts", "sample_tokens", "tensorboard", "micro_batch", "compile", "mixture"),
+    *("log_every", "prompts", "sample_tokens", "tensorboard", "micro_batch", "compile", "mixture", "rank_loss"),
 )
 # Keys of the model that its weights depend on
 SHAPE = (
