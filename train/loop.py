@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from train import checkpoint, sentinel
+from train import checkpoint, rank_loss, sentinel
 from train.averages import Averages
 from train.config import TrainConfig
 from train.data import Loader
 from train.evaluate import Score, Validation
 from train.model import Model
 from train.optim import Optimizer
+from train.rank_loss import RankLoss
 from train.runfolder import Metrics
 from train.runtime import Runtime
 from train.schedule import Pace, decay_begins, lr_factor
@@ -46,6 +47,7 @@ class Run:
     folder: Path
     state: dict[str, Any]  # what each checkpoint's state.json repeats
     sentinel: Sentinel
+    rank_loss: RankLoss
     metrics: Metrics | None = None  # on the first rank
     on_save: OnSave | None = None
     step: int = 0
@@ -83,7 +85,10 @@ class Clock:
 
 
 def train(run: Run, stop: Callable[[], bool]) -> bool:
-    """Run to the end. False when a signal asked to stop: then the step was finished and everything saved."""
+    """Run to the end. False when a signal asked to stop: then the step was finished and everything saved.
+
+    Raises TrainError where a sentinel ends the run.
+    """
     cfg, rt = run.cfg, run.rt
     if run.step == 0:
         run.before = _score(run)
@@ -100,7 +105,8 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
             run.pace.step()
             run.total = _total(run)
         last = run.step >= run.total
-        stopping = rt.any(stop())
+        run.rank_loss.look(run.step)
+        stopping = rt.any(stop() or run.rank_loss.stops(wait=last))
         begins = not (decaying or last) and decay_begins(run.step, run.total, cfg.schedule)
         decaying |= begins
         scores = last or _due(run.step, cfg.eval_every)
@@ -121,6 +127,7 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
             if run.pace is not None:
                 run.pace.restart()
         if stopping:
+            rt.agreed(lambda: run.rank_loss.check(run.folder))
             return False
     return True
 
@@ -139,7 +146,7 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
         (total * micro.share).backward()
         optimizer.loss += ce.detach() * micro.share
     rt.sum_(optimizer.reduced)
-    norms = run.sentinel.norms()
+    norms = optimizer.norms()
     norm = optimizer.clip()
     run.factor = lr_factor(run.step, run.total, cfg.schedule)
     if run.sentinel.judge(optimizer.loss, norm, norms):
@@ -164,7 +171,8 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
     seconds, steps = run.clock.read()
     run.seconds += seconds
     waited, run.waited = run.waited, 0.0
-    _report(run, [*run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
+    figures, lost = run.rank_loss.read()
+    _report(run, [*lost, *run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
     left = max(0.0, run.total - run.step) * seconds / steps
     lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * run.factor
@@ -183,13 +191,14 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
         "tokens_per_second": round(speed, 1),
         "epoch": run.step * run.epochs_a_step,
         "seconds": round(run.seconds, 3),
+        **figures,
     }
 
 
 def _report(run: Run, events: list[dict[str, Any]]) -> None:
     """Say and keep events. Raises TrainError where the run must end."""
     for event in events:
-        run.rt.say(f"step {event['step']}: {sentinel.said(event)}")
+        run.rt.say(f"step {event['step']}: {(rank_loss if 'matrix' in event else sentinel).said(event)}")
         if run.metrics is not None:
             run.metrics.event(event)
     run.sentinel.check(events, run.folder)
@@ -220,14 +229,21 @@ def _score(run: Run, of: str = "") -> Score:
     if score.sources:
         each = ", ".join(f"{name} {s.bits_per_byte:.4f}" for name, s in score.sources.items())
         run.rt.say(f"step {run.step}: bits/byte{of} by source: {each}")
+    for name, asked in score.choices.items():
+        run.rt.say(f"step {run.step}: {name}{of}: {asked}")
     return score
 
 
 def _scored(score: Score, of: str = "") -> dict[str, Any]:
-    """val_loss and val_bits_per_byte, and val_loss/<source>; of an average, val_loss_ema and val_loss_ema/<source>."""
+    """val_loss and val_bits_per_byte, and val_loss/<source>; of an average, val_loss_ema and val_loss_ema/<source>.
+
+    Of an evaluation set <set>/acc, and <set>/acc_ema.
+    """
     record = {f"val_loss{of}": score.nats, f"val_bits_per_byte{of}": score.bits_per_byte}
     for name, s in score.sources.items():
         record |= {f"val_loss{of}/{name}": s.nats, f"val_bits_per_byte{of}/{name}": s.bits_per_byte}
+    for name, asked in score.choices.items():
+        record |= {f"{name}/{what}{of}": value for what, value in asked.metrics().items()}
     return record
 
 
@@ -239,14 +255,15 @@ def _write(run: Run, record: dict[str, Any]) -> None:
 def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
     """A checkpoint, by rank 0, while the others wait; then on_save on all. One where the decay starts is kept."""
     cfg = run.cfg
+    optimizer = run.optimizer.state_tensors()  # on every rank: it may be gathered
 
     def work() -> Path:
         folder = run.folder / "checkpoints"
-        before = None if run.before is None else asdict(run.before)
+        before = None if run.before is None else run.before.to_dict()
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
         state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
         state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
-        tensors = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
+        tensors = {**optimizer, **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
         if decay_starts:  # named first: a kill in between leaves a name that the next start fills
             checkpoint.write_atomic(folder / checkpoint.DECAY_START, checkpoint.name_of(run.step) + "\n")
         path = checkpoint.save(folder, run.step, run.model.state_dict(), tensors, state)

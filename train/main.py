@@ -28,6 +28,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
     # Threads that wait by spinning stall each other when another program takes a core: steps of 0.5 s took 6.
     # Read when torch is loaded, so it stands before that.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: of use to train/rank_loss.py alone, beside training
 
 import torch
 import torch.distributed as dist
@@ -35,12 +36,14 @@ import torch.distributed as dist
 from train import checkpoint, data, loop, order, report, runfolder
 from train.attention import Masker, choose_kernel
 from train.averages import Averages
+from train.choices import Choices
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.evaluate import Score, Validation
 from train.loop import OnSave, Run
 from train.manifest import Manifest, ManifestError, load_manifest
 from train.model import build, check_parameters
 from train.optim import Optimizer
+from train.rank_loss import RankLoss
 from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
 from train.sentinel import Sentinel
@@ -69,6 +72,7 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
             return report.finish(this, manifest, count)
         finally:
+            this.rank_loss.close()
             if this.metrics is not None:
                 this.metrics.close()
 
@@ -78,7 +82,11 @@ def set_up(
 ) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
     loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
-    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world, cfg.document_mask)
+    choices = Choices(manifest, model_cfg.max_seq_len, cfg.eval_items, rt.control, rt.rank, rt.world)
+    for note in choices.notes:
+        rt.say(note)
+    masked, group = cfg.document_mask, rt.control
+    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, group, rt.rank, rt.world, choices, masked)
     loader.verified = data.check_hashes(manifest, rt.rank, rt.world)
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
@@ -89,18 +97,19 @@ def set_up(
     point = checkpoint.read(source) if source else None
     if point is not None:
         model.load_state_dict(point.tensors("model.safetensors"))
-    if rt.world > 1:
-        for parameter in model.parameters():
-            dist.broadcast(parameter.data, src=0)
     bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
     model.dtype = torch.bfloat16 if bf16 else torch.float32
     kernel = choose_kernel(cfg.attention, model_cfg, cfg.seq_len, cfg.document_mask, rt.device, model.dtype)
     model.masker = Masker(model_cfg, kernel)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
         model.compile_parts()
-    optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
+    optimizer = Optimizer(model, cfg, rt.rank, rt.world)
+    if rt.world > 1:
+        dist.broadcast(optimizer.weights, src=0)
+    averages = Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)
+    lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon} if rt.first else {}, cfg.rank_loss)
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch, lost)
     this.on_save = on_save
     this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:
