@@ -44,6 +44,7 @@ from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
 from train.sentinel import Sentinel
 from train.settings import configs
+from train.start import open_run
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 
@@ -58,7 +59,7 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
     count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
     epochs = order.check_epochs(manifest, cfg)
-    with processes() as rt, stop_requests() as stop:
+    with stop_requests() as stop, processes() as rt:
         this = set_up(rt, manifest, str(manifest_path), model_cfg, cfg, on_save)
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
@@ -68,6 +69,7 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
             return report.finish(this, manifest, count)
         finally:
+            this.writer.close()
             if this.metrics is not None:
                 this.metrics.close()
 
@@ -82,7 +84,7 @@ def set_up(
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
     ours = runfolder.identity(manifest, model_cfg, cfg)
-    start = rt.agreed(lambda: runfolder.open_run(manifest, cfg, ours))
+    start = rt.agreed(lambda: open_run(manifest, cfg, ours))
     model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed).to(rt.device)
     source = start.resumed or start.weights
     point = checkpoint.read(source) if source else None
@@ -98,7 +100,8 @@ def set_up(
         model.run_trunk = torch.compile(model.trunk, dynamic=False)
     optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)
+    state = {"identity": ours, "builds": start.builds}
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, state, watch)
     this.on_save = on_save
     this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:
@@ -111,6 +114,7 @@ def set_up(
             this.pace = Pace(*point.state.get("schedule", {}).get("pace", ()))
         this.step, this.seconds = point.step, float(point.state["seconds"])
         this.before = Score.read(point.state["before"]) if point.state["before"] else None
+        this.best = start.best
     if source:
         rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
     if rt.first:
@@ -119,6 +123,7 @@ def set_up(
             "manifest": os.path.relpath(Path(path).absolute(), start.folder.absolute()),
             "name": manifest.name,
             "build_id": manifest.build_id,
+            "builds": start.builds,
             "phase": manifest.phase,
             **{key: getattr(cfg, key) for key in ("seed", "batch_size", "seq_len", "steps")},
             "model": dataclasses.asdict(model_cfg),
