@@ -32,7 +32,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
 import torch
 import torch.distributed as dist
 
-from train import checkpoint, data, loop, order, report, runfolder
+from train import checkpoint, data, loop, order, ranks, report, runfolder
 from train.averages import Averages
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.evaluate import Score, Validation
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainError, ManifestError, OSError) as error:
         if given.debug:
             raise
-        if os.environ.get("LOCAL_RANK", "0") != "0":
+        if any(os.environ.get(name, "0") != "0" for name in ranks.LOCAL):
             # All ranks mostly fail alike. The first of this machine speaks at once, and torchrun then ends us;
             # who is still here after a second failed alone.
             time.sleep(1)
