@@ -20,6 +20,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +50,29 @@ from train.start import open_run
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 
 
-def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None = None) -> dict[str, Any]:
-    """Train. Returns the summary; its `status` is "done", or "stopped" when a signal asked for it.
+def run(
+    manifest_path: str | Path,
+    overrides: list[str],
+    on_save: OnSave | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train. Returns the summary; its `status` is "done", or "stopped" when a signal or `stop` asked for it.
 
-    on_save(metrics, path) is called on every rank at every checkpoint, with the path on rank 0 and None elsewhere.
+    on_save(metrics, path) is called on every rank at every checkpoint, once it is on the disk, with the path on rank 0
+    and None elsewhere. stop() is asked on rank 0 after each step, for launchers whose signals do not get here.
     Raises ManifestError and TrainError, whose texts are for people.
     """
     manifest = load_manifest(manifest_path)
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
     count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
     epochs = order.check_epochs(manifest, cfg)
-    with stop_requests() as stop, processes() as rt:
+    with stop_requests() as signalled, processes() as rt:
         this = set_up(rt, manifest, str(manifest_path), model_cfg, cfg, on_save)
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
         try:
-            if not loop.train(this, stop):
+            asked = signalled if stop is None or not rt.first else lambda: signalled() or stop()
+            if not loop.train(this, asked):
                 rt.say(f"stopped by a signal after step {this.step}, saved; train.resume=auto continues: {this.folder}")
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
             return report.finish(this, manifest, count)
