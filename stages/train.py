@@ -24,13 +24,13 @@ def work(task: Task) -> None:
     overrides = [f"train.out={run}", "train.resume=auto", f"train.init_from={task.places['init_from']}"]
     ended = task.launch(task.places["manifest"], overrides, int(task.places["ranks"]), Path(task.places["stop"]))
     latest = run / "checkpoints" / "latest"
-    name = latest.read_text().strip() if latest.exists() else "nothing yet"
+    saved = latest.read_text().strip() if latest.exists() else "nothing yet"
     if not ended:
-        raise Unfinished(f"stopped by a signal, saved: {name}")
+        raise Unfinished(f"stopped by a signal, saved: {saved}")
     summary = json.loads((run / "summary.json").read_text())
     for name in ("summary.json", "metrics.jsonl", "run.json"):
         task.add(name, str(run / name))
-    task.add("model", str(run / "checkpoints" / name / "model.safetensors"))
+    task.add("model", str(run / "checkpoints" / saved / "model.safetensors"))
     task.count("steps", summary["steps"])
 
 

@@ -16,7 +16,8 @@ from engine_harness import LIMIT, Work, gone, new_work, wait_for
 
 from pipeline.stopping import Stops
 
-LONG = ("--set", "train.pretrain.steps=1500", "--set", "train.pretrain.epochs=1000", "--set", "ranks=2")
+SETTINGS = ("train.pretrain.steps=300", "train.pretrain.epochs=100", "train.pretrain.log_every=1", "ranks=2")
+LONG = tuple(word for setting in SETTINGS for word in ("--set", setting))
 
 
 def training(work: Work, lines: int) -> Path:
@@ -56,16 +57,17 @@ def test_a_signal_to_the_driver_saves_and_the_same_command_goes_on(tmp_path: Pat
     training(work, 3)
     first = stopped(work, driver, os.kill, signal.SIGTERM)
     driver = work.start(*command, SHARDMILL_TEST=mark)
-    training(work, first // 10 + 4)
+    training(work, first + 3)
     # to every process, as a scheduler may: the workers and the ranks too. Ray's own processes end at SIGTERM
     to = os.killpg if executor == "local" else os.kill
     second = stopped(work, driver, to, signal.SIGUSR1)
-    assert first < second < 1500
+    assert first < second < 300
     assert gone(mark, 15) == {}
-    work.run("train", "--executor", executor, *LONG)
     folder = training(work, 1)
-    assert [s["step"] for s in json.loads((folder / "run.json").read_text())["starts"]] == [0, first, second]
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 1500
+    assert [s["step"] for s in json.loads((folder / "run.json").read_text())["starts"]] == [0, first]
+    if executor == "ray":  # once, as it takes its time
+        work.run("train", "--executor", executor, *LONG)
+        assert json.loads((folder / "summary.json").read_text())["steps"] == 300
 
 
 def test_a_signal_while_nothing_trains_ends_the_run(tmp_path: Path) -> None:
