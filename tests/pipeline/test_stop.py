@@ -65,9 +65,6 @@ def test_a_signal_to_the_driver_saves_and_the_same_command_goes_on(tmp_path: Pat
     assert gone(mark, 15) == {}
     folder = training(work, 1)
     assert [s["step"] for s in json.loads((folder / "run.json").read_text())["starts"]] == [0, first]
-    if executor == "ray":  # once, as it takes its time
-        work.run("train", "--executor", executor, *LONG)
-        assert json.loads((folder / "summary.json").read_text())["steps"] == 300
 
 
 def test_a_signal_while_nothing_trains_ends_the_run(tmp_path: Path) -> None:
