@@ -72,7 +72,7 @@ def first_host(nodes: str) -> str:
 
     Raises TrainError when that is no such list.
     """
-    first = re.match(r"(?:[^\[\],]|\[[^\[\]]*\])+", nodes)
+    first = re.match(r"(?:[^\[\],]|\[[^\[\]]*\])+(?=,|$)", nodes)
     host = re.sub(r"\[(\d+)[^\[\]]*\]", r"\1", first[0]) if first else ""
     if not re.fullmatch(r"[\w.-]+", host):
         raise TrainError(f"SLURM_STEP_NODELIST={nodes!r}: not a list of nodes; set MASTER_ADDR to the first one's name")
