@@ -1,6 +1,7 @@
 """Train a model on a packed mixture.
 
     torchrun --nproc-per-node 2 train/main.py --manifest build/quickstart/anneal/manifest.json --set train.steps=20
+    srun -N 2 --ntasks-per-node 8 python train/main.py --manifest M
     python train/main.py --manifest M                    one process
     train.main.run(manifest, overrides, on_save)         from a launcher that has made the processes (Ray Train)
 
@@ -9,8 +10,9 @@ Exit status: 0 trained, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR
 command with train.resume=auto continues.
 
 torchrun passes SIGTERM on to the processes, which save, but itself exits 1, whatever they return: judge by its log
-line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running; for SLURM start it with
-`--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1`, or use srun, which needs no torchrun (tried, torch 2.13).
+line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running: start it with
+`--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1` (tried, torch 2.13), or use srun, which needs no torchrun
+and gets 75 from each task. `python -m pipeline run train` passes both signals on and exits 75 itself.
 """
 
 from __future__ import annotations
