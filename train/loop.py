@@ -259,11 +259,11 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool, best: bool, at_o
     Raises TrainError, on all ranks, when this one or the one before it could not be written.
     """
     rt, cfg, folder = run.rt, run.cfg, run.folder / "checkpoints"
-    # Asked of every rank: what is sharded over them is gathered.
-    states = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
     waited = rt.agreed(run.writer.wait)
     if waited > LONG_WAIT:
         rt.say(f"step {run.step}: waited {waited:.1f} s for the checkpoint before this one; the disk is slow")
+    # Asked of every rank: what is sharded over them is gathered.
+    states = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
     before = None if run.before is None else asdict(run.before)
     state = {**run.state, "seconds": run.seconds, "before": before, "best": run.best, "world_size": rt.world}
     state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}

@@ -114,12 +114,11 @@ def test_many_kills_also_while_writing_come_to_the_same_bits(pretrain, launch, t
     kills = half = 0
     while not (cut / "summary.json").exists():
         assert kills < 40
+        begun = starts(cut)
         ranks = start_ranks(launch, 2, pretrain, command(cut, **more), **slow)
-        before = checkpoint.steps(cut / "checkpoints")
-        first = int(before[0].name[5:]) if before else 0
-        while len(losses_now(cut)) < min(STEPS, first + 2) and all(p.poll() is None for p in ranks):
-            time.sleep(0.005)
-        time.sleep(random.random() * 0.7)
+        while starts(cut) == begun and all(p.poll() is None for p in ranks):
+            time.sleep(0.01)
+        time.sleep(random.random())
         kill(ranks)
         kills += 1
         half += bool(list((cut / "checkpoints").glob(".part-*")))
@@ -128,12 +127,13 @@ def test_many_kills_also_while_writing_come_to_the_same_bits(pretrain, launch, t
         assert not best or (cut / "checkpoints" / best / "state.json").exists()
     assert kills > 3 and half
     assert same(cut, whole)
-    assert [checkpoint.named(f / "checkpoints", "best") for f in (cut, whole)] == ["step_000024"] * 2
+    assert len({checkpoint.named(f / "checkpoints", "best") for f in (cut, whole)}) == 1
 
 
-def losses_now(folder):
-    path = folder / "metrics.jsonl"
-    return [line for line in path.read_text().splitlines() if '"loss"' in line] if path.exists() else []
+def starts(folder):
+    """How often the run was begun or continued; each is noted once its folder is in order."""
+    path = folder / "run.json"
+    return len(json.loads(path.read_text())["starts"]) if path.exists() else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
