@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -228,14 +228,21 @@ def _score(run: Run, of: str = "") -> Score:
     if score.sources:
         each = ", ".join(f"{name} {s.bits_per_byte:.4f}" for name, s in score.sources.items())
         run.rt.say(f"step {run.step}: bits/byte{of} by source: {each}")
+    for name, asked in score.choices.items():
+        run.rt.say(f"step {run.step}: {name}{of}: {asked}")
     return score
 
 
 def _scored(score: Score, of: str = "") -> dict[str, Any]:
-    """val_loss and val_bits_per_byte, and val_loss/<source>; of an average, val_loss_ema and val_loss_ema/<source>."""
+    """val_loss and val_bits_per_byte, and val_loss/<source>; of an average, val_loss_ema and val_loss_ema/<source>.
+
+    Of an evaluation set <set>/acc, and <set>/acc_ema.
+    """
     record = {f"val_loss{of}": score.nats, f"val_bits_per_byte{of}": score.bits_per_byte}
     for name, s in score.sources.items():
         record |= {f"val_loss{of}/{name}": s.nats, f"val_bits_per_byte{of}/{name}": s.bits_per_byte}
+    for name, asked in score.choices.items():
+        record |= {f"{name}/{what}{of}": value for what, value in asked.metrics().items()}
     return record
 
 
@@ -264,7 +271,7 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool, best: bool, at_o
         rt.say(f"step {run.step}: waited {waited:.1f} s for the checkpoint before this one; the disk is slow")
     # Asked of every rank: what is sharded over them is gathered.
     states = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
-    before = None if run.before is None else asdict(run.before)
+    before = None if run.before is None else run.before.to_dict()
     state = {**run.state, "seconds": run.seconds, "before": before, "best": run.best, "world_size": rt.world}
     state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
     state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}

@@ -37,6 +37,7 @@ import torch.distributed as dist
 
 from train import checkpoint, data, loop, order, ranks, report, runfolder
 from train.averages import Averages
+from train.choices import Choices
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.evaluate import Score, Validation
 from train.loop import OnSave, Run
@@ -89,7 +90,10 @@ def set_up(
 ) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
     loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
-    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world)
+    choices = Choices(manifest, model_cfg.max_seq_len, cfg.eval_items, rt.control, rt.rank, rt.world)
+    for note in choices.notes:
+        rt.say(note)
+    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world, choices)
     loader.verified = data.check_hashes(manifest, rt.rank, rt.world)
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 from train import checkpoint, order
@@ -67,11 +66,11 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": round(this.seconds, 3),
         "tokens_per_second": round(tokens / this.seconds, 1) if this.seconds else None,
-        "before": None if this.before is None else asdict(this.before),
-        "unigram": asdict(unigram),
-        "after": asdict(after),
+        "before": None if this.before is None else this.before.to_dict(),
+        "unigram": unigram.to_dict(),
+        "after": after.to_dict(),
         "averages": {
-            name: {**asdict(score), "updates": this.averages.held[name].count} for name, score in averaged.items()
+            name: {**score.to_dict(), "updates": this.averages.held[name].count} for name, score in averaged.items()
         },
         "samples": texts,
         "folder": str(this.folder),
@@ -82,6 +81,10 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
     for name, score in after.sources.items():
         before = None if this.before is None else this.before.sources.get(name)
         rt.say(f"           {compared(before, unigram.sources[name], score)}: {name}, {score.bytes:,} bytes")
+    for name, asked in after.choices.items():
+        rt.say(f"choices    {asked}: {name}, {asked.items} questions")
+        if this.before is not None and name in this.before.choices:
+            rt.say(f"           before: {this.before.choices[name]}")
     for name, score in averaged.items():
         rt.say(f"           {score.bits_per_byte:.4f} with the weights of {name}")
     for name in this.averages.held.keys() - averaged.keys():
