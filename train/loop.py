@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import checkpoint, sentinel
+from train import checkpoint, rank_loss, sentinel
 from train.averages import Averages
 from train.config import TrainConfig
 from train.data import Loader
 from train.evaluate import Score, Validation
 from train.model import Model
 from train.optim import Optimizer
+from train.rank_loss import RankLoss
 from train.runfolder import Metrics
 from train.runtime import Runtime
 from train.schedule import Pace, decay_begins, lr_factor
@@ -50,6 +51,7 @@ class Run:
     folder: Path
     state: dict[str, Any]  # what each checkpoint's state.json repeats
     sentinel: Sentinel
+    rank_loss: RankLoss
     metrics: Metrics | None = None  # on the first rank
     on_save: OnSave | None = None
     step: int = 0
@@ -89,7 +91,10 @@ class Clock:
 
 
 def train(run: Run, stop: Callable[[], bool]) -> bool:
-    """Run to the end. False when a signal asked to stop: then the step was finished and everything saved."""
+    """Run to the end. False when a signal asked to stop: then the step was finished and everything saved.
+
+    Raises TrainError where a sentinel ends the run.
+    """
     cfg, rt = run.cfg, run.rt
     if run.step == 0:
         run.before = _score(run)
@@ -106,7 +111,9 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
             run.pace.step()
             run.total = _total(run)
         last = run.step >= run.total
-        stopping = rt.any(stop() or run.writer.failed)  # what could not be written is raised by _save
+        run.rank_loss.look(run.step)
+        # what could not be written is raised by _save
+        stopping = rt.any(stop() or run.rank_loss.stops(wait=last) or run.writer.failed)
         begins = not (decaying or last) and decay_begins(run.step, run.total, cfg.schedule)
         decaying |= begins
         scores = last or _due(run.step, cfg.eval_every)
@@ -129,6 +136,7 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
             if run.pace is not None:
                 run.pace.restart()
         if stopping:
+            rt.agreed(lambda: run.rank_loss.check(run.folder))
             return False
     return True
 
@@ -147,7 +155,7 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
         (total * share).backward()
         optimizer.loss += ce.detach() * share
     rt.sum_(optimizer.reduced)
-    norms = run.sentinel.norms()
+    norms = optimizer.norms()
     norm = optimizer.clip()
     run.factor = lr_factor(run.step, run.total, cfg.schedule)
     if run.sentinel.judge(optimizer.loss, norm, norms):
@@ -172,7 +180,8 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
     seconds, steps = run.clock.read()
     run.seconds += seconds
     waited, run.waited = run.waited, 0.0
-    _report(run, [*run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
+    figures, lost = run.rank_loss.read()
+    _report(run, [*lost, *run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
     left = max(0.0, run.total - run.step) * seconds / steps
     lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * run.factor
@@ -191,13 +200,14 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
         "tokens_per_second": round(speed, 1),
         "epoch": run.step * run.epochs_a_step,
         "seconds": round(run.seconds, 3),
+        **figures,
     }
 
 
 def _report(run: Run, events: list[dict[str, Any]]) -> None:
     """Say and keep events. Raises TrainError where the run must end."""
     for event in events:
-        run.rt.say(f"step {event['step']}: {sentinel.said(event)}")
+        run.rt.say(f"step {event['step']}: {(rank_loss if 'matrix' in event else sentinel).said(event)}")
         if run.metrics is not None:
             run.metrics.event(event)
     run.sentinel.check(events, run.folder)

@@ -31,6 +31,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
     # Threads that wait by spinning stall each other when another program takes a core: steps of 0.5 s took 6.
     # Read when torch is loaded, so it stands before that.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: of use to train/rank_loss.py alone, beside training
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,7 @@ from train.loop import OnSave, Run
 from train.manifest import Manifest, ManifestError, load_manifest
 from train.model import build, check_parameters, prepare_flex
 from train.optim import Optimizer
+from train.rank_loss import RankLoss
 from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
 from train.sentinel import Sentinel
@@ -81,6 +83,7 @@ def run(
             return report.finish(this, manifest, count)
         finally:
             this.writer.close()
+            this.rank_loss.close()
             if this.metrics is not None:
                 this.metrics.close()
 
@@ -104,18 +107,19 @@ def set_up(
     point = checkpoint.read(source) if source else None
     if point is not None:
         model.load_state_dict(point.tensors("model.safetensors"))
-    if rt.world > 1:
-        for parameter in model.parameters():
-            dist.broadcast(parameter.data, src=0)
     bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
     model.dtype = torch.bfloat16 if bf16 else torch.float32
     model.flex = prepare_flex(model_cfg, cfg.seq_len, rt.device)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
         model.run_trunk = torch.compile(model.trunk, dynamic=False)
-    optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
+    optimizer = Optimizer(model, cfg, rt.rank, rt.world)
+    if rt.world > 1:
+        dist.broadcast(optimizer.weights, src=0)
+    averages = Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
+    lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon} if rt.first else {}, cfg.rank_loss)
     state = {"identity": ours, "builds": start.builds}
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, state, watch)
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, state, watch, lost)
     this.on_save = on_save
     this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:

@@ -28,8 +28,8 @@ from train.manifest import Manifest
 # decay had not begun. That is how a run is made longer.
 FREE = (
     *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "eval_items", "checkpoint_every", "keep_last"),
-    *("log_every", "prompts", "sample_tokens", "tensorboard", "micro_batch", "compile", "mixture", "keep_best"),
-    "allow_new_manifest",
+    *("log_every", "prompts", "sample_tokens", "tensorboard", "micro_batch", "compile", "mixture", "rank_loss"),
+    *("keep_best", "allow_new_manifest"),
 )
 # Keys of the model that its weights depend on
 SHAPE = (

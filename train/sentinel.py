@@ -40,12 +40,11 @@ INTERVALS = 50  # whose median is what a step usually takes
 class Sentinel:
     """The judge of one run. `stats` is its whole memory, and goes into checkpoints."""
 
-    def __init__(self, manifest: Manifest, cfg: TrainConfig, parts: dict[str, Tensor], device: torch.device) -> None:
-        """`parts`: module -> its gradient, a slice of the flat one."""
-        self.manifest, self.cfg, self.parts = manifest, cfg, parts
+    def __init__(self, manifest: Manifest, cfg: TrainConfig, modules: list[str], device: torch.device) -> None:
+        self.manifest, self.cfg, self.modules = manifest, cfg, modules
         self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
         self.floor = torch.tensor(FLOOR, device=device)
-        self.table = torch.zeros(min(cfg.log_every, TABLE), 3 + len(parts), device=device)  # verdict, loss, norm, parts
+        self.table = torch.zeros(min(cfg.log_every, TABLE), 3 + len(modules), device=device)  # verdict, loss, norms
         self.filled = self.skipped = 0
         self.waits = cfg.on_spike != "warn"
         self.paces: deque[float] = deque(maxlen=INTERVALS)
@@ -57,7 +56,7 @@ class Sentinel:
 
     @torch.no_grad()
     def judge(self, loss: Tensor, norm: Tensor, norms: Tensor) -> bool:
-        """Judge a step by its global loss and gradient norm (scalars on the device) and note both and `norms`.
+        """Judge a step by its global loss and gradient norm (scalars on the device); note them and the modules' norms.
 
         Whether to apply the step: always true where the verdict is not waited for.
         """
@@ -70,10 +69,6 @@ class Sentinel:
         self.skipped = self.skipped + 1 if bad else 0
         return not bad
 
-    def norms(self) -> Tensor:
-        """(modules,) gradient norms, before they are clipped."""
-        return torch.stack([part.norm() for part in self.parts.values()])
-
     def events(self, step: int) -> list[dict[str, Any]]:
         """What happened in the steps up to `step` that were not read yet. The host waits for the device here."""
         rows = self.table[: self.filled].tolist()
@@ -82,7 +77,7 @@ class Sentinel:
             if verdict:
                 event = {"step": number, "event": named(int(verdict)), "loss": loss, "grad_norm": norm}
                 event["applied"] = not self.waits
-                event["grad_norms"] = dict(zip(self.parts, norms, strict=True))
+                event["grad_norms"] = dict(zip(self.modules, norms, strict=True))
                 found.append(event | {"batch": documents_of_step(self.manifest, self.cfg, number - 1)})
         self.filled = 0
         return found
