@@ -1,0 +1,87 @@
+"""Data never waits: the share of a step's time that a consumer of 1 M tokens/s spends waiting for its batch.
+
+A stand-in for a GPU takes 524,288 tokens a step, as 64 x 8192 and as 512 x 1024, through the real Loader on 16 shards,
+and sleeps as long as 1 M tokens/s leave it. Timed is what `loop.one_step` times as waiting: `Loader.batch` alone. Once
+with the shards in the page cache and once from the disk (the kernel asked to forget the files before each round): a
+mixture too large to be hashed at the start is read so in its first epoch. The target is 1 %.
+
+    python -m benchmarks.wait [--megabytes 400] [--steps 20] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import measure
+from benchmarks.reader import BOS, write_shards
+from train.config import TrainConfig
+from train.data import Loader
+from train.manifest import load_manifest
+
+SHAPES = ((64, 8192), (512, 1024))
+RATE = 1e6  # tokens a second
+TARGET = 0.01
+
+
+def forget(folder: Path) -> None:
+    """Ask the kernel to drop the shards from its page cache; nothing may have them mapped."""
+    for path in folder.glob("*.bin"):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def waiting(batch: Callable[[int], Any], tokens: int, steps: int) -> dict[str, float]:
+    """Share of the time in `batch`, and its longest call in ms, over `steps` steps of tokens / RATE seconds each."""
+    waits = []
+    for step in range(steps):
+        start = time.perf_counter()
+        batch(step)
+        waits.append(time.perf_counter() - start)
+        time.sleep(tokens / RATE)
+    return {"share": sum(waits) / (sum(waits) + steps * tokens / RATE), "longest_ms": 1000 * max(waits)}
+
+
+def main() -> None:
+    """Run, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=400)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"machine": measure.machine(("numpy", "torch")), "target_share": TARGET, "waiting": {}}
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:  # /tmp may be memory
+        tokens = np.random.default_rng(0).integers(0, BOS, int(given.megabytes * 5e5), np.uint16)
+        path = write_shards(Path(name) / "m", tokens, 16)
+        for rows, length in SHAPES:
+            cfg = TrainConfig(batch_size=rows, seq_len=length)
+            for state in ("cached", "from_disk"):
+                seen = []
+                for _ in range(given.rounds):
+                    if state == "from_disk":
+                        forget(path.parent)
+                    loader = Loader(load_manifest(path), cfg)
+                    loader.verified = state == "cached"
+                    seen.append(waiting(loader.batch, rows * length, given.steps))
+                    del loader
+                result["waiting"][f"{rows}x{length} {state}"] = {
+                    key: round(measure.median(s[key] for s in seen), 6) for key in seen[0]
+                }
+    for what, seen in result["waiting"].items():
+        print(f"{what:20} {seen['share']:8.3%} of the time, longest {seen['longest_ms']:.1f} ms")
+    measure.save("wait", result)
+
+
+if __name__ == "__main__":
+    main()
