@@ -1,7 +1,7 @@
 """The next step's batch, read while this one trains: one thread, one batch ahead.
 
 A batch is a pure function of the step, so reading it early changes nothing, and nothing about a resume. numpy's copies
-and page faults release the interpreter lock; on CUDA the thread enqueues its copy to the device on the same stream as
+and page faults release the interpreter lock. On CUDA the thread enqueues its copy to the device on the same stream as
 the step's kernels (a thread's current stream is the default one), so no event is needed between them.
 """
 

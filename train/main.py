@@ -16,7 +16,6 @@ line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes r
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import time
@@ -32,7 +31,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
 import torch
 import torch.distributed as dist
 
-from train import checkpoint, data, loop, order, report, runfolder
+from train import checkpoint, data, loop, micro, order, report, runfolder
 from train.averages import Averages
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.evaluate import Score, Validation
@@ -59,22 +58,17 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
     count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
     epochs = order.check_epochs(manifest, cfg)
     with processes() as rt, stop_requests() as stop:
-        this = set_up(rt, manifest, str(manifest_path), model_cfg, cfg, on_save)
+        this = set_up(rt, manifest, model_cfg, cfg, on_save)
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
-        try:
+        with report.records(this, manifest, str(manifest_path), overrides):
             if not loop.train(this, stop):
                 rt.say(f"stopped by a signal after step {this.step}, saved; train.resume=auto continues: {this.folder}")
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
             return report.finish(this, manifest, count)
-        finally:
-            if this.metrics is not None:
-                this.metrics.close()
 
 
-def set_up(
-    rt: Runtime, manifest: Manifest, path: str, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None
-) -> Run:
+def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
     loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
     validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world)
@@ -113,20 +107,7 @@ def set_up(
         this.before = Score.read(point.state["before"]) if point.state["before"] else None
     if source:
         rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
-    if rt.first:
-        this.metrics = runfolder.Metrics(start.folder, this.step, cfg.tensorboard)
-        facts = {
-            "manifest": os.path.relpath(Path(path).absolute(), start.folder.absolute()),
-            "name": manifest.name,
-            "build_id": manifest.build_id,
-            "phase": manifest.phase,
-            **{key: getattr(cfg, key) for key in ("seed", "batch_size", "seq_len", "steps")},
-            "model": dataclasses.asdict(model_cfg),
-            "train": dataclasses.asdict(cfg),
-            "world_size": rt.world,
-            "device": str(rt.device),
-        }
-        runfolder.write_run(start.folder, ours, facts, {"step": this.step, "world_size": rt.world})
+    loader.micro = micro.choose(this, point.state if start.resumed and point is not None else {})
     return this
 
 

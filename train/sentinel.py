@@ -41,8 +41,10 @@ class Sentinel:
     """The judge of one run. `stats` is its whole memory, and goes into checkpoints."""
 
     def __init__(self, manifest: Manifest, cfg: TrainConfig, parts: dict[str, Tensor], device: torch.device) -> None:
-        """`parts`: module -> its gradient, a slice of the flat one."""
-        self.manifest, self.cfg, self.parts = manifest, cfg, parts
+        """`parts`: module -> its gradient, a slice of the flat one. Their norms are taken unless spike_sigma is 0."""
+        self.manifest, self.cfg = manifest, cfg
+        self.parts = parts if cfg.spike_sigma > 0 else {}
+        self.last: dict[str, float] = {}  # module -> its gradient's norm, in the step read last
         self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
         self.floor = torch.tensor(FLOOR, device=device)
         self.table = torch.zeros(min(cfg.log_every, TABLE), 3 + len(parts), device=device)  # verdict, loss, norm, parts
@@ -72,7 +74,7 @@ class Sentinel:
 
     def norms(self) -> Tensor:
         """(modules,) gradient norms, before they are clipped."""
-        return torch.stack([part.norm() for part in self.parts.values()])
+        return torch.stack([part.norm() for part in self.parts.values()]) if self.parts else self.floor[:0]
 
     def events(self, step: int) -> list[dict[str, Any]]:
         """What happened in the steps up to `step` that were not read yet. The host waits for the device here."""
@@ -84,6 +86,7 @@ class Sentinel:
                 event["applied"] = not self.waits
                 event["grad_norms"] = dict(zip(self.parts, norms, strict=True))
                 found.append(event | {"batch": documents_of_step(self.manifest, self.cfg, number - 1)})
+            self.last = dict(zip(self.parts, norms, strict=True))
         self.filled = 0
         return found
 
