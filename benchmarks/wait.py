@@ -1,9 +1,10 @@
 """Data never waits: the share of a step's time that a consumer of 1 M tokens/s spends waiting for its batch.
 
-A stand-in for a GPU takes 524,288 tokens a step, as 64 x 8192 and as 512 x 1024, through the real Loader on 16 shards,
-and sleeps as long as 1 M tokens/s leave it. Timed is what `loop.one_step` times as waiting: `Loader.batch` alone. Once
-with the shards in the page cache and once from the disk (the kernel asked to forget the files before each round): a
-mixture too large to be hashed at the start is read so in its first epoch. The target is 1 %.
+A stand-in for a GPU takes 524,288 tokens a step, as 64 x 8192 and as 512 x 1024, on 16 shards, and sleeps as long as
+1 M tokens/s leave it. Timed is what `loop.one_step` times as waiting: the call for the batch, of the loader itself
+(`in_step`, as on a CPU) and of the thread that is one batch ahead (`ahead`, as on a GPU), in turn. Once with the shards
+in the page cache and once from the disk (the kernel asked to forget the files before each round): a mixture too large
+to be hashed at the start is read so in its first epoch. The target is 1 %.
 
     python -m benchmarks.wait [--megabytes 400] [--steps 20] [--rounds 3]
 """
@@ -23,6 +24,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.reader import BOS, write_shards
+from train.ahead import Ahead
 from train.config import TrainConfig
 from train.data import Loader
 from train.manifest import load_manifest
@@ -67,19 +69,23 @@ def main() -> None:
         for rows, length in SHAPES:
             cfg = TrainConfig(batch_size=rows, seq_len=length)
             for state in ("cached", "from_disk"):
-                seen = []
+                seen: dict[str, list[dict[str, float]]] = {"in_step": [], "ahead": []}
                 for _ in range(given.rounds):
-                    if state == "from_disk":
-                        forget(path.parent)
-                    loader = Loader(load_manifest(path), cfg)
-                    loader.verified = state == "cached"
-                    seen.append(waiting(loader.batch, rows * length, given.steps))
-                    del loader
-                result["waiting"][f"{rows}x{length} {state}"] = {
-                    key: round(measure.median(s[key] for s in seen), 6) for key in seen[0]
-                }
-    for what, seen in result["waiting"].items():
-        print(f"{what:20} {seen['share']:8.3%} of the time, longest {seen['longest_ms']:.1f} ms")
+                    for how, found in seen.items():
+                        if state == "from_disk":
+                            forget(path.parent)
+                        loader = Loader(load_manifest(path), cfg)
+                        loader.verified = state == "cached"
+                        source = Ahead(loader) if how == "ahead" else loader
+                        found.append(waiting(source.batch, rows * length, given.steps))
+                        del loader, source  # and with them the maps, which would keep the pages
+                for how, found in seen.items():
+                    result["waiting"][f"{rows}x{length} {state} {how}"] = {
+                        **{key: round(measure.median(f[key] for f in found), 6) for key in found[0]},
+                        "rounds": [round(f["share"], 6) for f in found],
+                    }
+    for what, figures in result["waiting"].items():
+        print(f"{what:28} {figures['share']:8.3%} of the time, longest {figures['longest_ms']:.1f} ms")
     measure.save("wait", result)
 
 

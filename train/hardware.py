@@ -38,6 +38,8 @@ PEAKS = {
     r"GeForce RTX 3090": 71.0,
 }
 
+GROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
+
 
 def device_name(device: torch.device) -> str:
     """As the driver gives it; of a processor only "cpu"."""
@@ -78,10 +80,9 @@ def available_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free = _number(Path("/proc/meminfo"), "MemAvailable:") * 1024
-    group = Path("/sys/fs/cgroup")  # version 2: of a container, or of a job under SLURM
-    limit = _number(group / "memory.max")
+    limit = _number(GROUP / "memory.max")
     if limit < math.inf:
-        free = min(free, limit - _number(group / "memory.current") + _number(group / "memory.stat", "inactive_file"))
+        free = min(free, limit - _number(GROUP / "memory.current") + _number(GROUP / "memory.stat", "inactive_file"))
     return free
 
 

@@ -33,6 +33,7 @@ class Metrics:
         self.online = _wandb(folder, cfg.wandb, self.wandb, facts) if cfg.wandb else None
         if self.online is not None:
             self.wandb = self.online.id
+            self.told = self.online.step  # steps below it are there
 
     def write(self, record: dict[str, Any]) -> None:
         """One line, at once."""
@@ -42,7 +43,7 @@ class Metrics:
         if self.board is not None:
             for key, value in values.items():
                 self.board.add_scalar(key, value, step)
-        if self.online is not None and step >= self.online.step:
+        if self.online is not None and step >= self.told:
             self.online.log(values, step=step)
 
     def event(self, event: dict[str, Any]) -> None:

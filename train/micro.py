@@ -24,6 +24,7 @@ from train import hardware, loop
 from train.config import ModelConfig, TrainError
 from train.loop import Run
 from train.loss import CHUNK_CPU, CHUNK_CUDA
+from train.model import count_parameters
 
 USABLE = 0.9  # of the memory: fragments, evaluation and the optimiser's temporaries need the rest
 FIXED = 0.25  # of what a trial took, the share that may not grow with the size
@@ -52,7 +53,7 @@ def choose(run: Run, state: dict[str, Any]) -> int:
     else:
         chosen, fit = largest(sizes, lambda n: not rt.any(not tries.fit(n, held, USABLE * there)), expected)
         needs |= tries.needs
-    memory = f"{needs[chosen] / 1e9:.2f} of {there / 1e9:.2f} GB, {'estimated' if tries is None else 'tried'}"
+    memory = f"{needs[chosen] / 1e9:.3g} of {there / 1e9:.3g} GB, {'estimated' if tries is None else 'tried'}"
     rt.say(f"memory     micro-batch {chosen} of {share} sequences a process: {memory}")
     if not fit and tries is not None:
         raise TrainError(
@@ -125,11 +126,13 @@ def activation_bytes(cfg: ModelConfig, vocab_size: int, tokens: int, itemsize: i
 
     Kept for the backward pass, a token and block, in elements: 9 dim (the stream twice, both norms, q, k, v, and what
     attention gives before and after its heads are put together) and 4 hidden (gate, its silu, up, their product). Two
-    blocks' worth more for what the backward pass makes meanwhile, and 4 dim around the blocks. The head holds at most
-    the logits of one chunk three times in fp32; all of them without cap and z-loss. A compiled model keeps less.
+    blocks' worth more for what the backward pass makes meanwhile, and 4 dim around the blocks. In bf16 the cast weights
+    are kept too. The head holds the logits of a chunk about three times in fp32; of all tokens without cap and z-loss.
+    A quarter is added for what allocators lose: the process grew so in fp32 on a CPU; a compiled model keeps less.
     """
     block = 9 * cfg.dim + 4 * cfg.hidden + (2 * cfg.dim if cfg.dropout else 0)
     logits = tokens * vocab_size
     if cfg.lm_head_logit_cap is not None or cfg.z_loss_weight > 0:
         logits = min(logits, CHUNK_CUDA if itemsize == 2 else CHUNK_CPU)
-    return tokens * itemsize * ((cfg.n_layers + 2) * block + 4 * cfg.dim) + 12 * logits
+    cast = 2 * count_parameters(cfg, vocab_size) if itemsize == 2 else 0
+    return 1.25 * (tokens * itemsize * ((cfg.n_layers + 2) * block + 4 * cfg.dim) + cast + 12 * logits)

@@ -47,7 +47,8 @@ class Sentinel:
         self.last: dict[str, float] = {}  # module -> its gradient's norm, in the step read last
         self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
         self.floor = torch.tensor(FLOOR, device=device)
-        self.table = torch.zeros(min(cfg.log_every, TABLE), 3 + len(parts), device=device)  # verdict, loss, norm, parts
+        columns = 3 + len(self.parts)  # verdict, loss, norm, parts
+        self.table = torch.zeros(min(cfg.log_every, TABLE), columns, device=device)
         self.filled = self.skipped = 0
         self.waits = cfg.on_spike != "warn"
         self.paces: deque[float] = deque(maxlen=INTERVALS)
@@ -74,7 +75,7 @@ class Sentinel:
 
     def norms(self) -> Tensor:
         """(modules,) gradient norms, before they are clipped."""
-        return torch.stack([part.norm() for part in self.parts.values()]) if self.parts else self.floor[:0]
+        return torch.stack([part.norm() for part in self.parts.values()]) if self.parts else self.table.new_empty(0)
 
     def events(self, step: int) -> list[dict[str, Any]]:
         """What happened in the steps up to `step` that were not read yet. The host waits for the device here."""
