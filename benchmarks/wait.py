@@ -44,8 +44,8 @@ def forget(folder: Path) -> None:
 
 
 def waiting(batch: Callable[[int], Any], tokens: int, steps: int) -> dict[str, float]:
-    """Over `steps` steps of tokens / RATE seconds each: the first call for a batch, which opens the shards and works out
-    the order, and of the others the share of the time and the longest; ms."""
+    """Over `steps` steps of tokens / RATE seconds each: the first call for a batch, which opens the shards and works
+    out the order, and of the others the share of the time and the longest; ms."""
     waits = []
     for step in range(steps):
         start = time.perf_counter()

@@ -18,12 +18,12 @@ class Ahead:
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
         self.thread = ThreadPoolExecutor(1, "batch")  # ends when it is no longer referred to
-        self.pending: dict[int, Future[Batch]] = {}  # one at most
+        self.pending: dict[tuple[int, bool], Future[Batch]] = {}  # one at most
 
-    def batch(self, step: int) -> Batch:
-        """What `loader.batch(step)` returns, or raises: an error is that of the step that needs the batch."""
-        asked = self.pending.pop(step, None) or self.thread.submit(self.loader.batch, step)
+    def batch(self, step: int, documents: bool = False) -> Batch:
+        """What the loader's `batch` returns, or raises: an error is that of the step that needs the batch."""
+        asked = self.pending.pop((step, documents), None) or self.thread.submit(self.loader.batch, step, documents)
         self.pending.clear()  # of another step: dropped with its error, if it has one
         batch = asked.result()
-        self.pending[step + 1] = self.thread.submit(self.loader.batch, step + 1)
+        self.pending[step + 1, documents] = self.thread.submit(self.loader.batch, step + 1, documents)
         return batch

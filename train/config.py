@@ -209,6 +209,9 @@ class TrainConfig:
     batch_size: int = 16  # sequences a step, over all ranks
     seq_len: int = 256  # tokens a sequence (it reads one more, the last target)
     micro_batch: int | None = None  # sequences a rank and forward pass; null: the rank's whole share
+    document_mask: bool = False  # attention stays inside a document; off: it sees the whole row, as the seed
+    attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"  # the kernel (train/attention.py): one result, up to
+    # rounding. auto: flex on CUDA, else sdpa
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for matrices in blocks, AdamW for the rest
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
@@ -257,6 +260,7 @@ class TrainConfig:
         _check(peak is None or peak > 0, f"train.peak_tflops = {peak}: must be above 0, or null")
         _check(self.epochs > 0, f"train.epochs = {self.epochs}: must be above 0")
         _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
+        one_of("train.attention", self.attention, ("auto", "flex", "varlen", "sdpa"))
         one_of("train.optimizer", self.optimizer, ("muon", "adamw"))
         one_of("train.on_spike", self.on_spike, ("warn", "skip", "stop"))
         one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))

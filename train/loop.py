@@ -21,7 +21,7 @@ from train import checkpoint, hardware, page, sentinel
 from train.ahead import Ahead
 from train.averages import Averages
 from train.config import TrainConfig
-from train.data import Loader
+from train.data import Loader, Micro
 from train.evaluate import Score, Validation
 from train.flops import flops_per_token
 from train.metrics import Metrics
@@ -140,7 +140,7 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
     # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
     torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
     started = time.perf_counter()
-    batch = run.source.batch(run.step)
+    batch = run.source.batch(run.step, cfg.document_mask)
     run.waited += time.perf_counter() - started
     optimizer.reduced.zero_()
     for micro in batch.micros(run.loader.micro):
@@ -154,12 +154,11 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
     return optimizer.loss, norm
 
 
-def backward(run: Run, micro: tuple[Tensor, Tensor, int | None, float]) -> None:
-    """Add one micro-batch, as `Batch.micros` gives it, to the gradient and the loss of the step."""
-    ids, targets, counted, share = micro
-    total, ce = run.model(ids, targets, counted)
-    (total * share).backward()
-    run.optimizer.loss += ce.detach() * share
+def backward(run: Run, micro: Micro) -> None:
+    """Add one micro-batch to the gradient and the loss of the step."""
+    total, ce = run.model(micro.ids, micro.targets, micro.counted, micro.borders)
+    (total * micro.share).backward()
+    run.optimizer.loss += ce.detach() * micro.share
 
 
 def _total(run: Run) -> float:

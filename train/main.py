@@ -32,12 +32,13 @@ import torch
 import torch.distributed as dist
 
 from train import checkpoint, data, loop, micro, order, report, runfolder
+from train.attention import Masker, choose_kernel
 from train.averages import Averages
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.evaluate import Score, Validation
 from train.loop import OnSave, Run
 from train.manifest import Manifest, ManifestError, load_manifest
-from train.model import build, check_parameters, prepare_flex
+from train.model import build, check_parameters
 from train.optim import Optimizer
 from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
@@ -71,7 +72,7 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
 def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
     loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
-    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world)
+    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world, cfg.document_mask)
     loader.verified = data.check_hashes(manifest, rt.rank, rt.world)
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
@@ -87,9 +88,10 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
             dist.broadcast(parameter.data, src=0)
     bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
     model.dtype = torch.bfloat16 if bf16 else torch.float32
-    model.flex = prepare_flex(model_cfg, cfg.seq_len, rt.device)
+    kernel = choose_kernel(cfg.attention, model_cfg, cfg.seq_len, cfg.document_mask, rt.device, model.dtype)
+    model.masker = Masker(model_cfg, kernel)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
-        model.run_trunk = torch.compile(model.trunk, dynamic=False)
+        model.compile_parts()
     optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
     this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)

@@ -47,7 +47,7 @@ def choose(run: Run, state: dict[str, Any]) -> int:
         there /= int(os.environ.get("LOCAL_WORLD_SIZE", rt.world))
     held, itemsize = hardware.held_bytes(rt.device), run.model.dtype.itemsize
     needs = {n: held + activation_bytes(run.model.cfg, run.model.vocab_size, n * cfg.seq_len, itemsize) for n in sizes}
-    expected = max((n for n in sizes if needs[n] <= USABLE * there), default=1)
+    expected = int(rt.firsts(max((n for n in sizes if needs[n] <= USABLE * there), default=1)))
     if tries is None:
         chosen, fit = largest(sizes, lambda n: not rt.any(needs[n] > USABLE * there), expected)
     else:
@@ -106,7 +106,7 @@ def trial(run: Run, size: int) -> float:
     Leaves weights, gradients (zeros) and random states as they were.
     """
     device = run.rt.device
-    batch = run.loader.batch(run.step)
+    batch = run.loader.batch(run.step, run.cfg.document_mask)
     hardware.forget_peak(device)
     need = math.inf
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -33,7 +33,17 @@ from train.schedule import Pace, decay_start, settled
 # decay had not begun. That is how a run is made longer.
 FREE = (
     *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "checkpoint_every", "keep_last", "log_every"),
-    *("prompts", "sample_tokens", "tensorboard", "wandb", "peak_tflops", "micro_batch", "compile", "mixture"),
+    *(
+        "prompts",
+        "sample_tokens",
+        "tensorboard",
+        "wandb",
+        "peak_tflops",
+        "micro_batch",
+        "compile",
+        "attention",
+        "mixture",
+    ),
 )
 # Keys of the model that its weights depend on
 SHAPE = (

@@ -23,7 +23,7 @@ def test_the_same_batches_while_the_next_is_read(manifest):
     plain, ahead = Loader(manifest, CFG), Ahead(Loader(manifest, CFG))
     for step in (0, 1, 2, 3, 9, 4, 5, 5, 6, 130, 131):
         mine = ahead.batch(step).tokens
-        ahead.pending[step + 1].result()  # the next is there, in the other block
+        ahead.pending[step + 1, False].result()  # the next is there, in the other block
         assert torch.equal(mine, plain.batch(step).tokens), step
 
 
@@ -31,7 +31,7 @@ def test_it_reads_while_the_step_runs(manifest, monkeypatch):
     loader = Loader(manifest, CFG)
     real, done = loader.batch, []
 
-    def slow(step):
+    def slow(step, documents):
         time.sleep(0.05)
         done.append((step, threading.current_thread().name))
         return real(step)
@@ -39,7 +39,7 @@ def test_it_reads_while_the_step_runs(manifest, monkeypatch):
     monkeypatch.setattr(loader, "batch", slow)
     ahead = Ahead(loader)
     ahead.batch(0)
-    ahead.pending[1].result()
+    ahead.pending[1, False].result()
     start = time.perf_counter()
     ahead.batch(1)
     assert time.perf_counter() - start < 0.04

@@ -73,7 +73,7 @@ def small(limit):
 
     def backward(run, part):
         real(run, part)
-        if len(part[0]) > limit:
+        if len(part.ids) > limit:
             raise torch.OutOfMemoryError("no more")
 
     return backward
