@@ -46,20 +46,24 @@ def choose(run: Run, state: dict[str, Any]) -> int:
     if tries is None:  # the processes of a machine share its memory; a GPU is one process's
         there /= int(os.environ.get("LOCAL_WORLD_SIZE", rt.world))
     held, itemsize = hardware.held_bytes(rt.device), run.model.dtype.itemsize
-    needs = {n: held + activation_bytes(run.model.cfg, run.model.vocab_size, n * cfg.seq_len, itemsize) for n in sizes}
+    needs = {}
+    for n in sizes:
+        needs[n] = held + activation_bytes(run.model.cfg, run.model.vocab_size, n * cfg.seq_len, itemsize)
+        if tries is None:
+            needs[n] += mask_bytes(run.model.cfg, n if cfg.document_mask else 0, cfg.seq_len, itemsize)
     expected = int(rt.firsts(max((n for n in sizes if needs[n] <= USABLE * there), default=1)))
     if tries is None:
         chosen, fit = largest(sizes, lambda n: not rt.any(needs[n] > USABLE * there), expected)
     else:
         chosen, fit = largest(sizes, lambda n: not rt.any(not tries.fit(n, held, USABLE * there)), expected)
         needs |= tries.needs
-    memory = f"{needs[chosen] / 1e9:.3g} of {there / 1e9:.3g} GB, {'estimated' if tries is None else 'tried'}"
-    rt.say(f"memory     micro-batch {chosen} of {share} sequences a process: {memory}")
     if not fit and tries is not None:
         raise TrainError(
             f"not one sequence of train.seq_len = {cfg.seq_len} tokens fits into {USABLE:.0%} of {there / 1e9:.1f} GB\n"
             "shorten train.seq_len, make the model smaller, or name a size with train.micro_batch=1 to go to the limit"
         )
+    memory = f"{needs[chosen] / 1e9:.3g} of {there / 1e9:.3g} GB, {'estimated' if tries is None else 'tried'}"
+    rt.say(f"memory     micro-batch {chosen} of {share} sequences a process: {memory}")
     if not fit:
         rt.say("warning: even that may be more than there is; shorten train.seq_len, or make the model smaller")
     if before and chosen != before:
@@ -136,3 +140,11 @@ def activation_bytes(cfg: ModelConfig, vocab_size: int, tokens: int, itemsize: i
         logits = min(logits, CHUNK_CUDA if itemsize == 2 else CHUNK_CPU)
     cast = 2 * count_parameters(cfg, vocab_size) if itemsize == 2 else 0
     return 1.25 * (tokens * itemsize * ((cfg.n_layers + 2) * block + 4 * cfg.dim) + cast + 12 * logits)
+
+
+def mask_bytes(cfg: ModelConfig, cut: int, length: int, itemsize: int) -> float:
+    """What dense masks of rows of `length` take: one in bool, and one a layer in the activations' type, which the
+    kernel makes of it and keeps. `cut`: rows that documents cut, each of which has masks of its own; 0: none are."""
+    slides = cfg.sliding_window < length
+    layers = cfg.n_layers if cut else sum(slides and not cfg.is_global(i) for i in range(cfg.n_layers))
+    return 1.25 * max(1, cut) * length**2 * (layers * itemsize + 1) if layers else 0.0

@@ -102,9 +102,10 @@ def test_trials_choose_what_fits_and_leave_everything_as_it_was(ready, monkeypat
             micro.choose(ready, {})
 
 
+@pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("more", [{}, {"dropout": 0.1}, {"lm_head_logit_cap": None, "z_loss_weight": 0.0}])
-def test_the_estimate_is_above_what_autograd_keeps(dtype, more):
+def test_the_estimate_is_above_what_autograd_keeps(documents, dtype, more):
     cfg = ModelConfig(dim=64, n_layers=4, n_heads=4, max_seq_len=128, sliding_window=32, **more)
     model = build(cfg, 512, 0)
     model.dtype = dtype
@@ -118,15 +119,16 @@ def test_the_estimate_is_above_what_autograd_keeps(dtype, more):
 
     ids = torch.randint(512, (8, 128))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        model(ids, ids)
+        model(ids, ids, None, torch.arange(0, 1025, 64, dtype=torch.int32) if documents else None)
     estimate = micro.activation_bytes(cfg, 512, ids.numel(), dtype.itemsize)
+    estimate += micro.mask_bytes(cfg, 8 if documents else 0, 128, dtype.itemsize)
     assert 1.2 * sum(kept.values()) < estimate < 3.5 * sum(kept.values())
 
 
 def test_little_memory_means_smaller_passes_that_a_resume_keeps(pretrain, tmp_path, monkeypatch, capsys):
     common = sets(out=str(tmp_path / "r"), schedule__kind="constant", steps=4)
     model = ModelConfig(**MODEL)
-    need = micro.activation_bytes(model, 264, 2 * TRAIN["seq_len"], 4)
+    need = micro.activation_bytes(model, 264, 2 * TRAIN["seq_len"], 4) + micro.mask_bytes(model, 0, TRAIN["seq_len"], 4)
     with monkeypatch.context() as patch:
         patch.setattr(hardware, "available_bytes", lambda device: need / micro.USABLE)
         main.run(pretrain, common)
