@@ -129,7 +129,7 @@ def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
             "model",
             f"{run['parameters']:,} parameters: {model['n_layers']} layers of {model['dim']}, "
             + (
-                f"every other sees {model['sliding_window']:,}"
+                f"every other one sees {model['sliding_window']:,} tokens"
                 if model["attention_pattern"] == "gemma4"
                 else "all global"
             ),
@@ -170,6 +170,11 @@ def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
     return rows
 
 
+def processes(start: Record) -> str:
+    """How many a start had."""
+    return f"{start['world_size']} process{'es' if start['world_size'] > 1 else ''}"
+
+
 def schedule(cfg: Record) -> str:
     """One in words."""
     falls = {"wsd": f", decay {cfg['decay_frac']:.0%}", "warmdown": f", warmdown {cfg['warmdown']:,}"}
@@ -207,7 +212,7 @@ def sources(data: Record, steps: int) -> str:
         (s["name"], f"{s['tokens']:,}", f"{s['ratio_got']:.1%}", f"{s['epochs'] * passes:.2f}", s["origin"])
         for s in data["sources"]
     ]
-    return table(("source", "tokens", "share", "epochs", "from"), rows) if rows else f"{data['tokens']:,} tokens."
+    return table(("source", "tokens", "share", "epochs of it", "from"), rows) if rows else f"{data['tokens']:,} tokens."
 
 
 def happened(run: Record, events: list[Record]) -> str:

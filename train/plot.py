@@ -51,6 +51,7 @@ def chart(title: str, series: Sequence[Series], zero: bool = False, marks: Seque
     ys = [y for s in drawn for y in s.ys] or [0.0, 1.0]
     end = max((x for s in drawn for x in s.xs), default=1.0)
     log = not zero and min(ys) > 0 and max(ys) > 3 * min(ys)
+    title += ", logarithmic" if log else ""
     y = Axis(*_range(min(ys), max(ys), zero, log), HEIGHT - BOTTOM, TOP, log)
     x = Axis(0, max(end, 1.0), LEFT, WIDTH - RIGHT)
     out = [
@@ -81,7 +82,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 def _log_ticks(y: Axis) -> list[float]:
     """As many per power of ten as have room."""
     powers = range(math.floor(math.log10(y.low)), math.ceil(math.log10(y.high)))
-    for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5)):
+    for steps in ((1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9), (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5)):
         values = [v for p in powers for m in steps if y.low <= (v := m * 10.0**p) <= y.high]
         if all(y.place(a) - y.place(b) >= LABEL for a, b in itertools.pairwise(values)):
             return values
