@@ -20,7 +20,6 @@ import dataclasses
 import datetime
 import gc
 import json
-import os
 import re
 import sys
 import tempfile
@@ -353,7 +352,6 @@ def main(arguments: list[str] | None = None) -> int:
     if given.device == "cuda" and not torch.cuda.is_available():
         print("not measured: no CUDA device")
         return 0
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = torch.device("cuda", 0) if given.device == "cuda" else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)

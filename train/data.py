@@ -16,7 +16,7 @@ import hashlib
 import mmap
 import resource
 import struct
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -169,13 +169,19 @@ class MappedIndex:
 
     def starts(self, first: int, last: int) -> list[int]:
         """Where documents begin, in [first, last)."""
-        low, high = (bisect_left(self.bytes, HEADER_BYTES + 2 * place) for place in (first, last))
+        low, high = self._documents(first, last)
         return [(place - HEADER_BYTES) >> 1 for place in self.bytes[low:high]]
+
+    def _documents(self, first: int, last: int) -> tuple[int, int]:
+        """The documents that begin in [first, last): no more than tokens, as each has one."""
+        low = bisect_left(self.bytes, HEADER_BYTES + 2 * first)
+        most = min(len(self.bytes), low + last - first)
+        return low, bisect_left(self.bytes, HEADER_BYTES + 2 * last, low, most)
 
     def uncounted(self, first: int, last: int) -> list[tuple[int, int]]:
         """The ranges within [first, last) of inputs whose target does not count."""
-        low = max(0, bisect_right(self.bytes, HEADER_BYTES + 2 * first) - 1)  # the document `first` is in or behind
-        high = bisect_left(self.bytes, HEADER_BYTES + 2 * last) + 1
+        low, high = self._documents(first + 1, last)
+        low, high = max(0, low - 1), high + 1  # also the document that `first` is in or behind, and the next one
         starts = [(place - HEADER_BYTES) >> 1 for place in self.bytes[low:high]]
         ends = [start + count for start, count in zip(starts, self.counts[low:high], strict=True)]
         gaps = zip([0, *ends], [*starts, self.tokens], strict=True)  # the first may be none, but ends by `first` then
@@ -387,7 +393,9 @@ class Loader:
         borders = []
         for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
             borders.append(row * T)
-            borders += [place + row * T - start for place in self._indices[number].starts(start + 1, start + T)]
+            inside = self._indices[number].starts(start + 1, start + T)
+            if inside:
+                borders += [place + row * T - start for place in inside]
         return torch.tensor([*borders, len(shard) * T], dtype=torch.int32)
 
 
