@@ -128,11 +128,8 @@ def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
         (
             "model",
             f"{run['parameters']:,} parameters: {model['n_layers']} layers of {model['dim']}, "
-            + (
-                f"every other one sees {model['sliding_window']:,} tokens"
-                if model["attention_pattern"] == "gemma4"
-                else "all global"
-            ),
+            f"{model['attention_pattern']}, window {model['sliding_window']:,}",
+        ),
         ),
         (
             "training",
@@ -164,9 +161,7 @@ def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
             ),
             ("memory", f"{max(r['memory_gb'] for r in lined):.2f} GB at the most, first process"),
         ]
-    rows.append(
-        ("started", ", then ".join(f"at step {s['step']:,} on {s['world_size']}" for s in run["starts"]) + " processes")
-    )
+    rows.append(("started", ", then ".join(f"at step {s['step']:,} on {processes(s)}" for s in run["starts"])))
     return rows
 
 

@@ -40,6 +40,7 @@ def test_the_page_says_what_the_run_was(folder, pretrain):
         "12 steps of 8 x 32 tokens: 3,072 tokens, 0.21 epochs",
         "1 x cpu, micro-batch 8; torch ",
         "of 1 TFLOP/s (dense bf16)",
+        "| started | at step 0 on 1 process |",
         "| bits/byte | before | unigram | step 12 | ema | nats/token |",
         f"| {summary['before']['bits_per_byte']:.4f} | {summary['unigram']['bits_per_byte']:.4f} | "
         f"**{summary['after']['bits_per_byte']:.4f}** | {last['val_bits_per_byte_ema']:.4f} | {last['val_loss']:.4f}",
