@@ -130,7 +130,6 @@ def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
             f"{run['parameters']:,} parameters: {model['n_layers']} layers of {model['dim']}, "
             f"{model['attention_pattern']}, window {model['sliding_window']:,}",
         ),
-        ),
         (
             "training",
             f"{steps:,} steps of {cfg['batch_size']} x {cfg['seq_len']} tokens: {steps * tokens:,} tokens, "
