@@ -179,7 +179,7 @@ def verify(manifest: ManifestArgument) -> None:
         print(f"differs: {problem}")
     if problems:
         raise UserError(f"{manifest}: {problems} differences; run the pack stage again with --force to mend it")
-    files = 2 + 3 * len(loaded.shards)
+    files = 2 + 3 * len(loaded.shards) + len(loaded.evals)
     print(f"{manifest}: {files} files, {loaded.tokens:,} training and {loaded.val_tokens:,} held-out tokens agree")
 
 

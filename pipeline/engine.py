@@ -121,7 +121,7 @@ class Context:
         return dict(sorted(found.items()))
 
     def source_files(self, name: str) -> list[SourceFile]:
-        """Every file of source `name` that a download unit took, by name."""
+        """Every file that was read for source, or evaluation set, `name`, by name."""
         return [SourceFile(*file) for file in sorted(self._files.get(name, ()))]
 
     def versions(self, stage: str) -> dict[str, str]:
@@ -225,7 +225,7 @@ class Context:
             "inputs": [a.digest for a in inputs],
         }
         self._codes[stage, facts["work"]] = facts["code"]
-        if stage == "download" and source:
+        if stage in ("download", "evals") and source:
             self._files.setdefault(source, set()).update((a.name, a.bytes, a.digest) for a in inputs)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
         while key in self._flying:

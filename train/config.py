@@ -224,6 +224,8 @@ class TrainConfig:
     on_spike: Literal["warn", "skip", "stop"] = "warn"  # skip: leave the step out; stop: leave it out and end the run
     eval_every: int = 0  # steps between validations; 0: only before the first step and after the last
     eval_tokens: int = 1_000_000  # validation tokens scored, always the same first ones; 0: all
+    eval_items: int | None = 0  # questions of each of the recipe's evals that are asked, evenly spread; 0: all;
+    # null: none
     checkpoint_every: int = (
         500  # steps between checkpoints; 0: only where a decay begins and at the end. A signal saves
     )
@@ -255,6 +257,7 @@ class TrainConfig:
             "sample_tokens",
         ):
             _check(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must be at least 0")
+        _check(self.eval_items is None or self.eval_items >= 0, f"train.eval_items = {self.eval_items}: at least 0")
         _check(self.micro_batch is None or self.micro_batch > 0, f"train.micro_batch = {self.micro_batch}: above 0")
         peak = self.peak_tflops
         _check(peak is None or peak > 0, f"train.peak_tflops = {peak}: must be above 0, or null")

@@ -12,7 +12,7 @@ sums are fp64, one per window, added in the windows' order: they do not depend o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train.choices import Choices, ChoiceScore
 from train.config import TrainError
 from train.data import Tokens, counted_targets, open_index, open_shard
 from train.generate import generate
@@ -41,6 +42,7 @@ class Score:
     tokens: int
     bytes: int = 0
     sources: dict[str, Score] = field(default_factory=dict)
+    choices: dict[str, ChoiceScore] = field(default_factory=dict)  # by evaluation set, of the whole model only
 
     @classmethod
     def of(cls, nll: float, tokens: int, byte_count: int) -> Score:
@@ -49,8 +51,17 @@ class Score:
 
     @classmethod
     def read(cls, value: dict[str, Any]) -> Score:
-        """Back from what `dataclasses.asdict` gave."""
-        return cls(**{**value, "sources": {name: cls.read(item) for name, item in value.get("sources", {}).items()}})
+        """Back from what `to_dict` gave."""
+        sources = {name: cls.read(item) for name, item in value.get("sources", {}).items()}
+        choices = {name: ChoiceScore(**item) for name, item in value.get("choices", {}).items()}
+        return cls(**{**value, "sources": sources, "choices": choices})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `choices` only where there are any."""
+        value = {**asdict(self), "sources": {name: score.to_dict() for name, score in self.sources.items()}}
+        if not self.choices:
+            del value["choices"]
+        return value
 
 
 class Part(NamedTuple):
@@ -78,11 +89,13 @@ class Validation:
         rank: int,
         world: int,
         documents: bool = False,
+        choices: Choices | None = None,
     ) -> None:
         """limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources
         together, an equal share each: with them an evaluation costs at most twice. documents: attention stays inside
-        one, as in training. Raises TrainError when there is nothing to score."""
+        one, as in training. choices: questions to ask beside. Raises TrainError when there is nothing to score."""
         self.group, self.rank, self.world, self.seq_len = group, rank, world, seq_len
+        self.choices = choices
         self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
         self.vocab_size = manifest.tokenizer.vocab_size
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
@@ -137,8 +150,9 @@ class Validation:
             nll = model.score(ids[:, :-1], ids[:, 1:], self._borders(picked)).cpu().double().numpy()
             for row, w in enumerate(picked):
                 sums[w] = nll[row, self.counted[w]].sum()
+        asked = self.choices.score(model, device) if self.choices else {}
         model.train()
-        return self._score(self._all(sums))
+        return replace(self._score(self._all(sums)), choices=asked)
 
     def _borders(self, picked: range) -> Tensor | None:
         """Where documents begin in a pass, as `Batch.borders`."""

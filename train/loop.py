@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -240,14 +240,21 @@ def _score(run: Run, of: str = "") -> Score:
     if score.sources:
         each = ", ".join(f"{name} {s.bits_per_byte:.4f}" for name, s in score.sources.items())
         run.rt.say(f"step {run.step}: bits/byte{of} by source: {each}")
+    for name, asked in score.choices.items():
+        run.rt.say(f"step {run.step}: {name}{of}: {asked}")
     return score
 
 
 def _scored(score: Score, of: str = "") -> dict[str, Any]:
-    """val_loss and val_bits_per_byte, and val_loss/<source>; of an average, val_loss_ema and val_loss_ema/<source>."""
+    """val_loss and val_bits_per_byte, and val_loss/<source>; of an average, val_loss_ema and val_loss_ema/<source>.
+
+    Of an evaluation set <set>/acc, and <set>/acc_ema.
+    """
     record = {f"val_loss{of}": score.nats, f"val_bits_per_byte{of}": score.bits_per_byte}
     for name, s in score.sources.items():
         record |= {f"val_loss{of}/{name}": s.nats, f"val_bits_per_byte{of}/{name}": s.bits_per_byte}
+    for name, asked in score.choices.items():
+        record |= {f"{name}/{what}{of}": value for what, value in asked.metrics().items()}
     return record
 
 
@@ -262,7 +269,7 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
 
     def work() -> Path:
         folder = run.folder / "checkpoints"
-        before = None if run.before is None else asdict(run.before)
+        before = None if run.before is None else run.before.to_dict()
         state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
         state |= {"micro_batch": run.loader.micro}
         state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}

@@ -34,6 +34,7 @@ import torch.distributed as dist
 from train import checkpoint, data, loop, micro, order, report, runfolder
 from train.attention import Masker, choose_kernel
 from train.averages import Averages
+from train.choices import Choices
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.evaluate import Score, Validation
 from train.loop import OnSave, Run
@@ -72,7 +73,12 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
 def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
     loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
-    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world, cfg.document_mask)
+    choices = Choices(manifest, model_cfg.max_seq_len, cfg.eval_items, rt.control, rt.rank, rt.world)
+    for note in choices.notes:
+        rt.say(note)
+    validation = Validation(
+        manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world, cfg.document_mask, choices
+    )
     loader.verified = data.check_hashes(manifest, rt.rank, rt.world)
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")

@@ -124,11 +124,11 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
         **{"model_tflops": None, "mfu_causal": None, "mfu_full": None},
         **(this.meter.rates(speed) if speed else {}),
         "memory_gb": round(hardware.peak_bytes(rt.device) / 1e9, 3),
-        "before": None if this.before is None else asdict(this.before),
-        "unigram": asdict(unigram),
-        "after": asdict(after),
+        "before": None if this.before is None else this.before.to_dict(),
+        "unigram": unigram.to_dict(),
+        "after": after.to_dict(),
         "averages": {
-            name: {**asdict(score), "updates": this.averages.held[name].count} for name, score in averaged.items()
+            name: {**score.to_dict(), "updates": this.averages.held[name].count} for name, score in averaged.items()
         },
         "samples": texts,
         "folder": str(this.folder),
@@ -140,6 +140,10 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
     for name, score in after.sources.items():
         before = None if this.before is None else this.before.sources.get(name)
         rt.say(f"           {compared(before, unigram.sources[name], score)}: {name}, {score.bytes:,} bytes")
+    for name, asked in after.choices.items():
+        rt.say(f"choices    {asked}: {name}, {asked.items} questions")
+        if this.before is not None and name in this.before.choices:
+            rt.say(f"           before: {this.before.choices[name]}")
     for name, score in averaged.items():
         rt.say(f"           {score.bits_per_byte:.4f} with the weights of {name}")
     for name in this.averages.held.keys() - averaged.keys():

@@ -32,18 +32,9 @@ from train.schedule import Pace, decay_start, settled
 # `steps`, and `seconds` of the schedule, change the learning rate from there on: `_same_past` allows it where the
 # decay had not begun. That is how a run is made longer.
 FREE = (
-    *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "checkpoint_every", "keep_last", "log_every"),
-    *(
-        "prompts",
-        "sample_tokens",
-        "tensorboard",
-        "wandb",
-        "peak_tflops",
-        "micro_batch",
-        "compile",
-        "attention",
-        "mixture",
-    ),
+    *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "eval_items", "checkpoint_every", "keep_last"),
+    *("log_every", "prompts", "sample_tokens", "tensorboard", "wandb", "peak_tflops", "micro_batch", "compile"),
+    *("attention", "mixture"),
 )
 # Keys of the model that its weights depend on
 SHAPE = (
