@@ -196,7 +196,16 @@ def scores(records: list[Record], summary: Record) -> str:
         row.append(f"**{_figure(last.get(f'val_bits_per_byte{end}'))}**")
         row += [_figure(last.get(f"val_bits_per_byte_{a}{end}")) for a in averages]
         rows.append([*row, _figure(last.get(f"val_loss{end}"))])
-    return table(head, rows)
+    shown = table(head, rows)
+    asked = [key.removesuffix("/acc") for key in last if key.endswith("/acc")]
+    if asked:
+        right = [
+            [name, *([_figure(first.get(f"{name}/acc"))] if first else []), f"**{_figure(last[f'{name}/acc'])}**"]
+            + [_figure(last.get(f"{name}/acc_{a}")) for a in averages]
+            for name in asked
+        ]
+        shown += "\n\n" + table(["share right", *["before"] * bool(first), f"step {last['step']:,}", *averages], right)
+    return shown
 
 
 def sources(data: Record, steps: int) -> str:

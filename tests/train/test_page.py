@@ -82,6 +82,10 @@ def test_a_killed_run_has_a_page(folder, tmp_path):
     assert "loss spike: 2." in text and "`a.bin` 3-4 and 2 rows more" in text.replace("`a.bin` 3-4, " * 4, "")
     assert "--step 5" in text and "## Samples" not in text
     assert (copy / "plots/loss.svg").read_text().count('stroke="#e5484d" stroke-opacity') == 2
+    scored = {"val_loss": 2.0, "val_bits_per_byte": 1.0, "val_loss_ema": 2.0}
+    asked = [{"step": s, **scored, "arc_easy/acc": a, "arc_easy/acc_ema": 0.5} for s, a in ((0, 0.25), (8, 0.375))]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
+    assert "| arc_easy | 0.2500 | **0.3750** | 0.5000 |" in page.write(copy).read_text()
     (copy / "metrics.jsonl").write_text("")
     assert "None yet." in page.write(copy).read_text()
 
