@@ -141,11 +141,12 @@ class MuonConfig:
     lr: float = 2e-3  # ours. An update has root mean square .18 * lr (scale .18 * sqrt(max(rows, cols)))
     momentum: float = 0.95  # Nesterov, sum form: buf = momentum * buf + g
     weight_decay: float = 0.1  # decoupled: w *= 1 - lr * weight_decay, with the scheduled lr
-    ns: Literal["jordan5", "dsv4"] = "dsv4"  # Newton-Schulz: 5 Jordan steps; or 8 of them and 2 of (2, -1.5, .5)
+    # Newton-Schulz: 5 Jordan steps; or 8 of them and 2 of (2, -1.5, .5); or the 5 of Polar Express
+    ns: Literal["jordan5", "dsv4", "polar_express"] = "dsv4"
     ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
 
     def __post_init__(self) -> None:
-        one_of("train.muon.ns", self.ns, ("jordan5", "dsv4"))
+        one_of("train.muon.ns", self.ns, ("jordan5", "dsv4", "polar_express"))
         one_of("train.muon.ns_dtype", self.ns_dtype, ("auto", "float32", "bfloat16"))
         _check(0 <= self.momentum < 1, f"train.muon.momentum = {self.momentum}: must be in [0, 1)")
         for name in ("lr", "weight_decay"):
@@ -199,6 +200,22 @@ class SWAConfig:
 
 
 @dataclass(frozen=True)
+class RankLossConfig:
+    """The watch over the singular values of Muon's matrices (train/rank_loss.py, trainers.md 1.7)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    every: int = 1000  # steps in which each matrix is looked at once; 0: off
+    floor: float = 1e-4  # smallest over largest singular value, below which it is an event
+    policy: Literal["warn", "stop"] = "warn"  # stop: save and end the run
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 0, f"train.rank_loss.every = {self.every}: must be at least 0 steps")
+        _check(0 <= self.floor <= 1, f"train.rank_loss.floor = {self.floor}: must be in [0, 1]")
+        one_of("train.rank_loss.policy", self.policy, ("warn", "stop"))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One phase of training. Batch, rates and lengths are ours: the seed states only the kinds."""
 
@@ -222,6 +239,7 @@ class TrainConfig:
     spike_sigma: float = 6.0  # a loss or gradient norm so many deviations above its running mean is an event; 0: off,
     # and then the gradient norms by module, which events and logged lines have, are not taken either
     on_spike: Literal["warn", "skip", "stop"] = "warn"  # skip: leave the step out; stop: leave it out and end the run
+    rank_loss: RankLossConfig = field(default_factory=RankLossConfig)
     eval_every: int = 0  # steps between validations; 0: only before the first step and after the last
     eval_tokens: int = 1_000_000  # validation tokens scored, always the same first ones; 0: all
     eval_items: int | None = 0  # questions of each of the recipe's evals that are asked, evenly spread; 0: all;

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import checkpoint, hardware, page, sentinel
+from train import checkpoint, hardware, page, rank_loss, sentinel
 from train.ahead import Ahead
 from train.averages import Averages
 from train.config import TrainConfig
@@ -27,6 +27,7 @@ from train.flops import flops_per_token
 from train.metrics import Metrics
 from train.model import Model
 from train.optim import Optimizer
+from train.rank_loss import RankLoss
 from train.runtime import Runtime
 from train.schedule import Pace, decay_begins, lr_factor
 from train.sentinel import Sentinel
@@ -48,6 +49,7 @@ class Run:
     folder: Path
     state: dict[str, Any]  # what each checkpoint's state.json repeats
     sentinel: Sentinel
+    rank_loss: RankLoss
     metrics: Metrics | None = None  # on the first rank
     on_save: OnSave | None = None
     step: int = 0
@@ -90,7 +92,10 @@ class Clock:
 
 
 def train(run: Run, stop: Callable[[], bool]) -> bool:
-    """Run to the end. False when a signal asked to stop: then the step was finished and everything saved."""
+    """Run to the end. False when a signal asked to stop: then the step was finished and everything saved.
+
+    Raises TrainError where a sentinel ends the run.
+    """
     cfg, rt = run.cfg, run.rt
     if run.step == 0:
         run.before = _score(run)
@@ -107,7 +112,8 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
             run.pace.step()
             run.total = _total(run)
         last = run.step >= run.total
-        stopping = rt.any(stop())
+        run.rank_loss.look(run.step)
+        stopping = rt.any(stop() or run.rank_loss.stops(wait=last))
         begins = not (decaying or last) and decay_begins(run.step, run.total, cfg.schedule)
         decaying |= begins
         scores = last or _due(run.step, cfg.eval_every)
@@ -130,6 +136,7 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
             if run.pace is not None:
                 run.pace.restart()
         if stopping:
+            rt.agreed(lambda: run.rank_loss.check(run.folder))
             return False
     return True
 
@@ -146,7 +153,7 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
     for micro in batch.micros(run.loader.micro):
         backward(run, micro)
     rt.sum_(optimizer.reduced)
-    norms = run.sentinel.norms()
+    norms = optimizer.norms() if run.sentinel.modules else optimizer.loss.new_empty(0)
     norm = optimizer.clip()
     run.factor = lr_factor(run.step, run.total, cfg.schedule)
     if run.sentinel.judge(optimizer.loss, norm, norms):
@@ -178,7 +185,8 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
     seconds, steps = run.clock.read()
     run.seconds += seconds
     waited, run.waited = run.waited, 0.0
-    _report(run, [*run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
+    figures, lost = run.rank_loss.read()
+    _report(run, [*lost, *run.sentinel.events(run.step), *run.sentinel.pace(run.step, seconds, steps, waited)])
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
     left = max(0.0, run.total - run.step) * seconds / steps
     lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * run.factor
@@ -202,6 +210,7 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
         "epoch": run.step * run.epochs_a_step,
         "seconds": round(run.seconds, 3),
         "seconds_left": round(left, 1),
+        **figures,
         **{f"grad_norm/{module}": value for module, value in run.sentinel.last.items()},
     }
 
@@ -209,7 +218,7 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
 def _report(run: Run, events: list[dict[str, Any]]) -> None:
     """Say and keep events. Raises TrainError where the run must end."""
     for event in events:
-        run.rt.say(f"step {event['step']}: {sentinel.said(event)}")
+        run.rt.say(f"step {event['step']}: {(rank_loss if 'matrix' in event else sentinel).said(event)}")
         if run.metrics is not None:
             run.metrics.event(event)
     run.sentinel.check(events, run.folder)
@@ -266,6 +275,7 @@ def _write(run: Run, record: dict[str, Any]) -> None:
 def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
     """A checkpoint, by rank 0, while the others wait; then on_save on all. One where the decay starts is kept."""
     cfg = run.cfg
+    optimizer = run.optimizer.state_tensors()  # on every rank: it may be gathered
 
     def work() -> Path:
         folder = run.folder / "checkpoints"
@@ -274,7 +284,7 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
         state |= {"micro_batch": run.loader.micro}
         state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
         state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
-        tensors = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
+        tensors = {**optimizer, **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
         if decay_starts:  # named first: a kill in between leaves a name that the next start fills
             checkpoint.write_atomic(folder / checkpoint.DECAY_START, checkpoint.name_of(run.step) + "\n")
         path = checkpoint.save(folder, run.step, run.model.state_dict(), tensors, state)

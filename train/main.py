@@ -16,6 +16,7 @@ line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
     # Threads that wait by spinning stall each other when another program takes a core: steps of 0.5 s took 6.
     # Read when torch is loaded, so it stands before that.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: of use to train/rank_loss.py alone, beside training
 
 import torch
 import torch.distributed as dist
@@ -41,6 +43,7 @@ from train.loop import OnSave, Run
 from train.manifest import Manifest, ManifestError, load_manifest
 from train.model import build, check_parameters
 from train.optim import Optimizer
+from train.rank_loss import RankLoss
 from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
 from train.sentinel import Sentinel
@@ -63,7 +66,7 @@ def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None 
         this = set_up(rt, manifest, model_cfg, cfg, on_save)
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
-        with report.records(this, manifest, str(manifest_path), overrides):
+        with report.records(this, manifest, str(manifest_path), overrides), contextlib.closing(this.rank_loss):
             if not loop.train(this, stop):
                 rt.say(f"stopped by a signal after step {this.step}, saved; train.resume=auto continues: {this.folder}")
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
@@ -89,18 +92,19 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
     point = checkpoint.read(source) if source else None
     if point is not None:
         model.load_state_dict(point.tensors("model.safetensors"))
-    if rt.world > 1:
-        for parameter in model.parameters():
-            dist.broadcast(parameter.data, src=0)
     bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
     model.dtype = torch.bfloat16 if bf16 else torch.float32
     kernel = choose_kernel(cfg.attention, model_cfg, cfg.seq_len, cfg.document_mask, rt.device, model.dtype)
     model.masker = Masker(model_cfg, kernel)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
         model.compile_parts()
-    optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
+    optimizer = Optimizer(model, cfg, rt.rank, rt.world)
+    if rt.world > 1:
+        dist.broadcast(optimizer.weights, src=0)
+    averages = Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)
+    lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon} if rt.first else {}, cfg.rank_loss)
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch, lost)
     this.on_save = on_save
     this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:

@@ -34,7 +34,7 @@ from train.schedule import Pace, decay_start, settled
 FREE = (
     *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "eval_items", "checkpoint_every", "keep_last"),
     *("log_every", "prompts", "sample_tokens", "tensorboard", "wandb", "peak_tflops", "micro_batch", "compile"),
-    *("attention", "mixture"),
+    *("attention", "mixture", "rank_loss"),
 )
 # Keys of the model that its weights depend on
 SHAPE = (

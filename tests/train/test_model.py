@@ -86,7 +86,7 @@ def test_with_every_lever_off_it_is_a_plain_transformer_to_the_bit():
     ids = torch.randint(0, 50, (3, 33), generator=torch.Generator().manual_seed(0))
     rates = AdamWConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
     a = Optimizer(ours, TrainConfig(optimizer="adamw", grad_clip=0, adamw=rates))
-    b = torch.optim.AdamW(theirs, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0, foreach=False)
+    b = torch.optim.AdamW(theirs, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0, fused=True)
     for _ in range(3):
         total, ce = ours(ids[:, :-1], ids[:, 1:])
         loss = plain(ids[:, :-1], ids[:, 1:])
