@@ -247,12 +247,14 @@ class TrainConfig:
     checkpoint_every: int = (
         500  # steps between checkpoints; 0: only where a decay begins and at the end. A signal saves
     )
-    keep_last: int = 2  # checkpoints kept, beside the one where a decay begins; 0: all
+    keep_last: int = 2  # checkpoints kept, beside the best one and the one where a decay begins; 0: all
+    keep_best: bool = True  # a validation loss below all before saves too, as checkpoints/best: see eval_every
     log_every: int = 10  # steps between lines of metrics.jsonl and on the screen
     seed: int = 0  # of weights, data order, dropout and samples
     init_from: str = "none"  # a phase, or a path of a run or checkpoint: weights only; none: fresh weights
     out: str | None = None  # the run's folder; null: a new folder under runs/
     resume: str = "refuse"  # auto | never | PATH of a checkpoint; refuse: a folder that holds a run is an error
+    allow_new_manifest: bool = False  # resume on another build of the data, from the checkpoint's step of its order
     epochs: float = 1.0  # passes over the mixture that training may make; more is an error
     prompts: tuple[str, ...] = ("The", "In order to", "For example,")  # samples are drawn for these at the end
     sample_tokens: int = 48  # tokens a sample; 0: no samples

@@ -1,6 +1,7 @@
 """The training loop: batch, gradient, update, now and then a line, a score, a checkpoint.
 
-Nothing in a step waits for the device but the lines that are printed. One step, on every rank:
+Nothing in a step waits for the device but the lines that are printed, and nothing waits for the disk. One step, on
+every rank:
 
     for each micro-batch:  total / (micro-batches * ranks)  backward      the global mean, exactly
     one all-reduce (sum) of the flat gradient and the loss; clip by its norm; judge; Muon and AdamW
@@ -8,6 +9,7 @@ Nothing in a step waits for the device but the lines that are printed. One step,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +33,9 @@ from train.rank_loss import RankLoss
 from train.runtime import Runtime
 from train.schedule import Pace, decay_begins, lr_factor
 from train.sentinel import Sentinel
+from train.writer import Writer
 
+LONG_WAIT = 1.0  # seconds that a save may wait for the one before it without saying so
 OnSave = Callable[[dict[str, Any], str | None], None]
 
 
@@ -59,10 +63,12 @@ class Run:
     before: Score | None = None
     after: Score | None = None
     averaged: dict[str, Score] = field(default_factory=dict)  # of each average, when `after` was scored
+    best: dict[str, Any] | None = None  # step, val_loss and tokens of the best score so far
     pace: Pace | None = None  # by the wall clock only
     total: float = 0.0  # steps this run makes: cfg.steps, or what schedule.seconds suffice for
     factor: float = 1.0  # of the learning rate, in the last step
     clock: Clock = field(default_factory=lambda: Clock())
+    writer: Writer = field(default_factory=Writer)
 
     def __post_init__(self) -> None:
         self.total = self.cfg.steps
@@ -113,7 +119,8 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
             run.total = _total(run)
         last = run.step >= run.total
         run.rank_loss.look(run.step)
-        stopping = rt.any(stop() or run.rank_loss.stops(wait=last))
+        # what could not be written is raised by _save
+        stopping = rt.any(stop() or run.rank_loss.stops(wait=last) or run.writer.failed)
         begins = not (decaying or last) and decay_begins(run.step, run.total, cfg.schedule)
         decaying |= begins
         scores = last or _due(run.step, cfg.eval_every)
@@ -122,16 +129,18 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
             record = _record(run, loss, norm)
             if run.pace is not None:
                 run.pace.caught_up()
+            best = False
             if scores and not stopping:
                 run.after, run.averaged = _score(run), score_averages(run)
                 record |= _scored(run.after)
                 for name, score in run.averaged.items():
                     record |= _scored(score, f"_{name}")
+                best = cfg.keep_best and _best(run, run.after)
             _write(run, record)
             if scores and rt.first:
                 page.refresh(run.folder)
-            if saves:
-                _save(run, record, begins)
+            if saves or best:
+                _save(run, record, begins, best, at_once=last or stopping)
             run.clock.restart()
             if run.pace is not None:
                 run.pace.restart()
@@ -272,28 +281,45 @@ def _write(run: Run, record: dict[str, Any]) -> None:
         run.metrics.write(record)
 
 
-def _save(run: Run, record: dict[str, Any], decay_starts: bool) -> None:
-    """A checkpoint, by rank 0, while the others wait; then on_save on all. One where the decay starts is kept."""
-    cfg = run.cfg
-    optimizer = run.optimizer.state_tensors()  # on every rank: it may be gathered
+def _best(run: Run, score: Score) -> bool:
+    """Whether this is the lowest validation loss so far, over the same tokens; if so it is noted."""
+    then = run.best
+    if not math.isfinite(score.nats) or (then and then["tokens"] == score.tokens and then["val_loss"] <= score.nats):
+        return False
+    run.best = {"step": run.step, "val_loss": score.nats, "tokens": score.tokens}
+    return True
 
-    def work() -> Path:
-        folder = run.folder / "checkpoints"
-        before = None if run.before is None else run.before.to_dict()
-        state = {**run.state, "seconds": run.seconds, "before": before, "world_size": run.rt.world}
-        state |= {"micro_batch": run.loader.micro}
-        state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
-        state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
-        tensors = {**optimizer, **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
-        if decay_starts:  # named first: a kill in between leaves a name that the next start fills
-            checkpoint.write_atomic(folder / checkpoint.DECAY_START, checkpoint.name_of(run.step) + "\n")
-        path = checkpoint.save(folder, run.step, run.model.state_dict(), tensors, state)
-        checkpoint.prune(folder, cfg.keep_last)
-        return path
 
-    path = run.rt.agreed(work)
+def _save(run: Run, record: dict[str, Any], decay_starts: bool, best: bool, at_once: bool) -> None:
+    """A checkpoint by rank 0, written while training goes on, or `at_once`; then on_save on all ranks, if there is one.
+
+    Raises TrainError, on all ranks, when this one or the one before it could not be written.
+    """
+    rt, cfg, folder = run.rt, run.cfg, run.folder / "checkpoints"
+    waited = rt.agreed(run.writer.wait)
+    if waited > LONG_WAIT:
+        rt.say(f"step {run.step}: waited {waited:.1f} s for the checkpoint before this one; the disk is slow")
+    # Asked of every rank: what is sharded over them is gathered.
+    states = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
+    before = None if run.before is None else run.before.to_dict()
+    state = {**run.state, "seconds": run.seconds, "before": before, "best": run.best, "world_size": rt.world}
+    state |= {"micro_batch": run.loader.micro, "updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
+    state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
+    step = run.step
+    if rt.first:
+        (model, optimizer), ready = run.writer.copied(run.model.state_dict(), states)
+
+        def work() -> None:
+            ready()
+            names = (checkpoint.DECAY_START,) * decay_starts + (checkpoint.BEST,) * best
+            checkpoint.save(folder, step, model, optimizer, state, names)
+            checkpoint.prune(folder, cfg.keep_last)
+
+        run.writer.start(work)
+    if at_once or run.on_save is not None:
+        rt.agreed(run.writer.wait)
     if run.on_save is not None:
-        run.on_save(record, str(path) if run.rt.first else None)
+        run.on_save(record, str(folder / checkpoint.name_of(step)) if rt.first else None)
 
 
 def _schedule_state(run: Run) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Train a model on a packed mixture.
 
     torchrun --nproc-per-node 2 train/main.py --manifest build/quickstart/anneal/manifest.json --set train.steps=20
+    srun -N 2 --ntasks-per-node 8 python train/main.py --manifest M
     python train/main.py --manifest M                    one process
     train.main.run(manifest, overrides, on_save)         from a launcher that has made the processes (Ray Train)
 
@@ -9,8 +10,9 @@ Exit status: 0 trained, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR
 command with train.resume=auto continues.
 
 torchrun passes SIGTERM on to the processes, which save, but itself exits 1, whatever they return: judge by its log
-line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running; for SLURM start it with
-`--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1`, or use srun, which needs no torchrun (tried, torch 2.13).
+line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running: start it with
+`--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1` (tried, torch 2.13), or use srun, which needs no torchrun
+and gets 75 from each task. `python -m pipeline run train` passes both signals on and exits 75 itself.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
 import torch
 import torch.distributed as dist
 
-from train import checkpoint, data, loop, micro, order, report, runfolder
+from train import checkpoint, data, loop, micro, order, ranks, report, runfolder
 from train.attention import Masker, choose_kernel
 from train.averages import Averages
 from train.choices import Choices
@@ -48,26 +51,38 @@ from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
 from train.sentinel import Sentinel
 from train.settings import configs
+from train.start import open_run
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 
 
-def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None = None) -> dict[str, Any]:
-    """Train. Returns the summary; its `status` is "done", or "stopped" when a signal asked for it.
+def run(
+    manifest_path: str | Path,
+    overrides: list[str],
+    on_save: OnSave | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train. Returns the summary; its `status` is "done", or "stopped" when a signal or `stop` asked for it.
 
-    on_save(metrics, path) is called on every rank at every checkpoint, with the path on rank 0 and None elsewhere.
+    on_save(metrics, path) is called on every rank at every checkpoint, once it is on the disk, with the path on rank 0
+    and None elsewhere. stop() is asked on rank 0 after each step, for launchers whose signals do not get here.
     Raises ManifestError and TrainError, whose texts are for people.
     """
     manifest = load_manifest(manifest_path)
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
     count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
     epochs = order.check_epochs(manifest, cfg)
-    with processes() as rt, stop_requests() as stop:
+    with stop_requests() as signalled, processes() as rt:
         this = set_up(rt, manifest, model_cfg, cfg, on_save)
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
-        with report.records(this, manifest, str(manifest_path), overrides), contextlib.closing(this.rank_loss):
-            if not loop.train(this, stop):
+        with (
+            report.records(this, manifest, str(manifest_path), overrides),
+            contextlib.closing(this.rank_loss),
+            contextlib.closing(this.writer),
+        ):
+            asked = signalled if stop is None or not rt.first else lambda: signalled() or stop()
+            if not loop.train(this, asked):
                 rt.say(f"stopped by a signal after step {this.step}, saved; train.resume=auto continues: {this.folder}")
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
             return report.finish(this, manifest, count)
@@ -86,7 +101,7 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
     ours = runfolder.identity(manifest, model_cfg, cfg)
-    start = rt.agreed(lambda: runfolder.open_run(manifest, cfg, ours))
+    start = rt.agreed(lambda: open_run(manifest, cfg, ours))
     model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed).to(rt.device)
     source = start.resumed or start.weights
     point = checkpoint.read(source) if source else None
@@ -104,7 +119,8 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
     averages = Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
     lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon} if rt.first else {}, cfg.rank_loss)
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch, lost)
+    state = {"identity": ours, "builds": start.builds}
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, state, watch, lost)
     this.on_save = on_save
     this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:
@@ -117,6 +133,7 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
             this.pace = Pace(*point.state.get("schedule", {}).get("pace", ()))
         this.step, this.seconds = point.step, float(point.state["seconds"])
         this.before = Score.read(point.state["before"]) if point.state["before"] else None
+        this.best = start.best
     if source:
         rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
     loader.micro = micro.choose(this, point.state if start.resumed and point is not None else {})
@@ -135,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainError, ManifestError, OSError) as error:
         if given.debug:
             raise
-        if os.environ.get("LOCAL_RANK", "0") != "0":
+        if any(os.environ.get(name, "0") != "0" for name in ranks.LOCAL):
             # All ranks mostly fail alike. The first of this machine speaks at once, and torchrun then ends us;
             # who is still here after a second failed alone.
             time.sleep(1)

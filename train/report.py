@@ -69,6 +69,7 @@ def run_facts(this: Run, manifest: Manifest, path: str, overrides: list[str]) ->
         "command": {"manifest": path, "folder": str(this.folder), "set": overrides},
         "name": manifest.name,
         "build_id": manifest.build_id,
+        "builds": this.state["builds"],
         "phase": manifest.phase,
         **{key: getattr(cfg, key) for key in ("seed", "batch_size", "seq_len", "steps")},
         "model": asdict(model.cfg),
