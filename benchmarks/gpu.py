@@ -77,13 +77,14 @@ def torch_muon(run: loop.Run) -> None:
     muon = torch.optim.Muon(
         matrices, cfg.lr, cfg.weight_decay, cfg.momentum, nesterov=True, adjust_lr_fn="match_rms_adamw"
     )
-    optimizer.stacks = []
-    rest = optimizer.step
+    whole = optimizer.step
 
     def step(factor: float) -> None:
         muon.param_groups[0]["lr"] = cfg.lr * factor
         muon.step()
-        rest(factor)
+        stacks, optimizer.stacks = optimizer.stacks, []
+        whole(factor)
+        optimizer.stacks = stacks
 
     optimizer.step = step  # type: ignore[method-assign]
 
@@ -144,9 +145,11 @@ def advance(run: loop.Run, steps: int) -> list[float]:
         loss, _ = loop.one_step(run)
         run.step += 1
         run.averages.update(run.step, run.factor)
+        run.rank_loss.look(run.step)
         if run.step % run.cfg.log_every == 0 or run.sentinel.full or run.step == 1:
             losses.append(float(loss))
             run.sentinel.events(run.step)
+            run.rank_loss.read()
     return losses
 
 
@@ -180,6 +183,7 @@ def timed(path: Path, variant: Variant, out: Path, device: torch.device, warm: i
         if variant.profiled:
             with tempfile.TemporaryDirectory() as folder:
                 result["time"] = shares(profiled(run, Path(folder) / "trace.json", device))
+        run.rank_loss.close()
     return result
 
 
@@ -275,8 +279,8 @@ def variants(path: Path, device: torch.device, deadline: float, tiny: bool, say:
         except Exception as error:
             found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
             say(f"{name}: {found[name]['failed']}")
-        gc.collect()
-        if device.type == "cuda":
+        if device.type == "cuda":  # a failed one may still hold its memory
+            gc.collect()
             torch.cuda.empty_cache()
         longest = max(longest, time.monotonic() - began)
     return found

@@ -96,6 +96,7 @@ def block_mask(length: int, window: int | None, documents: Tensor | None, device
     """
     from torch.nn.attention.flex_attention import BlockMask
 
+    assert length % FLEX_BLOCK == 0, length
     n = length // FLEX_BLOCK
     block = torch.arange(n, device=device)
     least = (block[:, None] - block) * FLEX_BLOCK  # i - j of the first tokens of blocks (i, j)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from train.choices import Choices, ChoiceScore
 from train.config import TrainError
-from train.data import Tokens, counted_targets, open_index, open_shard
+from train.data import Tokens, open_shard
+from train.documents import counted_targets, open_index
 from train.generate import generate
 from train.manifest import Manifest
 from train.model import Model
@@ -88,12 +89,12 @@ class Validation:
         group: Any,
         rank: int,
         world: int,
-        documents: bool = False,
         choices: Choices | None = None,
+        documents: bool = False,
     ) -> None:
         """limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources
-        together, an equal share each: with them an evaluation costs at most twice. documents: attention stays inside
-        one, as in training. choices: questions to ask beside. Raises TrainError when there is nothing to score."""
+        together, an equal share each: with them an evaluation costs at most twice. choices: questions to ask beside.
+        documents: attention stays inside one, as in training. Raises TrainError when there is nothing to score."""
         self.group, self.rank, self.world, self.seq_len = group, rank, world, seq_len
         self.choices = choices
         self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)

@@ -94,9 +94,8 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
     choices = Choices(manifest, model_cfg.max_seq_len, cfg.eval_items, rt.control, rt.rank, rt.world)
     for note in choices.notes:
         rt.say(note)
-    validation = Validation(
-        manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world, cfg.document_mask, choices
-    )
+    masked, group = cfg.document_mask, rt.control
+    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, group, rt.rank, rt.world, choices, masked)
     loader.verified = data.check_hashes(manifest, rt.rank, rt.world)
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")

@@ -197,12 +197,12 @@ class Model(nn.Module):
         """(B, T) ids -> (B, T, d) normed states.
 
         positions (B, T): where the ids stand; None: from 0. recalls: each layer's attention; None: over the row, by
-        `masks` (None: of whole rows).
+        `masks`; None: over whole rows, on the path that takes any length.
         """
         at = slice(ids.shape[1]) if positions is None else positions
         cos, sin = self.cos[at].unsqueeze(-2), self.sin[at].unsqueeze(-2)  # type: ignore[index]  # ([B,] T, 1, D / 2)
         if recalls is None:
-            kinds = [functools.partial(attend, mask=mask) for mask in masks or self.masker(ids)]
+            kinds = [functools.partial(attend, mask=mask) for mask in masks or Masker(self.cfg)(ids)]
             recalls = [kinds[block.attn.window is None] for block in self.blocks]  # type: ignore[union-attr]
         x = self.embed(ids).to(self.dtype)
         for layer, (block, recall) in enumerate(zip(self.blocks, recalls, strict=True)):

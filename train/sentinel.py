@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from train.config import TrainConfig, TrainError
-from train.data import open_index
+from train.documents import open_index
 from train.manifest import Manifest
 from train.order import rows_of_step
 

@@ -18,7 +18,8 @@ from trainer_harness import BOS, MODEL, PAD, metrics, sets, text, write_manifest
 from train import data as data_module
 from train import loss as loss_module
 from train.config import ModelConfig, TrainConfig
-from train.data import Loader, open_index, open_shard
+from train.data import Loader, open_shard
+from train.documents import open_index
 from train.evaluate import Validation
 from train.loss import IGNORE, cap_logits, head_loss, reference
 from train.main import run
