@@ -35,7 +35,7 @@ class Dedup(Model):
 
     exact: bool = Field(True, description="Drop documents whose normalised text is the same, across sources.")
     priority: list[str] = Field(
-        default_factory=list, description="Sources in the order in which a duplicate is kept; the others follow by name."
+        default_factory=list, description="Whose copy of a duplicate is kept, first to last; the others by name."
     )
 
 

@@ -162,7 +162,7 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
     pairs = [(name, part) for name, parts in filtered.items() for part in parts]
     slices: list[list[Artifact]] = [[] for _ in pairs]
     if context.recipe.dedup.exact:
-        # the others by name: a manifest does not keep the order of its recipe, and a rebuild has to rank as the build did
+        # the others by name: a manifest does not keep its recipe's order, and a rebuild has to rank as the build did
         ranked = [*context.recipe.dedup.priority, *sorted(filtered)]
         sources = [[name, len(parts), ranked.index(name)] for name, parts in filtered.items()]
         of = buckets_for(sum(part.rows for _, part in pairs))

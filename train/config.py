@@ -236,7 +236,8 @@ class TrainConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
     swa: SWAConfig = field(default_factory=SWAConfig)
     grad_clip: float = 1.0  # largest L2 norm of the whole gradient; 0: no clipping
-    spike_sigma: float = 6.0  # a loss or gradient norm so many deviations above its running mean is an event; 0: off
+    spike_sigma: float = 6.0  # a loss or gradient norm so many deviations above its running mean is an event; 0: off,
+    # and then the gradient norms by module, which events and logged lines have, are not taken either
     on_spike: Literal["warn", "skip", "stop"] = "warn"  # skip: leave the step out; stop: leave it out and end the run
     rank_loss: RankLossConfig = field(default_factory=RankLossConfig)
     eval_every: int = 0  # steps between validations; 0: only before the first step and after the last
@@ -260,6 +261,8 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations. auto: bfloat16 on CUDA, else float32
     compile: bool | Literal["auto"] = "auto"  # torch.compile. auto: on CUDA
     tensorboard: bool = False  # also write TensorBoard event files into the run's folder
+    wandb: bool | str = False  # also log to Weights & Biases, in the project of this name; true: shardmill
+    peak_tflops: float | None = None  # of a device, for MFU; null: its datasheet's, dense bf16 (train/hardware.py)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "log_every"):
@@ -276,6 +279,8 @@ class TrainConfig:
             _check(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must be at least 0")
         _check(self.eval_items is None or self.eval_items >= 0, f"train.eval_items = {self.eval_items}: at least 0")
         _check(self.micro_batch is None or self.micro_batch > 0, f"train.micro_batch = {self.micro_batch}: above 0")
+        peak = self.peak_tflops
+        _check(peak is None or peak > 0, f"train.peak_tflops = {peak}: must be above 0, or null")
         _check(self.epochs > 0, f"train.epochs = {self.epochs}: must be above 0")
         _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
         one_of("train.attention", self.attention, ("auto", "flex", "varlen", "sdpa"))

@@ -3,7 +3,7 @@
 Long rows are cast one by one, from the map into the block. Of short rows the T inputs are a record of 2 T bytes, and
 a shard is an array of them, so those a step takes of it are one `take`: a memcpy a row, without Python. (Indexing
 uint16 instead copies token by token, a third as fast.) The last target of each row is one more; then all are cast.
-The block is the same memory each time: pinned, and two in turn, where the tokens go on to a GPU.
+The block is one of two in turn, each the same memory every time: pinned, where the tokens go on to a GPU.
 
 Where documents begin is what the shard's `.idx` says; no token is read for it. Packing that fills windows up
 (`best_fit`) leaves padding that no document covers: there the target is IGNORE and the loss does not count.
@@ -117,7 +117,7 @@ def ranges(low: I64, high: I64) -> I64:
 
 
 class Batch(NamedTuple):
-    """One rank's rows of a step, on the loader's device. Valid until the loader's next batch: the memory is reused."""
+    """One rank's rows of a step, on the loader's device. Valid until the next but one: the memory is reused."""
 
     tokens: Tensor  # (B / world, T + 1) int64
     world: int
@@ -217,7 +217,8 @@ class Loader:
         self._rows, self._last = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
         self._records = self._rows.view(f"V{2 * cfg.seq_len}")[:, 0]
         cuda, shape = self.device.type == "cuda", (share, cfg.seq_len + 1)
-        self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(1 + cuda)]
+        # two in turn: on a CPU the batch is the block, and the next one may be read while it is used (train/ahead.py)
+        self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(2)]
         self._arrays = [block.numpy() for block in self._blocks]
         self._copied: list[torch.cuda.Event | None] = [None] * len(self._blocks)
         self._turn = 0
@@ -286,14 +287,11 @@ class Loader:
 
     def _on_device(self) -> Tensor:
         """The block just written, on the device; the other is next."""
-        block = self._blocks[self._turn]
-        if self.device.type == "cpu":
-            return block
-        tokens = block.to(self.device, non_blocking=True)
+        turn, self._turn = self._turn, 1 - self._turn
+        tokens = self._blocks[turn].to(self.device, non_blocking=True)  # on a CPU the block itself
         if self.device.type == "cuda":
-            copied = self._copied[self._turn] = self._copied[self._turn] or torch.cuda.Event()
+            copied = self._copied[turn] = self._copied[turn] or torch.cuda.Event()
             copied.record(torch.cuda.current_stream(self.device))
-        self._turn = (self._turn + 1) % len(self._blocks)
         return tokens
 
     def _uncounted(self, shard: I64, window: I64) -> tuple[I64, I64]:

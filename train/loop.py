@@ -19,15 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import checkpoint, rank_loss, sentinel
+from train import checkpoint, hardware, page, rank_loss, sentinel
+from train.ahead import Ahead
 from train.averages import Averages
 from train.config import TrainConfig
-from train.data import Loader
+from train.data import Loader, Micro
 from train.evaluate import Score, Validation
+from train.flops import flops_per_token
+from train.metrics import Metrics
 from train.model import Model
 from train.optim import Optimizer
 from train.rank_loss import RankLoss
-from train.runfolder import Metrics
 from train.runtime import Runtime
 from train.schedule import Pace, decay_begins, lr_factor
 from train.sentinel import Sentinel
@@ -70,6 +72,11 @@ class Run:
 
     def __post_init__(self) -> None:
         self.total = self.cfg.steps
+        # on a CPU a thread would take its time from the step's own
+        self.source = Ahead(self.loader) if self.rt.device.type == "cuda" else self.loader
+        peak = self.cfg.peak_tflops or hardware.peak_tflops(hardware.device_name(self.rt.device))
+        flops = flops_per_token(self.model.cfg, self.model.vocab_size, self.cfg.seq_len)
+        self.meter = hardware.Meter(flops, peak, self.rt.world)
 
 
 class Clock:
@@ -130,6 +137,8 @@ def train(run: Run, stop: Callable[[], bool]) -> bool:
                     record |= _scored(score, f"_{name}")
                 best = cfg.keep_best and _best(run, run.after)
             _write(run, record)
+            if scores and rt.first:
+                page.refresh(run.folder)
             if saves or best:
                 _save(run, record, begins, best, at_once=last or stopping)
             run.clock.restart()
@@ -147,20 +156,25 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
     # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
     torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
     started = time.perf_counter()
-    batch = run.loader.batch(run.step, cfg.document_mask)
+    batch = run.source.batch(run.step, cfg.document_mask)
     run.waited += time.perf_counter() - started
     optimizer.reduced.zero_()
     for micro in batch.micros(run.loader.micro):
-        total, ce = run.model(micro.ids, micro.targets, micro.counted, micro.borders)
-        (total * micro.share).backward()
-        optimizer.loss += ce.detach() * micro.share
+        backward(run, micro)
     rt.sum_(optimizer.reduced)
-    norms = optimizer.norms()
+    norms = optimizer.norms() if run.sentinel.modules else optimizer.loss.new_empty(0)
     norm = optimizer.clip()
     run.factor = lr_factor(run.step, run.total, cfg.schedule)
     if run.sentinel.judge(optimizer.loss, norm, norms):
         optimizer.step(run.factor)
     return optimizer.loss, norm
+
+
+def backward(run: Run, micro: Micro) -> None:
+    """Add one micro-batch to the gradient and the loss of the step."""
+    total, ce = run.model(micro.ids, micro.targets, micro.counted, micro.borders)
+    (total * micro.share).backward()
+    run.optimizer.loss += ce.detach() * micro.share
 
 
 def _total(run: Run) -> float:
@@ -185,9 +199,11 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
     left = max(0.0, run.total - run.step) * seconds / steps
     lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * run.factor
+    rates = run.meter.rates(speed)
+    used = f"  MFU {rates['mfu_causal']:.1%}" if "mfu_causal" in rates else ""
     rt.say(
         f"step {run.step:>{len(str(cfg.steps))}}/{cfg.steps}  loss {nats:.4f}  lr {lr:.2e}  grad {float(norm):.3f}  "
-        f"{speed:>9,.0f} tokens/s  {clock_text(left)} left"
+        f"{speed:>9,.0f} tokens/s{used}  {clock_text(left)} left"
     )
     return {
         "step": run.step,
@@ -198,9 +214,13 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
         "waiting_for_data": round(waited / seconds, 4),
         "tokens": run.step * cfg.batch_size * cfg.seq_len,
         "tokens_per_second": round(speed, 1),
+        **rates,
+        "memory_gb": round(hardware.peak_bytes(rt.device) / 1e9, 3),
         "epoch": run.step * run.epochs_a_step,
         "seconds": round(run.seconds, 3),
+        "seconds_left": round(left, 1),
         **figures,
+        **{f"grad_norm/{module}": value for module, value in run.sentinel.last.items()},
     }
 
 
@@ -283,7 +303,7 @@ def _save(run: Run, record: dict[str, Any], decay_starts: bool, best: bool, at_o
     states = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.sentinel.stats}
     before = None if run.before is None else run.before.to_dict()
     state = {**run.state, "seconds": run.seconds, "before": before, "best": run.best, "world_size": rt.world}
-    state |= {"updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
+    state |= {"micro_batch": run.loader.micro, "updates": run.optimizer.steps, "skipped": run.sentinel.skipped}
     state |= {"averages": run.averages.counts(), "schedule": _schedule_state(run)}
     step = run.step
     if rt.first:

@@ -18,7 +18,7 @@ and gets 75 from each task. `python -m pipeline run train` passes both signals o
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import os
 import sys
 import time
@@ -36,7 +36,7 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
 import torch
 import torch.distributed as dist
 
-from train import checkpoint, data, loop, order, ranks, report, runfolder
+from train import checkpoint, data, loop, micro, order, ranks, report, runfolder
 from train.attention import Masker, choose_kernel
 from train.averages import Averages
 from train.choices import Choices
@@ -73,25 +73,22 @@ def run(
     count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
     epochs = order.check_epochs(manifest, cfg)
     with stop_requests() as signalled, processes() as rt:
-        this = set_up(rt, manifest, str(manifest_path), model_cfg, cfg, on_save)
+        this = set_up(rt, manifest, model_cfg, cfg, on_save)
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
-        try:
+        with (
+            report.records(this, manifest, str(manifest_path), overrides),
+            contextlib.closing(this.rank_loss),
+            contextlib.closing(this.writer),
+        ):
             asked = signalled if stop is None or not rt.first else lambda: signalled() or stop()
             if not loop.train(this, asked):
                 rt.say(f"stopped by a signal after step {this.step}, saved; train.resume=auto continues: {this.folder}")
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
             return report.finish(this, manifest, count)
-        finally:
-            this.writer.close()
-            this.rank_loss.close()
-            if this.metrics is not None:
-                this.metrics.close()
 
 
-def set_up(
-    rt: Runtime, manifest: Manifest, path: str, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None
-) -> Run:
+def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
     loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
     choices = Choices(manifest, model_cfg.max_seq_len, cfg.eval_items, rt.control, rt.rank, rt.world)
@@ -138,21 +135,7 @@ def set_up(
         this.best = start.best
     if source:
         rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
-    if rt.first:
-        this.metrics = runfolder.Metrics(start.folder, this.step, cfg.tensorboard)
-        facts = {
-            "manifest": os.path.relpath(Path(path).absolute(), start.folder.absolute()),
-            "name": manifest.name,
-            "build_id": manifest.build_id,
-            "builds": start.builds,
-            "phase": manifest.phase,
-            **{key: getattr(cfg, key) for key in ("seed", "batch_size", "seq_len", "steps")},
-            "model": dataclasses.asdict(model_cfg),
-            "train": dataclasses.asdict(cfg),
-            "world_size": rt.world,
-            "device": str(rt.device),
-        }
-        runfolder.write_run(start.folder, ours, facts, {"step": this.step, "world_size": rt.world})
+    loader.micro = micro.choose(this, point.state if start.resumed and point is not None else {})
     return this
 
 

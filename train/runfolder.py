@@ -5,6 +5,7 @@
     run.json        all that replaying the data order needs, and every start the run had
     checkpoints/    see checkpoint.py
     summary.json    at the end: scores before and after, the unigram's, samples, speed
+    summary.md      the same and more on one page, with plots/; made anew with each score: see train/page.py
 
 How a run starts in it, or goes on, is in start.py.
 """
@@ -15,9 +16,8 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from train import checkpoint
 from train.config import ModelConfig, TrainConfig
@@ -28,8 +28,8 @@ from train.manifest import Manifest
 # decay had not begun. That is how a run is made longer.
 FREE = (
     *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "eval_items", "checkpoint_every", "keep_last"),
-    *("log_every", "prompts", "sample_tokens", "tensorboard", "micro_batch", "compile", "attention", "mixture"),
-    *("rank_loss", "keep_best", "allow_new_manifest"),
+    *("log_every", "prompts", "sample_tokens", "tensorboard", "wandb", "peak_tflops", "micro_batch", "compile"),
+    *("attention", "mixture", "rank_loss", "keep_best", "allow_new_manifest"),
 )
 # Keys of the model that its weights depend on
 SHAPE = (
@@ -94,56 +94,3 @@ def versions() -> dict[str, str]:
     """Of what computes."""
     names = ("torch", "numpy", "safetensors")
     return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
-
-
-class Metrics:
-    """metrics.jsonl, and TensorBoard's event files when they are asked for and can be written."""
-
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
-        """Drops the lines after `step`, the checkpoint continued from, and a line that a kill cut."""
-        self.file, self.events = (_opened(folder / name, step) for name in ("metrics.jsonl", "events.jsonl"))
-        self.board = _tensorboard(folder, step) if tensorboard else None
-
-    def write(self, record: dict[str, Any]) -> None:
-        """One line, at once."""
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for key, value in record.items():
-                if key != "step":
-                    self.board.add_scalar(key, value, record["step"])
-
-    def event(self, event: dict[str, Any]) -> None:
-        """A line of events.jsonl, at once."""
-        self.events.write(json.dumps(event) + "\n")
-        self.events.flush()
-
-    def close(self) -> None:
-        """Also flushes TensorBoard."""
-        self.file.close()
-        self.events.close()
-        if self.board is not None:
-            self.board.close()
-
-
-def _opened(path: Path, step: int) -> TextIO:
-    """A file of JSON lines to append to, without those after `step` and one that a kill cut."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-    # step 0 is scored before the first step: a start from 0 scores it again
-    checkpoint.write_atomic(path, "".join(kept) if step else "")
-    return path.open("a", encoding="utf-8")
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        print("warning: no TensorBoard files: the package tensorboard is not installed", file=sys.stderr, flush=True)
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -41,10 +41,14 @@ class Sentinel:
     """The judge of one run. `stats` is its whole memory, and goes into checkpoints."""
 
     def __init__(self, manifest: Manifest, cfg: TrainConfig, modules: list[str], device: torch.device) -> None:
-        self.manifest, self.cfg, self.modules = manifest, cfg, modules
+        """`modules`: whose gradient norms `judge` is given; none unless spike_sigma is above 0."""
+        self.manifest, self.cfg = manifest, cfg
+        self.modules = modules if cfg.spike_sigma > 0 else []
+        self.last: dict[str, float] = {}  # module -> its gradient's norm, in the step read last
         self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
         self.floor = torch.tensor(FLOOR, device=device)
-        self.table = torch.zeros(min(cfg.log_every, TABLE), 3 + len(modules), device=device)  # verdict, loss, norms
+        columns = 3 + len(self.modules)  # verdict, loss, norm, norms
+        self.table = torch.zeros(min(cfg.log_every, TABLE), columns, device=device)
         self.filled = self.skipped = 0
         self.waits = cfg.on_spike != "warn"
         self.paces: deque[float] = deque(maxlen=INTERVALS)
@@ -79,6 +83,7 @@ class Sentinel:
                 event["applied"] = not self.waits
                 event["grad_norms"] = dict(zip(self.modules, norms, strict=True))
                 found.append(event | {"batch": documents_of_step(self.manifest, self.cfg, number - 1)})
+            self.last = dict(zip(self.modules, norms, strict=True))
         self.filled = 0
         return found
 
