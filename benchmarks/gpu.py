@@ -135,7 +135,7 @@ def ready(path: Path, settings: dict[str, Any], out: Path, device: torch.device)
     manifest = load_manifest(path)
     sets = [f"train.{key}={json.dumps(value)}" for key, value in {**settings, "out": str(out)}.items()]
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, sets, str(path))
-    return set_up(Runtime(0, 1, device, None), manifest, str(path), model_cfg, cfg, None)
+    return set_up(Runtime(0, 1, device, None), manifest, model_cfg, cfg, None)
 
 
 def advance(run: loop.Run, steps: int) -> list[float]:
@@ -184,6 +184,7 @@ def timed(path: Path, variant: Variant, out: Path, device: torch.device, warm: i
             with tempfile.TemporaryDirectory() as folder:
                 result["time"] = shares(profiled(run, Path(folder) / "trace.json", device))
         run.rank_loss.close()
+        run.writer.close()
     return result
 
 
