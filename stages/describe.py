@@ -14,7 +14,7 @@ import numpy as np
 from stages import ids
 from stages.base import Record, Task
 from stages.mixture import asked
-from train.manifest import SCHEMA_VERSION, Shard, Source, Tokenizer, manifest_text
+from train.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, Tokenizer, manifest_text
 
 
 def manifest(task: Task) -> None:
@@ -75,6 +75,23 @@ def contents(
         "sources": [asdict(s) for s in sources],
         "recipe": recipe.to_dict(),
     }
+
+
+def describe_evals(context: Any, name: str, record: Record) -> EvalSet:
+    """The manifest's entry for one evaluation set, from the record of its encoding."""
+    config, encoded = context.recipe.evals[name], record.output("encoded")
+    return EvalSet(
+        name=name,
+        path=f"eval_{name}.json",
+        sha256=encoded.sha256,
+        items=encoded.rows,
+        prompt=config.prompt,
+        kind=config.kind,
+        origin=config.where,
+        revision=config.revision,
+        licence=config.licence,
+        files=context.source_files(name),
+    )
 
 
 def describe_tokenizer(context: Any, record: Record) -> Tokenizer:
@@ -154,3 +171,12 @@ def describe_source(
         val_documents=total(val, "documents"),
         files_lost=sum(1 for e in context.state("download").failed if e.label.split(" ")[0] == name),
     )
+
+
+def warn_of_training_files(context: Any, sets: list[EvalSet]) -> None:
+    """Warn of a set that is read from a file which a source trains on too; to be called when sources are read."""
+    for told in sets:
+        files = {file.digest: file.name for file in told.files}
+        for source in context.recipe.sources:
+            for shared in sorted({files[f.digest] for f in context.source_files(source) if f.digest in files}):
+                context.warn(f"evals.{told.name} asks what {source} trains on: both read {shared}; name another file")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import IO, Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -17,6 +17,9 @@ from stages.base import DataError, Task
 from stages.sources.base import BadRow, Identify, Row, TextConfig, UnitSpec, row_of, text_params
 from stages.sources.files import list_files, opened, unzstd, whole_files
 from stages.sources.parts import write_parts
+from stages.sources.questions import question_of, write_items
+
+T = TypeVar("T")
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 CHUNK = 1 << 20
@@ -40,12 +43,23 @@ def work(task: Task) -> None:
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
     """Each line of each file as a row; blank lines are not rows. Raises DataError on a damaged file."""
+    return convert_lines(task, row_of)
+
+
+def items(task: Task) -> None:
+    """Read an evaluation set. Params: files. Raises DataError at a line that is no question."""
+    write_items(task, convert_lines(task, question_of))
+
+
+def convert_lines(task: Task, convert: Callable[[Any, str, int, dict[str, Any]], T]) -> Iterator[T | BadRow]:
+    """Each line, turned by `convert(record, file, row, params)`."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
         with opened(artifact.path) as stream:
             number = 0
             for line in lines(chunks(stream, artifact.path)):
                 if line.strip():
-                    yield parse(line, name, number, task.params)
+                    record = parse(line, name, number)
+                    yield record if isinstance(record, BadRow) else convert(record, name, number, task.params)
                     number += 1
 
 
@@ -78,12 +92,11 @@ def lines(source: Iterable[bytes]) -> Iterator[bytes]:
         yield last
 
 
-def parse(line: bytes, file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
-    """One line as a row, or the reason why it is none."""
+def parse(line: bytes, file: str, number: int) -> Any:
+    """What one line holds, or as a BadRow the reason why it cannot be read."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow(file, number, f"not valid UTF-8 at byte {error.start}", line[:200].decode("utf-8", "replace"))
     except (json.JSONDecodeError, RecursionError) as error:
         return BadRow(file, number, f"broken JSON: {error}", line[:200].decode("utf-8", "replace"))
-    return row_of(record, file, number, params)
