@@ -1,9 +1,9 @@
 """Compiled kernels: numba without the GIL, kept on disk, so that one process compiles and all others load.
 
 Modules of kernels are called `stages/kernel_*.py`. Their machine code lies in a folder named after the contents of all
-of them, because numba itself only notices a change in the file of the function that is called, not in those that it
-calls. The folder is in `stages/__pycache__` (or where PYTHONPYCACHEPREFIX says), in the user's cache folder where that
-cannot be written, or in NUMBA_CACHE_DIR. Processes that compile at the same time replace each other's equal files.
+of them and the processor, because numba by itself notices only a change in the file of the function that is called,
+and keeps a clone's code from another clone. The folder is in the user's cache folder, or in `stages/__pycache__` where
+that cannot be written; NUMBA_CACHE_DIR names another. Processes that compile at once replace each other's equal files.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
+from numba.core import caching
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,36 +34,64 @@ def folders() -> list[Path]:
     if config.CACHE_DIR:
         return [Path(config.CACHE_DIR)]
     users = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return [Path(cache_from_source(__file__)).parent, Path(users) / "shardmill"]
+    return [Path(users) / "shardmill", Path(cache_from_source(__file__)).parent]
+
+
+def digest() -> str:
+    """Of the kernels as they are now, and of the processor they are compiled for."""
+    total = hashlib.sha256(binding.get_host_cpu_name().encode() + binding.get_host_cpu_features().flatten().encode())
+    for file in (Path(__file__), *sorted(HERE.glob("kernel_*.py"))):
+        total.update(file.read_bytes())
+    return total.hexdigest()[:16]
 
 
 @functools.cache
 def cache_folder() -> str | None:
-    """The folder for the kernels as they are now; None, and a line that says so, where none can be written."""
-    total = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(HERE.glob("kernel_*.py"))))
+    """The folder for the kernels; None, and a line that says so, where none can be written."""
     tried = folders()
     for base in tried:
-        folder = base / f"kernels-{total.hexdigest()[:16]}"
+        folder = base / f"kernels-{digest()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return str(folder)
-        except OSError:
+        except (OSError, RuntimeError):
             continue
     where = " nor ".join(map(str, tried))
     print(f"every process compiles the rules: {where} cannot be written; set NUMBA_CACHE_DIR", file=sys.stderr)
     return None
 
 
+class Locator(caching._CacheLocator):
+    """Tells numba where the machine code of a kernel lies, wherever the clone itself lies."""
+
+    def __init__(self, function: Any):
+        self.function = function
+
+    def get_cache_path(self) -> str | None:
+        """The folder."""
+        return cache_folder()
+
+    def get_source_stamp(self) -> str:
+        """Nothing to compare: the folder's name says what it was made from."""
+        return ""
+
+    def get_disambiguator(self) -> str:
+        """Tells functions of one name apart."""
+        return str(self.function.__code__.co_firstlineno)
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> Locator | None:
+        """A locator, for kernels alone."""
+        return cls(function) if Path(file).parent == HERE and Path(file).name.startswith("kernel_") else None
+
+
+cast(list[Any], caching.CacheImpl._locator_classes).insert(0, Locator)
+
+
 def compiled(function: F) -> F:
     """`function` as machine code."""
-    folder, before = cache_folder(), config.CACHE_DIR
-    config.CACHE_DIR = folder or before
-    try:
-        kernel: Any = numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
-    finally:
-        config.CACHE_DIR = before
-    return cast(F, kernel)
+    return cast(F, numba.njit(nogil=True, error_model="numpy", cache=cache_folder() is not None)(function))
 
 
 int64: Any = numba.int64  # in kernels every number is of this kind, so that each is compiled once

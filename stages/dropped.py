@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.base import Task
+from stages.base import Artifact, Task
 from stages.match import match
 from stages.tables import DOCUMENTS
 
@@ -45,14 +45,13 @@ class Sample:
 
 
 def work(task: Task) -> None:
-    """The sample of a source from those of its units. Params: ids, urls, domains that the recipe excludes.
+    """The sample of a source from those of its units. Params: ids, urls, domains to leave out, or nothing.
 
-    Output: `dropped` (DROPPED). What is excluded is not shown.
+    Output: `dropped` (DROPPED).
     """
     table = pa.concat_tables(pq.read_table(task.path(a), schema=DROPPED) for a in task.inputs)
-    params = task.params
-    if params["ids"] or params["urls"] or params["domains"]:
-        mask, _ = match(table["document_id"], table["url"], params["ids"], params["urls"], params["domains"])
+    if named := task.params:
+        mask, _ = match(table["document_id"], table["url"], named["ids"], named["urls"], named["domains"])
         table = table.filter(pa.array(~mask))
     table = table.sort_by([(name, "ascending") for name in ("reason", "document_id", "source_file", "source_row")])
     seen: dict[str, int] = {}
@@ -64,3 +63,8 @@ def work(task: Task) -> None:
     with task.table("dropped", DROPPED) as writer:
         if kept:
             writer.write(table.take(pa.array(kept)))
+
+
+def folder(samples: dict[str, Artifact]) -> dict[str, dict[str, Artifact]]:
+    """What to publish of the samples by source."""
+    return {"dropped": {f"{name}.parquet": sample for name, sample in samples.items()}} if samples else {}

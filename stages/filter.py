@@ -99,34 +99,38 @@ def check_some_kept(context: Any, name: str) -> None:
 
 
 class Filtered(dict[str, list[Artifact]]):
-    """Filtered documents by source, one table a part; and of each source the sample of what was dropped."""
+    """Filtered documents by source, one table a part; and of each source the sample of what was dropped.
+
+    Where the recipe takes documents down, the stage `exclude` publishes the samples, without them.
+    """
 
     dropped: dict[str, Artifact]
+    publish_dropped: bool
 
 
 async def build(context: Any) -> Filtered:
     """Filtered documents by source. Downloads as it goes."""
-    named = {name: sorted(getattr(context.recipe.exclude, name)) for name in ("ids", "urls", "domains")}
 
     async def one(name: str, config: Any) -> tuple[list[Artifact], Artifact | None]:
         parts = await source_parts(context, name, config)
         check_some_kept(context, name)
         docs, samples = [part.docs for part in parts], [part.dropped for part in parts if part.dropped.rows]
-        if not samples or context.dry:  # nothing is built upon a sample
+        if not samples:
             return docs, None
-        record = await context.run("filter", dropped.work, named, samples, label="dropped", source=name)
+        record = await context.run("filter", dropped.work, {}, samples, label="dropped", source=name)
         return docs, record.output("dropped")
 
-    sources = context.recipe.sources
+    sources, exclude = context.recipe.sources, context.recipe.exclude
     found = await asyncio.gather(*(one(name, config) for name, config in sources.items()))
     result = Filtered((name, docs) for name, (docs, _) in zip(sources, found, strict=True))
     result.dropped = {name: sample for name, (_, sample) in zip(sources, found, strict=True) if sample}
+    result.publish_dropped = not any((exclude.ids, exclude.urls, exclude.domains))
     return result
 
 
 def publish(result: Filtered) -> dict[str, dict[str, Artifact]]:
     """`dropped/<source>.parquet`, where any document was dropped."""
-    return {"dropped": {f"{name}.parquet": sample for name, sample in result.dropped.items()}} if result.dropped else {}
+    return dropped.folder(result.dropped) if result.publish_dropped else {}
 
 
 STAGE = Stage(

@@ -52,7 +52,7 @@ class MiniContext:
     """What `build` needs of the engine's context, one unit after another, each once."""
 
     def __init__(self, folder: Path, recipe: Any):
-        self.folder, self.recipe, self.dry = folder, recipe, False
+        self.folder, self.recipe = folder, recipe
         self.ran: list[tuple[str, str]] = []
         self.records: dict[str, Record] = {}
         self.built: dict[str, Any] = {}

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from stage_harness import MiniContext, build, recipe, rows_of
 
 from stages.dropped import PER_REASON, TEXT_CHARS
+from stages.filter import publish
 from stages.tables import document_id
 
 TEXTS = [f"short {i}" if i % 3 else f"{i} " + "long enough to be kept " * 9 for i in range(300)]
 
 
-def sample(folder, lines, exclude=None, **keys):
+def sample(folder, lines, exclude=None, stage="filter", **keys):
     """(rows of the published sample, the context) of a filter over files of rows (JSON objects)."""
     folder.mkdir()
     for n, part in enumerate(lines):
@@ -19,7 +20,8 @@ def sample(folder, lines, exclude=None, **keys):
     source = {"from": "jsonl", "path": str(folder), "rules": [{"length": {"min_chars": 30}}], **keys}
     named = {"ids": [], "urls": [], "domains": []} | (exclude or {})
     context = MiniContext(folder / "out", recipe({"a": source}, exclude=SimpleNamespace(**named)))
-    return rows_of(build(context, "filter").dropped.values()), context
+    context.warn = lambda _: None
+    return rows_of(build(context, stage).dropped.values()), context
 
 
 def test_the_smallest_ids_of_each_reason_wherever_they_lie(tmp_path):
@@ -48,5 +50,7 @@ def test_take_downs_are_not_shown(tmp_path):
         {"text": TEXTS[0], "url": ""}
     ]
     gone = {"domains": ["b.org"], "ids": [document_id("x4").hex()]}
-    found, _ = sample(tmp_path / "x", [rows], gone, url="url")
+    found, context = sample(tmp_path / "x", [rows], gone, "exclude", url="url")
+    _, open_ = sample(tmp_path / "y", [rows], url="url")
+    assert publish(context.built["filter"].result()) == {} != publish(open_.built["filter"].result())
     assert sorted(r["text"] for r in found) == ["x1", "x2", "x3"]
