@@ -19,7 +19,7 @@ from pipeline.storage import Store, sha256_file
 from stages.base import DataError
 from stages.diff import changes
 from stages.pack import STAGE_OF
-from stages.sources.registry import SOURCES, describe
+from stages.sources.registry import SOURCES, describe, pin
 from train.manifest import Manifest, SourceFile, load_manifest
 
 
@@ -60,8 +60,10 @@ def changed_sources(manifest: Manifest, recipe: Recipe, store: Store, places: Ma
     for name, config in recipe.sources.items():
         remote = any("://" in p for p in paths_of(manifest.recipe["sources"][name]))
         try:
+            if name in described:
+                pin(config, described[name].revision)
             revision = describe(config)["revision"]
-            if name in described and described[name].revision != revision:
+            if name in described and described[name].revision != revision and not (name in places and remote):
                 yield f"source {name}: revision {described[name].revision or 'none'} is asked for, {revision} is here"
             specs = SOURCES[config.kind].units(config, store.identify)
         except (DataError, OSError, ImportError) as error:
@@ -140,7 +142,7 @@ def differences(manifest: Manifest, folder: Path, places: Mapping[str, str]) -> 
         again["files"][name] = before["files"][name]
         for old, new in zip(before["sources"], again["sources"], strict=False):
             if old["name"] == new["name"] == name:
-                new["origin"] = old["origin"]
+                new["origin"], new["revision"] = old["origin"], old["revision"]
     for name, old, new in changes(before, again):
         yield f"manifest.json: {name} is {str(new)[:60]}, not {str(old)[:60]}"
 

@@ -6,6 +6,7 @@ A compressed file cannot be entered in the middle, so it is one streaming unit t
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,15 +15,17 @@ from typing import IO, Any, Literal
 from pydantic import Field
 
 from stages.base import DataError, Task
-from stages.sources.base import BadRow, Identify, Row, TextConfig, UnitSpec, row_of, text_params
-from stages.sources.files import list_files, opened, unzstd, whole_files
+from stages.sources.base import BadRow, Identify, Row, StreamConfig, UnitSpec, row_of, stream_params
+from stages.sources.files import files_of, opened, unzstd, whole_files
 from stages.sources.parts import write_parts
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
-CHUNK = 1 << 20
+CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
+SPARE = 1 << 20  # bytes of a line beside its text
+ESCAPED = 2  # bytes of a line for one of text, in which few characters are escaped
 
 
-class Config(TextConfig):
+class Config(StreamConfig):
     """Rows of JSON-lines files: `from: jsonl`."""
 
     kind: Literal["jsonl"] = Field(alias="from", description="The kind of source.")
@@ -30,32 +33,36 @@ class Config(TextConfig):
 
 def units(config: Config, identify: Identify) -> list[UnitSpec]:
     """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
-    return whole_files(list_files(config.path, SUFFIXES), text_params(config), identify)
+    return whole_files(files_of(config, SUFFIXES), stream_params(config), identify, config.cut_bytes())
 
 
 def work(task: Task) -> None:
-    """Read one unit. Params: text, template, url, meta, files (a name for each input)."""
+    """Read one unit. Params: text, template, url, meta, largest, max_ratio, files (a name for each input)."""
     write_parts(task, rows(task))
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
     """Each line of each file as a row; blank lines are not rows. Raises DataError on a damaged file."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
-        with opened(artifact.path) as stream:
+        longest = ESCAPED * task.params["largest"] + SPARE
+        with opened(artifact, task.params.get("options")) as stream:
             number = 0
-            for line in lines(chunks(stream, artifact.path)):
-                if line.strip():
+            for line in lines(chunks(stream, artifact.path, task.params["max_ratio"]), longest):
+                if line is None:
+                    yield BadRow(name, number, f"the line has more than {longest:,} bytes; see largest_document")
+                    number += 1
+                elif line.strip():
                     yield parse(line, name, number, task.params)
                     number += 1
 
 
-def chunks(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """The file's decompressed bytes, a chunk at a time, by the ending of its name."""
+def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes]:
+    """The file's decompressed bytes, a chunk at a time, by the ending of its name. Raises DataError; see `unzstd`."""
     if name.endswith(".zst"):
-        yield from unzstd(stream, name)
+        yield from unzstd(stream, name, CHUNK, max_ratio)
     elif name.endswith(".gz"):
         try:
-            with gzip.open(stream) as inner:
+            with gzip.open(io.BufferedReader(stream, CHUNK)) as inner:  # type: ignore[type-var]
                 while chunk := inner.read(CHUNK):
                     yield chunk
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -65,17 +72,22 @@ def chunks(stream: IO[bytes], name: str) -> Iterator[bytes]:
             yield chunk
 
 
-def lines(source: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends, from chunks cut anywhere."""
+def lines(source: Iterable[bytes], longest: int = 1 << 40) -> Iterator[bytes | None]:
+    """Lines without their ends, from chunks cut anywhere; None for one of more than `longest` bytes, not held."""
     rest: list[bytes] = []
+    held = 0
     for chunk in source:
         *whole, tail = chunk.split(b"\n")
         for line in whole:
-            yield b"".join([*rest, line])
+            yield b"".join([*rest, line]) if held + len(line) <= longest else None
+            rest, held = [], 0
+        held += len(tail)
+        if held <= longest:
+            rest.append(tail)
+        else:
             rest = []
-        rest.append(tail)
-    if last := b"".join(rest):
-        yield last
+    if held:
+        yield b"".join(rest) if held <= longest else None
 
 
 def parse(line: bytes, file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
