@@ -28,6 +28,8 @@ UNIT_BYTES = 128 << 20  # text in a unit or a part, about; between 64 and 256 MB
 LEAST_BYTES = 1 << 20  # of a unit or a part of a source with a small budget
 BUDGET_UNITS = 16  # at least so many fill a budget, which ends at a whole one
 DOCUMENT_BYTES = 4096  # of a document, about, to size the units of a budget in documents
+LARGEST = 128 << 20  # bytes of a document that no source's key says otherwise of
+MAX_RATIO = 200.0  # bytes that a compressed file may unpack to, by its own
 SECRET = ("key", "token", "secret", "pass", "credential", "sas", "signature")  # in the names of storage options
 
 
@@ -119,7 +121,7 @@ class RecordConfig(BaseConfig):
         default=None, description="Field that holds the address; by default `url`, else `meta.url`, where it is there."
     )
     largest_document: Annotated[int, BeforeValidator(quantity), Field(gt=0, le=1 << 30)] = Field(
-        default=128 << 20, description="Bytes of a document (UTF-8) beyond which it goes to the quarantine."
+        default=LARGEST, description="Bytes of a document (UTF-8) beyond which it goes to the quarantine."
     )
 
 
@@ -131,7 +133,7 @@ class StreamConfig(TextConfig):
     """Keys of files that may be compressed and cannot be entered in the middle."""
 
     max_ratio: float = Field(
-        default=200.0,
+        default=MAX_RATIO,
         gt=1,
         description="Bytes that a compressed file may unpack to, by its own bytes, beyond the first 64 MiB.",
     )

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 from pydantic import Field
 
 from stages.base import DataError, Task
-from stages.sources.base import BadRow, Identify, Row, StreamConfig, UnitSpec, row_of, stream_params
+from stages.sources.base import LARGEST, MAX_RATIO, BadRow, Identify, Row, StreamConfig, UnitSpec, row_of, stream_params
 from stages.sources.files import files_of, opened, unzstd, whole_files
 from stages.sources.parts import write_parts
 
@@ -44,10 +44,10 @@ def work(task: Task) -> None:
 def rows(task: Task) -> Iterator[Row | BadRow]:
     """Each line of each file as a row; blank lines are not rows. Raises DataError on a damaged file."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
-        longest = ESCAPED * task.params["largest"] + SPARE
+        longest = ESCAPED * task.params.get("largest", LARGEST) + SPARE
         with opened(artifact, task.params.get("options")) as stream:
             number = 0
-            for line in lines(chunks(stream, artifact.path, task.params["max_ratio"]), longest):
+            for line in lines(chunks(stream, artifact.path, task.params.get("max_ratio", MAX_RATIO)), longest):
                 if line is None:
                     yield BadRow(name, number, f"the line has more than {longest:,} bytes; see largest_document")
                     number += 1

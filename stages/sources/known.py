@@ -32,8 +32,8 @@ class Known:
     keys: dict[str, Any] = field(default_factory=dict)
 
 
-COSMOPEDIA: tuple[str, ...] = ("auto_math_text", "khanacademy", "openstax", "stanford", "stories")
-COSMOPEDIA += ("web_samples_v1", "web_samples_v2", "wikihow")
+COSMOPEDIA = ["auto_math_text", "khanacademy", "openstax", "stanford", "stories"]
+COSMOPEDIA += ["web_samples_v1", "web_samples_v2", "wikihow"]
 
 KNOWN: dict[str, Known] = {
     "fineweb_edu": Known(

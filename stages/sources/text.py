@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from stages.base import Task
 from stages.quantities import quantity
-from stages.sources.base import BadRow, FilesConfig, Identify, Row, UnitSpec, common_params
+from stages.sources.base import LARGEST, MAX_RATIO, BadRow, FilesConfig, Identify, Row, UnitSpec, common_params
 from stages.sources.files import files_of, opened, whole_files
 from stages.sources.jsonl import chunks, lines
 from stages.sources.parts import write_parts
@@ -26,10 +26,12 @@ class Config(FilesConfig):
         default="file", description="What is one document: a whole file, or lines up to a blank one."
     )
     largest_document: Annotated[int, BeforeValidator(quantity), Field(gt=0, le=1 << 30)] = Field(
-        default=128 << 20, description="Bytes of a document (UTF-8) beyond which it goes to the quarantine."
+        default=LARGEST, description="Bytes of a document (UTF-8) beyond which it goes to the quarantine."
     )
     max_ratio: float = Field(
-        default=200.0, gt=1, description="Bytes that a file may unpack to, by its own bytes, beyond the first 64 MiB."
+        default=MAX_RATIO,
+        gt=1,
+        description="Bytes that a file may unpack to, by its own bytes, beyond the first 64 MiB.",
     )
 
 
