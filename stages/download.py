@@ -12,12 +12,13 @@ Which parts are kept depends on neither the slices nor the order in which units 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stages.base import Artifact, DataError, Record, Stage
-from stages.sources.base import DOCUMENT_BYTES, BaseConfig, UnitSpec
+from stages.sources.base import BaseConfig, UnitSpec
 from stages.sources.registry import SOURCES
 
 LOOK_AHEAD = 16  # units started at a time for a source with a budget, at most
@@ -92,7 +93,7 @@ async def grow(
     if not is_stream(spec):
         return await chain(context, name, config, spec)
     kept: list[Kept] = []
-    first, start, stop = None, 0, max(1, round(missing(config, have) / spec.params["part_bytes"] + 0.5))
+    first, start, stop = None, 0, max(1, math.ceil(missing(config, have) / spec.params["part_bytes"]))
     while True:
         cut = replace(spec, name=f"{spec.name}({start}:{stop})", params={**spec.params, "parts": [start, stop]})
         record, parts = await chain(context, name, config, cut)
@@ -101,7 +102,7 @@ async def grow(
         if not record.output("quarantine").meta["more"] or within_budget(config, [*have, *kept]) is not None:
             return first, kept
         rate = max(1, sum(k.text_bytes for k in kept)) / stop
-        start, stop = stop, stop + min(GROWTH * stop, max(1, round(missing(config, (*have, *kept)) / rate + 0.5)))
+        start, stop = stop, stop + min(GROWTH * stop, max(1, math.ceil(missing(config, (*have, *kept)) / rate)))
 
 
 def is_stream(spec: UnitSpec) -> bool:
@@ -117,11 +118,11 @@ def budgets(config: BaseConfig, kept: Sequence[Kept]) -> list[tuple[int, int]]:
 
 
 def missing(config: BaseConfig, kept: Sequence[Kept]) -> float:
-    """Bytes of kept text until the first budget is full, about."""
-    each = sum(k.text_bytes for k in kept) / max(1, sum(k.documents for k in kept)) or DOCUMENT_BYTES
+    """Bytes of kept text until the first budget is full, about; 0 where nothing says yet how long documents are."""
+    size, documents = sum(k.text_bytes for k in kept), sum(k.documents for k in kept)
     limits = [config.max_bytes, config.max_tokens and 4 * config.max_tokens]
-    limits.append(config.max_documents and round(each * config.max_documents))
-    return max(0, min(n for n in limits if n is not None) - sum(k.text_bytes for k in kept))
+    limits.append(config.max_documents and round(size / max(1, documents) * config.max_documents))
+    return max(0, min(n for n in limits if n is not None) - size)
 
 
 def next_window(config: BaseConfig, kept: list[Kept], units: int, specs: list[UnitSpec]) -> int:

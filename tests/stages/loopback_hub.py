@@ -10,6 +10,7 @@ serves the shared test data under the real names of the datasets and prints what
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import socket
@@ -56,6 +57,7 @@ class Dataset:
         self.revisions.setdefault("main", total.hexdigest())
 
 
+@functools.lru_cache(256)
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -211,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
     def blob(self, digest: str) -> bytes:
         for found in self.state.datasets.values():
             for data in (*found.files.values(), *found.served.values()):
-                if sha256_of(data) == digest:
+                if sha256(data) == digest:
                     return data
         raise LookupError("EntryNotFound")
 
@@ -227,21 +229,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(206, data[start:stop], {**said, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
 
 
-_digests: dict[int, str] = {}
-
-
-def sha256_of(data: bytes) -> str:
-    """As `sha256`, once for each object: the tests keep them."""
-    if id(data) not in _digests:
-        _digests[id(data)] = sha256(data)
-    return _digests[id(data)]
-
-
 def entry(path: str, data: bytes) -> dict[str, object]:
     """A file of a listing, as the hub has it: a large one's id is that of its pointer."""
     small = len(data) <= INLINE
     found: dict[str, object] = {"type": "file", "path": path, "size": len(data), "oid": blob_id(data[:INLINE])}
-    return found if small else {**found, "lfs": {"oid": sha256_of(data), "size": len(data), "pointerSize": 134}}
+    return found if small else {**found, "lfs": {"oid": sha256(data), "size": len(data), "pointerSize": 134}}
 
 
 def tree(files: Mapping[str, bytes], inside: str, recursive: bool) -> Iterator[dict[str, object]]:
