@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine import Context
-from pipeline.recipe import TokenizerConfig
+from pipeline.recipe import Recipe, TokenizerConfig
 from stages import build_tokenizer, own_tokenizer
 from stages.base import Artifact, DataError, TransientError
 from stages.download import Kept, within_budget
@@ -295,6 +295,11 @@ def pretrain_takes(context: Context, available: Mapping[str, int]) -> dict[str, 
     return largest_remainder(pretrain.tokens, weights(pretrain, available))
 
 
+def packs(recipe: Recipe) -> dict[str, str]:
+    """The stages that pack, by the mixture that each packs, of those that the recipe has."""
+    return {stage: name for stage, name in PACKS.items() if name in recipe.mixtures}
+
+
 def disk(context: Context, survey: Survey, stages: list[str]) -> dict[str, float]:
     """Bytes that the outputs of each of `stages` take in the store when all is built."""
     out = dict.fromkeys(stages, 0.0)
@@ -308,7 +313,7 @@ def disk(context: Context, survey: Survey, stages: list[str]) -> dict[str, float
         }
         for stage in out.keys() & sizes.keys():
             out[stage] += sizes[stage]
-    for stage in out.keys() & PACKS.keys():
+    for stage in out.keys() & packs(context.recipe).keys():
         out[stage] = 2.0 * context.recipe.mixtures[PACKS[stage]].tokens
     return out
 
@@ -329,7 +334,7 @@ def seconds(context: Context, survey: Survey, stages: list[str]) -> dict[str, fl
         text = context.counts(stage).get("text_bytes", 0)
         if not ahead:
             continue
-        if stage in PACKS:
+        if stage in packs(recipe):
             out[stage] = recipe.mixtures[PACKS[stage]].tokens * PACK_SECONDS
         elif state and text:
             out[stage] = ahead * amounts[stage] * state.text_seconds / text

@@ -29,8 +29,10 @@ class Config(FilesConfig):
 
     kind: Literal["ai2_arc"] = Field(alias="from", description="The kind of source.")
     path: str | list[str] = Field(
-        description="A file, a folder, a glob, or a list of them; local or a URI. Leave test splits out."
+        default="hf://datasets/allenai/ai2_arc/ARC-*/train-*.parquet",
+        description="A file, a folder, a glob, or a list of them; local or a URI. Leave test splits out.",
     )
+    licence: str = Field(default="CC-BY-SA-4.0", description="Licence of the text; not interpreted.")
 
 
 def units(config: Config, identify: Identify) -> list[UnitSpec]:

@@ -96,7 +96,8 @@ def _search(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], follow_li
     if any(c in inner for c in MAGIC):
         first = next(i for i, c in enumerate(inner) if c in MAGIC)
         root = inner[:first].rpartition("/")[0]
-        names = [n for n, info in fs.glob(inner, detail=True).items() if info["type"] == "file"]
+        found = fs.glob(inner, detail=True)  # which calls a link to a file a link
+        names = [n for n, info in found.items() if (info["type"] == "file" if remote else Path(n).is_file())]
     elif fs.isdir(inner):
         root = inner.rstrip("/")
         names = [n for n in fs.find(inner) if n.endswith(suffixes)]
@@ -169,11 +170,19 @@ def opened(file: Artifact | str, options: Mapping[str, Any] | None = None) -> It
         raise
 
 
+def check_ratio(name: str, unpacked: int, packed: int, most: float) -> None:
+    """Raises DataError when more than SMALL bytes came out, and `most` times what went in (0: no limit)."""
+    if most and unpacked > max(SMALL, most * packed):
+        raise DataError(
+            f"{name} unpacks to more than {most:g} times its size; if it is meant to, raise the source's max_ratio"
+        )
+
+
 def unzstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float = 0) -> Iterator[bytes]:
     """The decompressed bytes of all zstd frames in `stream`.
 
-    Raises DataError when the last frame is cut off, or when more than SMALL bytes come out and `max_ratio` times what
-    went in (0: no limit). `zstandard`'s own reader ends quietly at a cut, which would lose rows without a word.
+    Raises DataError when the last frame is cut off, and as `check_ratio` does. `zstandard`'s own reader ends quietly at
+    a cut, which would lose rows without a word.
     """
     decoder = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
     inside = False
@@ -187,11 +196,7 @@ def unzstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float =
                     inside = True
                     data = decoder.decompress(chunk)
                     unpacked += len(data)
-                    if max_ratio and unpacked > max(SMALL, max_ratio * packed):
-                        raise DataError(
-                            f"{name} unpacks to more than {max_ratio:g} times its size; if it is meant to, raise "
-                            "the source's max_ratio"
-                        )
+                    check_ratio(name, unpacked, packed, max_ratio)
                     if data:
                         yield data
                     chunk = decoder.unused_data if decoder.eof else b""

@@ -135,6 +135,8 @@ def element(buffer: Buffer) -> Any:
             value, end = DECODER.raw_decode(buffer.text, buffer.at)
         except json.JSONDecodeError as error:
             problem = f"is cut off or broken ({error.msg})"
+        except ValueError as error:  # a number with thousands of digits
+            raise ArrayError(f"an element cannot be read ({error}), at character {buffer.where}") from error
         except RecursionError as error:
             raise ArrayError(f"an element is nested too deeply, at character {buffer.where}") from error
         # `12`, `12.` or `12e+` where the text ends may be the start of a longer number.

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from stages.base import DataError, Task
 from stages.sources.base import LARGEST, MAX_RATIO, BadRow, Identify, Row, StreamConfig, UnitSpec, row_of, stream_params
-from stages.sources.files import files_of, opened, unzstd, whole_files
+from stages.sources.files import check_ratio, files_of, opened, unzstd, whole_files
 from stages.sources.parts import write_parts
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
@@ -63,7 +63,10 @@ def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes
     elif name.endswith(".gz"):
         try:
             with gzip.open(io.BufferedReader(stream, CHUNK)) as inner:  # type: ignore[type-var]
+                unpacked = 0
                 while chunk := inner.read(CHUNK):
+                    unpacked += len(chunk)
+                    check_ratio(name, unpacked, stream.tell(), max_ratio)
                     yield chunk
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{name} is cut off or damaged ({error}); fetch the file again") from error
@@ -96,6 +99,6 @@ def parse(line: bytes, file: str, number: int, params: dict[str, Any]) -> Row | 
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow(file, number, f"not valid UTF-8 at byte {error.start}", line[:200].decode("utf-8", "replace"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also of a number with thousands of digits
         return BadRow(file, number, f"broken JSON: {error}", line[:200].decode("utf-8", "replace"))
     return row_of(record, file, number, params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import io
 import json
@@ -175,6 +176,16 @@ def test_retry_after_holds_every_thread_of_the_process_back(start):
         assert not [a for a in server.asked if moment + 0.2 < a.when < moment + 0.95], "asked before the time was up"
 
 
+def test_how_long_an_answer_asks_to_wait():
+    soon = email.utils.formatdate(time.time() + 20, usegmt=True)
+    assert patience.asked_pause({"retry-after": "7"}) == 7
+    assert 15 < (patience.asked_pause({"retry-after": soon}) or 0) <= 20
+    assert patience.asked_pause({"retry-after": email.utils.formatdate(0)}) == 0
+    assert patience.asked_pause({"ratelimit": '"resolvers";r=0;t=55'}) == 55
+    assert patience.asked_pause({"ratelimit": '"resolvers";r=9;t=55'}) is None
+    assert patience.asked_pause({"retry-after": "soon"}) is None and patience.asked_pause({}) is None
+
+
 def test_patience_ends_and_says_so(start, monkeypatch):
     start(seven())
     _, (spec,) = units(kind="open_web_math")
@@ -290,7 +301,7 @@ def packed(texts: list[str]) -> bytes:
     ],
 )
 def test_a_stream_is_read_no_further_than_its_budget_needs(start, tmp_path, monkeypatch, budget, rules, kept):
-    texts = [t + "." * 300 * (kept is not None and i % kept == 0) for i, t in enumerate(stream(8000))]
+    texts = [t + "." * 300 * (kept is not None and i % kept == 0) for i, t in enumerate(stream(9000))]
     data = packed(texts)
     server = start({"o/n": Dataset({"a.jsonl.zst": data})})
     monkeypatch.setattr(jsonl, "CHUNK", 256 << 10)
@@ -307,7 +318,7 @@ def test_a_stream_is_read_no_further_than_its_budget_needs(start, tmp_path, monk
     slices = sum(stage == "download" for stage, _ in context.ran)
     once = kept is None and "max_bytes" in budget  # else what is kept must be seen before it is known how much to read
     assert slices == (1 if once else 2)
-    assert moved < (1.3 if once else 2.3) * read + (1 << 20) < len(data)
+    assert moved < (1.3 if once else 2.3) * read + (1 << 20) and moved < len(data)
     counts = context.counts("download", "s")
     assert counts["rows_in"] == counts["rows_out"] < len(texts), "no row counts twice"
 
@@ -354,7 +365,7 @@ RECIPE = {
         "metamath": {"from": "meta_math_qa"},
         "arxiv": {"from": "proof_pile_arxiv", "max_bytes": "1MB"},
         "cosmopedia": {"from": "cosmopedia", "subset": "stanford"},
-        "arc": {"from": "ai2_arc", "path": "hf://datasets/allenai/ai2_arc/ARC-*/train-*.parquet"},
+        "arc": {"from": "ai2_arc"},
     },
     "tokenizer": {"vocab_size": 500, "sample": "100kB"},
     "shard_tokens": "20k",
@@ -407,3 +418,17 @@ def test_processes_and_ray_build_the_same_with_every_third_request_failing(tmp_p
         assert TOKEN not in done.stdout + done.stderr
         results.append(hashes(folder))
     assert results[0] == results[1] and len(results[0]) > 8
+
+
+def test_the_recipe_of_100m_tokens_is_planned_from_the_hub(tmp_path):
+    with Hub(seven(200), every=7) as server:
+        done = run(tmp_path, server, "plan", "train", "--recipe", "fineweb_edu_100m", COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert "cannot be listed" not in done.stdout
+    row = next(line.split() for line in done.stdout.splitlines() if line.startswith("fineweb_edu  "))
+    assert (
+        row[:2] == ["fineweb_edu", "fineweb_edu"] and 1500 < float(row[4].strip("~k ").replace(",", "")) * 1000 < 2100
+    )
+    assert "would not fit, by the estimate" in done.stdout  # 1,800 documents are no 100 M tokens
+    assert 10e6 < int(done.stdout.split("Model: ")[1].split()[0].replace(",", "")) < 15e6
+    assert list(tmp_path.iterdir()) == []
