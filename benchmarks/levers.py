@@ -1,10 +1,10 @@
 """What each lever of the trainer is worth: 300 steps on real text with it and without, in bits per byte held out.
 
-A model of 1.9 M parameters (quickstart's shape), 2,048 tokens a step, the same weights and the same data in the same
-order each time; one run a line. First the learning rates are tuned, Muon's and AdamW's beside it, and those of AdamW
-alone: doubled and halved until both neighbours of the best are worse. Then each lever alone is turned, all else as
-tuned. Three seeds of the tuned run say how much of a difference is chance. Every loss of every run is looked at: a
-NaN anywhere fails the benchmark, and so does AdamW ahead of Muon.
+A model of 1.9 M parameters (the width and depth of quickstart), 1,024 tokens a step, the same weights and the same
+data in the same order each time; one run a line. First the learning rates are tuned, Muon's and AdamW's beside it, and
+those of AdamW alone: doubled and halved until both neighbours of the best are worse. Then each lever alone is turned,
+all else as tuned. Three seeds of the tuned run say how much of a difference is chance. Every loss of every run is
+looked at: a NaN anywhere fails the benchmark, and so does AdamW ahead of Muon.
 
     python -m benchmarks.levers [--data FOLDER] [--steps 300] [--jobs 2]
 """
@@ -29,15 +29,15 @@ import yaml
 from benchmarks import measure
 
 SHARED = measure.SHARED.parent
-START = {"muon": 1.2e-2, "beside": 6e-3, "adamw": 6e-3}  # where the search for each rate begins
-MODEL = {"dim": 128, "n_layers": 4, "n_heads": 4, "mlp_hidden": 384, "max_seq_len": 256, "sliding_window": 64}
+START = {"muon": 1.2e-2, "beside": 6e-3, "adamw": 4e-3}  # where the search for each rate begins
+MODEL = {"dim": 128, "n_layers": 4, "n_heads": 4, "mlp_hidden": 384, "max_seq_len": 128, "sliding_window": 32}
 TRAIN = {
     "batch_size": 8,
-    "seq_len": 256,
+    "seq_len": 128,
     "schedule": {"kind": "wsd", "warmup": 20},
     "prompts": [],
     "log_every": 1,
-    "eval_tokens": 100_000,
+    "eval_tokens": 50_000,
 }
 SEEDS = (1, 2)  # beside 0
 # lever -> the settings that turn it, against the tuned run: gemma4, Muon, cap 30, z-loss 1e-4, WSD, no engram
@@ -189,7 +189,7 @@ def report(table: dict[str, dict[str, Any]], known: list[dict[str, Any]], option
         f"Muon ahead of AdamW in each of {len(seeds)} seeds: {ahead}; every loss of {len(known)} runs finite: {finite}"
     )
     if not options.dry:
-        text = "shared" if options.data == SHARED and SHARED.is_dir() else "other"
+        text = "web/ and math/ of the shared text" if options.data.is_dir() else "installed packages"
         result = {"steps": options.steps, "text": text, "machine": measure.machine(("torch",)), "table": table}
         measure.save("levers", {**result, "runs": known, "muon_ahead": ahead, "finite": finite})
     if not (ahead and finite):

@@ -1,4 +1,4 @@
-"""The command line. Exit status: 0 done, 1 failed, 2 wrong usage."""
+"""The command line. Exit status: 0 done, 1 failed, 2 wrong usage, 75 training was stopped by a signal and saved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline.errors import UsageError, UserError
+from pipeline.errors import Stopped, UsageError, UserError
 from pipeline.without import without_pandas
 from stages.base import DataError
 from train.manifest import ManifestError, load_manifest
@@ -179,7 +179,7 @@ def verify(manifest: ManifestArgument) -> None:
         print(f"differs: {problem}")
     if problems:
         raise UserError(f"{manifest}: {problems} differences; run the pack stage again with --force to mend it")
-    files = 2 + 3 * len(loaded.shards)
+    files = 2 + 3 * len(loaded.shards) + len(loaded.evals)
     print(f"{manifest}: {files} files, {loaded.tokens:,} training and {loaded.val_tokens:,} held-out tokens agree")
 
 
@@ -303,7 +303,7 @@ def main() -> None:
     except (UserError, DataError, ManifestError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     except typer.Abort:
         sys.exit(1)

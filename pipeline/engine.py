@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from pipeline import code, quarantine
-from pipeline.errors import NotBuilt, UnitFailed
+from pipeline.errors import NotBuilt, Stopped, UnitFailed
 from pipeline.executors import Executor, WorkerLost
 from pipeline.graph import order
 from pipeline.locks import run_lock
@@ -27,6 +27,7 @@ from pipeline.progress import Progress
 from pipeline.reasons import Units, fact_digest, reason
 from pipeline.recipe import Recipe
 from pipeline.state import StageState, slim
+from pipeline.stopping import Stops
 from pipeline.storage import UNITS, Store
 from stages.base import Artifact, Record, Stage, Task, work_name
 from stages.registry import STAGES
@@ -70,6 +71,7 @@ class Context:
         self.folders: list[str] = []  # folders that it stands behind
         self.warnings: list[str] = []
         self.lock = run_lock(store, " ".join(sys.argv))
+        self.stops = Stops()
         self.complete = False  # whether the build came to its end
         self._before: dict[str, Units] = {}  # of the last build, read when a unit has to run
 
@@ -121,7 +123,7 @@ class Context:
         return dict(sorted(found.items()))
 
     def source_files(self, name: str) -> list[SourceFile]:
-        """Every file of source `name` that a download unit took, by name."""
+        """Every file that was read for source, or evaluation set, `name`, by name."""
         return [SourceFile(*file) for file in sorted(self._files.get(name, ()))]
 
     def versions(self, stage: str) -> dict[str, str]:
@@ -225,7 +227,7 @@ class Context:
             "inputs": [a.digest for a in inputs],
         }
         self._codes[stage, facts["work"]] = facts["code"]
-        if stage == "download" and source:
+        if stage in ("download", "evals") and source:
             self._files.setdefault(source, set()).update((a.name, a.bytes, a.digest) for a in inputs)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
         while key in self._flying:
@@ -328,6 +330,8 @@ class Context:
                 async with self._slots:
                     if self._fatal:
                         raise self._fatal
+                    if self.stops.asked:
+                        raise Stopped(f"a signal came before {stage} {label}; the same command continues there")
                     self.progress.started(stage, label)
                     with self._following(spec):
                         reply = await self._executor.submit(spec)
@@ -342,6 +346,8 @@ class Context:
             fault = reply["error"]
             if self.debug:
                 self.progress.line(fault["trace"])
+            if fault["kind"] == "unfinished" or self.stops.asked:
+                raise Stopped(f"{stage} {label}: {fault['message']}; the same command continues")
             if fault["kind"] != "transient" or transient >= RETRIES:
                 raise UnitFailed(stage, label, fault["message"], fatal=fault["kind"] == "fatal")
             pause = 2**transient * (0.5 + random.random())
@@ -351,24 +357,29 @@ class Context:
 
     @contextlib.contextmanager
     def _following(self, spec: dict[str, Any]) -> Iterator[None]:
-        """Pass on what a long unit says of itself; a local one writes to our terminal anyway."""
-        news = STAGES[spec["stage"]].news
+        """Ask a unit to stop when we are, and pass on what it says of itself; a local one has our terminal."""
+        stage = STAGES[spec["stage"]]
+        folder = self.store.folder(spec["stage"], spec["key"])
+        told = self.stops.told(spec, folder) if stage.stops else contextlib.nullcontext()
+        news = stage.news
         if news is None or self._executor is None or self._executor.name == "local":
-            yield
+            with told:
+                yield
             return
 
         async def follow() -> None:
             said = ""
             while True:
                 await asyncio.sleep(NEWS_EVERY)
-                text = news(self.store.folder(spec["stage"], spec["key"]), spec["params"])
+                text = news(folder, spec["params"])
                 if text and text != said:
                     said = text
                     self.progress.line(f"{spec['stage']} {spec['label']}: {text}")
 
         task = asyncio.ensure_future(follow())
         try:
-            yield
+            with told:
+                yield
         finally:
             task.cancel()
 
@@ -416,6 +427,7 @@ def drive(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
 
     started = time.monotonic()
     try:
-        return asyncio.run(main())
+        with context.stops.listening():
+            return asyncio.run(main())
     finally:
         context.progress.close(time.monotonic() - started)

@@ -23,6 +23,12 @@ class UnitFailed(UserError):  # noqa: N818 - reads as what happened
         self.stage, self.label, self.message, self.fatal = stage, label, message, fatal
 
 
+class Stopped(UserError):  # noqa: N818 - reads as what happened
+    """A signal ended the run before its end: exit status 75, EX_TEMPFAIL, "not done"."""
+
+    exit_code = 75
+
+
 class NotBuilt(Exception):  # noqa: N818 - a signal of the dry run, not an error
     """The dry run met a unit that has not run yet, so what depends on it cannot be known."""
 

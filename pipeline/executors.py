@@ -20,6 +20,7 @@ from pipeline import reaper
 from pipeline.code import ROOT
 from pipeline.errors import UsageError, UserError
 from pipeline.nursery import Nursery
+from pipeline.stopping import kept_handlers
 from pipeline.worker import receive, run_unit, send
 
 
@@ -141,19 +142,16 @@ class RayExecutor:
             if self.address:
                 excludes = [".venv", "build", "runs", ".git", "tests", "benchmarks"]
                 environment = {"working_dir": str(ROOT), "excludes": excludes}
-                ray.init(address=self.address, runtime_env=environment, **options)
+                with kept_handlers():
+                    ray.init(address=self.address, runtime_env=environment, **options)
                 self.slots = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             else:
                 self.reaper = reaper.start(dict(os.environ))
                 # Data goes through files, so the object store holds only records.
                 memory = 128 << 20
-                ray.init(
-                    address="local",
-                    num_cpus=self.slots,
-                    include_dashboard=False,
-                    object_store_memory=memory,
-                    **options,
-                )
+                local: dict[str, Any] = {"address": "local", "num_cpus": self.slots, "object_store_memory": memory}
+                with kept_handlers():
+                    ray.init(include_dashboard=False, **local, **options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             where = f"at {self.address}" if self.address else "on this machine"
             raise UserError(f"no Ray {where}: {' '.join(str(error).split())}; try --executor local") from None

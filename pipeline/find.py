@@ -38,6 +38,8 @@ def print_found(manifest: Manifest, query: Query, folder: str | None, as_json: b
     counts = Counter(one.status for one in found)
     summary = ", ".join(f"{n:,} {status}" for status, n in sorted(counts.items()))
     console.print(f"{len(found):,} documents: {summary}", markup=False)
+    if run and len(run.builds) > 1:
+        console.print(f"{folder} went on with another build; the steps are those that read this one", markup=False)
     for one in found if full else found[:SHOWN]:
         describe(console, one, folder, full)
     if not full and len(found) > SHOWN:
@@ -45,10 +47,10 @@ def print_found(manifest: Manifest, query: Query, folder: str | None, as_json: b
 
 
 def read_in(manifest: Manifest, run: Run, found: Iterable[Found]) -> None:
-    """Fill in the steps of a run that read any token of each document's places."""
+    """Fill in the steps of a run that read any token of each document's places, in this build of the data."""
     for one in found:
         steps = {s for p in one.places for s in steps_that_read(manifest, run.config, p.shard, p.start, p.stop)}
-        one.steps = [s + 1 for s in sorted(steps)]
+        one.steps = [s + 1 for s in sorted(steps) if run.build_of(s + 1) == manifest.build_id]
 
 
 def describe(console: Console, one: Found, folder: str | None, full: bool) -> None:

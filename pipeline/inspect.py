@@ -31,6 +31,9 @@ def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> N
     console.print()
     rows = [(i, s.path, s.tokens, s.documents, s.sha256[:16]) for i, s in enumerate(manifest.shards)]
     console.print(grid("Shards", ("number", "file", "tokens", "documents", "sha256"), rows))
+    if manifest.evals:
+        said = ", ".join(f"{e.name} ({e.items:,} items{e.licence and f', {e.licence}'})" for e in manifest.evals)
+        console.print(f"\nAsked while training: {said}", markup=False)
     console.print()
     window(manifest, shard, token, length, console)
 

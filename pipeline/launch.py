@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from typing import Any
 from pipeline.code import ROOT
 from stages.base import DataError
 
-Launch = Callable[[str, list[str], int], None]
+Launch = Callable[[str, list[str], int, Path], bool]  # manifest, overrides, ranks, stop: did it come to its end
+STOPPED = 75  # the trainer's status for "not done, everything saved"; see train/main.py
+SAVE_SECONDS = 25.0  # that it may take from being asked to stop until it has saved
 
 
 def launcher(executor: str) -> Launch:
@@ -35,8 +38,10 @@ def _die_with_parent() -> None:
         ctypes.CDLL("libc.so.6", use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def processes(manifest: str, overrides: list[str], ranks: int) -> None:
-    """Train with `ranks` processes on this machine. Raises DataError with the trainer's last words.
+def processes(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bool:
+    """Train with `ranks` processes on this machine. False when they were stopped, by a signal or by the file `stop`.
+
+    Raises DataError with the trainer's last words.
 
     Started here and not by torchrun, whose ranks would live on when torchrun itself is killed.
     """
@@ -65,23 +70,37 @@ def processes(manifest: str, overrides: list[str], ranks: int) -> None:
     for reader in readers:
         reader.start()
     try:
-        while (running := [c for c in children if c.poll() is None]) and not _failed(children):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running[0].wait(timeout=0.5)
+        asked = _attend(children, stop)
     finally:
         failed = _failed(children)
         for child in children:
             child.kill()
         for reader in readers:
             reader.join()
-    if failed is not None:
+    if failed is not None and not asked:
         said = " ".join(tails[failed])[-400:]
         raise DataError(f"training ended with status {children[failed].returncode}: {said}")
+    return all(child.returncode == 0 for child in children)
+
+
+def _attend(children: list[subprocess.Popen[str]], stop: Path) -> bool:
+    """Until all have ended, or one badly, or those that were asked to stop have had their time. Whether they were."""
+    asked = 0.0
+    while (running := [c for c in children if c.poll() is None]) and _failed(children) is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running[0].wait(timeout=0.5)
+        if not asked and stop.exists():
+            asked = time.monotonic()
+            for child in running:
+                child.send_signal(signal.SIGTERM)
+        if asked and time.monotonic() > asked + SAVE_SECONDS:
+            break
+    return asked > 0
 
 
 def _failed(children: list[subprocess.Popen[str]]) -> int | None:
     """The first rank that ended badly."""
-    return next((i for i, c in enumerate(children) if c.poll()), None)
+    return next((i for i, c in enumerate(children) if c.poll() not in (None, 0, STOPPED)), None)
 
 
 def _relay(child: subprocess.Popen[str], tail: list[str]) -> None:
@@ -110,12 +129,14 @@ def _ray_worker(config: dict[str, Any]) -> None:
         # A barrier for all ranks. The checkpoint stays where the trainer put it: no second copy.
         ray.train.report({**metrics, "checkpoint": str(path or "")})
 
-    run(config["manifest"], config["overrides"], on_save=on_save)
+    run(config["manifest"], config["overrides"], on_save=on_save, stop=Path(config["stop"]).exists)
 
 
-def ray_train(manifest: str, overrides: list[str], workers: int) -> None:
+def ray_train(manifest: str, overrides: list[str], workers: int, stop: Path) -> bool:
     """Train with `workers` ranks through Ray Train; a lost worker resumes from the last checkpoint.
 
+    False when it was stopped by the file `stop`, which the first rank looks for at each step: in a worker of Ray the
+    loop is not in the main thread, so signals do not reach it, and SIGTERM to a worker ends that worker.
     Raises DataError.
     """
     import ray
@@ -128,7 +149,7 @@ def ray_train(manifest: str, overrides: list[str], workers: int) -> None:
     out = next(o.removeprefix("train.out=") for o in overrides if o.startswith("train.out="))
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"root": str(ROOT), "manifest": manifest, "overrides": overrides},
+        train_loop_config={"root": str(ROOT), "manifest": manifest, "overrides": overrides, "stop": str(stop)},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=resources),
         run_config=RunConfig(
             name="ray", storage_path=str(Path(out).parent), failure_config=FailureConfig(max_failures=3)
@@ -139,3 +160,4 @@ def ray_train(manifest: str, overrides: list[str], workers: int) -> None:
     except Exception as error:  # Ray Train wraps whatever the loop raised
         cause = str(error).strip().splitlines()
         raise DataError(f"training under Ray Train failed: {cause[-1] if cause else error!r}") from error
+    return (Path(out) / "summary.json").exists()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 
+from pipeline.stopping import ignore
 from pipeline.without import without_pandas
 
 REQUEST = struct.Struct("<cq")  # HATCH, 0 with the worker's socket; or WAIT, pid
@@ -78,7 +79,7 @@ def tend(control: socket.socket) -> None:
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the driver decides
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ignore()
         os.environ.update(THREADS)
         without_pandas()
         _serve(control)

@@ -312,6 +312,10 @@ def print_plan(context: Context, target: str) -> None:
     console.print(disk_line(context, survey, stages), markup=False)
     console.print(time_line(context, survey, stages), markup=False)
     console.print(f"Model: {parameters(recipe)}", markup=False)
+    if recipe.evals:
+        known = context.built("evals") or {}
+        sets = (f"{n} ({known[n].output('items').rows:,} items)" if n in known else n for n in recipe.evals)
+        console.print(f"Asked while training: {', '.join(sets)}", markup=False)
     if recipe.train:
         console.print()
         header = ("phase", "mixture", "steps", "tokens trained", "mixture holds", "epochs", "")

@@ -18,6 +18,7 @@ from pipeline.recipe import Recipe, parse_recipe
 from pipeline.storage import Store, sha256_file
 from stages.base import DataError
 from stages.diff import changes
+from stages.evals import units_of
 from stages.pack import STAGE_OF
 from stages.sources.registry import SOURCES, describe, pin
 from train.manifest import Manifest, SourceFile, load_manifest
@@ -26,14 +27,20 @@ from train.manifest import Manifest, SourceFile, load_manifest
 def recipe_of(manifest: Manifest, places: Mapping[str, str]) -> Recipe:
     """The manifest's recipe, sources read from `places` where named. Raises UserError."""
     raw = copy.deepcopy(manifest.recipe)
+    known = read_by(raw)
     for name, path in places.items():
-        if name not in raw["sources"]:
-            raise UserError(f"--source {name}: the manifest's sources are {', '.join(sorted(raw['sources']))}")
-        if "path" not in raw["sources"][name]:
-            raise UserError(f"--source {name}: it is of kind {raw['sources'][name]['from']}, which has no path")
+        if name not in known:
+            raise UserError(f"--source {name}: the manifest's sources are {', '.join(sorted(known))}")
+        if "path" not in known[name]:
+            raise UserError(f"--source {name}: it is of kind {known[name]['from']}, which has no path")
         # As absolute as it can be: the build may run in other processes.
-        raw["sources"][name]["path"] = path if "://" in path else str(Path(path).absolute())
+        known[name]["path"] = path if "://" in path else str(Path(path).absolute())
     return parse_recipe(raw, "the manifest's recipe")
+
+
+def read_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The sources and the evaluation sets of a recipe, by name; no two have the same."""
+    return {**recipe["sources"], **recipe.get("evals", {})}
 
 
 def changed_code(manifest: Manifest) -> Iterator[str]:
@@ -57,20 +64,26 @@ def changed_code(manifest: Manifest) -> Iterator[str]:
 def changed_sources(manifest: Manifest, recipe: Recipe, store: Store, places: Mapping[str, str]) -> Iterator[str]:
     """Files of any source that are missing, new or not what they were, and revisions that are not there."""
     described = {s.name: s for s in manifest.sources}
-    for name, config in recipe.sources.items():
-        remote = any("://" in p for p in paths_of(manifest.recipe["sources"][name]))
+    revisions = {s.name: s.revision for s in (*manifest.sources, *manifest.evals)}
+    files = manifest.files_read()
+    configs: dict[str, Any] = {**recipe.sources, **recipe.evals}
+    for name, config in configs.items():
+        remote = any("://" in p for p in paths_of(read_by(manifest.recipe)[name]))
+        pin(config, revisions.get(name, ""))
         try:
-            if name in described:
-                pin(config, described[name].revision)
-            revision = describe(config)["revision"]
-            if name in described and described[name].revision != revision and not (name in places and remote):
-                yield f"source {name}: revision {described[name].revision or 'none'} is asked for, {revision} is here"
-            specs = SOURCES[config.kind].units(config, store.identify)
+            if name in recipe.evals:
+                specs = units_of(name, config, store.identify)
+            else:
+                revision = describe(config)["revision"]
+                if name in described and described[name].revision != revision and not (name in places and remote):
+                    said = described[name].revision or "none"
+                    yield f"source {name}: revision {said} is asked for, {revision} is here"
+                specs = SOURCES[config.kind].units(config, store.identify)
         except (DataError, OSError, ImportError) as error:
             yield f"source {name}: {error}"
             continue
         here = {a.name: SourceFile(a.name, a.bytes, a.digest) for spec in specs for a in spec.inputs}
-        there = {f.name: f for f in manifest.files.get(name, [])}
+        there = {f.name: f for f in files.get(name, [])}
         if not there:
             yield f"source {name}: the manifest does not say which files it was read from"
             continue
@@ -84,7 +97,7 @@ def changed_sources(manifest: Manifest, recipe: Recipe, store: Store, places: Ma
             elif not same:
                 yield f"source {name}: {file.name} has other contents than it had ({size(here[file.name], file)})"
         for extra in sorted(set(here) - set(there)):
-            if not config.has_budget:
+            if name in recipe.evals or not config.has_budget:
                 yield f"source {name}: {extra} was not there"
 
 
@@ -122,6 +135,7 @@ def check(manifest: Manifest, recipe: Recipe, store: Store, places: Mapping[str,
 def differences(manifest: Manifest, folder: Path, places: Mapping[str, str]) -> Iterator[str]:
     """Every file of the mixture whose bytes are not the manifest's, and every figure in which the manifests differ."""
     named = [(manifest.tokenizer.path, manifest.tokenizer.sha256), (manifest.val_ids.path, manifest.val_ids.sha256)]
+    named += [(e.path, e.sha256) for e in manifest.evals]
     for s in manifest.shards:
         named += [(s.path, s.sha256), (s.index, s.index_sha256), (s.rows, s.rows_sha256)]
     for name, digest in named:
@@ -138,11 +152,13 @@ def differences(manifest: Manifest, folder: Path, places: Mapping[str, str]) -> 
     for value in (again, before):
         del value["folder"], value["digest"]
     for name in places:  # what says only where the files were
-        again["recipe"]["sources"][name]["path"] = before["recipe"]["sources"][name]["path"]
-        again["files"][name] = before["files"][name]
-        for old, new in zip(before["sources"], again["sources"], strict=False):
-            if old["name"] == new["name"] == name:
-                new["origin"], new["revision"] = old["origin"], old["revision"]
+        read_by(again["recipe"])[name]["path"] = read_by(before["recipe"])[name]["path"]
+        if name in before["files"]:
+            again["files"][name] = before["files"][name]
+        for group in ("sources", "evals"):
+            for old, new in zip(before[group], again[group], strict=False):
+                if old["name"] == new["name"] == name:
+                    new |= {key: old[key] for key in ("origin", "revision", "files") if key in old}
     for name, old, new in changes(before, again):
         yield f"manifest.json: {name} is {str(new)[:60]}, not {str(old)[:60]}"
 
@@ -168,7 +184,7 @@ def compare(manifest: Manifest, out: str, places: Mapping[str, str]) -> None:
         print(f"differs: {line}")
     if found:
         raise UserError(f"{folder}: {found} differences; the rebuild is not what the manifest says")
-    files = 2 + 3 * len(manifest.shards)
+    files = 2 + 3 * len(manifest.shards) + len(manifest.evals)
     print(f"{folder}: {files} files rebuilt, every sha256 as the manifest has it, build {manifest.build_id[:16]}")
 
 

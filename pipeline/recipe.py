@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pipeline.code import ROOT
 from pipeline.errors import UsageError
 from pipeline.mixtures import Count, Mixture, Model, Share, check_mixtures
+from stages.sources.questions import EvalConfig
 from stages.sources.registry import SourceConfig
 from stages.text_encoder import SPECIALS
 from train.config import ModelConfig, TrainConfig
@@ -34,7 +35,7 @@ class Dedup(Model):
 
     exact: bool = Field(True, description="Drop documents whose normalised text is the same, across sources.")
     priority: list[str] = Field(
-        default_factory=list, description="Sources in the order in which a duplicate is kept; others follow."
+        default_factory=list, description="Whose copy of a duplicate is kept, first to last; the others by name."
     )
 
 
@@ -127,6 +128,9 @@ class Recipe(Model):
     seed: int = Field(0, ge=0, lt=2**63, description="Decides every shuffle; nothing else is random.")
     executor: Literal["auto", "ray", "local"] = Field("auto", description="Where units run; see --executor.")
     sources: dict[str, SourceConfig] = Field(min_length=1, description="Where text comes from, by name.")
+    evals: dict[str, EvalConfig] = Field(
+        default_factory=dict, description="Questions with choices that training is scored on, by name."
+    )
     dedup: Dedup = Field(default_factory=Dedup)
     exclude: Exclude = Field(default_factory=Exclude)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
@@ -140,13 +144,15 @@ class Recipe(Model):
     @model_validator(mode="after")
     def _names(self) -> Recipe:
         known = ", ".join(self.sources)
-        for group in ("sources", "train"):
+        for group in ("sources", "evals", "train"):
             for name in getattr(self, group):
                 if not NAME.fullmatch(name):
                     raise ValueError(
                         f"{group} has the name {name[:80]!r}, which files are called by; write at most 60 letters, "
                         "digits, _, - and dots, a letter, digit or _ first"
                     )
+        if both := sorted({*self.sources} & {*self.evals}):
+            raise ValueError(f"evals.{both[0]} has the name of a source; give it another")
         for name, mixture in self.mixtures.items():
             if name not in MIXTURES:
                 raise ValueError(f"mixtures.{name}: no stage packs it; allowed are {', '.join(MIXTURES)}")
@@ -182,7 +188,10 @@ class Recipe(Model):
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe, resolved, as JSON values."""
-        return self.model_dump(mode="json", by_alias=True)
+        value: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        if not self.evals:  # what asks for nothing leaves no mark on a manifest
+            del value["evals"]
+        return value
 
 
 def _nested(hint: Any) -> list[type]:

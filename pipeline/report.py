@@ -128,8 +128,8 @@ def compared(*scores: dict[str, Any] | None) -> list[str]:
 
 
 def training(context: Context, done: dict[str, Record]) -> tuple[list[Table], list[str]]:
-    """Bits per byte on held-out documents, of the mixture per phase and of each source; and the samples."""
-    rows, by_source, samples = [], [], []
+    """Bits per byte on held-out documents, of the mixture per phase and of each source; choices; and the samples."""
+    rows, by_source, asked, samples = [], [], [], []
     for phase, record in done.items():
         summary = json.loads(Path(context.artifact_path(record.output("summary.json"))).read_text())
         scores = [summary[name] for name in ("before", "unigram", "after")]
@@ -138,12 +138,23 @@ def training(context: Context, done: dict[str, Record]) -> tuple[list[Table], li
         for source, score in scores[-1].get("sources", {}).items():
             each = (s and s["sources"].get(source) for s in scores)
             by_source.append((phase, source, score["tokens"], score["bytes"], *compared(*each)))
+        before = (scores[0] or {}).get("choices", {})
+        for name, score in scores[-1].get("choices", {}).items():
+            row = [phase, name, score["items"], f"{score['chance']:.1%}"]
+            for what in ("acc", "acc_norm"):
+                row.append(f"{before[name][what]:.1%}" if name in before else "-")
+                row.append(f"{score[what]:.1%} ± {score[what + '_stderr']:.1%}")
+            asked.append(row)
         samples += [f"[{phase}] {s['prompt']!r} -> {s['text']!r}" for s in summary.get("samples", [])]
     shown = ("before", "unigram", "after", "vs unigram")
     title = "Bits per byte on held-out documents"
     tables = [grid(title, ("phase", "parameters", "steps", "tokens/s", *shown), rows)]
     if by_source:
         tables.append(grid(f"{title}, by source", ("phase", "source", "tokens", "bytes", *shown), by_source))
+        tables[-1].columns[1].justify = "left"
+    if asked:
+        header = ("phase", "set", "items", "chance", "acc before", "acc", "acc_norm before", "acc_norm")
+        tables.append(grid("Multiple choice", header, asked))
         tables[-1].columns[1].justify = "left"
     return tables, samples
 

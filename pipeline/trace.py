@@ -25,24 +25,31 @@ class Run:
 
     folder: str
     config: TrainConfig
+    builds: list[tuple[int, str]]  # (updates made before, build id) of each build of the data that it read
+
+    def build_of(self, step: int) -> str:
+        """The build that a step, counted from 1, read."""
+        return max((start, build) for start, build in self.builds if start < step)[1]
 
 
 def open_run(manifest: Manifest, folder: str) -> Run:
-    """Read run.json. Raises UserError when it is not there, or of another build."""
+    """Read run.json. Raises UserError when it is not there, or the run never read this build."""
     path = Path(folder) / "run.json"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         seed, batch_size, seq_len, steps = (int(value[k]) for k in ("seed", "batch_size", "seq_len", "steps"))
+        history = value.get("builds") or [{"build_id": value["build_id"], "from_step": 0}]
+        builds = [(int(b["from_step"]), str(b["build_id"])) for b in history]
     except FileNotFoundError:
         raise UserError(f"--run {folder}: no run.json there; name the folder of a training run") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a run.json of ours ({error})") from None
-    if value.get("build_id") != manifest.build_id:
+    if manifest.build_id not in [build for _, build in builds]:
         raise UserError(
-            f"{folder} trained on build {str(value.get('build_id'))[:16]}, this manifest is of "
+            f"{folder} trained on build {', '.join(build[:16] for _, build in builds)}, this manifest is of "
             f"{manifest.build_id[:16]}; name the manifest that run.json names"
         )
-    return Run(folder, TrainConfig(seed=seed, batch_size=batch_size, seq_len=seq_len, steps=steps))
+    return Run(folder, TrainConfig(seed=seed, batch_size=batch_size, seq_len=seq_len, steps=steps), builds)
 
 
 def places_of(given: list[str] | None) -> dict[str, str]:
@@ -59,10 +66,15 @@ def places_of(given: list[str] | None) -> dict[str, str]:
 def spans_of_step(manifest: Manifest, run: Run, step: int) -> list[Span]:
     """The tokens of each row of a step's batch, inputs and targets. Steps count from 1, as metrics.jsonl has them.
 
-    Raises UsageError for a step that the run does not have.
+    Raises UsageError for a step that the run does not have, UserError for one that read another build.
     """
     if not 1 <= step <= run.config.steps:
         raise UsageError(f"--step {step}: the run has steps 1 to {run.config.steps:,}, as metrics.jsonl counts them")
+    if run.build_of(step) != manifest.build_id:
+        raise UserError(
+            f"--step {step}: it read build {run.build_of(step)[:16]} of the data, this manifest is of "
+            f"{manifest.build_id[:16]}; the run went on with another build, see `builds` in its run.json; name that one"
+        )
     length = run.config.seq_len + 1
     return [(shard, start, start + length) for shard, start in rows_of_step(manifest, run.config, step - 1)]
 

@@ -25,7 +25,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from pipeline.launch import launcher
 from pipeline.storage import Store, sha256_file
-from stages.base import Artifact, DataError, Record, Task, TransientError, find_work
+from stages.base import Artifact, DataError, Record, Task, TransientError, Unfinished, find_work
 
 TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
 FILES_AT_A_TIME = 4  # hashed and synced; a unit seldom has more
@@ -36,7 +36,7 @@ DISK_FULL = "no space left on the disk of --out; free some and run the same comm
 def run_unit(spec: dict[str, Any]) -> dict[str, Any]:
     """Run the unit described by `spec`. Returns {"record": ...} or {"error": {kind, message, trace}}.
 
-    kind: transient (try again), permanent (the input is at fault or the code is), fatal (stop the run).
+    kind: transient (try again), permanent (the input is at fault or the code is), fatal (stop the run), unfinished.
     """
     store = Store(spec["out"])
     attempt = uuid.uuid4().hex[:12]
@@ -112,6 +112,8 @@ def _classify(error: Exception) -> dict[str, str]:
         kind = "transient"
     elif isinstance(error, DataError):
         kind = "permanent"
+    elif isinstance(error, Unfinished):
+        kind = "unfinished"
     else:
         kind, message = "permanent", f"{type(error).__name__}: {message}"
     return {"kind": kind, "message": message, "trace": traceback.format_exc()}

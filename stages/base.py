@@ -32,6 +32,10 @@ class TransientError(Exception):
     """Passing: the network, a busy server, a lost worker. The engine tries again, with backoff."""
 
 
+class Unfinished(Exception):  # noqa: N818 - reads as what happened
+    """The unit was asked to stop before its end, and has saved what it did; never retried in the same run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """One file a unit reads or writes.
@@ -100,7 +104,7 @@ class Task:
     attempt: str  # makes file names unique to this attempt
     locate: Callable[[Artifact], str]  # fetches a remote artifact into scratch space when it must
     places: dict[str, str] = field(default_factory=dict)  # paths that stay out of the key
-    launch: Callable[[str, list[str], int], None] | None = None  # starts a training job; see pipeline/launch.py
+    launch: Callable[[str, list[str], int, Path], bool] | None = None  # starts a training job; see pipeline/launch.py
     outputs: list[Artifact] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -202,4 +206,5 @@ class Stage:
     publish: Callable[[Any], dict[str, Any]] | None = None
     # What a long unit says of itself while it runs: (its folder, its params) -> a line, or "".
     news: Callable[[str, dict[str, Any]], str] | None = None
+    stops: bool = False  # a unit looks for the file places["stop"]; when it is there it saves and raises Unfinished
     cpus: int = 1  # that a unit keeps busy itself; 0 when it only starts a job that asks for its own

@@ -5,7 +5,8 @@ part then gets its slice of the list. A slice has a digest of its own, so a chan
 only the parts whose own drops changed.
 
 Which one is kept: a validation document before any other (so that no training copy of it survives), then the
-source that comes first in `dedup.priority`, then the smallest document id, then the first part and row.
+source that comes first in `dedup.priority` and behind those by name, then the smallest document id, then the first part
+and row.
 """
 
 from __future__ import annotations
@@ -161,7 +162,8 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
     pairs = [(name, part) for name, parts in filtered.items() for part in parts]
     slices: list[list[Artifact]] = [[] for _ in pairs]
     if context.recipe.dedup.exact:
-        ranked = [*context.recipe.dedup.priority, *filtered]
+        # the others by name: a manifest does not keep its recipe's order, and a rebuild has to rank as the build did
+        ranked = [*context.recipe.dedup.priority, *sorted(filtered)]
         sources = [[name, len(parts), ranked.index(name)] for name, parts in filtered.items()]
         of = buckets_for(sum(part.rows for _, part in pairs))
         inputs = [part for _, part in pairs]

@@ -14,7 +14,8 @@ import numpy as np
 from stages import ids
 from stages.base import Record, Task
 from stages.mixture import asked
-from train.manifest import SCHEMA_VERSION, Shard, Source, Tokenizer, manifest_text
+from stages.sources import hub
+from train.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, Tokenizer, manifest_text
 
 
 def manifest(task: Task) -> None:
@@ -75,6 +76,23 @@ def contents(
         "sources": [asdict(s) for s in sources],
         "recipe": recipe.to_dict(),
     }
+
+
+def describe_evals(context: Any, name: str, record: Record) -> EvalSet:
+    """The manifest's entry for one evaluation set, from the record of its encoding."""
+    config, encoded = context.recipe.evals[name], record.output("encoded")
+    return EvalSet(
+        name=name,
+        path=f"eval_{name}.json",
+        sha256=encoded.sha256,
+        items=encoded.rows,
+        prompt=config.prompt,
+        kind=config.kind,
+        origin=config.where,
+        revision=hub.commits(config.path, config.revision) or config.revision,
+        licence=config.licence,
+        files=context.source_files(name),
+    )
 
 
 def describe_tokenizer(context: Any, record: Record) -> Tokenizer:

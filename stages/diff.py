@@ -81,7 +81,7 @@ def diff(a: Manifest, b: Manifest) -> Difference:
         build=changes(*({name: getattr(m, name) for name in facts} for m in (a, b))),
         recipe=changes(a.recipe, b.recipe),
         sources=changes(*({s.name: {f: getattr(s, f) for f in SOURCE_FACTS} for s in m.sources} for m in (a, b))),
-        files=changed_files(a.files, b.files),
+        files=changed_files(a.files_read(), b.files_read()),
         tokenizer=changes(*({k: v for k, v in asdict(m.tokenizer).items() if k in vocabulary} for m in (a, b))),
         versions=changes(a.versions, b.versions),
         code=changes(a.code, b.code),

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.base import Artifact, DataError, Record, Stage
-from stages.describe import contents, describe_tokenizer, manifest
+from stages.describe import contents, describe_evals, describe_tokenizer, manifest
+from stages.evals import warn_of_training_files
 from stages.layout import CANDIDATES, Cut, Part, candidates, cut_bin, find_cut, shard_borders, turn
 from stages.merge import ABOVE, Ranged, held, ranged, total_histogram
 from stages.mixture import largest_remainder, solve
@@ -122,7 +123,7 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
     best-fit packing needs.
     """
     stage, recipe = STAGE_OF[name], context.recipe
-    layout = await lay_out(context, name)
+    layout, asked = await context.gather([lay_out(context, name), context.stage("encode_evals")])
     tokenizer: Record = await context.stage("build_tokenizer")
     described = describe_tokenizer(context, tokenizer)
     mixture = recipe.mixtures[name]
@@ -155,6 +156,10 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
         "versions": context.versions(stage),
         **contents(context, name, packed, layout.targets, layout.available),
     }
+    evals = [describe_evals(context, s, record) for s, record in asked.items()]
+    warn_of_training_files(context, evals)
+    if evals:
+        value["evals"] = [asdict(e) for e in evals]
     assert value["tokens"] == mixture.tokens, f"packed {value['tokens']:,} tokens where {mixture.tokens:,} were asked"
     ids = [record.output("ids") for records in layout.held.values() for record in records]
     final = await context.run(stage, manifest, {"manifest": value}, ids, "manifest")
@@ -166,6 +171,7 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
     for base, _, _, record in packed:
         files |= {f"{base}.bin": record.output("bin"), f"{base}.idx": record.output("idx")}
         files[f"{base}.rows.parquet"] = record.output("rows")
+    files |= {e.path: asked[e.name].output("encoded") for e in evals}
     return {"files": files, "manifest": value, "build_id": build_id, "folder": name}
 
 
@@ -257,7 +263,7 @@ PACK_PRETRAIN, PACK_ANNEAL = (
         reads="tokenised units, recipe.mixtures." + name,
         writes=f"{name}/: shards (.bin, .idx, .rows.parquet), val_ids.bin, manifest.json",
         build=build,
-        after=("tokenize", "build_tokenizer"),
+        after=("tokenize", "build_tokenizer", "encode_evals"),
         libraries=("numpy", "pyarrow"),
         publish=published,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages import build_tokenizer, dedup, download, exclude, filter, tokenize
+from stages import build_tokenizer, dedup, download, encode_evals, evals, exclude, filter, tokenize
 from stages.base import Stage
 from stages.pack import PACK_ANNEAL, PACK_PRETRAIN
 from stages.train import STAGE as TRAIN
@@ -14,6 +14,8 @@ ORDER = (
     exclude.STAGE,
     build_tokenizer.STAGE,
     tokenize.STAGE,
+    evals.STAGE,
+    encode_evals.STAGE,
     PACK_PRETRAIN,
     PACK_ANNEAL,
     TRAIN,

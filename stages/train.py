@@ -1,6 +1,6 @@
 """Training as a stage: each phase of the recipe, in order, on the manifest that its mixture packed.
 
-The run folder belongs to the unit's key, so a training that was killed continues where it stopped when the
+The run folder belongs to the unit's key, so a training that was killed or stopped continues where it was when the
 same command is given again, and a changed recipe trains in a folder of its own.
 """
 
@@ -10,21 +10,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.base import Artifact, DataError, Record, Stage, Task
+from stages.base import Artifact, DataError, Record, Stage, Task, Unfinished
 
 
 def work(task: Task) -> None:
-    """Train one phase to its end. params: phase; places: manifest, init_from, ranks."""
+    """Train one phase to its end. params: phase; places: manifest, init_from, ranks, stop.
+
+    Raises Unfinished when it was stopped, by the file `stop` or by a signal, and has saved.
+    """
     if task.launch is None:
         raise DataError("training needs a launcher; run it through `python -m pipeline run train`")
     run = task.folder / "run"
     overrides = [f"train.out={run}", "train.resume=auto", f"train.init_from={task.places['init_from']}"]
-    task.launch(task.places["manifest"], overrides, int(task.places["ranks"]))
+    ended = task.launch(task.places["manifest"], overrides, int(task.places["ranks"]), Path(task.places["stop"]))
+    latest = run / "checkpoints" / "latest"
+    saved = latest.read_text().strip() if latest.exists() else "nothing yet"
+    if not ended:
+        raise Unfinished(f"stopped by a signal, saved: {saved}")
     summary = json.loads((run / "summary.json").read_text())
     for name in ("summary.json", "metrics.jsonl", "run.json"):
         task.add(name, str(run / name))
-    latest = (run / "checkpoints" / "latest").read_text().strip()
-    task.add("model", str(run / "checkpoints" / latest / "model.safetensors"))
+    task.add("model", str(run / "checkpoints" / saved / "model.safetensors"))
     task.count("steps", summary["steps"])
 
 
@@ -95,5 +101,6 @@ STAGE = Stage(
     libraries=("torch",),
     publish=published,
     news=news,
+    stops=True,
     cpus=0,
 )

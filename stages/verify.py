@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,10 @@ from stages import ids
 from stages.best_fit import best_fit
 from stages.layout import rotate
 from stages.shards import ROWS, open_shard, read_index
+from stages.sources.questions import EvalConfig
 from stages.tables import table_digest
 from stages.text_encoder import BOS, PAD, special_ids, token_bytes
+from train.evalset import read_evalset
 from train.manifest import HEADER_BYTES, Manifest, ManifestError, Shard
 
 
@@ -51,6 +54,7 @@ def verify(manifest: Manifest) -> Iterator[str]:
     yield from verify_manifest(manifest)
     named = [(manifest.tokenizer.path, manifest.tokenizer.sha256)]
     named.append((manifest.val_ids.path, manifest.val_ids.sha256))
+    named += [(asked.path, asked.sha256) for asked in manifest.evals]
     for shard in manifest.shards:
         named += [(shard.path, shard.sha256), (shard.index, shard.index_sha256), (shard.rows, shard.rows_sha256)]
     damaged = set()
@@ -66,6 +70,12 @@ def verify(manifest: Manifest) -> Iterator[str]:
         damaged.add(path)
     if manifest.tokenizer.path not in damaged:
         yield from verify_tokenizer(manifest)
+    for asked in manifest.evals:
+        if asked.path not in damaged:
+            try:
+                read_evalset(manifest.file(asked.path), asked, manifest.tokenizer.vocab_size)
+            except ManifestError as error:
+                yield str(error)
     held: set[bytes] = set()
     if manifest.val_ids.path not in damaged:
         listed = read_ids(manifest)
@@ -106,6 +116,10 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
     for name, (said, wanted) in facts.items():
         if said != wanted:
             yield f"manifest: {name} is {said!r}, its recipe says {wanted!r}"
+    said = {e.name: (e.path, e.kind, e.prompt, e.origin, e.revision, e.licence) for e in manifest.evals}
+    wished = {name: expected_evals(name, value) for name, value in recipe.get("evals", {}).items()}
+    if said != wished:
+        yield f"manifest: evals are {said}, its recipe says {wished}"
     caps = asked.get("max_epochs", 1.0)
     for source in manifest.sources:
         cap = caps.get(source.name, 1.0) if isinstance(caps, dict) else caps
@@ -117,6 +131,12 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
             yield f"manifest: source {source.name} has epochs {source.epochs}, not tokens / available_tokens"
         if source.epochs > source.max_epochs + 1e-9:
             yield f"manifest: source {source.name} is repeated {source.epochs:.3f} times, above its cap"
+
+
+def expected_evals(name: str, value: dict[str, Any]) -> tuple[str, ...]:
+    """What a manifest says of an evaluation set, by its recipe: path, kind, prompt, origin, revision, licence."""
+    config = EvalConfig.model_validate(value)
+    return f"eval_{name}.json", config.kind, config.prompt, config.where, config.revision, config.licence
 
 
 def verify_tokenizer(manifest: Manifest) -> Iterator[str]:

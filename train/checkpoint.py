@@ -4,10 +4,12 @@
                                   optimizer.safetensors   momentum, moments and averages by parameter name
                                   state.json              step, data position, configuration, sha256 of the two above
     <run>/checkpoints/latest                              the newest one's name
+                      best                                the name of the one with the lowest validation loss
                       decay_start                         the name of the one where the learning rate began to fall
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed; `latest` is replaced after that. A
-kill at any moment leaves the previous ones. Nothing in it depends on the number of ranks, so any number continues it.
+A checkpoint is written under a temporary name, flushed to the disk and renamed; `latest` and `best` are replaced after
+that. A kill at any moment leaves the previous ones. Nothing in it depends on the number of ranks, so any number
+continues it. Training does not wait for any of this: see train/writer.py.
 
 Randomness needs no stored state: weights, data order, dropout and samples are each drawn from (seed, step, rank) when
 they are used (`rng` in state.json says so).
@@ -30,7 +32,7 @@ from train.config import TrainError
 from train.data import sha256_of
 
 FORMAT = 1  # of state.json
-DECAY_START = "decay_start"
+LATEST, BEST, DECAY_START = "latest", "best", "decay_start"  # files that name a checkpoint
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 RNG_RULE = "stateless: weights from seed, order from (seed, epoch), dropout from (seed, step, rank)"
 
@@ -53,15 +55,25 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]
+    folder: Path,
+    step: int,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+    names: tuple[str, ...] = (),
 ) -> Path:
-    """Write step `step` into `folder` (a run's checkpoints/). Raises TrainError when the disk refuses."""
+    """Write step `step` into `folder` (a run's checkpoints/), to be called `names` besides `latest`.
+
+    Raises TrainError when the disk refuses.
+    """
     final = folder / name_of(step)
     if final.exists():
         raise TrainError(f"{final} is there already, and checkpoints are never overwritten; choose another train.out")
     part = folder / f".part-{step:06d}-{os.getpid()}"
     try:
         part.mkdir(parents=True)
+        if DECAY_START in names:  # first: a kill in between leaves a name that the next start fills
+            write_atomic(folder / DECAY_START, final.name + "\n")
         files = {}
         for name, tensors in zip(TENSOR_FILES, (model, optimizer), strict=True):
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
@@ -71,7 +83,10 @@ def save(
         for path in (*part.iterdir(), part):
             flush(path)
         part.rename(final)
-        write_atomic(folder / "latest", final.name + "\n")
+        for pointer in (
+            (LATEST, BEST) if BEST in names else (LATEST,)
+        ):  # a kill in between: the next start names the best again
+            write_atomic(folder / pointer, final.name + "\n")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise TrainError(
@@ -86,15 +101,21 @@ def name_of(step: int) -> str:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (0: none) and the one where the decay began.
+    """Delete all but the newest `keep` checkpoints (0: none), the best one, and the one where the decay began.
 
     Each is renamed first, so that no half one is ever seen.
     """
-    spared = (folder / DECAY_START).read_text().strip() if (folder / DECAY_START).exists() else ""
-    for old in [p for p in steps(folder)[keep:] if p.name != spared] if keep else []:
+    spared = {named(folder, BEST), named(folder, DECAY_START)}
+    for old in [p for p in steps(folder)[keep:] if p.name not in spared] if keep else []:
         trash = old.with_name(f".old-{old.name}")
         old.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
+
+
+def named(folder: Path, pointer: str) -> str:
+    """The name in one of the files LATEST, BEST and DECAY_START of a checkpoints/; empty when it is not there."""
+    path = folder / pointer
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def sweep(folder: Path) -> None:
@@ -143,8 +164,11 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def find(path: Path, key: str) -> Checkpoint:
     """The checkpoint that `path` names: a step's folder, or the newest of a run or its checkpoints/ folder.
 
+    checkpoints/best, a file, stands for the checkpoint that it names, and so do its like.
     Raises TrainError when there is none, and when it is damaged: then naming the newest whole one, not taking it.
     """
+    if path.is_file():
+        path = path.parent / named(path.parent, path.name)
     for folder in (path / "checkpoints", path):
         if steps(folder):
             chosen = steps(folder)[0]

@@ -141,11 +141,12 @@ class MuonConfig:
     lr: float = 2e-3  # ours. An update has root mean square .18 * lr (scale .18 * sqrt(max(rows, cols)))
     momentum: float = 0.95  # Nesterov, sum form: buf = momentum * buf + g
     weight_decay: float = 0.1  # decoupled: w *= 1 - lr * weight_decay, with the scheduled lr
-    ns: Literal["jordan5", "dsv4"] = "dsv4"  # Newton-Schulz: 5 Jordan steps; or 8 of them and 2 of (2, -1.5, .5)
+    # Newton-Schulz: 5 Jordan steps; or 8 of them and 2 of (2, -1.5, .5); or the 5 of Polar Express
+    ns: Literal["jordan5", "dsv4", "polar_express"] = "dsv4"
     ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
 
     def __post_init__(self) -> None:
-        one_of("train.muon.ns", self.ns, ("jordan5", "dsv4"))
+        one_of("train.muon.ns", self.ns, ("jordan5", "dsv4", "polar_express"))
         one_of("train.muon.ns_dtype", self.ns_dtype, ("auto", "float32", "bfloat16"))
         _check(0 <= self.momentum < 1, f"train.muon.momentum = {self.momentum}: must be in [0, 1)")
         for name in ("lr", "weight_decay"):
@@ -199,6 +200,22 @@ class SWAConfig:
 
 
 @dataclass(frozen=True)
+class RankLossConfig:
+    """The watch over the singular values of Muon's matrices (train/rank_loss.py, trainers.md 1.7)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    every: int = 1000  # steps in which each matrix is looked at once; 0: off
+    floor: float = 1e-4  # smallest over largest singular value, below which it is an event
+    policy: Literal["warn", "stop"] = "warn"  # stop: save and end the run
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 0, f"train.rank_loss.every = {self.every}: must be at least 0 steps")
+        _check(0 <= self.floor <= 1, f"train.rank_loss.floor = {self.floor}: must be in [0, 1]")
+        one_of("train.rank_loss.policy", self.policy, ("warn", "stop"))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One phase of training. Batch, rates and lengths are ours: the seed states only the kinds."""
 
@@ -209,6 +226,9 @@ class TrainConfig:
     batch_size: int = 16  # sequences a step, over all ranks
     seq_len: int = 256  # tokens a sequence (it reads one more, the last target)
     micro_batch: int | None = None  # sequences a rank and forward pass; null: the rank's whole share
+    document_mask: bool = False  # attention stays inside a document; off: it sees the whole row, as the seed
+    attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"  # the kernel (train/attention.py): one result, up to
+    # rounding. auto: flex on CUDA, else sdpa
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for matrices in blocks, AdamW for the rest
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
@@ -216,25 +236,33 @@ class TrainConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
     swa: SWAConfig = field(default_factory=SWAConfig)
     grad_clip: float = 1.0  # largest L2 norm of the whole gradient; 0: no clipping
-    spike_sigma: float = 6.0  # a loss or gradient norm so many deviations above its running mean is an event; 0: off
+    spike_sigma: float = 6.0  # a loss or gradient norm so many deviations above its running mean is an event; 0: off,
+    # and then the gradient norms by module, which events and logged lines have, are not taken either
     on_spike: Literal["warn", "skip", "stop"] = "warn"  # skip: leave the step out; stop: leave it out and end the run
+    rank_loss: RankLossConfig = field(default_factory=RankLossConfig)
     eval_every: int = 0  # steps between validations; 0: only before the first step and after the last
     eval_tokens: int = 1_000_000  # validation tokens scored, always the same first ones; 0: all
+    eval_items: int | None = 0  # questions of each of the recipe's evals that are asked, evenly spread; 0: all;
+    # null: none
     checkpoint_every: int = (
         500  # steps between checkpoints; 0: only where a decay begins and at the end. A signal saves
     )
-    keep_last: int = 2  # checkpoints kept, beside the one where a decay begins; 0: all
+    keep_last: int = 2  # checkpoints kept, beside the best one and the one where a decay begins; 0: all
+    keep_best: bool = True  # a validation loss below all before saves too, as checkpoints/best: see eval_every
     log_every: int = 10  # steps between lines of metrics.jsonl and on the screen
     seed: int = 0  # of weights, data order, dropout and samples
     init_from: str = "none"  # a phase, or a path of a run or checkpoint: weights only; none: fresh weights
     out: str | None = None  # the run's folder; null: a new folder under runs/
     resume: str = "refuse"  # auto | never | PATH of a checkpoint; refuse: a folder that holds a run is an error
+    allow_new_manifest: bool = False  # resume on another build of the data, from the checkpoint's step of its order
     epochs: float = 1.0  # passes over the mixture that training may make; more is an error
     prompts: tuple[str, ...] = ("The", "In order to", "For example,")  # samples are drawn for these at the end
     sample_tokens: int = 48  # tokens a sample; 0: no samples
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations. auto: bfloat16 on CUDA, else float32
     compile: bool | Literal["auto"] = "auto"  # torch.compile. auto: on CUDA
     tensorboard: bool = False  # also write TensorBoard event files into the run's folder
+    wandb: bool | str = False  # also log to Weights & Biases, in the project of this name; true: shardmill
+    peak_tflops: float | None = None  # of a device, for MFU; null: its datasheet's, dense bf16 (train/hardware.py)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "log_every"):
@@ -249,9 +277,13 @@ class TrainConfig:
             "sample_tokens",
         ):
             _check(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must be at least 0")
+        _check(self.eval_items is None or self.eval_items >= 0, f"train.eval_items = {self.eval_items}: at least 0")
         _check(self.micro_batch is None or self.micro_batch > 0, f"train.micro_batch = {self.micro_batch}: above 0")
+        peak = self.peak_tflops
+        _check(peak is None or peak > 0, f"train.peak_tflops = {peak}: must be above 0, or null")
         _check(self.epochs > 0, f"train.epochs = {self.epochs}: must be above 0")
         _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
+        one_of("train.attention", self.attention, ("auto", "flex", "varlen", "sdpa"))
         one_of("train.optimizer", self.optimizer, ("muon", "adamw"))
         one_of("train.on_spike", self.on_spike, ("warn", "skip", "stop"))
         one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))

@@ -3,7 +3,7 @@
 Long rows are cast one by one, from the map into the block. Of short rows the T inputs are a record of 2 T bytes, and
 a shard is an array of them, so those a step takes of it are one `take`: a memcpy a row, without Python. (Indexing
 uint16 instead copies token by token, a third as fast.) The last target of each row is one more; then all are cast.
-The block is the same memory each time: pinned, and two in turn, where the tokens go on to a GPU.
+The block is one of two in turn, each the same memory every time: pinned, where the tokens go on to a GPU.
 
 Where documents begin is what the shard's `.idx` says; no token is read for it. Packing that fills windows up
 (`best_fit`) leaves padding that no document covers: there the target is IGNORE and the loss does not count.
@@ -14,10 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import resource
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -26,7 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train.attention import sent
 from train.config import TrainConfig, TrainError
+from train.documents import MappedIndex
 from train.loss import IGNORE
 from train.manifest import HEADER_BYTES, Header, Manifest, ManifestError, Shard
 from train.order import I64, Order, windows_of
@@ -34,8 +34,6 @@ from train.order import I64, Order, windows_of
 HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
 LONG = 1024  # tokens a row, from which on Python's microsecond a row is less than a second copy
 OPEN_SHARDS = 2**15  # mapped at once, if half the descriptors of the process are as many: a map holds one
-OPEN_INDICES = 1024  # about 1 MB each
-INDEX_HEAD = 34  # bytes: magic 9, version uint64, dtype uint8, sequences uint64, documents uint64
 
 Tokens = NDArray[np.uint16]
 T = TypeVar("T")
@@ -108,48 +106,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Documents
-
-
-@dataclass(frozen=True)
-class Index:
-    """Where the documents of a shard lie, in tokens from its first. Ranges are half open, sorted, and disjoint."""
-
-    starts: I64  # (documents,)
-    uncounted: I64  # (2, gaps): [first, last) of the inputs whose target does not count: they are padding, or it is
-
-
-def open_index(manifest: Manifest, shard: Shard) -> Index:
-    """Read a shard's Megatron `.idx` (MMIDIDX version 1). Raises ManifestError when it does not fit the shard."""
-    path = manifest.file(shard.index)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: the manifest names it, but it is not there; pack again") from None
-    n = shard.documents
-    if raw[:INDEX_HEAD] != b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, n, n + 1) or len(raw) != INDEX_HEAD + 20 * n + 8:
-        raise ManifestError(f"{path}: not the Megatron index of {n} uint16 documents; pack again")
-    counts = np.frombuffer(raw, "<i4", n, INDEX_HEAD)
-    starts = (np.frombuffer(raw, "<i8", n, INDEX_HEAD + 4 * n) - HEADER_BYTES) >> 1
-    first, last = np.append(0, starts + counts), np.append(starts, shard.tokens)  # of the gaps between documents
-    if (last < first).any():
-        raise ManifestError(f"{path}: its documents overlap, or leave the shard; pack again")
-    gaps = np.stack([first, last])[:, last > first]
-    padding = int((gaps[1] - gaps[0]).sum())
-    if padding != shard.padding:
-        raise ManifestError(f"{path}: {padding} tokens in no document, {shard.padding} by the manifest; pack again")
-    return Index(starts, gaps - [[1], [0]])
-
-
-def counted_targets(manifest: Manifest, shard: Shard) -> NDArray[np.bool_]:
-    """(tokens - 1,): whether the target of each input of a shard counts. It does not in padding, nor right after it."""
-    counts = np.ones(shard.tokens, bool)
-    for first, last in open_index(manifest, shard).uncounted.T:
-        counts[max(0, first) : last] = False
-    return counts[:-1]
-
-
 def ranges(low: I64, high: I64) -> I64:
     """The whole numbers of [low, high), range after range."""
     length = high - low
@@ -161,15 +117,15 @@ def ranges(low: I64, high: I64) -> I64:
 
 
 class Batch(NamedTuple):
-    """One rank's rows of a step, on the loader's device. Valid until the loader's next batch: the memory is reused."""
+    """One rank's rows of a step, on the loader's device. Valid until the next but one: the memory is reused."""
 
     tokens: Tensor  # (B / world, T + 1) int64
     world: int
     counted_in_step: int  # targets that count in the whole step, over all ranks
     masked: Tensor | None = None  # (B / world, T) int64: the targets where some do not count, and are IGNORE
     counted: I64 | None = None  # (B / world,): targets that count in each row; None: all
-    cu_seqlens: Tensor | None = None  # (documents + 1,) int32: where they begin in the flattened inputs, and the end
-    max_seqlen: int = 0  # of the longest of them
+    borders: Tensor | None = None  # (documents + 1,) int32 on the CPU: where they begin in the flattened inputs, and
+    # the end: what varlen calls name cu_seqlens
 
     @property
     def inputs(self) -> Tensor:
@@ -181,15 +137,32 @@ class Batch(NamedTuple):
         """(B / world, T) int64, a view; IGNORE where it does not count."""
         return self.tokens[:, 1:] if self.masked is None else self.masked
 
-    def micros(self, rows: int) -> Iterator[tuple[Tensor, Tensor, int | None, float]]:
-        """(inputs, targets, targets that count or None for all, their share of the whole step's), `rows` at a time."""
+    def micros(self, rows: int) -> Iterator[Micro]:
+        """`rows` at a time."""
         parts = zip(self.inputs.split(rows), self.targets.split(rows), strict=True)
         for i, (inputs, targets) in enumerate(parts):
+            borders = None if self.borders is None else self._borders(i * inputs.numel(), (i + 1) * inputs.numel())
             if self.counted is None:
-                yield inputs, targets, None, 1 / (len(self.tokens) // rows * self.world)
+                yield Micro(inputs, targets, None, 1 / (len(self.tokens) // rows * self.world), borders)
             else:
                 counted = int(self.counted[i * rows : (i + 1) * rows].sum())
-                yield inputs, targets, counted, counted / max(1, self.counted_in_step)
+                yield Micro(inputs, targets, counted, counted / max(1, self.counted_in_step), borders)
+
+    def _borders(self, first: int, last: int) -> Tensor:
+        """Those of tokens [first, last), between which rows begin and end, counted from `first`."""
+        assert self.borders is not None
+        low, high = torch.searchsorted(self.borders, torch.tensor([first, last], dtype=torch.int32)).tolist()
+        return self.borders[low : high + 1] - first
+
+
+class Micro(NamedTuple):
+    """Some rows of a batch."""
+
+    ids: Tensor  # (rows, T)
+    targets: Tensor  # (rows, T)
+    counted: int | None  # targets that count; None: all
+    share: float  # of them in the whole step's
+    borders: Tensor | None  # of documents, as the batch's
 
 
 class Recent(Generic[T]):
@@ -235,19 +208,23 @@ class Loader:
         self.padded = any(s.padding for s in self.shards)
         self._order = Order(self.counts, cfg, rank, world)
         self._whole = Order(self.counts, cfg, 0, 1) if self.padded else None
-        self._open = Recent(lambda s: open_shard(manifest, self.shards[s]), shards_to_hold())
-        self._indices = Recent(lambda s: open_index(manifest, self.shards[s]), OPEN_INDICES)
+        held = shards_to_hold()
+        half = held // 2  # an index is mapped too
+        indexed = self.padded or cfg.document_mask
+        self._open = Recent(lambda s: open_shard(manifest, self.shards[s]), half if indexed else held)
+        self._indices = Recent(lambda s: MappedIndex(manifest, self.shards[s]), half)
         self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
         self._rows, self._last = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
         self._records = self._rows.view(f"V{2 * cfg.seq_len}")[:, 0]
         cuda, shape = self.device.type == "cuda", (share, cfg.seq_len + 1)
-        self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(1 + cuda)]
+        # two in turn: on a CPU the batch is the block, and the next one may be read while it is used (train/ahead.py)
+        self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(2)]
         self._arrays = [block.numpy() for block in self._blocks]
         self._copied: list[torch.cuda.Event | None] = [None] * len(self._blocks)
         self._turn = 0
 
     def batch(self, step: int, documents: bool = False) -> Batch:
-        """This rank's rows of 0-based `step`; with `documents`, their borders as flash-attention's varlen calls take.
+        """This rank's rows of 0-based `step`; with `documents`, where these begin.
 
         Raises ManifestError when a shard read is not the one that the manifest names, or holds an id it cannot hold.
         """
@@ -262,15 +239,14 @@ class Loader:
         tokens = self._on_device()
         batch = Batch(tokens, self.world, self.cfg.batch_size * self.cfg.seq_len)
         if self._whole is not None:
-            counts, _ = self._uncounted(*self._whole.rows(step))
+            counts, _ = self._uncounted(*self._whole.rows(step)[:2])
             in_step = batch.counted_in_step - int(counts.sum())
-            counts, flat = self._uncounted(shard, window, order)
+            counts, flat = self._uncounted(shard, window)
             targets = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
-            targets.view(-1).index_fill_(0, torch.from_numpy(flat).to(self.device), IGNORE)
+            targets.view(-1).index_fill_(0, sent(torch.from_numpy(flat), self.device), IGNORE)
             batch = Batch(tokens, self.world, in_step, targets, self.cfg.seq_len - counts)
         if documents:
-            borders, longest = self._documents(shard, window, order)
-            batch = batch._replace(cu_seqlens=borders, max_seqlen=longest)
+            batch = batch._replace(borders=self._borders(shard, window))
         return batch
 
     def _block(self) -> I64:
@@ -311,43 +287,34 @@ class Loader:
 
     def _on_device(self) -> Tensor:
         """The block just written, on the device; the other is next."""
-        block = self._blocks[self._turn]
-        if self.device.type == "cpu":
-            return block
-        tokens = block.to(self.device, non_blocking=True)
+        turn, self._turn = self._turn, 1 - self._turn
+        tokens = self._blocks[turn].to(self.device, non_blocking=True)  # on a CPU the block itself
         if self.device.type == "cuda":
-            copied = self._copied[self._turn] = self._copied[self._turn] or torch.cuda.Event()
+            copied = self._copied[turn] = self._copied[turn] or torch.cuda.Event()
             copied.record(torch.cuda.current_stream(self.device))
-        self._turn = (self._turn + 1) % len(self._blocks)
         return tokens
 
-    def _uncounted(self, shard: I64, window: I64, order: I64) -> tuple[I64, I64]:
+    def _uncounted(self, shard: I64, window: I64) -> tuple[I64, I64]:
         """(targets a row that do not count (rows,), their places in the flattened targets)."""
         T = self.cfg.seq_len
         counts = np.zeros(len(shard), np.int64)
-        places = []
-        for number, rows in groups(shard, order):
-            first, last = self._indices[number].uncounted
-            start = window[rows] * T
-            low, high = np.searchsorted(last, start, "right"), np.searchsorted(first, start + T, "left")
-            row = np.repeat(np.arange(len(rows)), high - low)
-            gap = ranges(low, high)
-            a, b = np.maximum(first[gap] - start[row], 0), np.minimum(last[gap] - start[row], T)
-            np.add.at(counts, rows[row], b - a)
-            places.append(ranges(rows[row] * T + a, rows[row] * T + b))
-        return counts, np.concatenate(places)
+        found = []
+        for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
+            for first, last in self._indices[number].uncounted(start, start + T):
+                counts[row] += last - first
+                found.append((first + row * T - start, last + row * T - start))
+        return counts, ranges(*np.array(found, np.int64).reshape(-1, 2).T)
 
-    def _documents(self, shard: I64, window: I64, order: I64) -> tuple[Tensor, int]:
-        """(cu_seqlens, max_seqlen): a document begins with each row, and where the index says."""
+    def _borders(self, shard: I64, window: I64) -> Tensor:
+        """(documents + 1,) int32: a document begins with each row, and where the index says."""
         T = self.cfg.seq_len
-        found = [np.arange(len(shard) + 1) * T]
-        for number, rows in groups(shard, order):
-            starts = self._indices[number].starts
-            start = window[rows] * T
-            low, high = np.searchsorted(starts, start, "right"), np.searchsorted(starts, start + T, "left")
-            found.append(starts[ranges(low, high)] + np.repeat(rows * T - start, high - low))
-        borders = np.sort(np.concatenate(found))
-        return torch.from_numpy(borders.astype(np.int32)).to(self.device), int(np.diff(borders).max())
+        borders = []
+        for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
+            borders.append(row * T)
+            inside = self._indices[number].starts(start + 1, start + T)
+            if inside:
+                borders += [place + row * T - start for place in inside]
+        return torch.tensor([*borders, len(shard) * T], dtype=torch.int32)
 
 
 def groups(shard: I64, order: I64) -> Iterator[tuple[int, I64]]:

@@ -12,16 +12,19 @@ sums are fp64, one per window, added in the windows' order: they do not depend o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
+from train.choices import Choices, ChoiceScore
 from train.config import TrainError
-from train.data import Tokens, counted_targets, open_shard
+from train.data import Tokens, open_shard
+from train.documents import counted_targets, open_index
 from train.generate import generate
 from train.manifest import Manifest
 from train.model import Model
@@ -40,6 +43,7 @@ class Score:
     tokens: int
     bytes: int = 0
     sources: dict[str, Score] = field(default_factory=dict)
+    choices: dict[str, ChoiceScore] = field(default_factory=dict)  # by evaluation set, of the whole model only
 
     @classmethod
     def of(cls, nll: float, tokens: int, byte_count: int) -> Score:
@@ -48,8 +52,17 @@ class Score:
 
     @classmethod
     def read(cls, value: dict[str, Any]) -> Score:
-        """Back from what `dataclasses.asdict` gave."""
-        return cls(**{**value, "sources": {name: cls.read(item) for name, item in value.get("sources", {}).items()}})
+        """Back from what `to_dict` gave."""
+        sources = {name: cls.read(item) for name, item in value.get("sources", {}).items()}
+        choices = {name: ChoiceScore(**item) for name, item in value.get("choices", {}).items()}
+        return cls(**{**value, "sources": sources, "choices": choices})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `choices` only where there are any."""
+        value = {**asdict(self), "sources": {name: score.to_dict() for name, score in self.sources.items()}}
+        if not self.choices:
+            del value["choices"]
+        return value
 
 
 class Part(NamedTuple):
@@ -68,15 +81,27 @@ class Validation:
     whatever the ranks and the other parts are, and so are its losses. Its shape is always the same, for torch.compile.
     """
 
-    def __init__(self, manifest: Manifest, seq_len: int, limit: int, group: Any, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        seq_len: int,
+        limit: int,
+        group: Any,
+        rank: int,
+        world: int,
+        choices: Choices | None = None,
+        documents: bool = False,
+    ) -> None:
         """limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources
-        together, an equal share each: with them an evaluation costs at most twice. Raises TrainError when there is
-        nothing to score."""
+        together, an equal share each: with them an evaluation costs at most twice. choices: questions to ask beside.
+        documents: attention stays inside one, as in training. Raises TrainError when there is nothing to score."""
         self.group, self.rank, self.world, self.seq_len = group, rank, world, seq_len
+        self.choices = choices
         self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
         self.vocab_size = manifest.tokenizer.vocab_size
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
         self.counted: list[slice | I64] = []  # the targets of each that count: all but those at padding
+        self.starts: list[I64] | None = [] if documents else None  # of each, where documents begin after its first
         self.parts: dict[str, Part] = {}
         sources = list(dict.fromkeys(s.source for s in manifest.shards if s.split == "val" and s.source))
         self._add(manifest, "", limit)
@@ -96,12 +121,16 @@ class Validation:
         for shard in manifest.split("val", source):
             tokens = open_shard(manifest, shard)
             counts = counted_targets(manifest, shard) if shard.padding else None
+            starts = None if self.starts is None else open_index(manifest, shard).starts
             for start in range(0, len(tokens) - 1, self.seq_len):
                 take = min(self.seq_len, len(tokens) - 1 - start, left)
                 if take <= 0:
                     break
                 self.windows.append(tokens[start : start + take + 1])
                 self.counted.append(slice(take) if counts is None else np.flatnonzero(counts[start : start + take]))
+                if self.starts is not None and starts is not None:
+                    inside = slice(*np.searchsorted(starts, [start + 1, start + take]))
+                    self.starts.append(starts[inside] - start)
                 left -= take
         targets = [w[1:][c] for w, c in zip(self.windows[first:], self.counted[first:], strict=True)]
         count = sum(len(t) for t in targets)
@@ -119,11 +148,20 @@ class Validation:
             for row, w in enumerate(picked):
                 batch[row, : len(self.windows[w])] = self.windows[w]
             ids = torch.from_numpy(batch).to(device)
-            nll = model.score(ids[:, :-1], ids[:, 1:]).double().cpu().numpy()
+            nll = model.score(ids[:, :-1], ids[:, 1:], self._borders(picked)).cpu().double().numpy()
             for row, w in enumerate(picked):
                 sums[w] = nll[row, self.counted[w]].sum()
+        asked = self.choices.score(model, device) if self.choices else {}
         model.train()
-        return self._score(self._all(sums))
+        return replace(self._score(self._all(sums)), choices=asked)
+
+    def _borders(self, picked: range) -> Tensor | None:
+        """Where documents begin in a pass, as `Batch.borders`."""
+        if self.starts is None:
+            return None
+        rows = np.arange(self.rows + 1) * self.seq_len
+        inside = [self.starts[w] + first for w, first in zip(picked, rows, strict=False)]
+        return torch.from_numpy(np.sort(np.concatenate([rows, *inside])).astype(np.int32))
 
     def unigram(self, manifest: Manifest) -> Score:
         """The add-one unigram of the training shards on the same targets. Every rank calls it and gets the same."""

@@ -34,7 +34,7 @@ from train.model import count_parameters
 from train.trained import Trained, add_arguments, given_model
 
 MODELING = Path(__file__).with_name("modeling_shard.py")
-CARD_MODULES = ("__init__.py", "config.py", "loss.py", "model.py")  # card.py and all that it imports
+CARD_MODULES = ("__init__.py", "attention.py", "config.py", "loss.py", "model.py")  # card.py and all that it imports
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Our parameter names as the Hugging Face file has them, which are Llama's where Llama has the part

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.attention import attend, row_mask
 from train.config import TrainError
 from train.manifest import ManifestError
-from train.model import Model, attend
+from train.model import Model
 from train.trained import Trained, add_arguments, given_model
 
 TEMPERATURE, TOP_P = 0.7, 0.9  # the seed's card
@@ -55,7 +56,7 @@ class LayerCache:
             )
         if not start and self.cache.padding is None:
             self._keep(k, v)
-            return attend(q, k, v, self.window, None)
+            return attend(q, k, v, row_mask(n, self.window, k.device))
         before = torch.arange(max(0, start - self.size), start, device=k.device)
         new = torch.arange(start, start + n, device=k.device)
         columns, slots = torch.cat([before, new]), before % self.size
@@ -106,7 +107,7 @@ def pick(logits: Tensor, uniform: float, temperature: float = TEMPERATURE, top_p
     """
     if not temperature:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits.double() / temperature, -1).cpu()
+    probabilities = torch.softmax(logits.cpu().double() / temperature, -1)  # a Mac's GPU has no fp64
     values, ids = probabilities.sort(descending=True, stable=True)
     before = values.cumsum(0) - values  # the first is always kept
     values = torch.where(before < top_p, values, 0.0)

@@ -8,10 +8,14 @@ At 8192 ids the fp32 logits of 64k tokens are 2 GB, several times over in autogr
 each chunk's gradient is computed beside its value: three matrix products in all, as many as plain autograd, and no
 logits kept. `reference` says the same in four lines; tests compare values and gradients.
 Formulae and golden values: trainers.md 1.14.
+
+What lies between the products has two forms: `chunk_values` works in place, for a CPU; `chunk_values_pure` is for
+torch.compile, which makes of it one pass over the logits for the sums and one for the gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +26,10 @@ from torch import Tensor
 CHUNK_CPU, CHUNK_CUDA = 2**20, 2**27
 IGNORE = -100  # the target that does not count, in padding; F.cross_entropy's default too
 EXP_SAFE = 60.0  # capped logits this small need no maximum subtracted: e**60 * 65,536 ids is far below fp32's 3e38
+
+# (logits (n, V), targets (n,), cap, z_weight, whether targets may be IGNORE) -> sum of ce, sum of lse², and the
+# gradient of the sum of ce + z_weight * lse² by the logits, (n, V); sums in fp32, the gradient as fine as the logits
+ChunkValues = Callable[[Tensor, Tensor, float | None, float, bool], tuple[Tensor, Tensor, Tensor]]
 
 
 def cap_logits(z: Tensor, cap: float | None) -> Tensor:
@@ -38,25 +46,79 @@ def reference(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_w
     return ce + z_weight * lse.square().mean(), ce
 
 
+def chunk_values(
+    z: Tensor, targets: Tensor, cap: float | None, z_weight: float, ignores: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ChunkValues`, in place wherever it can be (z is lost if fp32): on a CPU this part is bound by memory."""
+    weights = (targets != IGNORE).float() if ignores else None
+    targets = targets.clamp(min=0) if ignores else targets
+    z = z.float()
+    t = None if cap is None else z.div_(cap).tanh_()  # the capped logits, in units of the cap
+    c = z if t is None or cap is None else t * cap
+    picked = c.gather(1, targets[:, None])[:, 0]
+    if cap is not None and cap <= EXP_SAFE:
+        e = c.exp_()
+        total = e.sum(-1)
+        lse = total.log()
+    else:
+        lse = torch.logsumexp(c, -1)  # (n,)
+        e, total = c.sub_(lse[:, None]).exp_(), torch.ones_like(lse)
+    # d lse / dc = softmax(c) = e / total; d(lse²) = 2 lse softmax(c)
+    d = e.mul_(((1 + 2 * z_weight * lse) / total)[:, None])
+    d.scatter_add_(1, targets[:, None], torch.full_like(lse, -1)[:, None])
+    if t is not None:
+        d.addcmul_(d, t.square_(), value=-1)  # times d tanh = 1 - tanh²
+    if weights is not None:
+        d.mul_(weights[:, None])
+        return ((lse - picked) * weights).sum(), (lse.square() * weights).sum(), d
+    return (lse - picked).sum(), lse.square().sum(), d
+
+
+def chunk_values_pure(
+    z: Tensor, targets: Tensor, cap: float | None, z_weight: float, ignores: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ChunkValues` without scatter and in-place steps, so that it fuses; the gradient in the dtype of z.
+
+    Nothing it is given changes from batch to batch but tensors: it is compiled once for each shape.
+    """
+    counts = (targets != IGNORE).float()
+    t = None if cap is None else torch.tanh(z.float() / cap)
+    c = z.float() if t is None or cap is None else t * cap
+    hit = targets[:, None] == torch.arange(z.shape[1], device=z.device)  # no target is hit where it is IGNORE
+    picked = torch.where(hit, c, 0.0).sum(-1)
+    lse = c.exp().sum(-1).log() if cap is not None and cap <= EXP_SAFE else torch.logsumexp(c, -1)
+    d = torch.exp(c - lse[:, None]) * (1 + 2 * z_weight * lse)[:, None] - hit.float()
+    if t is not None:
+        d = d * (1 - t * t)
+    return ((lse - picked) * counts).sum(), (lse.square() * counts).sum(), (d * counts[:, None]).to(z.dtype)
+
+
 def head_loss(
-    h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float, counted: int | None = None
+    h: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cap: float | None,
+    z_weight: float,
+    counted: int | None = None,
+    values: ChunkValues = chunk_values,
 ) -> tuple[Tensor, Tensor]:
     """(total, ce), two scalars: h (N, d), weight (V, d), targets (N,). Gradients flow through `total` only.
 
     counted: how many targets are not IGNORE, over which the means are taken (0 of none); None says that all are. The
     caller knows, so nothing waits for the device to count.
 
-    With cap None and z_weight 0 this is F.cross_entropy to the bit, at the price of all logits at once: the seed
-    promises that its levers, when off, leave the plain baseline.
+    On a CPU, with cap None and z_weight 0, this is F.cross_entropy to the bit, at the price of all logits at once: the
+    seed promises that its levers, when off, leave the plain baseline. On a GPU, where sums have no fixed order to
+    compare with and 64k tokens of 50k ids would take 13 GB several times over, rows are taken in chunks all the same.
     """
-    if cap is None and z_weight == 0:
+    if cap is None and z_weight == 0 and not h.is_cuda:
         logits = F.linear(h, weight.to(h.dtype)).float()
         if counted is None:
             ce = F.cross_entropy(logits, targets)
         else:
             ce = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / max(1, counted)
         return ce, ce.detach()
-    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight, counted)
+    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight, counted, values)
     return total, ce
 
 
@@ -71,7 +133,10 @@ def token_losses(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None) 
 
 
 def _chunks(h: Tensor, weight: Tensor) -> list[slice]:
+    """Of rows; on a GPU of one size as near as can be, because each size is compiled."""
     size = max(1, (CHUNK_CUDA if h.is_cuda else CHUNK_CPU) // weight.shape[0])
+    if h.is_cuda:
+        size = -(-h.shape[0] // -(-h.shape[0] // size))
     return [slice(i, i + size) for i in range(0, h.shape[0], size)]
 
 
@@ -80,7 +145,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float, counted: int | None
+        ctx: Any,
+        h: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        cap: float | None,
+        z_weight: float,
+        counted: int | None,
+        values: ChunkValues,
     ) -> tuple[Tensor, Tensor]:
         n = h.shape[0] if counted is None else max(1, counted)
         w = weight.to(h.dtype)
@@ -89,15 +161,12 @@ class _ChunkedLoss(torch.autograd.Function):
         ce = torch.zeros((), device=h.device)
         zz = torch.zeros((), device=h.device)
         for rows in _chunks(h, w):
-            ce_sum, zz_sum, dz = _chunk(h[rows], w, targets[rows], cap, z_weight / n, 1 / n, counted is not None)
+            ce_sum, zz_sum, dz = values(h[rows] @ w.T, targets[rows], cap, z_weight, counted is not None)
             ce += ce_sum
             zz += zz_sum
             dz = dz.to(h.dtype)
-            torch.mm(dz, w, out=dh[rows])
-            if dw.dtype == dz.dtype:
-                dw.addmm_(dz.T, h[rows])
-            else:
-                dw += dz.T @ h[rows]
+            dh[rows].addmm_(dz, w, beta=0, alpha=1 / n)
+            _add_product(dw, dz.T, h[rows], 1 / n)
         ctx.save_for_backward(dh, dw.to(weight.dtype))
         ce = ce / n
         ctx.mark_non_differentiable(ce)
@@ -106,36 +175,15 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dh, dw = ctx.saved_tensors
-        return dh * grads[0].to(dh.dtype), dw * grads[0], None, None, None, None
+        # in fp32: rounded to bf16 the factor would be up to 0.4 % off, for all of the trunk and not for the head
+        return (dh.float() * grads[0]).to(dh.dtype), dw * grads[0], None, None, None, None, None
 
 
-def _chunk(
-    h: Tensor, w: Tensor, targets: Tensor, cap: float | None, z_scale: float, ce_scale: float, ignores: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of ce, sum of lse², and the gradient of ce_scale * ce + z_scale * lse² by the raw logits, (n, V) fp32.
-
-    ignores: targets may be IGNORE; their rows give nothing.
-    In place wherever it can be: on a CPU this part is bound by memory.
-    """
-    weights = (targets != IGNORE).float() if ignores else None
-    targets = targets.clamp(min=0) if ignores else targets
-    z = (h @ w.T).float()  # (n, V)
-    t = None if cap is None else z.div_(cap).tanh_()  # the capped logits, in units of the cap
-    c = z if t is None or cap is None else t * cap
-    picked = c.gather(1, targets[:, None])[:, 0]
-    if cap is not None and cap <= EXP_SAFE:
-        e = c.exp_()
-        total = e.sum(-1)
-        lse = total.log()
+def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float) -> None:
+    """total += factor * a @ b, total in fp32."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, alpha=factor)
+    elif a.is_cuda:
+        total.add_(torch.mm(a, b, out_dtype=torch.float32), alpha=factor)  # the product is not rounded to bf16
     else:
-        lse = torch.logsumexp(c, -1)  # (n,)
-        e, total = c.sub_(lse[:, None]).exp_(), torch.ones_like(lse)
-    # d lse / dc = softmax(c) = e / total; d(lse²) = 2 lse softmax(c)
-    d = e.mul_(((ce_scale + 2 * z_scale * lse) / total)[:, None])
-    d.scatter_add_(1, targets[:, None], torch.full_like(lse, -ce_scale)[:, None])
-    if t is not None:
-        d.addcmul_(d, t.square_(), value=-1)  # times d tanh = 1 - tanh²
-    if weights is not None:
-        d.mul_(weights[:, None])
-        return ((lse - picked) * weights).sum(), (lse.square() * weights).sum(), d
-    return (lse - picked).sum(), lse.square().sum(), d
+        total.add_(a @ b, alpha=factor)

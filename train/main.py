@@ -1,6 +1,7 @@
 """Train a model on a packed mixture.
 
     torchrun --nproc-per-node 2 train/main.py --manifest build/quickstart/anneal/manifest.json --set train.steps=20
+    srun -N 2 --ntasks-per-node 8 python train/main.py --manifest M
     python train/main.py --manifest M                    one process
     train.main.run(manifest, overrides, on_save)         from a launcher that has made the processes (Ray Train)
 
@@ -9,17 +10,19 @@ Exit status: 0 trained, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR
 command with train.resume=auto continues.
 
 torchrun passes SIGTERM on to the processes, which save, but itself exits 1, whatever they return: judge by its log
-line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running; for SLURM start it with
-`--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1`, or use srun, which needs no torchrun (tried, torch 2.13).
+line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running: start it with
+`--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1` (tried, torch 2.13), or use srun, which needs no torchrun
+and gets 75 from each task. `python -m pipeline run train` passes both signals on and exits 75 itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,77 +31,95 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
     # Threads that wait by spinning stall each other when another program takes a core: steps of 0.5 s took 6.
     # Read when torch is loaded, so it stands before that.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: of use to train/rank_loss.py alone, beside training
 
 import torch
 import torch.distributed as dist
 
-from train import checkpoint, data, loop, order, report, runfolder
+from train import checkpoint, data, loop, micro, order, ranks, report, runfolder
+from train.attention import Masker, choose_kernel
 from train.averages import Averages
+from train.choices import Choices
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.evaluate import Score, Validation
 from train.loop import OnSave, Run
 from train.manifest import Manifest, ManifestError, load_manifest
-from train.model import build, check_parameters, prepare_flex
+from train.model import build, check_parameters
 from train.optim import Optimizer
+from train.rank_loss import RankLoss
 from train.runtime import Runtime, processes, stop_requests
 from train.schedule import Pace
 from train.sentinel import Sentinel
 from train.settings import configs
+from train.start import open_run
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 
 
-def run(manifest_path: str | Path, overrides: list[str], on_save: OnSave | None = None) -> dict[str, Any]:
-    """Train. Returns the summary; its `status` is "done", or "stopped" when a signal asked for it.
+def run(
+    manifest_path: str | Path,
+    overrides: list[str],
+    on_save: OnSave | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train. Returns the summary; its `status` is "done", or "stopped" when a signal or `stop` asked for it.
 
-    on_save(metrics, path) is called on every rank at every checkpoint, with the path on rank 0 and None elsewhere.
+    on_save(metrics, path) is called on every rank at every checkpoint, once it is on the disk, with the path on rank 0
+    and None elsewhere. stop() is asked on rank 0 after each step, for launchers whose signals do not get here.
     Raises ManifestError and TrainError, whose texts are for people.
     """
     manifest = load_manifest(manifest_path)
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
     count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
     epochs = order.check_epochs(manifest, cfg)
-    with processes() as rt, stop_requests() as stop:
-        this = set_up(rt, manifest, str(manifest_path), model_cfg, cfg, on_save)
+    with stop_requests() as signalled, processes() as rt:
+        this = set_up(rt, manifest, model_cfg, cfg, on_save)
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
-        try:
-            if not loop.train(this, stop):
+        with (
+            report.records(this, manifest, str(manifest_path), overrides),
+            contextlib.closing(this.rank_loss),
+            contextlib.closing(this.writer),
+        ):
+            asked = signalled if stop is None or not rt.first else lambda: signalled() or stop()
+            if not loop.train(this, asked):
                 rt.say(f"stopped by a signal after step {this.step}, saved; train.resume=auto continues: {this.folder}")
                 return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
             return report.finish(this, manifest, count)
-        finally:
-            if this.metrics is not None:
-                this.metrics.close()
 
 
-def set_up(
-    rt: Runtime, manifest: Manifest, path: str, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None
-) -> Run:
+def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
     loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
-    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, rt.control, rt.rank, rt.world)
+    choices = Choices(manifest, model_cfg.max_seq_len, cfg.eval_items, rt.control, rt.rank, rt.world)
+    for note in choices.notes:
+        rt.say(note)
+    masked, group = cfg.document_mask, rt.control
+    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, group, rt.rank, rt.world, choices, masked)
     loader.verified = data.check_hashes(manifest, rt.rank, rt.world)
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
     ours = runfolder.identity(manifest, model_cfg, cfg)
-    start = rt.agreed(lambda: runfolder.open_run(manifest, cfg, ours))
+    start = rt.agreed(lambda: open_run(manifest, cfg, ours))
     model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed).to(rt.device)
     source = start.resumed or start.weights
     point = checkpoint.read(source) if source else None
     if point is not None:
         model.load_state_dict(point.tensors("model.safetensors"))
-    if rt.world > 1:
-        for parameter in model.parameters():
-            dist.broadcast(parameter.data, src=0)
     bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
     model.dtype = torch.bfloat16 if bf16 else torch.float32
-    model.flex = prepare_flex(model_cfg, cfg.seq_len, rt.device)
+    kernel = choose_kernel(cfg.attention, model_cfg, cfg.seq_len, cfg.document_mask, rt.device, model.dtype)
+    model.masker = Masker(model_cfg, kernel)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
-        model.run_trunk = torch.compile(model.trunk, dynamic=False)
-    optimizer, averages = Optimizer(model, cfg), Averages(model, cfg)
+        model.compile_parts()
+    optimizer = Optimizer(model, cfg, rt.rank, rt.world)
+    if rt.world > 1:
+        dist.broadcast(optimizer.weights, src=0)
+    averages = Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, {"identity": ours}, watch)
+    lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon} if rt.first else {}, cfg.rank_loss)
+    state = {"identity": ours, "builds": start.builds}
+    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, state, watch, lost)
     this.on_save = on_save
     this.pace = None if cfg.schedule.seconds is None else Pace()
     if start.resumed and point is not None:
@@ -111,22 +132,10 @@ def set_up(
             this.pace = Pace(*point.state.get("schedule", {}).get("pace", ()))
         this.step, this.seconds = point.step, float(point.state["seconds"])
         this.before = Score.read(point.state["before"]) if point.state["before"] else None
+        this.best = start.best
     if source:
         rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
-    if rt.first:
-        this.metrics = runfolder.Metrics(start.folder, this.step, cfg.tensorboard)
-        facts = {
-            "manifest": os.path.relpath(Path(path).absolute(), start.folder.absolute()),
-            "name": manifest.name,
-            "build_id": manifest.build_id,
-            "phase": manifest.phase,
-            **{key: getattr(cfg, key) for key in ("seed", "batch_size", "seq_len", "steps")},
-            "model": dataclasses.asdict(model_cfg),
-            "train": dataclasses.asdict(cfg),
-            "world_size": rt.world,
-            "device": str(rt.device),
-        }
-        runfolder.write_run(start.folder, ours, facts, {"step": this.step, "world_size": rt.world})
+    loader.micro = micro.choose(this, point.state if start.resumed and point is not None else {})
     return this
 
 
@@ -142,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainError, ManifestError, OSError) as error:
         if given.debug:
             raise
-        if os.environ.get("LOCAL_RANK", "0") != "0":
+        if any(os.environ.get(name, "0") != "0" for name in ranks.LOCAL):
             # All ranks mostly fail alike. The first of this machine speaks at once, and torchrun then ends us;
             # who is still here after a second failed alone.
             time.sleep(1)

@@ -134,6 +134,22 @@ class ValidationIds:
 
 
 @dataclass(frozen=True)
+class EvalSet:
+    """Questions with choices, encoded for this tokenizer (train/evalset.py)."""
+
+    name: str
+    path: str
+    sha256: str
+    items: int
+    prompt: str  # what a choice follows; {question} stands for the question
+    kind: str
+    origin: str
+    revision: str
+    licence: str
+    files: list[SourceFile]  # what they were read from
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All there is to know about one packed mixture. `folder` is where it was read from, not stored."""
 
@@ -156,12 +172,17 @@ class Manifest:
     code: dict[str, str] = field(default_factory=dict)  # module -> digest, of all that its units ran
     # What was read, by source: all of the recipe's, as those outside this mixture shaped tokenizer and deduplication.
     files: dict[str, list[SourceFile]] = field(default_factory=dict)
+    evals: list[EvalSet] = field(default_factory=list)  # left out of the file where there are none
     digest: str = ""  # of all the above, so that `verify` sees a figure changed by hand
     folder: str = field(default="", compare=False)
 
     def split(self, name: str, source: str = "") -> list[Shard]:
         """The shards of `train` or `val`, in order; of `val` those of the mixture, or of one source."""
         return [s for s in self.shards if s.split == name and s.source == source]
+
+    def files_read(self) -> dict[str, list[SourceFile]]:
+        """Every file that was read, by the name of its source or evaluation set; no two have the same."""
+        return {**self.files, **{asked.name: asked.files for asked in self.evals}}
 
     def file(self, relative: str) -> Path:
         """The absolute path of a file the manifest names."""
@@ -171,6 +192,8 @@ class Manifest:
         """The text of manifest.json: sorted keys, so that equal manifests are equal bytes."""
         value = dataclasses.asdict(self)
         del value["folder"]
+        if not self.evals:
+            del value["evals"]
         return manifest_text(value)
 
 
@@ -232,6 +255,9 @@ def load_manifest(path: str | Path) -> Manifest:
                 "sources": [Source(**s) for s in value["sources"]],
                 "files": {name: [SourceFile(**f) for f in files] for name, files in value.get("files", {}).items()},
                 "val_ids": ValidationIds(**value["val_ids"]),
+                "evals": [
+                    EvalSet(**{**e, "files": [SourceFile(**f) for f in e["files"]]}) for e in value.get("evals", [])
+                ],
                 "folder": str(file.parent),
             }
         )

@@ -17,19 +17,15 @@ transformer to the bit: tests/train/test_model.py holds that transformer.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.attention import Attend, Masker, Masks, attend, rope_tables, rotate
 from train.config import ConfigError, ModelConfig
-from train.loss import cap_logits, head_loss, token_losses
-
-FLEX_BLOCK = 128  # FlexAttention's block size: lengths must be a multiple of it
+from train.loss import cap_logits, chunk_values, chunk_values_pure, head_loss, token_losses
 
 
 def count_parameters(cfg: ModelConfig, vocab_size: int) -> int:
@@ -59,93 +55,6 @@ def check_parameters(cfg: ModelConfig, vocab_size: int) -> int:
     return count
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Positions and masks
-
-
-def rope_tables(length: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, (length, head_dim / 2) fp32, of position * base ** (-2k / head_dim); computed in fp64."""
-    k = torch.arange(0, head_dim, 2, dtype=torch.float64)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * base ** (-k / head_dim)
-    return angles.cos().float(), angles.sin().float()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, H, T, D) turned by +theta, the first half of D paired with the second (HF's layout); in fp32."""
-    a, b = x.float().chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
-
-
-@functools.lru_cache(maxsize=8)
-def window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """(T, T) bool, true where i may see j: 0 <= i - j < window."""
-    i = torch.arange(length, device=device)
-    distance = i[:, None] - i[None, :]
-    return (distance >= 0) & (distance < window)
-
-
-def window_rule(window: int) -> Callable[..., Tensor]:
-    """The same rule for FlexAttention. FlashAttention's window_size would be (window - 1, 0)."""
-
-    def rule(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (i >= j) & (i - j < window)
-
-    return rule
-
-
-class Flex(NamedTuple):
-    """FlexAttention for one length: the kernel that skips what the window hides, and its block mask."""
-
-    kernel: Callable[..., Any]
-    mask: Any
-    length: int
-
-
-def prepare_flex(cfg: ModelConfig, length: int, device: torch.device) -> Flex | None:
-    """The fast kernel for sliding layers, or None: on CPU, where no window acts, or (with a warning) without it."""
-    slides = cfg.attention_pattern == "gemma4" and cfg.sliding_window < length
-    if device.type != "cuda" or not slides:
-        return None
-    reason = ""
-    if length % FLEX_BLOCK:
-        reason = f"train.seq_len = {length} is no multiple of {FLEX_BLOCK}"
-    elif importlib.util.find_spec("triton") is None:
-        reason = "triton is not installed"
-    if reason:
-        print(
-            f"warning: SLOW attention path: {reason}. Sliding layers run SDPA with a dense {length} x {length} mask, "
-            "which computes what the window hides",
-            file=sys.stderr,
-            flush=True,
-        )
-        return None
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    mask = create_block_mask(window_rule(cfg.sliding_window), None, None, length, length, device=str(device))
-    return Flex(torch.compile(flex_attention, dynamic=False), mask, length)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, flex: Flex | None) -> Tensor:
-    """Causal attention; q, k, v and the result (B, H, T, D). window None: everything before is seen.
-
-    A window as long as the sequence hides nothing, so it takes the plain causal kernel.
-    """
-    length = q.shape[-2]
-    if window is None or window >= length:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    if flex is not None and flex.length == length:
-        return flex.kernel(q, k, v, block_mask=flex.mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=window_mask(length, window, q.device))
-
-
-# Attention of new q, k, v (B, H, T, D) over what a cache holds of one layer, and over themselves (train/generate.py)
-Recall = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The model
-
-
 class Linear(nn.Linear):
     """No bias; the fp32 weight is cast to the activations' dtype where it is used."""
 
@@ -154,6 +63,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+def products(x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:
+    """Each of `linears` of x; on a GPU, which thin products do not fill, as one (trainers.md 3.4).
+
+    Weights are joined here and not stored so: Muon works on each matrix, and a checkpoint names each. On a CPU they
+    stay apart: one product would sum the gradient by x in another order than the plain form does.
+    """
+    return joined(x, *linears) if x.is_cuda else tuple(linear(x) for linear in linears)
+
+
+def joined(x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:
+    """`products` by one product of the weights on top of each other; each (..., out) is a view."""
+    weight = torch.cat([linear.weight.to(x.dtype) for linear in linears])
+    return F.linear(x, weight).split([linear.out_features for linear in linears], -1)
 
 
 class RMSNorm(nn.Module):
@@ -176,12 +100,11 @@ class Attention(nn.Module):
         self.window = None if cfg.is_global(layer) else cfg.sliding_window
         self.q, self.k, self.v, self.o = (Linear(cfg.dim, cfg.dim) for _ in range(4))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, flex: Flex | None, recall: Recall | None = None) -> Tensor:
-        B, T, d = x.shape
-        q, k, v = (p(x).view(B, T, self.heads, self.head_size).transpose(1, 2) for p in (self.q, self.k, self.v))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        q, k, v = (y.unflatten(-1, (self.heads, self.head_size)) for y in products(x, self.q, self.k, self.v))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = attend(q, k, v, self.window, flex) if recall is None else recall(q, k, v)  # (B, H, T, D)
-        return self.o(y.transpose(1, 2).reshape(B, T, d))
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, T, D)
+        return self.o(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -193,7 +116,8 @@ class MLP(nn.Module):
         self.down = Linear(cfg.hidden, cfg.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = products(x, self.gate, self.up)
+        return self.down(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -205,8 +129,8 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = RMSNorm(cfg.dim, cfg.norm_eps), MLP(cfg)
         self.dropout = cfg.dropout
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, flex: Flex | None, recall: Recall | None = None) -> Tensor:
-        x = x + self._drop(self.attn(self.attn_norm(x), cos, sin, flex, recall))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self._drop(self.attn(self.attn_norm(x), cos, sin, attend))
         return x + self._drop(self.mlp(self.mlp_norm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -240,8 +164,8 @@ class Model(nn.Module):
         super().__init__()
         self.cfg, self.vocab_size = cfg, vocab_size
         self.dtype = torch.float32  # of activations
-        self.flex: Flex | None = None  # set by the trainer, for its length and device
-        self.run_trunk = self.trunk  # or its compiled form
+        self.masker = Masker(cfg)  # the trainer sets the kernel
+        self.run_trunk, self.chunk_values = self.trunk, chunk_values  # or their compiled forms
         self.embed = nn.Embedding(vocab_size, cfg.dim)
         self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
@@ -252,38 +176,61 @@ class Model(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
+    def compile_parts(self) -> None:
+        """Compile the trunk, and on a GPU what lies between the loss's products; one shape, one graph."""
+        self.run_trunk = torch.compile(self.trunk, dynamic=False, fullgraph=True)
+        if self.embed.weight.is_cuda:
+            self.chunk_values = torch.compile(chunk_values_pure, dynamic=False, fullgraph=True)
+
     @property
     def head_weight(self) -> Tensor:
         """(V, d)"""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def trunk(self, ids: Tensor, positions: Tensor | None = None, recalls: Sequence[Recall] | None = None) -> Tensor:
+    def trunk(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        recalls: Sequence[Attend] | None = None,
+        masks: Masks | None = None,
+    ) -> Tensor:
         """(B, T) ids -> (B, T, d) normed states.
 
-        positions (B, T): where the ids stand; None: from 0. recalls: each layer's attention; None: the plain one.
+        positions (B, T): where the ids stand; None: from 0. recalls: each layer's attention; None: over the row, by
+        `masks`; None: over whole rows, on the path that takes any length.
         """
-        at = slice(ids.shape[1]) if positions is None else positions[:, None]
-        cos, sin = self.cos[at], self.sin[at]  # type: ignore[index]  # (T, D / 2), or (B, 1, T, D / 2)
+        at = slice(ids.shape[1]) if positions is None else positions
+        cos, sin = self.cos[at].unsqueeze(-2), self.sin[at].unsqueeze(-2)  # type: ignore[index]  # ([B,] T, 1, D / 2)
+        if recalls is None:
+            kinds = [functools.partial(attend, mask=mask) for mask in masks or Masker(self.cfg)(ids)]
+            recalls = [kinds[block.attn.window is None] for block in self.blocks]  # type: ignore[union-attr]
         x = self.embed(ids).to(self.dtype)
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, recall) in enumerate(zip(self.blocks, recalls, strict=True)):
             if self.engram is not None and layer == self.cfg.engram_inject_layer:
                 x = self.engram(x)
-            x = block(x, cos, sin, self.flex, None if recalls is None else recalls[layer])
+            x = block(x, cos, sin, recall)
         return self.norm(x)
 
-    def forward(self, ids: Tensor, targets: Tensor, counted: int | None = None) -> tuple[Tensor, Tensor]:
+    def states(self, ids: Tensor, borders: Tensor | None) -> Tensor:
+        """(B * T, d) of the trunk, compiled or not. Masks are made ahead of it, once for all layers."""
+        return self.run_trunk(ids, masks=self.masker(ids, borders)).flatten(0, 1)
+
+    def forward(
+        self, ids: Tensor, targets: Tensor, counted: int | None = None, borders: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(total, ce), scalars in nats a token: what is trained and what is reported. ids, targets (B, T).
 
-        counted: how many targets are not -100; None: all.
+        counted: how many targets are not -100; None: all. borders: where documents begin, that attention is to stay
+        in (`Batch.borders`); None: it takes rows whole.
         """
-        h = self.run_trunk(ids).flatten(0, 1)
-        cfg = self.cfg
-        return head_loss(h, self.head_weight, targets.flatten(), cfg.lm_head_logit_cap, cfg.z_loss_weight, counted)
+        cap, z_weight = self.cfg.lm_head_logit_cap, self.cfg.z_loss_weight
+        h = self.states(ids, borders)
+        return head_loss(h, self.head_weight, targets.flatten(), cap, z_weight, counted, self.chunk_values)
 
     @torch.no_grad()
-    def score(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def score(self, ids: Tensor, targets: Tensor, borders: Tensor | None = None) -> Tensor:
         """(B, T) cross-entropy of every token in nats, fp32."""
-        h = self.run_trunk(ids).flatten(0, 1)
+        h = self.states(ids, borders)
         return token_losses(h, self.head_weight, targets.flatten(), self.cfg.lm_head_logit_cap).view(ids.shape)
 
     def logits(self, h: Tensor) -> Tensor:

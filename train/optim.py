@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the blocks, AdamW for the rest; gradients in one flat buffer.
+"""Muon for the matrices inside the blocks, AdamW for the rest; weights and gradients in one flat buffer each.
 
 Muon (K. Jordan), in the form of "Shard Muon" (trainers.md 1.6; the card does not print constants, so they are ours):
 
@@ -7,114 +7,191 @@ Muon (K. Jordan), in the form of "Shard Muon" (trainers.md 1.6; the card does no
     w *= 1 - lr * weight_decay;   w -= lr * .18 * sqrt(max(rows, cols)) * O
 
 An orthogonal O has root mean square 1/sqrt(max(rows, cols)), so each update has .18 * lr, about what AdamW's has:
-one lr means the same for every shape, and for both optimisers.
+one lr means the same for every shape, and for both optimisers. The model's matrices are parameters of their own (q, k
+and v, gate and up), also where it multiplies several at once, so each is made orthogonal by itself.
 
-Matrices of one shape (transposed to be wide) are stacked and go through Newton-Schulz as one batched product.
-`newton_schulz_reference` is the readable form for one matrix. torch.optim.Muon, which has neither 8+2 steps nor fp32,
-is the oracle for what it can express (tests/train/test_optim.py).
+Layout: [matrices of shape 1 | of shape 2 | ... | AdamW's that decay | AdamW's that do not], for weights and gradients
+alike; the model's parameters and their .grad are views. A stack is so a (k, rows, cols) view: its Newton-Schulz is a
+few batched products, decay and update are two kernels, nothing is gathered by copying, and AdamW is one fused kernel
+for all it holds. (torch._foreach_* would spare launches too, but is not public.) The products leave no elementwise
+work between them, so there is nothing to compile. `newton_schulz_reference` is the readable form for one matrix;
+torch.optim.Muon, which has neither other coefficients nor fp32, is the oracle for what it can express
+(tests/train/test_optim.py).
 
-World size: every rank holds all gradients after the all-reduce and takes the same step. Newton-Schulz is under .4 % of
-a step at 54M parameters (trainers.md 3.4), so it is not split, and a checkpoint needs nothing gathered.
+Ranks: gradients are all-reduced, so every rank has all. Of each stack a rank owns a share, the k matrices divided by
+the ranks and rounded up; it holds only that momentum and makes only those updates, which are then gathered, in
+Newton-Schulz's dtype, and applied by all. With one rank there is no share, no message and no copy. Bits: a matrix's
+product in a batch is the same whatever else the batch holds, as far as seen on CPU, except that one matrix alone on
+several threads is computed another way (1e-6 off); on CUDA the batch may decide the kernel. So the number of ranks
+changes the last bits of an update, and the order of the gradient's sum does so anyway; the same number repeats them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.adamw import adamw  # the functional form: the class imports torch._dynamo, a second at every start
 
 from train.config import TrainConfig
 from train.model import Model
 
 JORDAN = (3.4445, -4.7750, 2.0315)  # steep at 0: small singular values triple in each step, none settles at 1
 POLISH = (2.0, -1.5, 0.5)  # converges to 1 quadratically, once near
-SCHEDULES = {"jordan5": (JORDAN,) * 5, "dsv4": (JORDAN,) * 8 + (POLISH,) * 2}
+POLAR_EXPRESS = (  # Amsel et al. 2025, each step the best for what the last one leaves; as modded-nanogpt has them
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
 SCALE = 0.18  # root mean square of an update, in units of lr; "Shard Muon"
+
+
+class Schedule(NamedTuple):
+    """x starts as u / (margin * |u| + eps); then, for each (a, b, c), x = a x + b (x xᵀ) x + c (x xᵀ)² x."""
+
+    steps: tuple[tuple[float, float, float], ...]
+    margin: float = 1.0
+    eps: float = 1e-7
+
+
+SCHEDULES = {
+    "jordan5": Schedule((JORDAN,) * 5),
+    "dsv4": Schedule((JORDAN,) * 8 + (POLISH,) * 2),
+    "polar_express": Schedule(POLAR_EXPRESS, 1.02, 1e-6),
+}
 
 
 def newton_schulz_reference(g: Tensor, schedule: str) -> Tensor:
     """(m, n) -> (m, n), towards U Vᵀ of g = U S Vᵀ. For reading and for tests."""
-    x = g / (g.norm() + 1e-7)
+    steps, margin, eps = SCHEDULES[schedule]
+    x = g / (margin * g.norm() + eps)
     if g.shape[0] > g.shape[1]:
         x = x.T
-    for a, b, c in SCHEDULES[schedule]:
+    for a, b, c in steps:
         A = x @ x.T
         x = a * x + (b * A + c * A @ A) @ x
     return x.T if g.shape[0] > g.shape[1] else x
 
 
 def newton_schulz(g: Tensor, schedule: str) -> Tensor:
-    """(k, m, n) with m <= n, k matrices at once, in the dtype of g."""
-    x = g / (g.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(g.dtype)
-    for a, b, c in SCHEDULES[schedule]:
-        A = torch.bmm(x, x.mT)
+    """(k, m, n), k matrices at once, wide or tall, in the dtype of g: through the Gram matrix of the short side."""
+    steps, margin, eps = SCHEDULES[schedule]
+    x = g / (margin * g.float().norm(dim=(1, 2), keepdim=True) + eps).to(g.dtype)
+    tall = g.shape[1] > g.shape[2]
+    for a, b, c in steps:
+        A = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # bA + cAA
-        x = torch.baddbmm(x, B, x, beta=a)  # ax + Bx
+        x = torch.baddbmm(x, x, B, beta=a) if tall else torch.baddbmm(x, B, x, beta=a)  # ax + Bx, or ax + xB
     return x
 
 
-def modules(names: list[str], pieces: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Module -> its part of the flat gradient that `pieces` make up, in the order of `names`.
+def module_of(name: str) -> str:
+    """What a parameter is counted with: its block, and outside the blocks its first name."""
+    return ".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1])
 
-    A block is a module, and so is all else by its first name.
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether AdamW's weight decay acts on a parameter.
+
+    On matrices it does, but not on the engram's: a slot that no text reads should keep its value (trainers.md 1.15).
     """
-    found: dict[str, list[Tensor]] = {}
-    for name, piece in zip(names, pieces, strict=True):
-        found.setdefault(".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1]), []).append(piece)
-    sizes = {module: sum(p.numel() for p in mine) for module, mine in found.items()}
-    return {m: mine[0].as_strided((sizes[m],), (1,), mine[0].storage_offset()) for m, mine in found.items()}
+    return parameter.ndim >= 2 and not name.startswith("engram.")
 
 
 class Stack(NamedTuple):
-    """Matrices of one shape, wide: momentum is (k, m, n), m <= n."""
+    """Muon's matrices of one shape: weights and grads (k, rows, cols); momentum (share, rows, cols) of this rank's.
+
+    `own`: which of the k are this rank's; the last ranks may have fewer than a share, even none.
+    """
 
     names: list[str]
-    params: list[Tensor]
+    weights: Tensor
+    grads: Tensor
     momentum: Tensor
+    own: slice
 
 
 class Moments(NamedTuple):
-    """AdamW's state for one parameter."""
+    """AdamW's parameters that decay, or that do not, one after another: all tensors (n,), but `step`, which is ()."""
 
-    name: str
-    param: Tensor
+    names: list[str]
+    decays: bool
+    weights: Tensor
+    grads: Tensor
     first: Tensor
     second: Tensor
-
-    @property
-    def decays(self) -> bool:
-        """Matrices do, but not the engram's: a slot that no text reads should keep its value (trainers.md 1.15)."""
-        return self.param.ndim >= 2 and not self.name.startswith("engram.")
+    step: Tensor
 
 
 class Optimizer:
-    """Both update rules over one model, and the flat gradient they read."""
+    """Both update rules over one model, the flat weights, and the flat gradient they read.
 
-    def __init__(self, model: Model, cfg: TrainConfig) -> None:
-        self.cfg = cfg
-        self.steps = 0  # updates made: AdamW's bias correction
-        named = list(model.named_parameters())
+    Makes the model's parameters views of `weights`: build it when the model is on its device.
+    """
+
+    def __init__(self, model: Model, cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:
+        self.cfg, self.rank, self.world = cfg, rank, world
+        self.steps = 0  # updates made
+        self.parameters = named = dict(model.named_parameters())
+        muon, rest = _parted(named, cfg.optimizer == "muon")
+        order = [name for group in (*muon, *rest.values()) for name in group]
+        sizes = [named[name].numel() for name in order]
+        self.weights = torch.cat([named[name].detach().flatten() for name in order])
         # One buffer: one all-reduce, one norm, one clip, in an order that never changes. (DDP re-buckets after its
         # first step, so with 3 or more ranks a resumed run would sum in another order than an undisturbed one.)
         # Its last place is the loss's, which so comes to be known to all without a message of its own.
-        self.reduced = torch.zeros(sum(p.numel() for _, p in named) + 1, device=named[0][1].device)
+        self.reduced = self.weights.new_zeros(len(self.weights) + 1)
         self.grads, self.loss = self.reduced[:-1], self.reduced[-1]
-        pieces = self.grads.split([p.numel() for _, p in named])
-        for (_, p), piece in zip(named, pieces, strict=True):
-            p.grad = piece.view_as(p)
-        self.modules = modules([n for n, _ in named], pieces)
-        hidden = [(n, p) for n, p in named if n.startswith("blocks.") and p.ndim == 2]
-        matrices = hidden if cfg.optimizer == "muon" else []
-        self.stacks = _stack(matrices)
-        taken = {name for name, _ in matrices}
+        for name, w, g in zip(order, self.weights.split(sizes), self.grads.split(sizes), strict=True):
+            named[name].data, named[name].grad = w.view_as(named[name]), g.view_as(named[name])
+        parts = [sum(named[name].numel() for name in group) for group in (*muon, *rest.values())]
+        pairs = list(zip(self.weights.split(parts), self.grads.split(parts), strict=True))
+        self.stacks = [self._stack(names, w, g) for names, (w, g) in zip(muon, pairs, strict=False)]
         self.moments = [
-            Moments(n, p, torch.zeros_like(p.data), torch.zeros_like(p.data)) for n, p in named if n not in taken
+            Moments(names, decay, w, g, torch.zeros_like(w), torch.zeros_like(w), w.new_zeros(()))
+            for (decay, names), (w, g) in zip(rest.items(), pairs[len(muon) :], strict=True)
         ]
+        self.muon = [name for name in named if any(name in names for names in muon)]
+        self.modules = list(dict.fromkeys(module_of(name) for name in named))
+        self._prepare_norms()
         bf16 = cfg.muon.ns_dtype == "bfloat16" or (cfg.muon.ns_dtype == "auto" and self.grads.is_cuda)
         self.ns_dtype = torch.bfloat16 if bf16 else torch.float32
+
+    def _stack(self, names: list[str], weights: Tensor, grads: Tensor) -> Stack:
+        k, shape = len(names), self.parameters[names[0]].shape
+        share = -(-k // self.world)
+        own = slice(min(k, self.rank * share), min(k, (self.rank + 1) * share))
+        return Stack(names, weights.view(k, *shape), grads.view(k, *shape), weights.new_zeros(share, *shape), own)
+
+    def _prepare_norms(self) -> None:
+        """What `norms` reads: a norm for each of Muon's matrices, and for each run of one module's in AdamW's."""
+        owners = [module_of(name) for stack in self.stacks for name in stack.names]
+        self._runs: list[Tensor] = []
+        for moments in self.moments:
+            at = 0
+            for module, names in itertools.groupby(moments.names, module_of):
+                size = sum(self.parameters[name].numel() for name in names)
+                self._runs.append(moments.grads[at : at + size])
+                owners.append(module)
+                at += size
+        pieces = [[i for i, owner in enumerate(owners) if owner == module] for module in self.modules]
+        longest, none = max(map(len, pieces)), len(owners)  # a 0 stands behind the last piece
+        table = [[*mine, *[none] * (longest - len(mine))] for mine in pieces]
+        self._pieces = torch.tensor(table, device=self.grads.device)
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """(modules,) L2 norm of each module's gradient, in the order of `modules`. Stays on the device."""
+        pieces = [torch.linalg.vector_norm(stack.grads, dim=(1, 2)) for stack in self.stacks]
+        pieces += [torch.stack([run.norm() for run in self._runs]), self.grads.new_zeros(1)]
+        return torch.linalg.vector_norm(torch.cat(pieces)[self._pieces], dim=1)
 
     @torch.no_grad()
     def clip(self) -> Tensor:
@@ -126,67 +203,111 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """One update with every lr times `factor`; leaves the gradients as they are."""
+        """One update with every lr times `factor`; leaves the gradients as they are. With ranks, all must call it."""
         self.steps += 1
+        coming: list[tuple[Stack, Tensor, Any]] = []  # gathered while the next stack is computed
         for stack in self.stacks:
-            self._muon(stack, factor)
+            update = self._update(stack)
+            if self.world == 1:
+                self._apply(stack, update, factor)
+            else:
+                coming.append((stack, *self._gather(update, stack)))
         for moments in self.moments:
             self._adamw(moments, factor)
+        for stack, updates, message in coming:
+            message.wait()
+            self._apply(stack, updates, factor)
 
-    def _muon(self, stack: Stack, factor: float) -> None:
+    def _update(self, stack: Stack) -> Tensor:
+        """The orthogonal updates of this rank's matrices."""
+        beta = self.cfg.muon.momentum
+        g = stack.grads[stack.own]
+        momentum = stack.momentum[: len(g)]
+        momentum.mul_(beta).add_(g)
+        return newton_schulz(torch.add(g, momentum, alpha=beta).to(self.ns_dtype), self.cfg.muon.ns)
+
+    def _gather(self, mine: Tensor, stack: Stack) -> tuple[Tensor, Any]:
+        """Of what each rank has for its own matrices, all (k, rows, cols), which are there after .wait() of the second.
+
+        All messages have one length: where a rank has fewer than a share, zeros fill it up.
+        """
+        share = stack.momentum
+        if len(mine) < len(share):
+            mine = torch.cat([mine, torch.zeros_like(share[len(mine) :], dtype=mine.dtype)])
+        whole = mine.new_empty(self.world * len(share), *share.shape[1:])
+        message = dist.all_gather(list(whole.chunk(self.world)), mine, async_op=True)
+        return whole[: len(stack.names)], message
+
+    def _apply(self, stack: Stack, updates: Tensor, factor: float) -> None:
         cfg = self.cfg.muon
         lr = cfg.lr * factor
-        g = torch.stack([_wide(p.grad) for p in stack.params])  # (k, m, n)
-        stack.momentum.mul_(cfg.momentum).add_(g)
-        g.add_(stack.momentum, alpha=cfg.momentum)
-        update = newton_schulz(g.to(self.ns_dtype), cfg.ns).float()
-        scale = SCALE * math.sqrt(update.shape[-1])
-        for p, o in zip(stack.params, update, strict=True):
-            p.data.mul_(1 - lr * cfg.weight_decay)
-            p.data.add_(o if o.shape == p.shape else o.mT, alpha=-lr * scale)
+        stack.weights.mul_(1 - lr * cfg.weight_decay)
+        stack.weights.add_(updates, alpha=-lr * SCALE * math.sqrt(max(updates.shape[1:])))
 
     def _adamw(self, moments: Moments, factor: float) -> None:
-        """torch.optim.AdamW's arithmetic, in its order (the test compares to the bit)."""
         cfg = self.cfg.adamw
-        lr = cfg.lr * factor
-        _, parameter, first, second = moments
-        p, g = parameter.data, parameter.grad
-        assert g is not None
-        if moments.decays:
-            p.mul_(1 - lr * cfg.weight_decay)
-        b1, b2 = cfg.betas
-        first.lerp_(g, 1 - b1)
-        second.mul_(b2).addcmul_(g, g, value=1 - b2)
-        denominator = (second.sqrt() / math.sqrt(1 - b2**self.steps)).add_(cfg.eps)
-        p.addcdiv_(first, denominator, value=-lr / (1 - b1**self.steps))
+        adamw(
+            [moments.weights],
+            [moments.grads],
+            [moments.first],
+            [moments.second],
+            [],
+            [moments.step],
+            fused=True,
+            amsgrad=False,
+            beta1=cfg.betas[0],
+            beta2=cfg.betas[1],
+            lr=cfg.lr * factor,
+            weight_decay=cfg.weight_decay if moments.decays else 0.0,
+            eps=cfg.eps,
+            maximize=False,
+        )
 
+    @torch.no_grad()
     def state_tensors(self) -> dict[str, Tensor]:
-        """All state by parameter name, for a checkpoint. Momentum is stored wide, as it is held."""
-        tensors: dict[str, Tensor] = {}
-        for stack in self.stacks:
-            tensors |= {f"muon.{n}": b for n, b in zip(stack.names, stack.momentum, strict=True)}
-        for m in self.moments:
-            tensors |= {f"adamw.first.{m.name}": m.first, f"adamw.second.{m.name}": m.second}
+        """All state by parameter name, for a checkpoint. With ranks all must call it; each gets everything.
+
+        Most are views of what the next step changes. Momentum is stored wide: a tall matrix's transposed.
+        """
+        tensors = dict(self._held())
+        for stack in self.stacks if self.world > 1 else []:
+            momentum, message = self._gather(stack.momentum, stack)
+            message.wait()
+            tensors |= {f"muon.{name}": _wide(m) for name, m in zip(stack.names, momentum, strict=True)}
         return tensors
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Put back what `state_tensors` gave. Raises KeyError when one is missing."""
-        for name, held in self.state_tensors().items():
+        """Put back what `state_tensors` gave, at any number of ranks. Raises KeyError when one is missing."""
+        for name, held in self._held():
             held.copy_(tensors[name])
+        for moments in self.moments:
+            moments.step.fill_(steps)
         self.steps = steps
 
+    def _held(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's state by name."""
+        for stack in self.stacks:
+            for name, momentum in zip(stack.names[stack.own], stack.momentum, strict=False):
+                yield f"muon.{name}", _wide(momentum)
+        for moments in self.moments:
+            sizes = [self.parameters[name].numel() for name in moments.names]
+            for kind, flat in (("first", moments.first), ("second", moments.second)):
+                for name, part in zip(moments.names, flat.split(sizes), strict=True):
+                    yield f"adamw.{kind}.{name}", part.view_as(self.parameters[name])
 
-def _wide(x: Tensor | None) -> Tensor:
-    assert x is not None
+
+def _wide(x: Tensor) -> Tensor:
     return x if x.shape[0] <= x.shape[1] else x.mT
 
 
-def _stack(named: list[tuple[str, torch.nn.Parameter]]) -> list[Stack]:
-    shapes: dict[tuple[int, ...], list[tuple[str, torch.nn.Parameter]]] = {}
-    for name, p in named:
-        shapes.setdefault(tuple(sorted(p.shape)), []).append((name, p))
-    return [
-        Stack([n for n, _ in same], [p for _, p in same], torch.zeros(len(same), *shape, device=same[0][1].device))
-        for shape, same in sorted(shapes.items())
-    ]
+def _parted(named: dict[str, nn.Parameter], muon: bool) -> tuple[list[list[str]], dict[bool, list[str]]]:
+    """Names of Muon's matrices by shape, the largest stack first, and of AdamW's parameters by whether they decay."""
+    shapes: dict[torch.Size, list[str]] = {}
+    rest: dict[bool, list[str]] = {True: [], False: []}
+    for name, p in named.items():
+        if muon and name.startswith("blocks.") and p.ndim == 2:
+            shapes.setdefault(p.shape, []).append(name)
+        else:
+            rest[decays(name, p)].append(name)
+    return sorted(shapes.values(), key=lambda names: -len(names) * named[names[0]].numel()), rest

@@ -1,7 +1,7 @@
-"""Where a run runs: processes, device, signals. The same under torchrun, srun with the same variables, and Ray Train.
+"""Where a run runs: processes, device, signals. The same under torchrun, srun, mpirun and Ray Train.
 
-The launcher says who we are in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without
-RANK it is one process. A process group that exists already (Ray Train makes one) is used and left alone.
+The launcher says who we are (train/ranks.py); without one it is one process. A process group that exists already
+(Ray Train makes one) is used and left alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from train.config import TrainError
 from train.manifest import ManifestError
+from train.ranks import Place, place_of
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they kill
@@ -83,21 +84,19 @@ class Runtime:
 
 @contextlib.contextmanager
 def processes() -> Iterator[Runtime]:
-    """Join the other processes, and leave them at the end."""
-    launched = "RANK" in os.environ
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1") if launched else "1")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    """Join the other processes, and leave them at the end. Raises TrainError for a launcher's half set variables."""
+    place = place_of(os.environ)
+    rank, world = (place.rank, place.world) if place else (0, 1)
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    device = torch.device("cuda", _gpu(place)) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    elif launched:
-        # torchrun sets OMP_NUM_THREADS=1: share the cores this machine gives us instead
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-        torch.set_num_threads(max(1, cores() // local))
-    ours = launched and world > 1 and not dist.is_initialized()
-    if ours:
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    elif place:
+        torch.set_num_threads(place.threads)  # torchrun sets OMP_NUM_THREADS=1
+    ours = place is not None and world > 1 and not dist.is_initialized()
+    if place is not None and ours:
+        backend, bound = ("nccl", device) if cuda else ("gloo", None)
+        dist.init_process_group(backend, init_method=place.meet, rank=rank, world_size=world, device_id=bound)
     try:
         yield Runtime(rank, world, device, dist.new_group(backend="gloo") if world > 1 else None)
     finally:
@@ -105,11 +104,12 @@ def processes() -> Iterator[Runtime]:
             dist.destroy_process_group()
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _gpu(place: Place | None) -> int:
+    """The number of this process's GPU among those it sees, which is one where srun gives each task its own."""
+    seen, local = torch.cuda.device_count(), place.local if place else 0
+    if 1 < seen <= local:
+        raise TrainError(f"{seen} GPUs for more processes than that on this machine; start one process a GPU")
+    return local if seen > 1 else 0
 
 
 @contextlib.contextmanager

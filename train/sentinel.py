@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from train.config import TrainConfig, TrainError
-from train.data import open_index
+from train.documents import open_index
 from train.manifest import Manifest
 from train.order import rows_of_step
 
@@ -40,12 +40,15 @@ INTERVALS = 50  # whose median is what a step usually takes
 class Sentinel:
     """The judge of one run. `stats` is its whole memory, and goes into checkpoints."""
 
-    def __init__(self, manifest: Manifest, cfg: TrainConfig, parts: dict[str, Tensor], device: torch.device) -> None:
-        """`parts`: module -> its gradient, a slice of the flat one."""
-        self.manifest, self.cfg, self.parts = manifest, cfg, parts
+    def __init__(self, manifest: Manifest, cfg: TrainConfig, modules: list[str], device: torch.device) -> None:
+        """`modules`: whose gradient norms `judge` is given; none unless spike_sigma is above 0."""
+        self.manifest, self.cfg = manifest, cfg
+        self.modules = modules if cfg.spike_sigma > 0 else []
+        self.last: dict[str, float] = {}  # module -> its gradient's norm, in the step read last
         self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
         self.floor = torch.tensor(FLOOR, device=device)
-        self.table = torch.zeros(min(cfg.log_every, TABLE), 3 + len(parts), device=device)  # verdict, loss, norm, parts
+        columns = 3 + len(self.modules)  # verdict, loss, norm, norms
+        self.table = torch.zeros(min(cfg.log_every, TABLE), columns, device=device)
         self.filled = self.skipped = 0
         self.waits = cfg.on_spike != "warn"
         self.paces: deque[float] = deque(maxlen=INTERVALS)
@@ -57,7 +60,7 @@ class Sentinel:
 
     @torch.no_grad()
     def judge(self, loss: Tensor, norm: Tensor, norms: Tensor) -> bool:
-        """Judge a step by its global loss and gradient norm (scalars on the device) and note both and `norms`.
+        """Judge a step by its global loss and gradient norm (scalars on the device); note them and the modules' norms.
 
         Whether to apply the step: always true where the verdict is not waited for.
         """
@@ -70,10 +73,6 @@ class Sentinel:
         self.skipped = self.skipped + 1 if bad else 0
         return not bad
 
-    def norms(self) -> Tensor:
-        """(modules,) gradient norms, before they are clipped."""
-        return torch.stack([part.norm() for part in self.parts.values()])
-
     def events(self, step: int) -> list[dict[str, Any]]:
         """What happened in the steps up to `step` that were not read yet. The host waits for the device here."""
         rows = self.table[: self.filled].tolist()
@@ -82,8 +81,9 @@ class Sentinel:
             if verdict:
                 event = {"step": number, "event": named(int(verdict)), "loss": loss, "grad_norm": norm}
                 event["applied"] = not self.waits
-                event["grad_norms"] = dict(zip(self.parts, norms, strict=True))
+                event["grad_norms"] = dict(zip(self.modules, norms, strict=True))
                 found.append(event | {"batch": documents_of_step(self.manifest, self.cfg, number - 1)})
+            self.last = dict(zip(self.modules, norms, strict=True))
         self.filled = 0
         return found
 

@@ -74,15 +74,12 @@ class Trained:
         }
 
 
-def open_trained(path: Path, manifest: Path | None = None, average: str = "") -> Trained:
-    """What `path` names: a step's folder, or the newest checkpoint of a run. `manifest`: where run.json's is now.
+def open_trained(path: Path, manifest: Path | None = None, average: str = "", name: str = "latest") -> Trained:
+    """What `path` names: a step's folder, or of a run the checkpoint `name`. `manifest`: where run.json's is now.
 
     Raises TrainError or ManifestError: no whole checkpoint, no manifest, another tokenizer than the model's.
     """
-    held = checkpoint.steps(path / "checkpoints") or checkpoint.steps(path)
-    folder = held[0] if held else path
-    if not (folder / "state.json").exists():
-        raise TrainError(f"{path}: no checkpoint there; name a run's folder, or a step's inside its checkpoints/")
+    folder = _checkpoint_in(path, name)
     point = checkpoint.read(folder)
     identity = point.state["identity"]
     found = load_manifest(manifest or _manifest_of(folder.absolute().parents[1]))
@@ -94,16 +91,33 @@ def open_trained(path: Path, manifest: Path | None = None, average: str = "") ->
     return Trained(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found, average)
 
 
+def _checkpoint_in(path: Path, name: str) -> Path:
+    """A step's folder, from a run's, or its checkpoints/, and `latest` (the newest), `best` or the step's name."""
+    if path.is_file():  # checkpoints/best, and its like
+        path, name = path.parent, path.name
+    inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    held = {p.name: p for p in checkpoint.steps(inside)}
+    if not held:
+        if name != "latest" or not (path / "state.json").exists():
+            raise TrainError(f"{path}: no checkpoint there; name a run's folder, or a step's inside its checkpoints/")
+        return path
+    wanted = next(iter(held)) if name == checkpoint.LATEST else checkpoint.named(inside, name) or name
+    if wanted not in held:
+        raise TrainError(f"{inside}: no checkpoint {name!r} there; there are {', '.join(['latest', *held])}")
+    return held[wanted]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What names a trained model on a command line; `given_model` reads them."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
+    parser.add_argument("--checkpoint", default="latest", metavar="NAME", help="of a run: latest, best or step_000120")
     parser.add_argument("--average", choices=("ema", "swa"), default="", help="its weights, where the run held one")
     parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
 
 
 def given_model(given: argparse.Namespace) -> Trained:
     """The model that the arguments name. Raises as open_trained does."""
-    return open_trained(given.run, given.manifest, given.average)
+    return open_trained(given.run, given.manifest, given.average, given.checkpoint)
 
 
 def _manifest_of(run: Path) -> Path:

@@ -5,7 +5,8 @@
     B. quartz
     Answer: B. quartz
 
-Labels are A to E in most rows and 1 to 4 in some; both are kept as they are.
+Labels are A to E in most rows and 1 to 4 in some; both are kept as they are. The same rows are an evaluation set where
+the recipe's `evals` names them (`items`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from stages.sources.base import BadRow, FieldError, FilesConfig, Identify, Row, 
 from stages.sources.files import files_of
 from stages.sources.parquet import SUFFIXES, convert_rows, cut, decode
 from stages.sources.parts import write_parts
+from stages.sources.questions import Question, write_items
 
 COLUMNS = ["question", "choices", "answerKey"]
 
@@ -57,17 +59,31 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
 
 def to_row(record: dict[str, Any], file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
     """One question as text. A row whose answer is not among its choices is bad."""
+    item = to_question(record, file, number, params)
+    if isinstance(item, BadRow):
+        return item
     try:
-        values = decode(record)
+        meta = decode({column: record[column] for column in params["meta"]})
     except FieldError as error:
         return BadRow(file, number, str(error))
-    question, choices, key = (values[c] for c in COLUMNS)
+    return Row(file, number, item.text, None, tuple(meta.values()))
+
+
+def items(task: Task) -> None:
+    """Read an evaluation set. Params: files, groups, as of `work`. Raises DataError at a row that is no question."""
+    write_items(task, convert_rows(task, to_question, COLUMNS))
+
+
+def to_question(record: dict[str, Any], file: str, number: int, params: dict[str, Any]) -> Question | BadRow:
+    """One record as a question. One whose answer is not among its choices is bad."""
+    try:
+        values = decode({column: record[column] for column in COLUMNS})
+    except FieldError as error:
+        return BadRow(file, number, str(error))
+    question, choices, key = values.values()
     if not (isinstance(question, str) and isinstance(choices, dict) and isinstance(key, str)):
         return BadRow(file, number, "question, choices or answerKey is null or of a wrong type")
     labels, texts = choices.get("label") or [], choices.get("text") or []
     if len(labels) != len(texts) or key not in labels or not all(isinstance(t, str) for t in texts):
         return BadRow(file, number, f"answerKey {key!r} is not among the labels {labels}", question)
-    options = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
-    answer = texts[labels.index(key)]
-    text = f"Question: {question}\n{options}\nAnswer: {key}. {answer}"
-    return Row(file, number, text, None, tuple(values[c] for c in params["meta"]))
+    return Question(file, number, question, texts, labels, labels.index(key))

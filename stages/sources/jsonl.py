@@ -9,8 +9,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import IO, Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ from stages.base import DataError, Task
 from stages.sources.base import LARGEST, MAX_RATIO, BadRow, Identify, Row, StreamConfig, UnitSpec, row_of, stream_params
 from stages.sources.files import check_ratio, files_of, opened, unzstd, whole_files
 from stages.sources.parts import write_parts
+from stages.sources.questions import question_of, write_items
+
+T = TypeVar("T")
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
@@ -43,6 +46,16 @@ def work(task: Task) -> None:
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
     """Each line of each file as a row; blank lines are not rows. Raises DataError on a damaged file."""
+    return convert_lines(task, row_of)
+
+
+def items(task: Task) -> None:
+    """Read an evaluation set. Params: files. Raises DataError at a line that is no question."""
+    write_items(task, convert_lines(task, question_of))
+
+
+def convert_lines(task: Task, convert: Callable[[Any, str, int, dict[str, Any]], T]) -> Iterator[T | BadRow]:
+    """Each line, turned by `convert(record, file, row, params)`."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
         longest = ESCAPED * task.params.get("largest", LARGEST) + SPARE
         with opened(artifact, task.params.get("options")) as stream:
@@ -52,7 +65,8 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
                     yield BadRow(name, number, f"the line has more than {longest:,} bytes; see largest_document")
                     number += 1
                 elif line.strip():
-                    yield parse(line, name, number, task.params)
+                    record = parse(line, name, number)
+                    yield record if isinstance(record, BadRow) else convert(record, name, number, task.params)
                     number += 1
 
 
@@ -93,12 +107,11 @@ def lines(source: Iterable[bytes], longest: int = 1 << 40) -> Iterator[bytes | N
         yield b"".join(rest) if held <= longest else None
 
 
-def parse(line: bytes, file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
-    """One line as a row, or the reason why it is none."""
+def parse(line: bytes, file: str, number: int) -> Any:
+    """What one line holds, or as a BadRow the reason why it cannot be read."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow(file, number, f"not valid UTF-8 at byte {error.start}", line[:200].decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:  # ValueError also of a number with thousands of digits
         return BadRow(file, number, f"broken JSON: {error}", line[:200].decode("utf-8", "replace"))
-    return row_of(record, file, number, params)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +33,7 @@ from stages.sources.files import files_of, identified, opened
 from stages.sources.parts import write_parts
 from stages.sources.where import kept, may_keep
 
+T = TypeVar("T")
 SUFFIXES = (".parquet",)
 FOOTERS = 8  # read at a time
 BATCH_BYTES = 32 << 20  # text decoded at a time, about; rows of a book each would fill the memory otherwise
@@ -161,10 +162,9 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
     return convert_rows(task, to_row)
 
 
-ToRow = Callable[[dict[str, Any], str, int, dict[str, Any]], Row | BadRow]
-
-
-def convert_rows(task: Task, convert: ToRow, columns: list[str] | None = None) -> Iterator[Row | BadRow]:
+def convert_rows(
+    task: Task, convert: Callable[[dict[str, Any], str, int, dict[str, Any]], T], columns: list[str] | None = None
+) -> Iterator[T]:
     """The rows of a unit's pieces, each turned by `convert(record, file, row, params)`.
 
     Raises DataError when a file is damaged, TransientError when its remote file system fails.

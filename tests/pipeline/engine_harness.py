@@ -312,3 +312,12 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def wait_for(condition: Any, what: str, seconds: float = LIMIT) -> Any:
+    """Poll until `condition()` is true, and return what it gave."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.005)
+    return value

@@ -10,20 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import LIMIT, Work, copy_project, descendants, edit, gone, kill, marked, new_work
+from engine_harness import LIMIT, Work, copy_project, descendants, edit, gone, kill, marked, new_work, wait_for
 
 
 def record_files(work: Work) -> list[Path]:
     return list(work.out.glob("store/*/??/*/record.json"))
-
-
-def wait_for(condition: Any, what: str, seconds: float = LIMIT) -> Any:
-    """Poll until `condition()` is true, and return what it gave."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.005)
-    return value
 
 
 def run_and_kill(work: Work, records: int, *options: str) -> bool:

@@ -367,6 +367,7 @@ RECIPE = {
         "cosmopedia": {"from": "cosmopedia", "subset": "stanford"},
         "arc": {"from": "ai2_arc"},
     },
+    "evals": {"arc_easy": {"from": "ai2_arc", "path": "hf://datasets/allenai/ai2_arc/ARC-Easy/validation-*.parquet"}},
     "tokenizer": {"vocab_size": 500, "sample": "100kB"},
     "shard_tokens": "20k",
     "mixtures": {
@@ -413,6 +414,8 @@ def test_processes_and_ray_build_the_same_with_every_third_request_failing(tmp_p
         commit = seven()["open-web-math/open-web-math"].revisions["main"]
         manifest = json.loads((folder / "out/hub/anneal/manifest.json").read_text())
         assert next(s["revision"] for s in manifest["sources"] if s["name"] == "owm") == commit
+        arc = seven()["allenai/ai2_arc"].revisions["main"]
+        assert [e["revision"] for e in manifest["evals"]] == [arc]
         for file in (f for f in folder.rglob("*") if f.is_file()):
             assert TOKEN.encode() not in file.read_bytes(), file
         assert TOKEN not in done.stdout + done.stderr

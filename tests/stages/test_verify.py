@@ -24,7 +24,9 @@ from train.manifest import Header, ManifestError, load_manifest
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    return small(tmp_path_factory.mktemp("published"))
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "quiz.jsonl").write_text('{"question": "Is it?", "choices": ["It is", "It is not"], "answer": 1}\n')
+    return small(folder, evals={"quiz": {"from": "jsonl", "path": str(folder / "quiz.jsonl"), "revision": "v2"}})
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_clean_build_passes(folder):
     assert problems(folder) == []
 
 
-@pytest.mark.parametrize("kind", ["bin", "idx", "rows.parquet", "val_ids.bin", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["bin", "idx", "rows.parquet", "val_ids.bin", "tokenizer.json", "eval_quiz.json"])
 @pytest.mark.parametrize("at", [3, 20, -1])
 def test_one_flipped_bit_of_a_file(folder, kind, at):
     name = kind if "." in kind and kind != "rows.parquet" else f"small_anneal_train_000001.{kind}"
@@ -115,7 +117,7 @@ def test_every_field_of_the_manifest_that_can_be_known(published, tmp_path):
         for f in dataclasses.fields(manifest)
         if f.name not in ("folder", "schema_version", "recipe", "digest")
     ]
-    nested = ("tokenizer", "val_ids", "shards", "sources")
+    nested = ("tokenizer", "val_ids", "shards", "sources", "evals")
     spots = [spot for spot in spots if spot[0] not in nested]
     spots += [(name, f.name) for name in nested[:2] for f in dataclasses.fields(getattr(manifest, name))]
     spots += [(name, 0, f.name) for name in nested[2:] for f in dataclasses.fields(getattr(manifest, name)[0])]
@@ -135,7 +137,8 @@ def test_every_field_of_the_manifest_that_can_be_known(published, tmp_path):
         if not problems(folder):
             blind.add(spot)
         replace(folder / "manifest.json", clean)
-    assert blind == {(name,) for name in UNKNOWABLE} | {("sources", 0, name) for name in UNKNOWABLE_OF_SOURCES}
+    unknowable = {("sources", 0, name) for name in UNKNOWABLE_OF_SOURCES} | {("evals", 0, "files")}
+    assert blind == {(name,) for name in UNKNOWABLE} | unknowable
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
 from train import checkpoint
 from train.config import TrainError
+from train.writer import Writer
 
 
 def put(folder, step, value=1.0):
@@ -93,3 +96,58 @@ def test_the_newest_are_kept_and_none_is_overwritten(tmp_path):
     assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_000010", "step_000004"]
     with pytest.raises(TrainError, match="never overwritten"):
         put(tmp_path, 10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the background
+
+
+def test_what_is_written_is_of_the_moment_of_the_copy(tmp_path):
+    writer, go = Writer(), threading.Event()
+    model, moments = {"w": torch.arange(6.0).view(2, 3).mT}, {"w": torch.ones(2, dtype=torch.bfloat16)}
+    (a, b), ready = writer.copied(model, moments)
+
+    def work():
+        go.wait(10)
+        ready()
+        checkpoint.save(tmp_path, 1, a, b, {})
+
+    writer.start(work)
+    model["w"] += 100  # the next step
+    go.set()
+    assert 0 <= writer.wait() < 10
+    point = checkpoint.read(tmp_path / "step_000001")
+    assert torch.equal(point.tensors("model.safetensors")["w"], torch.arange(6.0).view(2, 3).mT)
+    assert point.tensors("optimizer.safetensors")["w"].dtype == torch.bfloat16
+    (again, _), _ = writer.copied(model, moments)
+    assert again["w"].data_ptr() == a["w"].data_ptr() and torch.equal(again["w"], model["w"])  # the buffer, used again
+
+
+def test_an_error_of_the_thread_is_raised_once_where_it_is_waited_for(capsys):
+    def work():
+        raise TrainError("no room")
+
+    writer = Writer()
+    assert writer.wait() < 1 and not writer.failed
+    for last in (writer.wait, writer.close):
+        writer.start(work)
+        while not writer.failed:
+            pass
+        if last == writer.wait:
+            with pytest.raises(TrainError, match="no room"):
+                writer.wait()
+        else:
+            writer.close()
+            assert "warning: no room" in capsys.readouterr().err
+        assert not writer.failed
+
+
+def test_the_best_and_where_the_decay_began_are_spared(tmp_path):
+    for step, names in ((1, (checkpoint.DECAY_START,)), (2, (checkpoint.BEST,)), (3, ()), (4, ()), (5, ())):
+        checkpoint.save(tmp_path, step, {}, {}, {}, names)
+    checkpoint.prune(tmp_path, 1)
+    assert [p.name[5:] for p in checkpoint.steps(tmp_path)] == ["000005", "000002", "000001"]
+    checkpoint.save(tmp_path, 6, {}, {}, {}, (checkpoint.BEST,))
+    checkpoint.prune(tmp_path, 1)
+    assert [p.name[5:] for p in checkpoint.steps(tmp_path)] == ["000006", "000001"]
+    assert checkpoint.find(tmp_path / "best", "k").step == 6 == checkpoint.find(tmp_path / "latest", "k").step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer_harness import BOS, MODEL, PAD, text, write_manifest, write_shard
+from trainer_harness import BOS, MODEL, PAD, metrics, sets, text, write_manifest, write_shard
 
 from train import data as data_module
 from train import loss as loss_module
 from train.config import ModelConfig, TrainConfig
 from train.data import Loader, open_shard
+from train.documents import open_index
 from train.evaluate import Validation
 from train.loss import IGNORE, cap_logits, head_loss, reference
+from train.main import run
 from train.manifest import Manifest, ManifestError, load_manifest
 from train.model import build
 from train.order import rows_of_step, tail_tokens
@@ -70,9 +73,8 @@ def test_borders_and_padding_are_those_a_scan_finds(data):
                 starts = [
                     r * seq_len + t for r, row in enumerate(rows) for t in range(seq_len) if t == 0 or row[t] == BOS
                 ]
-                assert batch.cu_seqlens.dtype == torch.int32
-                assert batch.cu_seqlens.tolist() == [*starts, len(rows) * seq_len]
-                assert batch.max_seqlen == max(np.diff([*starts, len(rows) * seq_len]))
+                assert batch.borders.dtype == torch.int32
+                assert batch.borders.tolist() == [*starts, len(rows) * seq_len]
                 want = [[IGNORE if PAD in row[t : t + 2] else row[t + 1] for t in range(seq_len)] for row in rows]
                 assert batch.targets.tolist() == want
                 if batch.counted_in_step != cfg.batch_size * seq_len:
@@ -101,7 +103,7 @@ def test_an_index_that_does_not_fit_is_an_error(tmp_path):
 
 
 def test_shards_without_padding_do_not_need_their_index(manifest, monkeypatch):
-    monkeypatch.setattr("train.data.open_index", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("train.data.MappedIndex", lambda *_: pytest.fail("read"))
     batch = Loader(manifest, TrainConfig(batch_size=4, seq_len=16)).batch(0)
     assert batch.counted is None and batch.targets.data_ptr() == batch.tokens.data_ptr() + 8
 
@@ -144,9 +146,33 @@ def test_micro_batches_and_ranks_make_one_mean(padded):
     for world, micro in ((1, 8), (1, 2), (2, 4), (4, 1)):
         ce = 0.0
         for rank in range(world):
-            for ids, targets, counted, share in Loader(padded, cfg, rank, world).batch(2).micros(micro):
-                ce += model(ids, targets, counted)[1].item() * share
+            for part in Loader(padded, cfg, rank, world).batch(2).micros(micro):
+                ce += model(part.ids, part.targets, part.counted)[1].item() * part.share
         assert ce == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_document_masks_hold_in_training_and_validation(padded, tmp_path):
+    """However the rows are cut: a step's loss is the mean over documents read alone, and so is the validation's."""
+    small = {"steps": 3, "batch_size": 8, "seq_len": 16, "log_every": 1, "sample_tokens": 0}
+    losses = {}
+    for masked, micro in ((True, 8), (True, 2), (False, 8)):
+        out = tmp_path / f"{masked}{micro}"
+        run(padded.folder, sets(out=str(out), micro_batch=micro, document_mask=masked, **small))
+        losses[masked, micro] = [m.get("loss", m.get("val_loss")) for m in metrics(out)]
+    assert losses[True, 2] == pytest.approx(losses[True, 8], abs=1e-5)
+    assert losses[False, 8] != pytest.approx(losses[True, 8], abs=1e-5)
+    model = build(ModelConfig(**MODEL), padded.tokenizer.vocab_size, 0)
+    nll, count = 0.0, 0
+    tokens = open_shard(padded, padded.split("val")[0]).astype(np.int64)
+    starts = open_index(padded, padded.split("val")[0]).starts
+    for first in range(0, len(tokens) - 1, 16):
+        window = tokens[first : first + 17]
+        for a, b in pairwise([0, *(s - first for s in starts if first < s < first + len(window) - 1), len(window) - 1]):
+            part = torch.from_numpy(window[a : b + 1])[None]
+            counts = (part[0, 1:] != PAD) & (part[0, :-1] != PAD)
+            nll += model.score(part[:, :-1], part[:, 1:])[0][counts].double().sum().item()
+            count += int(counts.sum())
+    assert losses[True, 8][0] == pytest.approx(nll / count, rel=1e-5)
 
 
 def test_validation_leaves_padding_out(padded):

@@ -157,7 +157,7 @@ def test_the_cards_lines_load_it(shapes, tmp_path):
     assert done.returncode == 0, done.stderr
     prompt = list(b"The capital of France is")
     new = generate(ours(trained), [prompt], 10, temperature=0).ids[0]
-    used = ["train.config", "train.loss", "train.model"]
+    used = ["train.config", "train.attention", "train.loss", "train.model"]
     out = str(tmp_path / "out/code/train/model.py")
     words = done.stdout.replace(out, "OUT").strip()
     assert words == f"{prompt + new} OUT {used}"

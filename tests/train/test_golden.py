@@ -21,6 +21,9 @@ from train.schedule import lr_factor
         ([[1, 2], [3, 4]], "jordan5", [[-0.680661, 0.825540], [0.741295, 0.259440]]),
         ([[1, 2, 3], [4, 5, 6]], "jordan5", [[-0.568290, 0.057742, 0.683774], [0.563355, 0.405613, 0.247871]]),
         ([[1, 2], [3, 4]], "dsv4", [[-0.514885, 0.857777], [0.857677, 0.514387]]),
+        # from the singular values, in numpy
+        ([[1, 2], [3, 4]], "polar_express", [[-0.610182, 0.943948], [0.924033, 0.510607]]),
+        ([[1, 2, 3], [4, 5, 6]], "polar_express", [[-0.557763, 0.093053, 0.743870], [0.639324, 0.497011, 0.354697]]),
     ],
 )
 def test_newton_schulz(matrix, schedule, expected):
@@ -29,6 +32,7 @@ def test_newton_schulz(matrix, schedule, expected):
     assert torch.allclose(newton_schulz_reference(g, schedule), want, atol=2e-6)
     assert torch.allclose(newton_schulz_reference(g.T, schedule), want.T, atol=2e-6)
     assert torch.allclose(newton_schulz(g[None], schedule)[0], want, atol=2e-6)
+    assert torch.allclose(newton_schulz(g.T[None], schedule)[0], want.T, atol=2e-6)
 
 
 def test_newton_schulz_of_a_tall_matrix_with_its_scale():

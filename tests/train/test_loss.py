@@ -4,28 +4,69 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 from train import loss as module
-from train.loss import head_loss, reference, token_losses
+from train.loss import IGNORE, chunk_values, chunk_values_pure, head_loss, reference, token_losses
+
+
+def gradients(f, h, w, *rest):
+    a, b = h.clone().requires_grad_(), w.clone().requires_grad_()
+    total, ce = f(a, b, *rest)
+    (total * 0.5).backward()
+    return total.detach(), ce.detach(), a.grad, b.grad
 
 
 @pytest.mark.parametrize("cap", [None, 2.0, 30.0, 100.0])
 @pytest.mark.parametrize("z_weight", [0.0, 1e-4, 0.3])
-def test_chunks_are_the_whole(monkeypatch, cap, z_weight):
+@pytest.mark.parametrize("values", [chunk_values, chunk_values_pure])
+def test_chunks_are_the_whole(monkeypatch, cap, z_weight, values):
     monkeypatch.setattr(module, "CHUNK_CPU", 37 * 5)  # 5 rows at a time, 23 in all: the last chunk is short
     torch.manual_seed(0)
     h, w = torch.randn(23, 8) * 3, torch.randn(37, 8)
     t = torch.randint(0, 37, (23,))
-    results = []
-    for f in (reference, head_loss):
-        a, b = h.clone().requires_grad_(), w.clone().requires_grad_()
-        total, ce = f(a, b, t, cap, z_weight)
-        (total * 0.5).backward()
-        results.append((total.detach(), ce.detach(), a.grad, b.grad))
-    for mine, theirs in zip(*results, strict=True):
+    want = gradients(reference, h, w, t, cap, z_weight)
+    for mine, theirs in zip(gradients(head_loss, h, w, t, cap, z_weight, None, values), want, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(token_losses(h, w, t, cap).mean(), results[0][1], rtol=1e-5)
+    assert torch.allclose(token_losses(h, w, t, cap).mean(), want[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("cap", [None, 30.0, 100.0])
+@pytest.mark.parametrize("scale", [1.0, 1e3])  # logits in the thousands: e to one of them is no number
+@pytest.mark.parametrize("padded", [False, True])
+def test_both_forms_of_a_chunk_agree(cap, scale, padded):
+    torch.manual_seed(1)
+    z, t = torch.randn(11, 37) * 3 * scale, torch.randint(0, 37, (11,))
+    if padded:
+        t[[0, 4, 10]] = IGNORE
+    a = chunk_values_pure(z, t, cap, 1e-4, padded)
+    b = chunk_values(z.clone(), t, cap, 1e-4, padded)
+    for mine, theirs in zip(a, b, strict=True):
+        assert mine.isfinite().all() and torch.allclose(mine, theirs, rtol=1e-5, atol=2e-6)
+    assert not padded or not a[2][4].any()
+    assert chunk_values_pure(z.bfloat16(), t, cap, 1e-4, padded)[2].dtype == torch.bfloat16
+
+
+def test_a_chunk_compiles_once_for_a_shape():
+    """As a graph without breaks, whatever is counted and learned."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    values = torch.compile(chunk_values_pure, dynamic=False, fullgraph=True, backend=count)
+    h, w = torch.randn(12, 8), torch.randn(37, 8)
+    for counted in (12, 7, 3):
+        t = torch.randint(0, 37, (12,))
+        t[counted:] = IGNORE
+        want = gradients(head_loss, h, w, t, 30.0, 1e-4, counted)
+        for mine, theirs in zip(gradients(head_loss, h, w, t, 30.0, 1e-4, counted, values), want, strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
 
 
 def test_levers_off_is_plain_cross_entropy_to_the_bit():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from train.attention import attend
 from train.config import AdamWConfig, ConfigError, ModelConfig, TrainConfig
-from train.model import build, check_parameters, prepare_flex, window_mask, window_rule
+from train.model import Linear, build, check_parameters, joined, products
 from train.optim import Optimizer
 
 PLAIN = ModelConfig(
@@ -84,7 +86,7 @@ def test_with_every_lever_off_it_is_a_plain_transformer_to_the_bit():
     ids = torch.randint(0, 50, (3, 33), generator=torch.Generator().manual_seed(0))
     rates = AdamWConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
     a = Optimizer(ours, TrainConfig(optimizer="adamw", grad_clip=0, adamw=rates))
-    b = torch.optim.AdamW(theirs, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0, foreach=False)
+    b = torch.optim.AdamW(theirs, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0, fused=True)
     for _ in range(3):
         total, ce = ours(ids[:, :-1], ids[:, 1:])
         loss = plain(ids[:, :-1], ids[:, 1:])
@@ -111,12 +113,13 @@ def test_a_sliding_layer_sees_exactly_the_window():
     model = build(dataclasses.replace(TINY, init_std=0.3), 50, seed=2)
     assert model.blocks[0].attn.window == 8 and model.blocks[1].attn.window is None  # even slides, odd is global
     x = torch.randn(1, 24, 16, requires_grad=True)
-    cos, sin = model.cos[:24], model.sin[:24]
-    model.blocks[0].attn(x, cos, sin, None)[0, 20].sum().backward()
+    cos, sin = model.cos[:24, None], model.sin[:24, None]
+    sliding, whole = (partial(attend, mask=mask) for mask in model.masker(torch.zeros(1, 24)))
+    model.blocks[0].attn(x, cos, sin, sliding)[0, 20].sum().backward()
     seen = (x.grad[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist()
     assert seen == list(range(13, 21))  # 0 <= 20 - j < 8
     x.grad = None
-    model.blocks[1].attn(x, cos, sin, None)[0, 20].sum().backward()
+    model.blocks[1].attn(x, cos, sin, whole)[0, 20].sum().backward()
     assert (x.grad[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist() == list(range(21))
 
 
@@ -152,24 +155,21 @@ def test_a_window_as_long_as_the_sequence_is_plain_causal():
     assert build(shorter, 50, 1)(ids[:, :-1], ids[:, 1:])[0] != build(cap, 50, 1)(ids[:, :-1], ids[:, 1:])[0]
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without")  # uncompiled on purpose: it is the rule we test
-def test_the_kernels_rule_is_the_masks():
-    i = torch.arange(40)
-    rule = window_rule(7)(i, i, i[:, None], i[None, :])
-    assert torch.equal(rule, window_mask(40, 7, torch.device("cpu")))
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    q, k, v = torch.randn(3, 1, 2, 256, 16)
-    mask = create_block_mask(window_rule(100), None, None, 256, 256, device="cpu")
-    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=window_mask(256, 100, torch.device("cpu")))
-    assert torch.allclose(flex_attention(q, k, v, block_mask=mask), dense, atol=1e-5)
-
-
-def test_a_slow_path_on_cuda_is_said_aloud(capsys):
-    assert prepare_flex(TINY, 33, torch.device("cuda")) is None  # 33 is no multiple of the kernel's block
-    assert "SLOW attention path" in capsys.readouterr().err
-    assert prepare_flex(TINY, 64, torch.device("cpu")) is None
-    assert capsys.readouterr().err == ""
+def test_products_joined_are_those_apart():
+    linears = [Linear(16, n) for n in (16, 16, 24)]
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    results = []
+    for f in (products, joined):
+        outs = f(x, *linears)
+        torch.autograd.backward(outs, [torch.ones_like(y) for y in outs])
+        results.append([*outs, x.grad, *(linear.weight.grad for linear in linears)])
+        x.grad = None
+        for linear in linears:
+            linear.weight.grad = None
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    bf16 = joined(x.bfloat16(), *linears)
+    assert [y.shape[-1] for y in bf16] == [16, 16, 24] and bf16[0].dtype == torch.bfloat16
 
 
 def test_weights_depend_on_the_seed_only_and_have_the_std():

@@ -78,15 +78,17 @@ def test_noise_is_no_event_and_a_falling_loss_neither():
     assert not any(verdicts([*noisy(100), (50.0, 1e6)], sigmas=0)[0]), "0 is off"
 
 
-def test_modules_share_the_flat_gradient():
+@pytest.mark.parametrize("rule", ["muon", "adamw"])
+def test_norms_by_module(rule):
     model = build(ModelConfig(**MODEL), 264, 0)
-    optimizer = Optimizer(model, TrainConfig())
+    optimizer = Optimizer(model, TrainConfig(optimizer=rule))
     optimizer.grads.copy_(torch.randn_like(optimizer.grads))
-    assert list(optimizer.modules)[1:3] == ["blocks.0", "blocks.1"]
-    assert sum(part.numel() for part in optimizer.modules.values()) == optimizer.grads.numel()
-    for module, part in optimizer.modules.items():
-        mine = [p.grad.flatten() for n, p in model.named_parameters() if n == module or n.startswith(module + ".")]
-        assert torch.equal(part, torch.cat(mine)), module
+    assert optimizer.modules == ["embed", "blocks.0", "blocks.1", "norm"]
+    norms = optimizer.norms()
+    for module, norm in zip(optimizer.modules, norms, strict=True):
+        mine = [p.grad.flatten() for n, p in model.named_parameters() if n.startswith(module + ".")]
+        assert norm.item() == pytest.approx(torch.cat(mine).norm().item(), rel=1e-6), module
+    assert norms.norm().item() == pytest.approx(optimizer.grads.norm().item(), rel=1e-6)
 
 
 @pytest.fixture(scope="module")

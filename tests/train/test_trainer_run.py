@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import shutil
 import signal
-import socket
-import time
 
 import pytest
-from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets
+from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets, start_ranks, wait_for
 
 from train import checkpoint
 from train.config import ConfigError, TrainError
@@ -213,48 +210,6 @@ def test_a_manifest_without_validation_is_an_error(manifest, tmp_path):
 # Processes
 
 
-def wait_for(path, steps):
-    """Until metrics.jsonl has that many steps."""
-    end = time.time() + 60
-    while time.time() < end:
-        if path.exists() and path.read_text().count('"loss"') >= steps:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{path}: not {steps} steps after 60 s")
-
-
-def test_torchrun_with_two_processes_gives_one_processes_losses(pretrain, undisturbed, launch, tmp_path):
-    process = launch(pretrain, sets(out=str(tmp_path / "r"), steps=24), processes=2)
-    out = process.communicate(timeout=90)[0]
-    assert process.returncode == 0, out
-    mine, theirs = losses(tmp_path / "r"), losses(undisturbed)
-    assert mine.keys() == theirs.keys()
-    assert max(abs(mine[s] - theirs[s]) for s in theirs) < 1e-5
-    a, b = (json.loads((f / "summary.json").read_text()) for f in (tmp_path / "r", undisturbed))
-    assert a["after"]["nats"] == pytest.approx(b["after"]["nats"], abs=1e-5)
-    assert a["unigram"] == b["unigram"] and a["after"]["tokens"] == b["after"]["tokens"]
-    assert out.count("step 24/24") == 1  # one rank speaks
-    # and at another number of processes it goes on
-    shutil.rmtree(tmp_path / "r/checkpoints/step_000024")
-    run(pretrain, sets(out=str(tmp_path / "r"), steps=24, resume="auto"))
-    again = losses(tmp_path / "r")
-    assert again.keys() == theirs.keys() and max(abs(again[s] - theirs[s]) for s in theirs) < 1e-5
-
-
-def test_kill_9_at_a_random_step_then_resume_to_the_bit(pretrain, undisturbed, launch, tmp_path):
-    folder = tmp_path / "r"
-    for _ in range(2):
-        process = launch(pretrain, sets(out=str(folder), steps=24, resume="auto"))
-        wait_for(folder / "metrics.jsonl", random.randint(1, 15))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (folder / "summary.json").exists()
-    run(pretrain, sets(out=str(folder), steps=24, resume="auto"))
-    assert losses(folder) == losses(undisturbed)
-    ends = [checkpoint.find(f, "k").tensors("model.safetensors") for f in (folder, undisturbed)]
-    assert all(bool((ends[0][k] == ends[1][k]).all()) for k in ends[1])
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, launch, tmp_path, number):
     folder = tmp_path / "r"
@@ -272,13 +227,8 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, laun
 
 
 def test_a_signal_to_one_rank_stops_all_and_each_exits_75(pretrain, launch, tmp_path):
-    # started as srun would: the variables and no torchrun
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     settings = sets(out=str(tmp_path / "r"), steps=50, checkpoint_every=0)
-    ranks = [launch(pretrain, settings, variables={**place, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    ranks = start_ranks(launch, 2, pretrain, settings)
     wait_for(tmp_path / "r/metrics.jsonl", 3)
     ranks[1].send_signal(signal.SIGUSR1)
     out = [p.communicate(timeout=30)[0] for p in ranks]

@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import random
+import socket
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +162,17 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def start(
-    manifest: Path, overrides: list[str], processes: int = 0, variables: dict[str, str] | None = None
+    manifest: Path,
+    overrides: list[str],
+    processes: int = 0,
+    variables: dict[str, str] | None = None,
+    program: str = "train/main.py",
 ) -> subprocess.Popen[str]:
     """train/main.py from the clone, not installed, in another folder; `processes` above 0: under torchrun."""
     launcher = [sys.executable]
     if processes:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launcher, str(ROOT / "train/main.py"), "--manifest", str(manifest)]
+    command = [*launcher, str(ROOT / program), "--manifest", str(manifest)]
     if overrides:
         command += ["--set", *overrides]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -174,3 +180,36 @@ def start(
     return subprocess.Popen(
         command, cwd=manifest.parent, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+
+
+def start_ranks(launch: Any, world: int, *args: Any, variables: dict[str, str] | None = None, **kwargs: Any) -> Any:
+    """`world` processes of the trainer with the variables that torchrun would set, and no torchrun."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    place |= {"LOCAL_WORLD_SIZE": str(world), **(variables or {})}
+    ranks = [{**place, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
+    return [launch(*args, variables=each, **kwargs) for each in ranks]
+
+
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 90) -> list[str]:
+    """What each said; all must end with status 0."""
+    said = [p.communicate(timeout=seconds)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), said
+    return said
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def wait_for(path: Path, steps: int) -> None:
+    """Until metrics.jsonl has that many steps."""
+    end = time.time() + 90
+    while time.time() < end:
+        if path.exists() and path.read_text().count('"loss"') >= steps:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path}: not {steps} steps after 90 s")

@@ -1,0 +1,246 @@
+"""A training step on CPU: the trainer's against a plain loop of stock torch parts, same shape, same weights.
+
+The plain loop is what one writes in an afternoon: nn.Linear, nn.RMSNorm, F.scaled_dot_product_attention,
+F.cross_entropy on capped logits and z-loss in autograd, clip_grad_norm_, torch.optim.Muon for the blocks' matrices and
+torch.optim.AdamW(fused=True) for the rest, or that for all, rows sliced out of an array. Ours is `loop.one_step` with
+all that a run has: loader, flat gradient, norms by module, the judge. Muon makes 5 Jordan steps, theirs in bf16, which
+is all it has, ours in fp32, the default on CPU, and once more in bf16.
+
+First both models must give one batch the same loss and gradient. Then all take their steps in turn, several rounds;
+figures are medians, a ratio is the median of the rounds' ratios, in wall and in processor time (on a shared machine the
+second says more).
+
+    OMP_WAIT_POLICY=passive python -m benchmarks.step [--rounds 5] [--dim 256] [--layers 6] [--length 1024] [--batch 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import measure
+from benchmarks.reader import VOCAB, write_shards
+from train.averages import Averages
+from train.config import AdamWConfig, ModelConfig, MuonConfig, TrainConfig
+from train.data import Loader
+from train.loop import Run, one_step
+from train.manifest import load_manifest
+from train.model import build, rope_tables
+from train.optim import Optimizer
+from train.rank_loss import RankLoss
+from train.runtime import Runtime
+from train.sentinel import Sentinel
+
+TARGET = 1.0  # plain / ours: at least as fast
+LR, DECAY = 1e-3, 0.1
+
+
+class PlainBlock(nn.Module):
+    """Attention and SwiGLU, pre-norm; parameters named as in train/model.py."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        d, hidden = cfg.dim, cfg.hidden
+        self.heads = cfg.n_heads
+        self.attn_norm, self.mlp_norm = nn.RMSNorm(d, cfg.norm_eps), nn.RMSNorm(d, cfg.norm_eps)
+        self.attn = nn.ModuleDict({name: nn.Linear(d, d, bias=False) for name in "qkvo"})
+        sizes = {"gate": (d, hidden), "up": (d, hidden), "down": (hidden, d)}
+        self.mlp = nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        B, T, d = x.shape
+        y = self.attn_norm(x)
+        q, k, v = (self.attn[n](y).view(B, T, self.heads, -1).transpose(1, 2) for n in "qkv")
+        y = F.scaled_dot_product_attention(turned(q, cos, sin), turned(k, cos, sin), v, is_causal=True)
+        x = x + self.attn["o"](y.transpose(1, 2).reshape(B, T, d))
+        y = self.mlp_norm(x)
+        return x + self.mlp["down"](F.silu(self.mlp["gate"](y)) * self.mlp["up"](y))
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class Plain(nn.Module):
+    """The same model and loss of stock parts."""
+
+    def __init__(self, cfg: ModelConfig, vocab: int, length: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Embedding(vocab, cfg.dim)
+        self.blocks = nn.ModuleList(PlainBlock(cfg) for _ in range(cfg.n_layers))
+        self.norm = nn.RMSNorm(cfg.dim, cfg.norm_eps)
+        self.positions = rope_tables(length, cfg.head_size, cfg.rope_base)
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x, *self.positions)
+        cap = self.cfg.lm_head_logit_cap
+        c = cap * torch.tanh(F.linear(self.norm(x), self.embed.weight).flatten(0, 1) / cap)
+        return F.cross_entropy(c, targets.flatten()) + self.cfg.z_loss_weight * torch.logsumexp(c, -1).square().mean()
+
+
+def plain(file: Path, cfg: ModelConfig, batch: int, length: int, muon: bool) -> tuple[Callable[[], float], Any]:
+    """A step of the plain loop, which returns its loss, and its update alone."""
+    model = Plain(cfg, VOCAB, length)
+    model.load_state_dict(build(cfg, VOCAB, 0).state_dict())
+    hidden = [p for n, p in model.named_parameters() if muon and n.startswith("blocks.") and p.ndim == 2]
+    rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": DECAY},
+        {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    rules: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), fused=True)]
+    if muon:
+        rules.append(torch.optim.Muon(hidden, lr=LR, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"))
+    tokens = np.memmap(file, np.uint16, "r", 1024)
+    at = 0
+
+    def update() -> None:
+        for rule in rules:
+            rule.step()
+
+    def step() -> float:
+        nonlocal at
+        rows = torch.from_numpy(tokens[at : at + batch * length + 1].astype(np.int64))
+        at += batch * length
+        for rule in rules:
+            rule.zero_grad()
+        loss = model(rows[:-1].view(batch, length), rows[1:].view(batch, length))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        update()
+        return loss.item()
+
+    return step, update
+
+
+def ours(manifest_path: Path, cfg: ModelConfig, train: TrainConfig) -> tuple[Callable[[], float], Any]:
+    """A step of the trainer, which returns the cross-entropy, and its update alone."""
+    manifest, device = load_manifest(manifest_path), torch.device("cpu")
+    loader = Loader(manifest, train)
+    loader.verified = True  # as in a run that hashed its shards
+    model = build(cfg, VOCAB, 0)
+    optimizer = Optimizer(model, train)
+    watch, lost = Sentinel(manifest, train, optimizer.modules, device), RankLoss({}, train.rank_loss)
+    parts: list[Any] = [Runtime(0, 1, device, None), train, model, optimizer, Averages(model, train), loader, None]
+    run = Run(*parts, Path(), {}, watch, lost)
+
+    def step() -> float:
+        loss, _ = one_step(run)
+        run.step += 1
+        return float(loss)
+
+    return step, lambda: optimizer.step(1.0)
+
+
+def agree(cfg: ModelConfig, length: int) -> None:
+    """Raises SystemExit where the two models differ in loss or gradient, on one row."""
+    mine, theirs = build(cfg, VOCAB, 0), Plain(cfg, VOCAB, length)
+    theirs.load_state_dict(mine.state_dict())
+    ids = torch.randint(VOCAB, (1, length + 1), generator=torch.Generator().manual_seed(0))
+    losses = mine(ids[:, :-1], ids[:, 1:])[0], theirs(ids[:, :-1], ids[:, 1:])
+    for loss in losses:
+        loss.backward()
+    pairs = zip(mine.parameters(), (theirs.get_parameter(n) for n, _ in mine.named_parameters()), strict=True)
+    away = max(float((a.grad - b.grad).norm() / b.grad.norm()) for a, b in pairs)
+    print(f"loss {losses[0].item():.6f}, plain {losses[1].item():.6f}; gradients differ by {away:.1e} at most")
+    if abs((losses[0] - losses[1]).item()) > 1e-4 or away > 1e-3:
+        raise SystemExit("error: the two models are not the same")
+
+
+def timed(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Wall and processor seconds of each candidate, in turn."""
+    seen: dict[str, dict[str, list[float]]] = {name: {"wall": [], "processor": []} for name in candidates}
+    for _ in range(repeats):
+        for name, run in candidates.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            run()
+            seen[name]["processor"].append(time.process_time() - processor)
+            seen[name]["wall"].append(time.perf_counter() - wall)
+    return seen
+
+
+def compared(seen: dict[str, dict[str, list[float]]], peers: list[tuple[str, str]]) -> dict[str, dict[str, float]]:
+    """Median of the rounds' ratios plain / ours: above 1 we are faster."""
+    return {
+        f"{theirs} / {mine}": {
+            kind: round(measure.median(a / b for a, b in zip(seen[theirs][kind], seen[mine][kind], strict=True)), 3)
+            for kind in ("wall", "processor")
+        }
+        for theirs, mine in peers
+    }
+
+
+def main() -> None:
+    """Run, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = {"rounds": 5, "dim": 256, "layers": 6, "length": 1024, "batch": 8, "threads": 2}
+    for name, value in options.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    about = measure.machine(("numpy", "torch"))
+    cfg = ModelConfig(
+        dim=given.dim,
+        n_layers=given.layers,
+        n_heads=max(1, given.dim // 64),
+        max_seq_len=given.length,
+        attention_pattern="all_global",
+    )
+    common: dict[str, Any] = {"batch_size": given.batch, "seq_len": given.length, "log_every": 1000}
+    common["adamw"] = AdamWConfig(lr=LR, eps=1e-8, weight_decay=DECAY)
+    with tempfile.TemporaryDirectory() as name:
+        count = given.batch * given.length * (given.rounds + 2)
+        path = write_shards(Path(name) / "b", np.random.default_rng(0).integers(0, VOCAB - 1, count, np.uint16), 1)
+        file = path.parent / "b_train_000000.bin"
+        agree(cfg, given.length)
+        candidates = {
+            f"{who}_{rule}": plain(file, cfg, given.batch, given.length, rule == "muon")
+            if who == "plain"
+            else ours(
+                path,
+                cfg,
+                TrainConfig(
+                    optimizer="muon" if rule.startswith("muon") else "adamw",
+                    muon=MuonConfig(lr=LR, ns="jordan5", ns_dtype="bfloat16" if rule == "muon_bf16" else "float32"),
+                    **common,
+                ),
+            )
+            for who, rule in (
+                *(("ours", "muon"), ("plain", "muon"), ("ours", "muon_bf16")),
+                *(("ours", "adamw"), ("plain", "adamw")),
+            )
+        }
+        runs = {name: step for name, (step, _) in candidates.items()}
+        timed(runs, 1)  # warms up
+        runs |= {f"{name}_update": update for name, (_, update) in candidates.items()}
+        seen = timed(runs, given.rounds)
+    pairs = [("plain_muon", "ours_muon"), ("plain_muon", "ours_muon_bf16"), ("plain_adamw", "ours_adamw")]
+    pairs += [(f"{theirs}_update", f"{mine}_update") for theirs, mine in pairs]
+    result = {"machine": about, "shape": vars(given), "target": TARGET, "ratios": compared(seen, pairs)}
+    result["seconds"] = {
+        name: {k: [round(measure.median(v), 4), *(round(x, 4) for x in v)] for k, v in kinds.items()}
+        for name, kinds in seen.items()
+    }
+    for name, kinds in result["seconds"].items():
+        print(f"{name:<24} wall {kinds['wall'][0]:.3f} s   processor {kinds['processor'][0]:.3f} s")
+    for name, ratio in result["ratios"].items():
+        print(f"{name:<48} {ratio}")
+    measure.save("step", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Evaluation sets: the questions that the recipe's `evals` names, read once and kept as tables with stable ids.
+
+What is asked is read by the source module that reads the same data for training, with its checks of columns, labels and
+answers. An item's id is the document id that its row has as a training document, so an item that slipped into the
+corpus word for word shows as an id that is in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from stages.base import Artifact, DataError, Record, Stage
+from stages.sources.base import UnitSpec
+from stages.sources.registry import SOURCES
+from train.manifest import EvalSet
+
+
+async def build(context: Any) -> dict[str, Record]:
+    """Each set's record by its name: one unit a set, with the output `items`."""
+    evals = context.recipe.evals
+    records = await context.gather(read(context, name, config) for name, config in evals.items())
+    return dict(zip(evals, records, strict=True))
+
+
+async def read(context: Any, name: str, config: Any) -> Record:
+    """Read one set, or find it done. Raises DataError when its files cannot be listed or lack a column."""
+    specs = await asyncio.to_thread(units_of, name, config, context.identify)
+    keys = [key for key in ("files", "groups") if key in specs[0].params]  # jsonl has no row groups
+    params = {key: [one for spec in specs for one in spec.params[key]] for key in keys}
+    inputs = [a for spec in specs for a in spec.inputs]
+    record: Record = await context.run("evals", SOURCES[config.kind].items, params, inputs, "items", name)
+    return record
+
+
+def units_of(name: str, config: Any, identify: Any) -> list[UnitSpec]:
+    """The set's files, as its source cuts them. Raises DataError."""
+    module = SOURCES[config.kind]
+    try:
+        return list(module.units(module.Config(kind=config.kind, path=config.path, revision=config.revision), identify))
+    except DataError as error:
+        raise DataError(f"evals.{name}: {error}") from error
+
+
+def warn_of_training_files(context: Any, sets: list[EvalSet]) -> None:
+    """Warn of a set that is read from a file which a source trains on too; to be called when sources are read."""
+    for asked in sets:
+        files = {file.digest: file.name for file in asked.files}
+        for source in context.recipe.sources:
+            for shared in sorted({files[f.digest] for f in context.source_files(source) if f.digest in files}):
+                context.warn(f"evals.{asked.name} asks what {source} trains on: both read {shared}; name another file")
+
+
+def publish(records: dict[str, Record]) -> dict[str, dict[str, Artifact]]:
+    """`evals/<name>.parquet`."""
+    return {"evals": {f"{name}.parquet": r.output("items") for name, r in records.items()}} if records else {}
+
+
+STAGE = Stage(
+    name="evals",
+    reads="recipe.evals",
+    writes="evals/: questions with choices, never trained on",
+    build=build,
+    libraries=("pyarrow",),
+    publish=publish,
+)
