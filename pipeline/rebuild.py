@@ -64,7 +64,7 @@ def changed_code(manifest: Manifest) -> Iterator[str]:
 def changed_sources(manifest: Manifest, recipe: Recipe, store: Store, places: Mapping[str, str]) -> Iterator[str]:
     """Files of any source that are missing, new or not what they were, and revisions that are not there."""
     described = {s.name: s for s in manifest.sources}
-    revisions = {s.name: s.revision for s in (*manifest.sources, *manifest.evals)}
+    revisions = {s.name: s.revision for s in manifest.sources} | {e.name: e.revision for e in manifest.evals}
     files = manifest.files_read()
     configs: dict[str, Any] = {**recipe.sources, **recipe.evals}
     for name, config in configs.items():

@@ -64,7 +64,7 @@ def web(rng: random.Random, n: int, junk: int = 0) -> list[dict[str, Any]]:
         score = 2.6 + i % 20 / 10
         where = {"url": f"https://example.org/{i}", "file_path": "s3://x", "dump": "CC-MAIN-2024-10"}
         about = {"language": "en", "language_score": 0.9, "score": score, "int_score": round(score)}
-        text = words(rng, 40)
+        text = f"{words(rng, 50)} It is of the kind that they have with it."
         rows.append({"text": text, "id": rng.randbytes(junk).hex(), "token_count": len(text) // 4, **where, **about})
     return rows
 
