@@ -251,6 +251,8 @@ def sample_source(config: BaseConfig, specs: list[UnitSpec], folder: Path) -> Sa
     kind: str = config.kind  # type: ignore[attr-defined]
     module, pieces = SOURCES[kind], pieces_of(specs)
     weight = sum(p.weight for p in pieces)
+    if kind == "hub_dataset":
+        raise DataError("what `datasets` streams has no known size, so nothing is predicted of it")
     if not weight:
         raise DataError("its files are empty")
     remote = any("://" in p.artifact.path for p in pieces)
