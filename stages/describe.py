@@ -172,3 +172,12 @@ def describe_source(
         val_documents=total(val, "documents"),
         files_lost=sum(1 for e in context.state("download").failed if e.label.split(" ")[0] == name),
     )
+
+
+def warn_of_training_files(context: Any, sets: list[EvalSet]) -> None:
+    """Warn of a set that is read from a file which a source trains on too; to be called when sources are read."""
+    for told in sets:
+        files = {file.digest: file.name for file in told.files}
+        for source in context.recipe.sources:
+            for shared in sorted({files[f.digest] for f in context.source_files(source) if f.digest in files}):
+                context.warn(f"evals.{told.name} asks what {source} trains on: both read {shared}; name another file")

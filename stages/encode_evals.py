@@ -59,9 +59,9 @@ def common_prefix(lists: Sequence[Sequence[int]]) -> int:
 
 async def build(context: Any) -> dict[str, Record]:
     """Each set's record by its name, with the output `encoded`; nothing is asked for without evaluation sets."""
-    if not context.recipe.evals:
-        return {}
     items: dict[str, Record] = await context.stage("evals")
+    if not items:
+        return {}
     tokenizer: Record = await context.stage("build_tokenizer")
     records = await context.gather(
         context.run(

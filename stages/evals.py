@@ -13,7 +13,6 @@ from typing import Any
 from stages.base import Artifact, DataError, Record, Stage
 from stages.sources.base import UnitSpec
 from stages.sources.registry import SOURCES
-from train.manifest import EvalSet
 
 
 async def build(context: Any) -> dict[str, Record]:
@@ -40,15 +39,6 @@ def units_of(name: str, config: Any, identify: Any) -> list[UnitSpec]:
         return list(module.units(module.Config(kind=config.kind, path=config.path, revision=config.revision), identify))
     except DataError as error:
         raise DataError(f"evals.{name}: {error}") from error
-
-
-def warn_of_training_files(context: Any, sets: list[EvalSet]) -> None:
-    """Warn of a set that is read from a file which a source trains on too; to be called when sources are read."""
-    for asked in sets:
-        files = {file.digest: file.name for file in asked.files}
-        for source in context.recipe.sources:
-            for shared in sorted({files[f.digest] for f in context.source_files(source) if f.digest in files}):
-                context.warn(f"evals.{asked.name} asks what {source} trains on: both read {shared}; name another file")
 
 
 def publish(records: dict[str, Record]) -> dict[str, dict[str, Artifact]]:

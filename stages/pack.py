@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.base import Artifact, DataError, Record, Stage
-from stages.describe import contents, describe_evals, describe_tokenizer, manifest
-from stages.evals import warn_of_training_files
+from stages.describe import contents, describe_evals, describe_tokenizer, manifest, warn_of_training_files
 from stages.layout import CANDIDATES, Cut, Part, candidates, cut_bin, find_cut, shard_borders, turn
 from stages.merge import ABOVE, Ranged, held, ranged, total_histogram
 from stages.mixture import largest_remainder, solve

@@ -83,7 +83,8 @@ def newton_schulz_reference(g: Tensor, schedule: str) -> Tensor:
 def newton_schulz(g: Tensor, schedule: str) -> Tensor:
     """(k, m, n), k matrices at once, wide or tall, in the dtype of g: through the Gram matrix of the short side."""
     steps, margin, eps = SCHEDULES[schedule]
-    x = g / (margin * g.float().norm(dim=(1, 2), keepdim=True) + eps).to(g.dtype)
+    norm = torch.linalg.vector_norm(g, dim=(1, 2), keepdim=True, dtype=torch.promote_types(g.dtype, torch.float32))
+    x = g / (margin * norm + eps).to(g.dtype)
     tall = g.shape[1] > g.shape[2]
     for a, b, c in steps:
         A = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
