@@ -46,7 +46,7 @@ from train import loop
 from train.config import ModelConfig
 from train.data import sha256_of
 from train.flops import flops_per_token
-from train.main import set_up
+from train.main import repeatable, set_up
 from train.manifest import load_manifest
 from train.runtime import Runtime
 from train.settings import configs
@@ -99,6 +99,16 @@ def cudnn_first() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """train.deterministic: what a resume to the bit costs."""
+    repeatable()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 # The most important first
 VARIANTS = {
     "stock": Variant(profiled=True),
@@ -109,6 +119,7 @@ VARIANTS = {
     "torch.optim.Muon": Variant({"muon": {"ns": "jordan5"}}, hook=torch_muon),
     "our Muon, jordan5": Variant({"muon": {"ns": "jordan5"}}),
     "document masks, varlen": Variant({"document_mask": True, "attention": "varlen"}),
+    "deterministic": Variant(around=deterministic),
     "attention sdpa, dense masks": Variant({"attention": "sdpa"}),
     "micro-batch 4": Variant({"micro_batch": 4}),
     "micro-batch 16": Variant({"micro_batch": 16}),

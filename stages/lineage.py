@@ -27,7 +27,7 @@ from stages.rules import EDITING, Document, judge, parse_rules
 from stages.shards import ROWS, open_shard
 from stages.sources.again import moved, read_again
 from stages.sources.base import BadRow
-from stages.sources.registry import SourceConfig
+from stages.sources.registry import SourceConfig, pin
 from stages.tables import ID, document_id
 from train.manifest import Manifest, Shard
 
@@ -220,7 +220,8 @@ def curated_texts(folder: Path, wanted: Mapping[str, set[bytes]]) -> dict[tuple[
 
 def source_config(manifest: Manifest, name: str, places: Mapping[str, str]) -> Any:
     """The configuration of a source as the manifest's recipe has it, its files at `places[name]` if given."""
-    config = TypeAdapter(SourceConfig).validate_python(manifest.recipe["sources"][name])
+    config: Any = TypeAdapter(SourceConfig).validate_python(manifest.recipe["sources"][name])
+    pin(config, next((s.revision for s in manifest.sources if s.name == name), ""))
     return moved(config, places[name]) if name in places else config
 
 

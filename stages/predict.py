@@ -135,7 +135,7 @@ class Reading:
 def read_groups(module: ModuleType, piece: Piece, budget: float, draws: int) -> list[Reading]:
     """Up to `draws` row groups of a parquet file, spread over the piece; of a large one the first `budget` bytes."""
     path = piece.artifact.path
-    with opened(path) as stream:
+    with opened(piece.artifact, piece.params.get("options")) as stream:
         try:
             footer = pq.ParquetFile(stream).metadata
         except (pa.ArrowException, OSError) as error:
@@ -158,13 +158,15 @@ def read_groups(module: ModuleType, piece: Piece, budget: float, draws: int) -> 
             found.append(Reading(list(rows), used, read))
         else:
             first = until(rows, budget / draws)
-            found.append(Reading(first, used * len(first) / group.num_rows, read, even=True))
+            before = sum(footer.row_group(n).num_rows for n in range(g))  # rows that `where` leaves out count too
+            share = (first[-1].row + 1 - before) / group.num_rows if first else 1.0
+            found.append(Reading(first, used * share, read, even=True))
     return found
 
 
 def read_head(module: ModuleType, piece: Piece, budget: float, folder: Path) -> Reading:
     """The first `budget` bytes of a file that can only be streamed, and the rows that are complete in them."""
-    with opened(piece.artifact.path) as stream:
+    with opened(piece.artifact, piece.params.get("options")) as stream:
         data = stream.read(int(budget))
     cut = len(data) < piece.artifact.bytes
     name = Path(piece.artifact.path).name
@@ -250,6 +252,8 @@ def sample_source(config: BaseConfig, specs: list[UnitSpec], folder: Path) -> Sa
     kind: str = config.kind  # type: ignore[attr-defined]
     module, pieces = SOURCES[kind], pieces_of(specs)
     weight = sum(p.weight for p in pieces)
+    if kind == "hub_dataset":
+        raise DataError("what `datasets` streams has no known size, so nothing is predicted of it")
     if not weight:
         raise DataError("its files are empty")
     remote = any("://" in p.artifact.path for p in pieces)

@@ -260,6 +260,7 @@ class TrainConfig:
     sample_tokens: int = 48  # tokens a sample; 0: no samples
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations. auto: bfloat16 on CUDA, else float32
     compile: bool | Literal["auto"] = "auto"  # torch.compile. auto: on CUDA
+    deterministic: bool = False  # on a GPU: only kernels that repeat to the bit, slower. On a CPU all do
     tensorboard: bool = False  # also write TensorBoard event files into the run's folder
     wandb: bool | str = False  # also log to Weights & Biases, in the project of this name; true: shardmill
     peak_tflops: float | None = None  # of a device, for MFU; null: its datasheet's, dense bf16 (train/hardware.py)

@@ -41,6 +41,9 @@ def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, 
     )
     if cfg.schedule.seconds is not None:
         rt.say(f"           or {cfg.schedule.seconds:g} s in steps, whichever comes first: not repeatable to the bit")
+    if rt.device.type == "cuda" and not cfg.deterministic:
+        rt.say("note: some kernels add in no fixed order: a resume is exact to rounding, to the bit with")
+        rt.say("      train.deterministic=true, which is slower")
     if rt.device.type == "cuda" and this.meter.peak is None:
         name = hardware.device_name(rt.device)
         rt.say(f"note: no peak is known for {name}, so MFU is left out; name one with train.peak_tflops")

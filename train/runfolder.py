@@ -29,6 +29,7 @@ from train.manifest import Manifest
 FREE = (
     *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "eval_items", "checkpoint_every", "keep_last"),
     *("log_every", "prompts", "sample_tokens", "tensorboard", "wandb", "peak_tflops", "micro_batch", "compile"),
+    "deterministic",
     *("attention", "mixture", "rank_loss", "keep_best", "allow_new_manifest"),
 )
 # Keys of the model that its weights depend on

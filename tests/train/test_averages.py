@@ -1,17 +1,13 @@
-"""EMA and SWA: the seeds' arithmetic, nothing when off, exact after a kill, scored as what a checkpoint holds."""
+"""EMA and SWA: the seeds' arithmetic, nothing when off, scored as what a checkpoint holds."""
 
 from __future__ import annotations
 
 import json
-import random
-import signal
-import socket
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_trainer_run import wait_for
 from torch.optim.swa_utils import AveragedModel
 from trainer_harness import MODEL, losses, metrics, sets
 
@@ -177,44 +173,3 @@ def test_a_finished_run_that_is_resumed_scores_its_averages_again(pretrain, undi
     path = str(undisturbed / "checkpoints/step_000024")
     again = run(pretrain, [*ON, *sets(out=str(tmp_path / "r"), resume=path)])
     assert again["averages"] == json.loads((undisturbed / "summary.json").read_text())["averages"]
-
-
-def test_kill_9_then_resume_to_the_bit(pretrain, undisturbed, launch, tmp_path):
-    folder = tmp_path / "r"
-    command = [*ON, *sets(out=str(folder), resume="auto")]
-    process = launch(pretrain, command)
-    wait_for(folder / "metrics.jsonl", random.randint(5, 20))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run(pretrain, command)
-    assert losses(folder) == losses(undisturbed) and same(folder, undisturbed)
-
-
-def two_processes(launch, pretrain, settings):
-    """Both ranks, started as srun would."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    return [launch(pretrain, settings, variables={**place, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
-
-
-def test_two_processes_killed_and_resumed_to_the_bit(pretrain, undisturbed, launch, tmp_path):
-    whole, folder = tmp_path / "whole", tmp_path / "r"
-    ranks = two_processes(launch, pretrain, [*ON, *sets(out=str(whole))])
-    out = [p.communicate(timeout=120)[0] for p in ranks]
-    assert [p.returncode for p in ranks] == [0, 0], out
-    command = [*ON, *sets(out=str(folder), resume="auto")]
-    ranks = two_processes(launch, pretrain, command)
-    wait_for(folder / "metrics.jsonl", random.randint(5, 20))
-    for p in ranks:
-        p.send_signal(signal.SIGKILL)
-        p.wait()
-    ranks = two_processes(launch, pretrain, command)
-    out = [p.communicate(timeout=120)[0] for p in ranks]
-    assert [p.returncode for p in ranks] == [0, 0], out
-    assert losses(folder) == losses(whole) and same(folder, whole)
-    scores = [json.loads((f / "summary.json").read_text())["averages"] for f in (folder, whole, undisturbed)]
-    assert scores[0] == scores[1]
-    for name in ("ema", "swa"):  # and one process has the same, up to the order of sums
-        assert scores[0][name]["nats"] == pytest.approx(scores[2][name]["nats"], abs=1e-5)

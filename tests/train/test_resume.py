@@ -27,6 +27,7 @@ from train.trained import open_trained
 
 PATCHED = "tests/train/patched_trainer.py"
 STEPS = 24
+AVERAGES = {"ema__decay": 0.9, "ema__every": 2, "swa__start_frac": 0.9, "swa__every": 1}
 
 
 def weights(folder):
@@ -34,9 +35,12 @@ def weights(folder):
 
 
 def same(a, b):
-    """Losses and final weights, to the bit."""
-    x, y = weights(a), weights(b)
-    return losses(a) == losses(b) and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    """Losses, final weights, momentum, moments and averages, to the bit."""
+    for name in checkpoint.TENSOR_FILES:
+        x, y = (checkpoint.find(folder, "k").tensors(name) for folder in (a, b))
+        if x.keys() != y.keys() or not all(torch.equal(x[k], y[k]) for k in x):
+            return False
+    return losses(a) == losses(b)
 
 
 def apart(a, b):
@@ -54,7 +58,7 @@ def kill(processes):
 
 
 def command(folder, **more):
-    return sets(out=str(folder), steps=STEPS, resume="auto", **more)
+    return sets(out=str(folder), steps=STEPS, resume="auto", **AVERAGES, **more)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,8 @@ def test_torchrun_with_two_processes_gives_one_processes_losses(alone, pair):
     a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, alone))
     assert a["after"]["nats"] == pytest.approx(b["after"]["nats"], abs=1e-5)
     assert a["unigram"] == b["unigram"] and a["after"]["tokens"] == b["after"]["tokens"]
+    for name in ("ema", "swa"):
+        assert a["averages"][name]["nats"] == pytest.approx(b["averages"][name]["nats"], abs=1e-5)
     assert said.count("step 24/24") == 1  # one rank speaks
     values = losses(alone)
     assert values[STEPS] < values[1] - 1

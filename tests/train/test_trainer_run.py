@@ -9,6 +9,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets, start_ranks, wait_for
 
 from train import checkpoint
@@ -52,6 +53,15 @@ def test_accumulation_gives_the_same_losses(pretrain, undisturbed, tmp_path):
     run(pretrain, sets(out=str(tmp_path / "r"), steps=24, micro_batch=2))
     mine, theirs = losses(tmp_path / "r"), losses(undisturbed)
     assert max(abs(mine[s] - theirs[s]) for s in theirs) < 1e-5
+
+
+def test_on_a_cpu_all_kernels_are_deterministic_already(pretrain, undisturbed, tmp_path):
+    try:
+        run(pretrain, sets(out=str(tmp_path / "r"), steps=24, deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses(tmp_path / "r") == losses(undisturbed)
 
 
 def test_adamw_cosine_bf16_untied_and_dropout_run(pretrain, tmp_path):
