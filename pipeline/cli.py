@@ -142,6 +142,21 @@ def status(recipe: RecipeOption = "quickstart", out: OutOption = "build") -> Non
 
 
 @app.command()
+def dropped(
+    recipe: RecipeOption = "quickstart",
+    out: OutOption = "build",
+    source: Annotated[str | None, typer.Option(help="Of one source.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Show the documents dropped for it.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False,
+) -> None:
+    """Read what the rules dropped: a sample of documents for each reason, with their text."""
+    from pipeline.dropped import print_dropped
+    from pipeline.storage import Store
+
+    print_dropped(Store(out), recipe_name(recipe), source, reason, full)
+
+
+@app.command()
 def clean(
     out: OutOption = "build",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,

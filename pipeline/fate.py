@@ -14,8 +14,10 @@ from pipeline.reasons import Units
 from pipeline.storage import UNITS, Store
 from stages.apply_rules import META
 from stages.base import Artifact, Record
+from stages.edits import edited, parse_edits
 from stages.find import Found, Key, Query
-from stages.rules import Document, first_reason, parse_rules
+from stages.rules import Document, parse_rules
+from stages.rules import judge as judge_document
 from stages.tables import ID
 from train.manifest import Manifest
 
@@ -76,7 +78,8 @@ def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]
         rules = parse_rules(build.recipe["sources"][one.source]["rules"])
         row = rows[key]
         meta = {name.removeprefix(META): value for name, value in row.items() if name.startswith(META)}
-        reason = first_reason(Document(row["text"], meta), [(name, values) for name, values in rules])
+        text = edited(row["text"], parse_edits(build.recipe["sources"][one.source].get("edit", [])))
+        reason, _ = judge_document(Document(text, meta), rules)
         one.status, one.note = ("dropped", f"by the rule {reason}") if reason else ("curated", "")
     wanted = pa.array(sorted({bytes.fromhex(one.document_id) for one in found.values()}), ID)
     for identity, kept_id, kept_source in dropped(build, wanted):

@@ -19,16 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine import Context
-from pipeline.recipe import TokenizerConfig
+from pipeline.recipe import Recipe, TokenizerConfig
 from stages import build_tokenizer, own_tokenizer
-from stages.base import DataError, TransientError
-from stages.download import within_budget
+from stages.base import Artifact, DataError, TransientError
+from stages.download import Kept, within_budget
 from stages.encoder import open_encoder
 from stages.ids import VALIDATION_THRESHOLD
 from stages.mixture import largest_remainder, weights
 from stages.predict import Estimate, Sample, estimate, sample_source
 from stages.sources.base import UnitSpec
-from stages.sources.parts import PART_BYTES
 from stages.sources.registry import SOURCES
 from stages.text_encoder import SPECIALS, token_bytes
 
@@ -40,6 +39,7 @@ TRAINED = 1 - float(VALIDATION_THRESHOLD) / 2**64  # share of documents that is 
 ROW_BYTES = 70  # of a document's row and index entry, beside its tokens
 STORED = 0.4  # bytes in the store per byte of text, where no sample says
 PACK_SECONDS = 1e-7  # a token, where no record says
+NO_FILE = Artifact("", "")
 PACKS = {"pack_pretrain": "pretrain", "pack_anneal_mix": "anneal"}  # stage -> mixture
 
 
@@ -248,9 +248,9 @@ def from_sample(config: Any, specs: list[UnitSpec], guess: Estimate, tokenizer_e
         parts = []
         for spec in sorted(specs, key=lambda s: (s.order, s.name)):
             part = spec.weight / weight
-            number = max(1, -int(-part * guess.text // PART_BYTES))
+            number = max(1, -int(-part * guess.text // config.cut_bytes()))
             parts += [(part * guess.kept / number, part * guess.kept_text / number)] * number
-        enough = within_budget(config, [(round(documents), round(text)) for documents, text in parts])
+        enough = within_budget(config, [Kept(NO_FILE, round(documents), round(text)) for documents, text in parts])
         if enough is not None:
             share = sum(text for _, text in parts[:enough]) / max(1.0, guess.kept_text)
             if share * (1 + guess.error) < 1:  # the budget decides, whatever the source holds beyond
@@ -295,6 +295,11 @@ def pretrain_takes(context: Context, available: Mapping[str, int]) -> dict[str, 
     return largest_remainder(pretrain.tokens, weights(pretrain, available))
 
 
+def packs(recipe: Recipe) -> dict[str, str]:
+    """The stages that pack, by the mixture that each packs, of those that the recipe has."""
+    return {stage: name for stage, name in PACKS.items() if name in recipe.mixtures}
+
+
 def disk(context: Context, survey: Survey, stages: list[str]) -> dict[str, float]:
     """Bytes that the outputs of each of `stages` take in the store when all is built."""
     out = dict.fromkeys(stages, 0.0)
@@ -308,7 +313,7 @@ def disk(context: Context, survey: Survey, stages: list[str]) -> dict[str, float
         }
         for stage in out.keys() & sizes.keys():
             out[stage] += sizes[stage]
-    for stage in out.keys() & PACKS.keys():
+    for stage in out.keys() & packs(context.recipe).keys():
         out[stage] = 2.0 * context.recipe.mixtures[PACKS[stage]].tokens
     return out
 
@@ -329,7 +334,7 @@ def seconds(context: Context, survey: Survey, stages: list[str]) -> dict[str, fl
         text = context.counts(stage).get("text_bytes", 0)
         if not ahead:
             continue
-        if stage in PACKS:
+        if stage in packs(recipe):
             out[stage] = recipe.mixtures[PACKS[stage]].tokens * PACK_SECONDS
         elif state and text:
             out[stage] = ahead * amounts[stage] * state.text_seconds / text

@@ -20,7 +20,7 @@ from stages.base import DataError
 from stages.diff import changes
 from stages.evals import units_of
 from stages.pack import STAGE_OF
-from stages.sources.registry import SOURCES, describe
+from stages.sources.registry import SOURCES, describe, pin
 from train.manifest import Manifest, SourceFile, load_manifest
 
 
@@ -64,16 +64,18 @@ def changed_code(manifest: Manifest) -> Iterator[str]:
 def changed_sources(manifest: Manifest, recipe: Recipe, store: Store, places: Mapping[str, str]) -> Iterator[str]:
     """Files of any source that are missing, new or not what they were, and revisions that are not there."""
     described = {s.name: s for s in manifest.sources}
+    revisions = {s.name: s.revision for s in manifest.sources} | {e.name: e.revision for e in manifest.evals}
     files = manifest.files_read()
     configs: dict[str, Any] = {**recipe.sources, **recipe.evals}
     for name, config in configs.items():
         remote = any("://" in p for p in paths_of(read_by(manifest.recipe)[name]))
+        pin(config, revisions.get(name, ""))
         try:
             if name in recipe.evals:
                 specs = units_of(name, config, store.identify)
             else:
                 revision = describe(config)["revision"]
-                if name in described and described[name].revision != revision:
+                if name in described and described[name].revision != revision and not (name in places and remote):
                     said = described[name].revision or "none"
                     yield f"source {name}: revision {said} is asked for, {revision} is here"
                 specs = SOURCES[config.kind].units(config, store.identify)
@@ -156,7 +158,7 @@ def differences(manifest: Manifest, folder: Path, places: Mapping[str, str]) -> 
         for group in ("sources", "evals"):
             for old, new in zip(before[group], again[group], strict=False):
                 if old["name"] == new["name"] == name:
-                    new |= {key: old[key] for key in ("origin", "files") if key in old}
+                    new |= {key: old[key] for key in ("origin", "revision", "files") if key in old}
     for name, old, new in changes(before, again):
         yield f"manifest.json: {name} is {str(new)[:60]}, not {str(old)[:60]}"
 

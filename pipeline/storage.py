@@ -26,6 +26,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from stages.base import Artifact, Record
+from stages.sources.files import remote_identity
 
 RECORD = "record.json"
 RUNNING = "running"  # a file here, and a lock on it, for each run
@@ -211,15 +212,10 @@ class Store:
         """(digest of the contents, bytes) of a source file.
 
         Local: sha256, cached by size and time for files above 1 MiB; `remember` puts a new one into the cache.
-        Remote: revision, etag and size.
+        Remote: what its file system says of its version, and its size.
         """
         if "://" in path and not path.startswith("file://"):
-            fs, remote = fsspec.core.url_to_fs(path)
-            info = fs.info(remote)
-            names = ("ETag", "etag", "oid", "blob_id", "md5", "checksum", "LastModified", "created", "mtime")
-            marks = {name: str(info[name]) for name in names if info.get(name)}
-            facts = json.dumps([path, info["size"], marks], sort_keys=True)
-            return hashlib.sha256(facts.encode()).hexdigest(), info["size"]
+            return remote_identity(path)
         path = path.removeprefix("file://")
         info = Path(path).stat()
         if info.st_size < BIG or not self.local:

@@ -14,6 +14,7 @@ import numpy as np
 from stages import ids
 from stages.base import Record, Task
 from stages.mixture import asked
+from stages.sources import hub
 from train.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, Tokenizer, manifest_text
 
 
@@ -88,7 +89,7 @@ def describe_evals(context: Any, name: str, record: Record) -> EvalSet:
         prompt=config.prompt,
         kind=config.kind,
         origin=config.where,
-        revision=config.revision,
+        revision=hub.commits(config.path, config.revision) or config.revision,
         licence=config.licence,
         files=context.source_files(name),
     )

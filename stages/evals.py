@@ -36,7 +36,7 @@ def units_of(name: str, config: Any, identify: Any) -> list[UnitSpec]:
     """The set's files, as its source cuts them. Raises DataError."""
     module = SOURCES[config.kind]
     try:
-        return list(module.units(module.Config(kind=config.kind, path=config.path), identify))
+        return list(module.units(module.Config(kind=config.kind, path=config.path, revision=config.revision), identify))
     except DataError as error:
         raise DataError(f"evals.{name}: {error}") from error
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages import dropped
 from stages.base import Artifact, Stage, Task
 from stages.match import match
 from stages.tables import CURATED, ID
@@ -93,15 +94,28 @@ def work(task: Task) -> None:
         writer.meta["text_bytes"] = kept
 
 
-async def build(context: Any) -> dict[str, list[Artifact]]:
-    """Curated documents by source, one table a part, without those excluded. Warns of names that match nothing."""
-    curated: dict[str, list[Artifact]] = await context.stage("dedup")
+class Curated(dict[str, list[Artifact]]):
+    """Curated documents by source, one table a part; and the samples of what was dropped, if anything is excluded."""
+
+    dropped: dict[str, Artifact]
+
+
+async def build(context: Any) -> Curated:
+    """Curated documents by source, without those excluded. Warns of names that match nothing."""
+    curated = Curated(await context.stage("dedup"))
+    curated.dropped = {}
     wanted = context.recipe.exclude
     if not (wanted.ids or wanted.urls or wanted.domains):
         return curated
-    filtered: dict[str, list[Artifact]] = await context.stage("filter")
+    filtered = await context.stage("filter")
     params = {name: sorted(getattr(wanted, name)) for name in ("ids", "urls", "domains")}
     parts = [(name, i, part) for name, artifacts in filtered.items() for i, part in enumerate(artifacts)]
+    samples = filtered.dropped
+    shown = await context.gather(
+        context.run("exclude", dropped.work, params, [sample], "dropped", source=name)
+        for name, sample in samples.items()
+    )
+    curated.dropped = {name: r.output("dropped") for name, r in zip(samples, shown, strict=True)}
     found = await context.gather(
         context.run("exclude", find, params, [part], f"find {i:05d}", source=name) for name, i, part in parts
     )
@@ -122,16 +136,17 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
         context.run("exclude", work, {}, [part, excluded], f"{i:05d}", source=name, weight=part.bytes)
         for name, i, part in pairs
     )
-    left: dict[str, list[Artifact]] = {name: [] for name in curated}
+    left = Curated((name, []) for name in curated)
+    left.dropped = curated.dropped
     for (name, _, part), record in zip(pairs, records, strict=True):
         left[name].append(next(iter(record.named("docs")), part))
     return left
 
 
-def publish(curated: dict[str, list[Artifact]]) -> dict[str, dict[str, Artifact]]:
-    """`curated/<source>-00000.parquet`, ..."""
+def publish(curated: Curated) -> dict[str, dict[str, Artifact]]:
+    """`curated/<source>-00000.parquet`, ...; `dropped/<source>.parquet`, without what is excluded."""
     files = {f"{name}-{i:05d}.parquet": part for name, parts in curated.items() for i, part in enumerate(parts)}
-    return {"curated": files}
+    return {"curated": files, **dropped.folder(curated.dropped)}
 
 
 STAGE = Stage(

@@ -22,10 +22,12 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from stages.base import DataError
+from stages.edits import edited, parse_edits
+from stages.rules import EDITING, Document, judge, parse_rules
 from stages.shards import ROWS, open_shard
 from stages.sources.again import moved, read_again
 from stages.sources.base import BadRow
-from stages.sources.registry import SourceConfig
+from stages.sources.registry import SourceConfig, pin
 from stages.tables import ID, document_id
 from train.manifest import Manifest, Shard
 
@@ -218,7 +220,8 @@ def curated_texts(folder: Path, wanted: Mapping[str, set[bytes]]) -> dict[tuple[
 
 def source_config(manifest: Manifest, name: str, places: Mapping[str, str]) -> Any:
     """The configuration of a source as the manifest's recipe has it, its files at `places[name]` if given."""
-    config = TypeAdapter(SourceConfig).validate_python(manifest.recipe["sources"][name])
+    config: Any = TypeAdapter(SourceConfig).validate_python(manifest.recipe["sources"][name])
+    pin(config, next((s.revision for s in manifest.sources if s.name == name), ""))
     return moved(config, places[name]) if name in places else config
 
 
@@ -259,7 +262,8 @@ def trace(manifest: Manifest, pieces: Sequence[Piece], places: Mapping[str, str]
         )
         original = None if isinstance(row, BadRow) or not isinstance(row.text, str) else row.text
         references.append((piece, text, original, row))
-        whole.expect(piece, text if text is not None else original)
+        expected = text if text is not None or original is None else transformed(manifest, piece.source, original)
+        whole.expect(piece, expected)
     whole.read()
     found = []
     for piece, text, original, row in references:
@@ -272,10 +276,18 @@ def trace(manifest: Manifest, pieces: Sequence[Piece], places: Mapping[str, str]
         elif document_id(original) != piece.document_id:
             read = Verdict("differs", "the row holds another text now: its id is " + document_id(original).hex())
         else:
-            read = whole.compare(piece, original)
+            read = whole.compare(piece, transformed(manifest, piece.source, original))
         shown = decoder.decode(piece).decode("utf-8", "replace")
         found.append(Trace(piece, shown, kept, read))
     return found
+
+
+def transformed(manifest: Manifest, source: str, text: str) -> str:
+    """The source's text after the edits that the recipe records: `edit`, and rules that edit."""
+    config = manifest.recipe["sources"][source]
+    text = edited(text, parse_edits(config.get("edit", [])))
+    rules = [rule for rule in parse_rules(config["rules"]) if rule[0] in EDITING]
+    return judge(Document(text), rules)[1].text
 
 
 class Documents:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from stages import apply_rules, dedup
 from stages.base import DataError, Task
+from stages.edits import parse_edits
 from stages.rules import parse_rules
 from stages.sources.base import BadRow, BaseConfig, Row, UnitSpec
 from stages.sources.files import opened
@@ -134,7 +135,7 @@ class Reading:
 def read_groups(module: ModuleType, piece: Piece, budget: float, draws: int) -> list[Reading]:
     """Up to `draws` row groups of a parquet file, spread over the piece; of a large one the first `budget` bytes."""
     path = piece.artifact.path
-    with opened(path) as stream:
+    with opened(piece.artifact, piece.params.get("options")) as stream:
         try:
             footer = pq.ParquetFile(stream).metadata
         except (pa.ArrowException, OSError) as error:
@@ -157,13 +158,15 @@ def read_groups(module: ModuleType, piece: Piece, budget: float, draws: int) -> 
             found.append(Reading(list(rows), used, read))
         else:
             first = until(rows, budget / draws)
-            found.append(Reading(first, used * len(first) / group.num_rows, read, even=True))
+            before = sum(footer.row_group(n).num_rows for n in range(g))  # rows that `where` leaves out count too
+            share = (first[-1].row + 1 - before) / group.num_rows if first else 1.0
+            found.append(Reading(first, used * share, read, even=True))
     return found
 
 
 def read_head(module: ModuleType, piece: Piece, budget: float, folder: Path) -> Reading:
     """The first `budget` bytes of a file that can only be streamed, and the rows that are complete in them."""
-    with opened(piece.artifact.path) as stream:
+    with opened(piece.artifact, piece.params.get("options")) as stream:
         data = stream.read(int(budget))
     cut = len(data) < piece.artifact.bytes
     name = Path(piece.artifact.path).name
@@ -249,6 +252,8 @@ def sample_source(config: BaseConfig, specs: list[UnitSpec], folder: Path) -> Sa
     kind: str = config.kind  # type: ignore[attr-defined]
     module, pieces = SOURCES[kind], pieces_of(specs)
     weight = sum(p.weight for p in pieces)
+    if kind == "hub_dataset":
+        raise DataError("what `datasets` streams has no known size, so nothing is predicted of it")
     if not weight:
         raise DataError("its files are empty")
     remote = any("://" in p.artifact.path for p in pieces)
@@ -304,21 +309,22 @@ def filtered(
     write_parts(download, rows)
     written = time.perf_counter()
     parts = [a for a in download.outputs if a.name.startswith("part-")]
-    kept: set[tuple[str, int]] = set()
+    kept: dict[tuple[str, int], str] = {}
     dropped: Counter[str] = Counter()
     spent = 0.0
     for part in parts:
-        rules = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
+        rules = {"rules": [list(rule) for rule in parse_rules(config.rules)], "edit": parse_edits(config.edit)}
         task = Task(rules, [part], folder, f"filter-{part.name}", lambda a: a.path)
         apply_rules.work(task)
-        table = pq.read_table(task.outputs[0].path, columns=["source_file", "source_row"])
+        table = pq.read_table(task.outputs[0].path, columns=["source_file", "source_row", "text"])
         curate = Task(
             {"source": ""}, [replace(task.outputs[0], name="docs")], folder, f"dedup-{part.name}", lambda a: a.path
         )
         moment = time.perf_counter()
         dedup.work(curate)
         spent += time.perf_counter() - moment
-        kept.update(zip(table["source_file"].to_pylist(), table["source_row"].to_pylist(), strict=True))
+        files, numbers, texts = (column.to_pylist() for column in table.columns)
+        kept.update(zip(zip(files, numbers, strict=True), texts, strict=True))
         dropped.update({k.removeprefix("dropped."): n for k, n in task.counts.items() if k.startswith("dropped.")})
     done = time.perf_counter()
     seconds = sample.seconds | {
@@ -328,6 +334,7 @@ def filtered(
     }
     return replace(
         sample,
+        texts=[kept.get((row.file, row.row), row.text) for row in rows],
         kept=np.array([(row.file, row.row) in kept for row in rows], bool),
         dropped=dropped,
         seconds=seconds,

@@ -1,80 +1,24 @@
-"""Filter rules: each looks at one document and returns None to keep it or the reason to drop it.
+"""Filter rules: each looks at one document and says whether it stays, goes, or stays with another text.
 
 A rule is a function of a document with its thresholds as keyword arguments, whose defaults are those of the
-paper it comes from. A recipe names rules, and thresholds where it wants others:
+paper it comes from. It returns None to keep the document, the reason to drop it, or the document edited. A recipe
+names rules, and thresholds where it wants others:
 
     rules: [gopher_quality, {length: {min_chars: 200}}, {metadata: {int_score: {min: 3}}}]
 
 To add one: write the function and name it in RULES. Reasons begin with the rule's name or its family's, and
-are counted per source.
+are counted per source. What is compiled as well (`stages.kernel_rules`) runs compiled; the rest runs as it is here.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
-BULLETS = ("•", "-")  # datatrove's two
+from stages.rules_web import Document, c4, fineweb, gopher_quality, gopher_repetition
 
-
-class Document(NamedTuple):
-    """What a rule may look at."""
-
-    text: str
-    meta: Mapping[str, float | str | None] = {}
-
-
-Rule = Callable[..., str | None]
-
-
-def gopher_quality(
-    document: Document,
-    *,
-    min_words: int = 50,
-    max_words: int = 100_000,
-    min_mean_word_length: float = 3,
-    max_mean_word_length: float = 10,
-    max_symbol_ratio: float = 0.1,
-    max_bullet_lines: float = 0.9,
-    max_ellipsis_lines: float = 0.3,
-    min_alphabetic_words: float = 0.8,
-    min_stop_words: int = 2,
-) -> str | None:
-    """The quality rules of Gopher (Rae et al. 2021, appendix A1.1), tried in the paper's order.
-
-    Words are what white space separates, punctuation attached; the number and mean length count words with
-    at least one letter or digit (datatrove's "non-symbol words"). The symbol ratios are `#` and ellipses per
-    word. Stop words count once each, compared in lower case without surrounding punctuation.
-
-    These rules delete LaTeX, code and short questions with answers: name them for prose only.
-    """
-    words = Counter(document.text.split())  # most words repeat: looking at each once is several times faster
-    total = words.total()
-    solid = {w: n for w, n in words.items() if w.isalnum() or any(map(str.isalnum, w))}
-    count = sum(solid.values())
-    if count < max(min_words, 1):
-        return "gopher_short_doc"
-    if count > max_words:
-        return "gopher_long_doc"
-    if not min_mean_word_length <= sum(len(w) * n for w, n in solid.items()) / count <= max_mean_word_length:
-        return "gopher_mean_word_length"
-    ellipses = document.text.count("...") + document.text.count("…")
-    if max(document.text.count("#"), ellipses) / total > max_symbol_ratio:
-        return "gopher_symbol_ratio"
-    lines = document.text.splitlines()
-    if sum(line.lstrip().startswith(BULLETS) for line in lines) / len(lines) > max_bullet_lines:
-        return "gopher_bullet_lines"
-    if sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines) > max_ellipsis_lines:
-        return "gopher_ellipsis_lines"
-    if sum(n for w, n in solid.items() if w.isalpha() or any(map(str.isalpha, w))) / total < min_alphabetic_words:
-        return "gopher_alphabetic"
-    seen = STOP_WORDS.intersection(w.strip(".,;:!?()[]\"'`*").lower() for w in solid)
-    if len(seen) < min_stop_words:
-        return "gopher_stop_words"
-    return None
+Rule = Callable[..., str | Document | None]
 
 
 def length(document: Document, *, min_chars: int = 1, max_chars: int = 10**9) -> str | None:
@@ -102,9 +46,13 @@ def metadata(document: Document, **columns: Mapping[str, Any]) -> str | None:
 
 RULES: dict[str, Rule] = {
     "gopher_quality": gopher_quality,
+    "gopher_repetition": gopher_repetition,
+    "c4": c4,
+    "fineweb": fineweb,
     "length": length,
     "metadata": metadata,
 }
+EDITING = ("c4",)  # leave another text
 
 
 def parse_rules(rules: list[str | dict[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
@@ -129,8 +77,11 @@ def check_thresholds(name: str, given: dict[str, Any]) -> dict[str, Any]:
     for threshold, value in given.items():
         if threshold not in known:
             raise ValueError(f"rule {name} has no threshold {threshold!r}; it has {', '.join(known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"rule {name}: {threshold} must be a number, not {value!r}")
+        switch = isinstance(known[threshold], bool)
+        if isinstance(value, bool) != switch or not isinstance(value, int | float):
+            raise ValueError(
+                f"rule {name}: {threshold} must be {'true or false' if switch else 'a number'}, not {value!r}"
+            )
     return {**known, **given}
 
 
@@ -151,11 +102,16 @@ def check_metadata(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(given.items()))
 
 
-def first_reason(document: Document, rules: list[tuple[str, dict[str, Any]]]) -> str | None:
-    """The reason of the first rule that drops the document, or None. Empty text is always dropped."""
-    if not document.text:
-        return "empty"
+def judge(document: Document, rules: list[tuple[str, dict[str, Any]]]) -> tuple[str | None, Document]:
+    """(the reason of the first rule that drops the document, or None; the document as the rules before left it).
+
+    Text that is empty, or that an edit leaves empty, is always dropped.
+    """
     for name, thresholds in rules:
-        if reason := RULES[name](document, **thresholds):
-            return reason
-    return None
+        if not document.text:
+            break
+        found = RULES[name](document, **thresholds)
+        if isinstance(found, str):
+            return found, document
+        document = found or document
+    return (None if document.text else "empty"), document

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from stages.base import DataError, Task, TransientError
 from stages.sources import installed_docs
 from stages.sources.base import BadRow, BaseConfig, Row, UnitSpec
-from stages.sources.files import list_files, opened
+from stages.sources.files import files_of, opened
 from stages.sources.registry import SOURCES
 
 
@@ -54,11 +54,11 @@ def read_again(config: BaseConfig, wanted: Mapping[str, set[int]]) -> Iterator[R
 
 
 def locate(config: Any, module: ModuleType) -> dict[str, str]:
-    """Full path of each file by its name in the lineage; empty for installed packages. Raises DataError."""
-    if isinstance(config, installed_docs.Config):
+    """Full path of each file by its name in the lineage; empty for a source without paths. Raises DataError."""
+    if not hasattr(config, "path"):
         return {}
     suffixes: tuple[str, ...] = module.SUFFIXES
-    return {name: full for full, name in list_files(config.path, suffixes)}
+    return {name: full for full, name in files_of(config, suffixes)}
 
 
 def rows_of(config: Any, module: ModuleType, file: str, path: str | None, numbers: set[int]) -> Iterator[Row | BadRow]:
@@ -67,10 +67,12 @@ def rows_of(config: Any, module: ModuleType, file: str, path: str | None, number
         package, _, name = file.partition("/")
         root = installed_docs.package_folder(package)
         specs = [installed_docs.spec_of(config, package, root, [(name, "", 0)])]
+    elif not hasattr(config, "path"):
+        specs = [spec for spec in module.units(config, lambda _: ("", 0)) if file in spec.params["files"]]
     elif path is None:
         raise DataError(f"no file {file} at {config.path}")
     else:
-        specs = narrowed(module.units(moved(config, path), lambda _: ("", 0)), path, numbers)
+        specs = narrowed(module.units(moved(config, path), lambda _: ("", 0)), numbers)
     last = max(numbers)
     for spec in specs:
         for row in module.rows(Task(spec.params, spec.inputs, Path(), "", lambda artifact: artifact.path)):
@@ -80,11 +82,11 @@ def rows_of(config: Any, module: ModuleType, file: str, path: str | None, number
                 return
 
 
-def narrowed(specs: list[UnitSpec], path: str, numbers: set[int]) -> list[UnitSpec]:
+def narrowed(specs: list[UnitSpec], numbers: set[int]) -> list[UnitSpec]:
     """Units that hold the rows: of parquet only the row groups that do, of anything else all."""
     if not all("groups" in spec.params for spec in specs):
         return specs
-    with opened(path) as stream:
+    with opened(specs[0].inputs[0], specs[0].params.get("options")) as stream:
         footer = pq.ParquetFile(stream).metadata
     found, start = [], 0
     for group in range(footer.num_row_groups):

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.base import Task
-from stages.sources.base import UNIT_BYTES, BadRow, BaseConfig, FieldError, Identify, Row, UnitSpec
-from stages.sources.files import list_files
+from stages.sources.base import BadRow, FieldError, FilesConfig, Identify, Row, UnitSpec, common_params
+from stages.sources.files import files_of
 from stages.sources.parquet import SUFFIXES, convert_rows, cut, decode
 from stages.sources.parts import write_parts
 from stages.sources.questions import Question, write_items
@@ -26,13 +26,15 @@ from stages.sources.questions import Question, write_items
 COLUMNS = ["question", "choices", "answerKey"]
 
 
-class Config(BaseConfig):
+class Config(FilesConfig):
     """AI2 ARC's parquet files: `from: ai2_arc`."""
 
     kind: Literal["ai2_arc"] = Field(alias="from", description="The kind of source.")
     path: str | list[str] = Field(
-        description="A file, a folder, a glob, or a list of them; local or a URI. Leave test splits out."
+        default="hf://datasets/allenai/ai2_arc/ARC-*/train-*.parquet",
+        description="A file, a folder, a glob, or a list of them; local or a URI. Leave test splits out.",
     )
+    licence: str = Field(default="CC-BY-SA-4.0", description="Licence of the text; not interpreted.")
 
 
 def units(config: Config, identify: Identify) -> list[UnitSpec]:
@@ -40,9 +42,9 @@ def units(config: Config, identify: Identify) -> list[UnitSpec]:
     # The template only names the columns to the cutter; `work` builds the text itself.
     template = "{question}{choices}{answerKey}"
     params = {"text": "", "template": template, "url": None, "meta": config.wanted_columns()}
-    specs = cut(list_files(config.path, SUFFIXES), params, identify, UNIT_BYTES)
-    keep = ("meta", "files", "groups")
-    return [UnitSpec(s.name, s.inputs, {k: s.params[k] for k in keep}, s.weight) for s in specs]
+    specs = cut(files_of(config, SUFFIXES), {**params, **common_params(config)}, identify, config.cut_bytes())
+    keep = {"meta", "files", "groups", *common_params(config)}
+    return [UnitSpec(s.name, s.inputs, {k: v for k, v in s.params.items() if k in keep}, s.weight) for s in specs]
 
 
 def work(task: Task) -> None:

@@ -9,12 +9,13 @@ download run again.
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from stages.base import Artifact, DataError
 from stages.quantities import quantity
@@ -23,7 +24,13 @@ Identify = Callable[[str], tuple[str, int]]  # path or URI -> (digest of the con
 
 Budget = Annotated[int, BeforeValidator(quantity), Field(gt=0)] | None
 
-UNIT_BYTES = 128 << 20  # text in a unit, about; units stay between 64 and 256 MB where the input allows it
+UNIT_BYTES = 128 << 20  # text in a unit or a part, about; between 64 and 256 MB where the input allows it
+LEAST_BYTES = 1 << 20  # of a unit or a part of a source with a small budget
+BUDGET_UNITS = 16  # at least so many fill a budget, which ends at a whole one
+DOCUMENT_BYTES = 4096  # of a document, about, to size the units of a budget in documents
+LARGEST = 128 << 20  # bytes of a document that no source's key says otherwise of
+MAX_RATIO = 200.0  # bytes that a compressed file may unpack to, by its own
+SECRET = ("key", "token", "secret", "pass", "credential", "sas", "signature")  # in the names of storage options
 
 
 class BaseConfig(BaseModel):
@@ -35,12 +42,20 @@ class BaseConfig(BaseModel):
         default_factory=list,
         description="Filter rules in the order they are tried: a name, or {name: {threshold: value}}.",
     )
+    edit: list[Literal["mojibake", "control_characters", "pii"]] = Field(
+        default_factory=list, description="Edits made before the rules: see `stages/edits.py`. None by default."
+    )
     licence: str = Field(default="", description="Licence of the text, repeated in the manifest; not interpreted.")
     origin: str = Field(default="", description="Where the text comes from, for the manifest.")
-    revision: str = Field(default="", description="Which version of it, for the manifest.")
+    revision: str = Field(
+        default="",
+        description="Which version of it, for the manifest; of a dataset on the hub the branch, tag or commit to read, "
+        "where its path names none.",
+    )
     max_documents: Budget = Field(
         default=None,
-        description="Budget in documents kept by the filter. Whole units count, so it may be exceeded by one.",
+        description="Budget in documents kept by the filter. Whole units count, so it may be exceeded by one, which is "
+        "a sixteenth of it or less (but 1 MiB of text, or a row group).",
     )
     max_bytes: Budget = Field(default=None, description="Budget in bytes of text kept by the filter (UTF-8).")
     max_tokens: Budget = Field(default=None, description="Budget in tokens kept by the filter, estimated as bytes / 4.")
@@ -49,6 +64,13 @@ class BaseConfig(BaseModel):
     def has_budget(self) -> bool:
         """Whether the source is cut short, so that its units are taken in hash order."""
         return not (self.max_documents is None and self.max_bytes is None and self.max_tokens is None)
+
+    def cut_bytes(self) -> int:
+        """Bytes of text in a unit or a part, about: a power of two, so that a budget raised a little reuses them."""
+        limits = [self.max_bytes, self.max_tokens and 4 * self.max_tokens]
+        limits.append(self.max_documents and DOCUMENT_BYTES * self.max_documents)
+        least = min((limit for limit in limits if limit is not None), default=UNIT_BYTES * BUDGET_UNITS)
+        return min(UNIT_BYTES, max(LEAST_BYTES, 1 << (least // BUDGET_UNITS).bit_length() >> 1))
 
     def wanted_columns(self) -> dict[str, str]:
         """Metadata columns the rules read: column -> `number` or `string`.
@@ -62,20 +84,74 @@ class BaseConfig(BaseModel):
         return dict(sorted(wanted.items()))
 
 
-class TextConfig(BaseConfig):
-    """Keys of sources whose rows are records with named fields."""
+class FilesConfig(BaseConfig):
+    """Keys of sources that are files."""
 
     path: str | list[str] = Field(
-        description="A file, a folder, a glob, or a list of them; local or a URI that fsspec opens."
+        description="A file, a folder, a glob, or a list of them; local, hf://datasets/OWNER/NAME[@REVISION]/PATH, or "
+        "any URI that fsspec opens."
     )
-    text: str = Field(default="text", description="Field that holds the text; `a.b` reaches into nested ones.")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Passed on to fsspec for a URI, such as {anon: true}. No secrets: manifests repeat it.",
+    )
+    follow_links: bool = Field(
+        default=False, description="Read files that a link in a folder leads to outside of it, as hub caches have them."
+    )
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        secret = next(filter(is_secret, keys_of(value)), None)
+        if secret:
+            raise ValueError(f"{secret!r} looks like a secret, and manifests repeat the recipe; use the environment")
+        return value
+
+
+class RecordConfig(BaseConfig):
+    """Keys of sources whose rows are records with named fields."""
+
+    text: str = Field(
+        default="text",
+        validation_alias=AliasChoices("text", "text_column"),
+        description="Field that holds the text (`text_column` is the same); `a.b` reaches into nested ones.",
+    )
     template: str | None = Field(
         default=None,
         description='Builds the text from several fields: "Question: {question}\\nAnswer: {answer}".',
     )
     url: str | None = Field(
-        default=None, description="Field that holds the address; by default `url` where there is one."
+        default=None, description="Field that holds the address; by default `url`, else `meta.url`, where it is there."
     )
+    largest_document: Annotated[int, BeforeValidator(quantity), Field(gt=0, le=1 << 30)] = Field(
+        default=LARGEST, description="Bytes of a document (UTF-8) beyond which it goes to the quarantine."
+    )
+
+
+class TextConfig(FilesConfig, RecordConfig):
+    """Keys of files of records."""
+
+
+class StreamConfig(TextConfig):
+    """Keys of files that may be compressed and cannot be entered in the middle."""
+
+    max_ratio: float = Field(
+        default=MAX_RATIO,
+        gt=1,
+        description="Bytes that a compressed file may unpack to, by its own bytes, beyond the first 64 MiB.",
+    )
+
+
+def keys_of(value: Any) -> list[str]:
+    """All keys of nested dicts and lists."""
+    if isinstance(value, dict):
+        return [*map(str, value), *(key for inner in value.values() for key in keys_of(inner))]
+    return [key for inner in value for key in keys_of(inner)] if isinstance(value, list) else []
+
+
+def is_secret(name: str) -> bool:
+    """Whether an option of this name holds a secret, by its name."""
+    return any(word in name.lower() for word in SECRET)
 
 
 class Row(NamedTuple):
@@ -157,14 +233,25 @@ def text_of(record: dict[str, Any], text: str, template: str | None) -> Any:
 def row_of(record: Any, file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
     """A Row from a JSON record, under the unit's `text`, `template`, `url` and `meta` parameters."""
     if not isinstance(record, dict):
-        return BadRow(file, number, f"the row is {type(record).__name__}, not an object", repr(record)[:200])
+        return BadRow(file, number, f"the row is {type(record).__name__}, not an object", excerpt(record))
     try:
         text = text_of(record, params["text"], params["template"])
         meta = tuple(coerce(pick(record, c), kind, c) for c, kind in params["meta"].items())
-        url = pick(record, params["url"]) if params["url"] else record.get("url")
+        url = pick(record, params["url"]) if params["url"] else record.get("url") or meta_url(record)
     except FieldError as error:
-        return BadRow(file, number, str(error), repr(record)[:200])
+        return BadRow(file, number, str(error), excerpt(record))
     return Row(file, number, text, url if isinstance(url, str) else None, meta)
+
+
+def meta_url(record: dict[str, Any]) -> Any:
+    """The address as RedPajama and proof-pile have it, or None."""
+    meta = record.get("meta")
+    return meta.get("url") if isinstance(meta, dict) else None
+
+
+def excerpt(record: Any) -> str:
+    """A little of a record; deep or huge ones are not written out whole for it."""
+    return reprlib.repr(record)[:200]
 
 
 def coerce(value: Any, kind: str, column: str) -> float | str | None:
@@ -176,7 +263,7 @@ def coerce(value: Any, kind: str, column: str) -> float | str | None:
     raise FieldError(f"field {column!r} is {type(value).__name__}, the rule needs a {kind}")
 
 
-def text_params(config: TextConfig) -> dict[str, Any]:
+def text_params(config: RecordConfig) -> dict[str, Any]:
     """The parameters that decide how a record becomes a row. Raises DataError on a bad template."""
     if config.template is not None:
         template_fields(config.template)
@@ -185,4 +272,20 @@ def text_params(config: TextConfig) -> dict[str, Any]:
         "template": config.template,
         "url": config.url,
         "meta": config.wanted_columns(),
+        "largest": config.largest_document,
+        **common_params(config),
     }
+
+
+def common_params(config: BaseConfig) -> dict[str, Any]:
+    """The parameters that only some sources of files need, so that the others' units keep their keys."""
+    options = config.storage_options if isinstance(config, FilesConfig) else {}
+    found: dict[str, Any] = {"options": options} if options else {}
+    if config.has_budget:
+        found["part_bytes"] = config.cut_bytes()
+    return found
+
+
+def stream_params(config: StreamConfig) -> dict[str, Any]:
+    """`text_params` and the bound on what unpacks."""
+    return {**text_params(config), "max_ratio": config.max_ratio}

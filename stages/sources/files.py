@@ -7,7 +7,10 @@ lineage is relative to the source's root: the folder given, or the part of a glo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,20 +18,38 @@ import fsspec
 import zstandard
 
 from stages.base import Artifact, DataError, TransientError
-from stages.sources.base import UNIT_BYTES, Identify, UnitSpec
+from stages.sources import hub, patience
+from stages.sources.base import UNIT_BYTES, FilesConfig, Identify, UnitSpec
 
 MAGIC = "*?["
+MARKS = ("ETag", "etag", "oid", "md5", "checksum", "LastModified", "created", "mtime")  # of a version, by file system
+SLICE = 4 << 10  # compressed bytes unpacked at a time: zstd makes at most 32,768 times as much of them
+SMALL = 64 << 20  # unpacked bytes up to which no ratio is suspicious
 
 
-def list_files(path: str | list[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(full path or URI, name relative to the root) of each file, sorted by name.
+def files_of(config: FilesConfig, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """`list_files` of a source. Raises DataError."""
+    return list_files(
+        config.path, suffixes, config.storage_options, revision=config.revision, follow_links=config.follow_links
+    )
+
+
+def list_files(
+    path: str | list[str],
+    suffixes: tuple[str, ...],
+    options: Mapping[str, Any] | None = None,
+    *,
+    revision: str = "",
+    follow_links: bool = False,
+) -> list[tuple[str, str]]:
+    """(full path or URI, name relative to the root) of each file, sorted by name. Those of the hub are pinned.
 
     A folder is searched for `suffixes` at any depth, hidden files aside; a file or a glob is taken as it is.
-    Raises DataError when nothing matches.
+    Raises DataError when nothing matches, and at a link out of the folder unless `follow_links`.
     """
     found: dict[str, str] = {}
     for one in [path] if isinstance(path, str) else path:
-        matches = _matches(one, suffixes)
+        matches = _matches(one, suffixes, options or {}, revision, follow_links)
         if not matches:
             raise DataError(f"no files match {one}; check `path` (looked for {', '.join(suffixes)})")
         for full, name in matches:
@@ -37,13 +58,20 @@ def list_files(path: str | list[str], suffixes: tuple[str, ...]) -> list[tuple[s
     return sorted(((full, name) for name, full in found.items()), key=lambda pair: pair[1])
 
 
-def _matches(path: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+def _matches(
+    path: str, suffixes: tuple[str, ...], options: Mapping[str, Any], revision: str, follow_links: bool
+) -> list[tuple[str, str]]:
     """Files at one path. Raises DataError when its file system is unknown or cannot be asked."""
     try:
-        fs, inner = fsspec.core.url_to_fs(path)
-        return _search(fs, inner, suffixes, remote="://" in path)
+        if path.startswith(hub.PROTOCOL):
+            path = hub.pinned(path, revision)
+            with hub.asking(path):
+                return _search(path, *file_system(path, options), suffixes, follow_links)
+        return _search(path, *file_system(path, options), suffixes, follow_links)
     except FileNotFoundError:
         return []
+    except DataError:
+        raise
     except ImportError as error:
         raise DataError(f"{path}: {error}; install what it names into this environment") from error
     except Exception as error:  # every remote file system raises its client's own kinds
@@ -55,35 +83,80 @@ def _matches(path: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
         ) from error
 
 
-def _search(fs: Any, inner: str, suffixes: tuple[str, ...], *, remote: bool) -> list[tuple[str, str]]:
+def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """The file system of a path and its name there."""
+    if path.startswith(hub.PROTOCOL):
+        patience.install()
+    fs, inner = fsspec.core.url_to_fs(path, **(options or {} if "://" in path else {}))
+    return fs, inner
+
+
+def _search(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], follow_links: bool) -> list[tuple[str, str]]:
+    remote = "://" in path
     if any(c in inner for c in MAGIC):
         first = next(i for i, c in enumerate(inner) if c in MAGIC)
         root = inner[:first].rpartition("/")[0]
-        names = [n for n, info in fs.glob(inner, detail=True).items() if info["type"] == "file"]
+        found = fs.glob(inner, detail=True)  # which calls a link to a file a link
+        names = [n for n, info in found.items() if (info["type"] == "file" if remote else Path(n).is_file())]
     elif fs.isdir(inner):
         root = inner.rstrip("/")
         names = [n for n in fs.find(inner) if n.endswith(suffixes)]
     elif fs.exists(inner):
         root, names = inner.rpartition("/")[0], [inner]
+        follow_links = True  # it was named itself
     else:
         return []
     out = []
     for name in names:
         relative = name[len(root) :].lstrip("/")
-        if not any(part.startswith(".") for part in relative.split("/")):
-            out.append((fs.unstrip_protocol(name) if remote else name, relative))
+        if any(part.startswith(".") for part in relative.split("/")):
+            continue
+        if not remote and not follow_links:
+            check_link(root, name)
+        out.append((fs.unstrip_protocol(name) if remote else name, relative))
     return out
 
 
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
-    """The file at `path` for reading, seekable where its file system can.
+def check_link(root: str, name: str) -> None:
+    """Raises DataError when a file below `root` is a link that leads out of it."""
+    inside, target = os.path.realpath(root), os.path.realpath(name)
+    if os.path.commonpath([inside, target]) != inside:
+        raise DataError(f"{name} is a link out of {root}; put the file itself there, or set follow_links: true")
 
-    A missing file is a DataError; any other OSError of a remote file system is transient.
+
+def identified(path: str, params: Mapping[str, Any], identify: Identify) -> tuple[str, int]:
+    """(digest of the contents, bytes) of a file of a source: a local one by `identify`. Raises DataError."""
+    if "://" in path and not path.startswith("file://"):
+        return remote_identity(path, params.get("options"))
+    return identify(path)
+
+
+def remote_identity(path: str, options: Mapping[str, Any] | None = None) -> tuple[str, int]:
+    """(digest of the contents, bytes) of a remote file: what its file system says of its version, and its size."""
+    fs, inner = file_system(path, options)
+    if path.startswith(hub.PROTOCOL):
+        return hub.identify(fs, path)
+    info = fs.info(inner)
+    marks = {name: str(info[name]) for name in MARKS if info.get(name)}
+    facts = json.dumps([path, info["size"], marks], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest(), info["size"]
+
+
+@contextlib.contextmanager
+def opened(file: Artifact | str, options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
+    """A file for reading, seekable where its file system can; of an Artifact, only if it is what it was.
+
+    A missing or changed file is a DataError; any other OSError of a remote file system is transient.
     """
+    path = file if isinstance(file, str) else file.path
     try:
-        if "://" in path:
-            with fsspec.open(path, "rb") as stream:
+        if path.startswith(hub.PROTOCOL):
+            digest, size = remote_identity(path, options) if isinstance(file, str) else (file.digest, file.bytes)
+            yield hub.HubFile(path, digest, size)  # type: ignore[misc]
+        elif "://" in path:
+            if not isinstance(file, str) and remote_identity(path, options) != (file.digest, file.bytes):
+                raise DataError(f"{path} has changed since it was listed; run the same command again")
+            with fsspec.open(path, "rb", **(options or {})) as stream:
                 yield stream
         else:
             with Path(path).open("rb") as stream:
@@ -97,22 +170,39 @@ def opened(path: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def unzstd(stream: IO[bytes], name: str, size: int = 1 << 20) -> Iterator[bytes]:
-    """The decompressed bytes of all zstd frames in `stream`. Raises DataError when the last one is cut off.
+def check_ratio(name: str, unpacked: int, packed: int, most: float) -> None:
+    """Raises DataError when more than SMALL bytes came out, and `most` times what went in (0: no limit)."""
+    if most and unpacked > max(SMALL, most * packed):
+        raise DataError(
+            f"{name} unpacks to more than {most:g} times its size; if it is meant to, raise the source's max_ratio"
+        )
 
-    `zstandard`'s own reader ends quietly at a cut, which would lose rows without a word.
+
+def unzstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float = 0) -> Iterator[bytes]:
+    """The decompressed bytes of all zstd frames in `stream`.
+
+    Raises DataError when the last frame is cut off, and as `check_ratio` does. `zstandard`'s own reader ends quietly at
+    a cut, which would lose rows without a word.
     """
     decoder = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
     inside = False
+    packed = unpacked = 0
     try:
-        while chunk := stream.read(size):
-            while chunk:
-                inside = True
-                yield decoder.decompress(chunk)
-                chunk = decoder.unused_data if decoder.eof else b""
-                if decoder.eof:
-                    decoder = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-                    inside = False
+        while block := stream.read(size):
+            for start in range(0, len(block), SLICE):
+                chunk = block[start : start + SLICE]
+                packed += len(chunk)
+                while chunk:
+                    inside = True
+                    data = decoder.decompress(chunk)
+                    unpacked += len(data)
+                    check_ratio(name, unpacked, packed, max_ratio)
+                    if data:
+                        yield data
+                    chunk = decoder.unused_data if decoder.eof else b""
+                    if decoder.eof:
+                        decoder = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+                        inside = False
     except zstandard.ZstdError as error:
         raise DataError(f"{name} is not valid zstd ({error}); fetch the file again") from error
     if inside:
@@ -126,7 +216,7 @@ def whole_files(
     specs: list[UnitSpec] = []
     batch: list[Artifact] = []
     for full, name in files:
-        digest, size = identify(full)
+        digest, size = identified(full, params, identify)
         if batch and sum(a.bytes for a in batch) + size > unit_bytes:
             specs.append(_batch(batch, params))
             batch = []

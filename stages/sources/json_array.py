@@ -11,11 +11,11 @@ from pydantic import Field
 
 from stages.base import DataError, Task
 from stages.sources.base import BadRow, Identify, Row, TextConfig, UnitSpec, row_of, text_params
-from stages.sources.files import list_files, opened, whole_files
+from stages.sources.files import files_of, opened, whole_files
 from stages.sources.parts import write_parts
 
 SUFFIXES = (".json",)
-CHUNK = 1 << 20
+CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
 LONGEST = 1 << 28  # characters in one element; beyond it the array is taken for damaged
 SPACE = " \t\n\r"
 
@@ -32,18 +32,18 @@ class ArrayError(Exception):
 
 def units(config: Config, identify: Identify) -> list[UnitSpec]:
     """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
-    return whole_files(list_files(config.path, SUFFIXES), text_params(config), identify)
+    return whole_files(files_of(config, SUFFIXES), text_params(config), identify, config.cut_bytes())
 
 
 def work(task: Task) -> None:
-    """Read one unit. Params: text, template, url, meta, files (a name for each input)."""
+    """Read one unit. Params: text, template, url, meta, largest, files (a name for each input)."""
     write_parts(task, rows(task))
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
     """Each element of each file as a row. Raises DataError when an array is cut off or malformed."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
-        with opened(artifact.path) as stream:
+        with opened(artifact, task.params.get("options")) as stream:
             try:
                 raw = iter(lambda stream=stream: stream.read(CHUNK), b"")  # type: ignore[misc]
                 for number, record in enumerate(elements(decoded(raw))):
@@ -135,6 +135,8 @@ def element(buffer: Buffer) -> Any:
             value, end = DECODER.raw_decode(buffer.text, buffer.at)
         except json.JSONDecodeError as error:
             problem = f"is cut off or broken ({error.msg})"
+        except ValueError as error:  # a number with thousands of digits
+            raise ArrayError(f"an element cannot be read ({error}), at character {buffer.where}") from error
         except RecursionError as error:
             raise ArrayError(f"an element is nested too deeply, at character {buffer.where}") from error
         # `12`, `12.` or `12e+` where the text ends may be the start of a longer number.

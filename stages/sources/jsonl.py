@@ -6,6 +6,7 @@ A compressed file cannot be entered in the middle, so it is one streaming unit t
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,18 +15,20 @@ from typing import IO, Any, Literal, TypeVar
 from pydantic import Field
 
 from stages.base import DataError, Task
-from stages.sources.base import BadRow, Identify, Row, TextConfig, UnitSpec, row_of, text_params
-from stages.sources.files import list_files, opened, unzstd, whole_files
+from stages.sources.base import LARGEST, MAX_RATIO, BadRow, Identify, Row, StreamConfig, UnitSpec, row_of, stream_params
+from stages.sources.files import check_ratio, files_of, opened, unzstd, whole_files
 from stages.sources.parts import write_parts
 from stages.sources.questions import question_of, write_items
 
 T = TypeVar("T")
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
-CHUNK = 1 << 20
+CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
+SPARE = 1 << 20  # bytes of a line beside its text
+ESCAPED = 2  # bytes of a line for one of text, in which few characters are escaped
 
 
-class Config(TextConfig):
+class Config(StreamConfig):
     """Rows of JSON-lines files: `from: jsonl`."""
 
     kind: Literal["jsonl"] = Field(alias="from", description="The kind of source.")
@@ -33,11 +36,11 @@ class Config(TextConfig):
 
 def units(config: Config, identify: Identify) -> list[UnitSpec]:
     """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
-    return whole_files(list_files(config.path, SUFFIXES), text_params(config), identify)
+    return whole_files(files_of(config, SUFFIXES), stream_params(config), identify, config.cut_bytes())
 
 
 def work(task: Task) -> None:
-    """Read one unit. Params: text, template, url, meta, files (a name for each input)."""
+    """Read one unit. Params: text, template, url, meta, largest, max_ratio, files (a name for each input)."""
     write_parts(task, rows(task))
 
 
@@ -54,23 +57,30 @@ def items(task: Task) -> None:
 def convert_lines(task: Task, convert: Callable[[Any, str, int, dict[str, Any]], T]) -> Iterator[T | BadRow]:
     """Each line, turned by `convert(record, file, row, params)`."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
-        with opened(artifact.path) as stream:
+        longest = ESCAPED * task.params.get("largest", LARGEST) + SPARE
+        with opened(artifact, task.params.get("options")) as stream:
             number = 0
-            for line in lines(chunks(stream, artifact.path)):
-                if line.strip():
+            for line in lines(chunks(stream, artifact.path, task.params.get("max_ratio", MAX_RATIO)), longest):
+                if line is None:
+                    yield BadRow(name, number, f"the line has more than {longest:,} bytes; see largest_document")
+                    number += 1
+                elif line.strip():
                     record = parse(line, name, number)
                     yield record if isinstance(record, BadRow) else convert(record, name, number, task.params)
                     number += 1
 
 
-def chunks(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """The file's decompressed bytes, a chunk at a time, by the ending of its name."""
+def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes]:
+    """The file's decompressed bytes, a chunk at a time, by the ending of its name. Raises DataError; see `unzstd`."""
     if name.endswith(".zst"):
-        yield from unzstd(stream, name)
+        yield from unzstd(stream, name, CHUNK, max_ratio)
     elif name.endswith(".gz"):
         try:
-            with gzip.open(stream) as inner:
+            with gzip.open(io.BufferedReader(stream, CHUNK)) as inner:  # type: ignore[type-var]
+                unpacked = 0
                 while chunk := inner.read(CHUNK):
+                    unpacked += len(chunk)
+                    check_ratio(name, unpacked, stream.tell(), max_ratio)
                     yield chunk
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{name} is cut off or damaged ({error}); fetch the file again") from error
@@ -79,17 +89,22 @@ def chunks(stream: IO[bytes], name: str) -> Iterator[bytes]:
             yield chunk
 
 
-def lines(source: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends, from chunks cut anywhere."""
+def lines(source: Iterable[bytes], longest: int = 1 << 40) -> Iterator[bytes | None]:
+    """Lines without their ends, from chunks cut anywhere; None for one of more than `longest` bytes, not held."""
     rest: list[bytes] = []
+    held = 0
     for chunk in source:
         *whole, tail = chunk.split(b"\n")
         for line in whole:
-            yield b"".join([*rest, line])
+            yield b"".join([*rest, line]) if held + len(line) <= longest else None
+            rest, held = [], 0
+        held += len(tail)
+        if held <= longest:
+            rest.append(tail)
+        else:
             rest = []
-        rest.append(tail)
-    if last := b"".join(rest):
-        yield last
+    if held:
+        yield b"".join(rest) if held <= longest else None
 
 
 def parse(line: bytes, file: str, number: int) -> Any:
@@ -98,5 +113,5 @@ def parse(line: bytes, file: str, number: int) -> Any:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow(file, number, f"not valid UTF-8 at byte {error.start}", line[:200].decode("utf-8", "replace"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also of a number with thousands of digits
         return BadRow(file, number, f"broken JSON: {error}", line[:200].decode("utf-8", "replace"))

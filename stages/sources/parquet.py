@@ -7,6 +7,7 @@ a row that does not decode is quarantined and its neighbours are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +17,6 @@ from pydantic import Field
 
 from stages.base import Artifact, DataError, Task, TransientError
 from stages.sources.base import (
-    UNIT_BYTES,
     BadRow,
     FieldError,
     Identify,
@@ -29,11 +29,13 @@ from stages.sources.base import (
     text_of,
     text_params,
 )
-from stages.sources.files import list_files, opened
+from stages.sources.files import files_of, identified, opened
 from stages.sources.parts import write_parts
+from stages.sources.where import kept, may_keep
 
 T = TypeVar("T")
 SUFFIXES = (".parquet",)
+FOOTERS = 8  # read at a time
 BATCH_BYTES = 32 << 20  # text decoded at a time, about; rows of a book each would fill the memory otherwise
 
 
@@ -41,6 +43,11 @@ class Config(TextConfig):
     """Rows of parquet files: `from: parquet`."""
 
     kind: Literal["parquet"] = Field(alias="from", description="The kind of source.")
+    where: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Rows to read, by columns: {int_score: {min: 3}}, as the rule `metadata` has it. Others are not "
+        "documents of the source at all, and row groups without any are not fetched.",
+    )
 
 
 @dataclass(frozen=True)
@@ -53,19 +60,22 @@ class Piece:
     size: int
 
 
-def units(config: Config, identify: Identify, unit_bytes: int = UNIT_BYTES) -> list[UnitSpec]:
+def units(config: Config, identify: Identify, unit_bytes: int = 0) -> list[UnitSpec]:
     """Cut the source into units of about `unit_bytes` of text: row-group ranges, small files batched.
 
     Raises DataError when nothing matches `path` or a file lacks a column, naming those it has. A file whose
     footer cannot be read becomes a unit of its own, which will fail with the reason.
     """
-    return cut(list_files(config.path, SUFFIXES), text_params(config), identify, unit_bytes)
+    params = text_params(config)
+    if config.where:
+        params["where"] = dict(sorted(config.where.items()))
+    return cut(files_of(config, SUFFIXES), params, identify, unit_bytes or config.cut_bytes())
 
 
 def columns_of(params: dict[str, Any], there: list[str]) -> list[str]:
     """Top-level columns that a unit reads. `url` is read where it is there, unless another one is named."""
     fields = template_fields(params["template"]) if params["template"] is not None else [params["text"]]
-    fields += [*params["meta"], *([params["url"]] if params["url"] else [])]
+    fields += [*params["meta"], *params.get("where", {}), *([params["url"]] if params["url"] else [])]
     if params["url"] is None and "url" in there:
         fields.append("url")
     return list(dict.fromkeys(f if f in there else f.split(".")[0] for f in fields))
@@ -75,8 +85,14 @@ def cut(files: list[tuple[str, str]], params: dict[str, Any], identify: Identify
     """Units over `files` for any source that reads parquet; see `units`."""
     specs: list[UnitSpec] = []
     batch: list[Piece] = []
+    artifacts = []
     for full, name in files:
-        for piece in pieces(full, name, params, identify, unit_bytes):
+        digest, size = identified(full, params, identify)
+        artifacts.append(Artifact(full, digest, name=name, bytes=size))
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        found = list(pool.map(lambda artifact: list(pieces(artifact, params, unit_bytes)), artifacts))
+    for several in found:
+        for piece in several:
             if batch and sum(p.size for p in batch) + piece.size > unit_bytes:
                 specs.append(spec_of(batch, params))
                 batch = []
@@ -89,12 +105,11 @@ def cut(files: list[tuple[str, str]], params: dict[str, Any], identify: Identify
     return [*specs, spec_of(batch, params)] if batch else specs
 
 
-def pieces(full: str, name: str, params: dict[str, Any], identify: Identify, unit_bytes: int) -> Iterator[Piece]:
+def pieces(artifact: Artifact, params: dict[str, Any], unit_bytes: int) -> Iterator[Piece]:
     """Row-group ranges of one file, each at most `unit_bytes` of the needed columns where row groups allow."""
-    digest, size = identify(full)
-    artifact = Artifact(full, digest, name=name, bytes=size)
+    full, size = artifact.path, artifact.bytes
     try:
-        with opened(full) as stream:
+        with opened(artifact, params.get("options")) as stream:
             footer = pq.ParquetFile(stream).metadata
             there = footer.schema.to_arrow_schema().names
     except TransientError as error:
@@ -154,22 +169,31 @@ def convert_rows(
 
     Raises DataError when a file is damaged, TransientError when its remote file system fails.
     """
-    params = task.params
+    params, where = task.params, task.params.get("where", {})
     for artifact, name, (start, stop) in zip(task.inputs, params["files"], params["groups"], strict=True):
-        path = artifact.path
         try:
-            with opened(path) as stream:
-                file = pq.ParquetFile(stream)
+            with opened(artifact, params.get("options")) as stream:
+                # Of a remote file, what a row group's columns need is asked for in as few ranges as they lie in.
+                file = pq.ParquetFile(stream, pre_buffer="://" in artifact.path)
                 last = file.num_row_groups if stop < 0 else stop
                 wanted = columns or columns_of(params, file.schema_arrow.names)
-                number = sum(file.metadata.row_group(g).num_rows for g in range(start))
+                first = sum(file.metadata.row_group(g).num_rows for g in range(start))
                 size = batch_rows(file.metadata)
-                for batch in file.iter_batches(size, list(range(start, last)), columns=wanted):
-                    for record in records(batch):
-                        yield convert(record, name, number, params)
-                        number += 1
+                for group in range(start, last):
+                    rows = file.metadata.row_group(group).num_rows
+                    number, first = first, first + rows
+                    if not may_keep(file.metadata.row_group(group), where):
+                        task.count("where", rows)
+                        continue
+                    for batch in file.iter_batches(size, [group], columns=wanted):
+                        places, chosen = kept(batch, where)
+                        if where:
+                            task.count("where", batch.num_rows - chosen.num_rows)
+                        for place, record in zip(places, records(chosen), strict=True):
+                            yield convert(record, name, number + place, params)
+                        number += batch.num_rows
         except (pa.ArrowException, OSError) as error:  # of a remote file, OSError has become TransientError
-            raise DataError(f"{path} is damaged ({first_line(error)}); fetch the file again") from error
+            raise DataError(f"{artifact.path} is damaged ({first_line(error)}); fetch the file again") from error
 
 
 def batch_rows(footer: pq.FileMetaData) -> int:

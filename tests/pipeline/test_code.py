@@ -109,7 +109,7 @@ def test_a_threshold_of_one_source_runs_its_filter_again(built: Work) -> None:
         "filter": ("3", "parameter rules changed (3)"),
         "dedup": ("?", "not reached: waits for the stages above"),
     }
-    parts = {("filter", f"web w{i}.jsonl part-000") for i in range(3)}
+    parts = {("filter", f"web w{i}.jsonl part-000") for i in range(3)} | {("filter", "web dropped")}
     applied = {("dedup", f"web {i:05d}") for i in range(3)}
     assert rerun(built, "dedup") == parts | {("dedup", "find 1 of 1")} | applied
     built.write()

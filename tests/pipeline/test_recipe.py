@@ -34,7 +34,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("sed=1", "sed: unknown key; did you mean 'seed'", "allowed: dedup, evals, exclude, executor, mixtures"),
         ("sources.web.pth=x", "sources.web.pth: unknown key; did you mean 'path'", "template"),
         ("sources.maths.pth=x", "sources.maths.pth: unknown key", "max_documents"),
-        ("sources.web.rules=[bogus]", "sources.web: no rule 'bogus'", "gopher_quality, length, metadata"),
+        ("sources.web.rules=[bogus]", "sources.web: no rule 'bogus'", "fineweb, length, metadata"),
         ("sources.web.rules=[{length: {min_char: 3}}]", "sources.web: rule length has no threshold", "min_chars"),
         ("sources.web.rules=[{length: {min_chars: x}}]", "sources.web: rule length: min_chars", "number"),
         ("dedup.exakt=true", "dedup.exakt: unknown key", "exact, priority"),

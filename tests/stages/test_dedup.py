@@ -163,8 +163,8 @@ def test_no_rows_and_no_good_rows(tmp_path):
 )
 def test_a_budget_takes_the_shortest_prefix_in_hash_order(tmp_path, budget, monkeypatch):
     def one_file_a_unit(config, identify):
-        files = jsonl.list_files(config.path, jsonl.SUFFIXES)
-        return whole_files(files, jsonl.text_params(config), identify, unit_bytes=1)
+        files = jsonl.files_of(config, jsonl.SUFFIXES)
+        return whole_files(files, jsonl.stream_params(config), identify, unit_bytes=1)
 
     monkeypatch.setattr(jsonl, "units", one_file_a_unit)
     for i in range(12):

@@ -50,7 +50,7 @@ def test_a_thousand_random_tokens(manifest, monkeypatch):
     from stages.sources import files, jsonl
 
     real = files.opened
-    monkeypatch.setattr(jsonl, "opened", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(jsonl, "opened", lambda file, options=None: opened.append(file) or real(file, options))
     spans = points(manifest, 1000)
     found = pieces_in(manifest, spans)
     assert all(len(one) == 1 for one in found)

@@ -17,7 +17,7 @@ from stage_harness import SHARED, needs_shared
 from stages import predict
 from stages.base import Artifact, DataError, Task
 from stages.predict import Piece, draw, estimate, sample_source
-from stages.rules import Document, first_reason, parse_rules
+from stages.rules import Document, judge, parse_rules
 from stages.sources.parts import reject
 from stages.sources.registry import SOURCES, SourceConfig
 
@@ -42,7 +42,7 @@ def truth(config, specs):
         for row in SOURCES[config.kind].rows(Task(spec.params, spec.inputs, Path(), "", lambda a: a.path)):
             if not hasattr(row, "reason") and reject(row) is None:
                 size = len(row.text.encode())
-                found.append((1, size, size * (first_reason(Document(row.text, {}), rules) is None)))
+                found.append((1, size, size * (judge(Document(row.text, {}), rules)[0] is None)))
     return np.array(found).sum(axis=0)
 
 

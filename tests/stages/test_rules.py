@@ -3,7 +3,7 @@
 import pytest
 
 from stages.apply_rules import text_hash
-from stages.rules import RULES, Document, first_reason, gopher_quality, parse_rules
+from stages.rules import RULES, Document, gopher_quality, judge, parse_rules
 
 PROSE = "The quick brown foxes of that old forest have to be with the lazy dogs and rest. " * 4
 
@@ -57,14 +57,14 @@ def test_length():
     ],
 )
 def test_metadata(test, value, reason):
-    assert first_reason(Document("text", {"x": value}), parse_rules([{"metadata": {"x": test}}])) == reason
+    assert judge(Document("text", {"x": value}), parse_rules([{"metadata": {"x": test}}]))[0] == reason
 
 
 def test_first_failing_rule_names_the_reason():
     rules = parse_rules([{"length": {"min_chars": 10}}, "gopher_quality"])
-    assert first_reason(Document("short"), rules) == "length_short"
-    assert first_reason(Document("long enough for one"), rules) == "gopher_short_doc"
-    assert first_reason(Document(""), []) == "empty"
+    assert judge(Document("short"), rules)[0] == "length_short"
+    assert judge(Document("long enough for one"), rules)[0] == "gopher_short_doc"
+    assert judge(Document(""), [])[0] == "empty"
 
 
 def test_naming_a_default_changes_nothing():
@@ -74,7 +74,7 @@ def test_naming_a_default_changes_nothing():
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        (["gofer"], "the rules are gopher_quality, length, metadata"),
+        (["gofer"], "the rules are gopher_quality, gopher_repetition, c4, fineweb, length, metadata"),
         ([{"length": {"min": 3}}], "it has min_chars, max_chars"),
         ([{"length": {"min_chars": "3"}}], "must be a number"),
         (["metadata"], "names no column"),

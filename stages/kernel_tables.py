@@ -1,0 +1,66 @@
+"""What the compiled kernels know of characters: one word of flags for each code point, made from Python's own `str`.
+
+The kernels see UTF-8 and look a code point up here, so that a white space, a letter or a digit is to them what it is
+to the readable rules, whatever the version of Unicode.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPACE, BREAK, ALPHA, ALNUM, DIGIT, END, CLOSER, PLAIN, MARK, ANCHOR = (1 << i for i in range(10))
+LIMIT = 0x40000  # code points from here on are of no class: unassigned, private, or variation selectors
+
+BREAKS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
+CLOSERS = "\"')]}”’»"  # may follow the end of a sentence
+MARKED = "#.…"  # counted by Gopher's symbol rule
+ANCHORS = "[{jJkK\u212avVfFpP"  # in each phrase that C4 looks for is one of these: rare ones; U+212A is a K too
+# Unicode 17's Sentence_Terminal, and three Khmer signs that datatrove counts too
+TERMINAL_RANGES = """
+21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 17d4-17d6
+17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b4e-1b4f 1b5a-1b5b 1b5e-1b5f 1b7d-1b7f 1c3b-1c3c 1c7e-1c7f 2024 203c-203d
+2047-2049 2cf9-2cfb 2e2e 2e3c 2e53-2e54 2e60-2e61 3002 a4ff a60e-a60f a6f3 a6f7 a876-a877 a8ce-a8cf a92f a9c8-a9c9
+aa5d-aa5f aaf0-aaf1 abeb fe12 fe15-fe16 fe52 fe56-fe57 ff01 ff0e ff1f ff61 10a56-10a57 10f55-10f59 10f86-10f89
+11047-11048 110be-110c1 11141-11143 111c5-111c6 111cd 111de-111df 11238-11239 1123b-1123c 112a9 113d4-113d5
+1144b-1144c 115c2-115c3 115c9-115d7 11641-11642 1173c-1173e 11944 11946 11a42-11a43 11a9b-11a9c 11c41-11c42
+11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5 16b37-16b38 16b44 16d6e-16d6f 16e98 1bc9f 1da88
+"""
+
+
+def code_points(ranges: str) -> list[int]:
+    """The code points of ranges in hexadecimal, both ends included."""
+    edges = [part.split("-") for part in ranges.split()]
+    return [point for edge in edges for point in range(int(edge[0], 16), int(edge[-1], 16) + 1)]
+
+
+TERMINAL = frozenset(map(chr, code_points(TERMINAL_RANGES)))
+
+
+@functools.cache
+def classes() -> NDArray[np.uint16]:
+    """Flags of each code point below LIMIT. Takes a tenth of a second, once a process."""
+    characters = list(map(chr, range(LIMIT)))
+    table = np.zeros(LIMIT, np.uint16)
+    for flag, test in ((SPACE, str.isspace), (ALPHA, str.isalpha), (ALNUM, str.isalnum), (DIGIT, str.isdecimal)):
+        table |= np.fromiter(map(test, characters), bool, LIMIT) * np.uint16(flag)
+    marked = ((BREAK, BREAKS), (END, TERMINAL), (CLOSER, CLOSERS), (MARK, MARKED), (ANCHOR, ANCHORS))
+    for flag, members in (*marked, (PLAIN, plain(characters[:0x20000]))):
+        table[[ord(c) for c in members]] |= np.uint16(flag)
+    return table
+
+
+def plain(characters: list[str]) -> list[str]:
+    """Those that stay as they are in lower case and in NFC, whatever stands around them.
+
+    That is: starters that NFC leaves alone and that are no second half of a composed character.
+    """
+    halves = {chr(point) for ends in ((0x1161, 0x1176), (0x11A8, 0x11C3)) for point in range(*ends)}  # Hangul
+    for parts in filter(None, map(unicodedata.decomposition, characters)):
+        if " " in parts and parts[0] != "<":
+            halves.add(chr(int(parts.split()[1], 16)))
+    still = (c for c in characters if not unicodedata.combining(c) and c not in halves and c.lower() == c)
+    return [c for c in still if unicodedata.is_normalized("NFC", c)]

@@ -1,0 +1,125 @@
+"""Datasets that a recipe can name: where each is, what its rows hold, and the text that they become.
+
+`{from: fineweb_edu, subset: sample-10BT}` is a source of plain parquet with these keys filled in; the resolved recipe
+in a manifest shows them all. Any key can be given instead: `path` for a copy of the files, another `template`.
+Locations, columns and licences are those of the datasets' cards on the hub. AI2 ARC has a module of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import Field, create_model, model_validator
+
+from stages.sources import json_array, jsonl, parquet
+from stages.sources.base import BaseConfig
+
+QUESTION = "Question: {%s}\n\nAnswer: {%s}"
+
+
+@dataclass(frozen=True)
+class Known:
+    """One dataset. `files` are by the subset's name, a pattern; the first is the default, {subset} stands for it."""
+
+    module: ModuleType
+    repository: str
+    files: dict[str, str]
+    licence: str
+    keys: dict[str, Any] = field(default_factory=dict)
+
+
+COSMOPEDIA = ["auto_math_text", "khanacademy", "openstax", "stanford", "stories"]
+COSMOPEDIA += ["web_samples_v1", "web_samples_v2", "wikihow"]
+
+KNOWN: dict[str, Known] = {
+    "fineweb_edu": Known(
+        parquet,
+        "HuggingFaceFW/fineweb-edu",
+        {
+            "sample-10BT": "sample/10BT/*.parquet",
+            "sample-100BT": "sample/100BT/*.parquet",
+            "sample-350BT": "sample/350BT/*.parquet",
+            "default": "data/*/*.parquet",
+            "CC-MAIN-*": "data/{subset}/*.parquet",
+        },
+        "ODC-BY-1.0",
+    ),
+    "open_web_math": Known(parquet, "open-web-math/open-web-math", {"default": "data/*.parquet"}, "ODC-BY-1.0"),
+    "numina_math_cot": Known(
+        parquet,
+        "AI-MO/NuminaMath-CoT",
+        {"default": "data/train-*.parquet"},
+        "Apache-2.0",
+        {"template": QUESTION % ("problem", "solution")},
+    ),
+    "meta_math_qa": Known(
+        json_array,
+        "meta-math/MetaMathQA",
+        {"default": "MetaMathQA-395K.json"},
+        "MIT",
+        {"template": QUESTION % ("query", "response")},
+    ),
+    "proof_pile_arxiv": Known(jsonl, "EleutherAI/proof-pile-2", {"default": "arxiv/train/*.jsonl.zst"}, ""),
+    # RedPajama's urls/arxiv.txt lists files that lie elsewhere: `path` says where they were put.
+    "redpajama_arxiv": Known(jsonl, "togethercomputer/RedPajama-Data-1T", {}, ""),
+    "cosmopedia": Known(
+        parquet,
+        "HuggingFaceTB/cosmopedia",
+        {"default": "data/*/train-*.parquet", **dict.fromkeys(COSMOPEDIA, "data/{subset}/train-*.parquet")},
+        "Apache-2.0",
+    ),
+    "cosmopedia_v2": Known(
+        parquet, "HuggingFaceTB/smollm-corpus", {"default": "cosmopedia-v2/train-*.parquet"}, "ODC-BY-1.0"
+    ),
+}
+
+
+def files_at(name: str, known: Known, subset: str) -> str:
+    """Where the files of a subset are. Raises ValueError with the subsets that there are."""
+    for pattern, files in known.files.items():
+        if fnmatchcase(subset, pattern):
+            return f"hf://datasets/{known.repository}/{files.format(subset=subset)}"
+    if not known.files:
+        raise ValueError(f"{name} has no place on the hub; name its files with `path`")
+    raise ValueError(f"{name} has no subset {subset!r}; it has {', '.join(known.files)}")
+
+
+def filled(name: str, known: Known) -> Callable[[Any, Any], Any]:
+    """A validator that fills in the keys of a dataset where the recipe gives none."""
+
+    def fill(cls: Any, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        keys: dict[str, Any] = {"licence": known.licence, **known.keys}
+        if not {"template", "text", "text_column"}.isdisjoint(value):
+            keys.pop("template", None)
+        if not value.get("path"):
+            keys["subset"] = value.get("subset") or next(iter(known.files), "")
+            keys["path"] = files_at(name, known, str(keys["subset"]))
+            value = {k: v for k, v in value.items() if k not in ("subset", "path")}
+        return {**keys, **value}
+
+    return fill
+
+
+def config_of(name: str, known: Known) -> type[BaseConfig]:
+    """The configuration of a known dataset: its module's, with a `subset` and defaults."""
+    subsets = ", ".join(known.files) or "none"
+    fields: dict[str, Any] = {
+        "kind": (Literal[name], Field(alias="from", description=f"The dataset {known.repository}.")),
+        "subset": (str, Field(default="", description=f"Which part of it: {subsets}.")),
+        "path": (str | list[str], Field(default="", description="Its files, where they are not on the hub.")),
+    }
+    create: Any = create_model  # its overloads want validators to be plain functions
+    made: type[BaseConfig] = create(
+        f"{name}_config",
+        __base__=known.module.Config,
+        __doc__=f"{known.repository}: `from: {name}`.",
+        __validators__={"fill": model_validator(mode="before")(filled(name, known))},
+        **fields,
+    )
+    return made

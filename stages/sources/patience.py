@@ -1,0 +1,115 @@
+"""One HTTP client for all that this process asks of a hub: patient with a busy one, and few requests at a time.
+
+huggingface_hub sends every request through one client, whoever makes it: its file system, `datasets`, the ranges of
+`stages.sources.hub`. The client here is its own with another `send`: what may pass (429, 5xx, a timeout, a reset, a
+body cut short) is asked again after a pause that every thread of the process keeps, as long as `Retry-After` says or
+twice as long as the last one. A request gives up after PATIENCE seconds with a TransientError; the engine then tries
+the unit again, five times, so that half an hour of trouble ends a run and less does not.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import functools
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stages.base import TransientError
+
+AT_A_TIME = 8  # requests of a process
+PATIENCE = 300.0  # seconds for one request, pauses and all: the hub counts requests by five minutes
+UNREACHABLE = 4  # tries at a host that has no address or refuses connections
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds
+TIMEOUT = 30.0  # seconds to connect, and between two pieces of an answer, where the caller sets none
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+WINDOW = re.compile(r";\s*r=0\s*;\s*t=(\d+)")  # of the header `ratelimit`: none left, and seconds to the next window
+
+
+class Gate:
+    """A moment before which no thread of this process sends."""
+
+    def __init__(self) -> None:
+        self.lock, self.opens = threading.Lock(), 0.0
+
+    def close(self, seconds: float) -> None:
+        """Hold every request back for `seconds` from now, or longer if that was agreed before."""
+        with self.lock:
+            self.opens = max(self.opens, time.monotonic() + seconds)
+
+    def wait(self) -> None:
+        """Return once it is open."""
+        while (left := self.opens - time.monotonic()) > 0:
+            time.sleep(left)
+
+
+GATE = Gate()
+SLOTS = threading.BoundedSemaphore(AT_A_TIME)
+
+
+def asked_pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the answer asks to wait: `Retry-After` as a number or a date, or the hub's `ratelimit`."""
+    if found := WINDOW.search(headers.get("ratelimit", "")):
+        return float(found[1])
+    value = headers.get("retry-after", "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def patient(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
+    """`Client.send` of the HTTP `library`, asking again while there is hope. Raises TransientError.
+
+    The message has neither query nor headers: addresses of a CDN are signed, and headers hold the token.
+    """
+
+    def sending(request: Any, *, stream: bool = False, **options: Any) -> Any:
+        given = request.extensions.get("timeout") or {}
+        limits = {what: given.get(what) or TIMEOUT for what in ("connect", "read", "write", "pool")}
+        request.extensions["timeout"] = limits
+        started, tries = time.monotonic(), 0
+        while True:
+            GATE.wait()
+            pause, unreachable = None, False
+            try:
+                with SLOTS:
+                    response = send(request, stream=stream, **options)
+                if response.status_code not in BUSY:
+                    return response
+                problem, pause = f"status {response.status_code}", asked_pause(response.headers)
+                response.close()
+            except library.TransportError as error:
+                problem, unreachable = type(error).__name__, isinstance(error, library.ConnectError)
+            tries += 1
+            if pause is None:
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)) * (0.5 + random.random())
+            spent = time.monotonic() - started
+            if spent + pause > PATIENCE or (unreachable and tries == UNREACHABLE):
+                asks = f", and asks for {pause:.0f} s more" if spent + pause > PATIENCE else ""
+                raise TransientError(
+                    f"{request.url.host}{request.url.path}: {problem} at try {tries}, after {spent:.0f} s{asks}"
+                )
+            GATE.close(pause)
+
+    return sending
+
+
+@functools.cache
+def install() -> None:
+    """Make huggingface_hub use the patient client in this process, from now on."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def factory() -> Any:
+        client = default_client_factory()
+        client.send = patient(client.send, sys.modules[type(client).__module__.partition(".")[0]])  # type: ignore[method-assign]
+        return client
+
+    set_client_factory(factory)

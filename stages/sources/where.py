@@ -1,0 +1,61 @@
+"""Row predicates of parquet sources: row groups are skipped by their statistics, rows by their values.
+
+`{int_score: {min: 3}, language: {in: [en]}}` means what it means in the rule `metadata`: bounds are allowed values, a
+null is not. The rule drops documents and says so; this decides what is read at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stages.base import DataError
+
+Where = Mapping[str, Mapping[str, Any]]
+
+
+def may_keep(group: pq.RowGroupMetaData, where: Where) -> bool:
+    """Whether a row group can hold a row to keep, as far as its statistics of numbers say."""
+    for place in range(group.num_columns) if where else ():
+        column = group.column(place)
+        test, known = where.get(column.path_in_schema, {}), column.statistics
+        if known is None or not known.has_min_max or not isinstance(known.min, int | float):
+            continue
+        if known.max < test.get("min", known.max) or known.min > test.get("max", known.min):
+            return False
+    return True
+
+
+def kept(batch: pa.RecordBatch, where: Where) -> tuple[Sequence[int], pa.RecordBatch]:
+    """(places of the rows to keep, those rows). Raises DataError on a column of another type than the test."""
+    if not where:
+        return range(batch.num_rows), batch
+    mask = reduce(pc.and_, (passes(batch, column, test) for column, test in where.items()))
+    return pc.indices_nonzero(mask).to_pylist(), batch.filter(mask)
+
+
+def passes(batch: pa.RecordBatch, name: str, test: Mapping[str, Any]) -> Any:
+    """True for each row whose value of one column passes; never null."""
+    there = name if name in batch.schema.names else name.split(".")[0]
+    values = batch.column(there)
+    if there != name:
+        values = pc.struct_field(values, name.split(".")[1:])
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    if not (text if "in" in test else number):
+        need = "texts (in)" if "in" in test else "numbers (min, max)"
+        raise DataError(f"where.{name} compares {need}, and the column is {values.type}; mend the recipe")
+    if "in" in test:
+        return pc.is_in(values, pa.array(test["in"], values.type))
+    mask = pc.is_valid(values)
+    for bound, compare in (("min", pc.greater_equal), ("max", pc.less_equal)):
+        if bound in test:
+            mask = pc.and_(mask, pc.fill_null(compare(values, test[bound]), False))
+    return mask

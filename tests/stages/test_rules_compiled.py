@@ -1,0 +1,134 @@
+"""The compiled rules decide, edit and hash exactly as the readable ones do."""
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rules_harness import EVERY, PARSED, PIECES, differences, hostile
+from stage_harness import REPO, SHARED, needs_shared
+
+from stages import compiled
+from stages.apply_rules import apply, text_hashes
+from stages.kernel_rules import REASONS, THRESHOLDS, judge
+from stages.kernel_tables import ALNUM, ALPHA, BREAK, DIGIT, LIMIT, SPACE, classes
+from stages.rules import RULES, parse_rules
+
+JOINED = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=60).map("".join)
+
+
+def test_classes_are_pythons():
+    every, table = list(map(chr, range(0x110000))), classes()
+    for flag, test in ((SPACE, str.isspace), (ALPHA, str.isalpha), (ALNUM, str.isalnum), (DIGIT, str.isdecimal)):
+        expected = np.fromiter(map(test, every), bool, len(every))
+        assert np.array_equal(expected[:LIMIT], table & flag != 0) and not expected[LIMIT:].any()
+    assert "".join(every).splitlines(True)[-1][0] == "\u202a", "no line break beyond"
+    breaks = [c for c in every[:0x3000] if len(f"a{c}b".splitlines()) == 2]
+    assert breaks == [every[p] for p in np.flatnonzero(table & BREAK)]
+    # What the kernels take for granted: only one other character has a letter of ASCII alone for its lower case.
+    folded = [c for c in every[128:] if c.lower() != c and c.lower()[0] < "\x80"]
+    assert folded == ["\u0130", "\u212a"] and "\u0130".lower() == "i\u0307"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(JOINED | st.text(), max_size=8))
+def test_any_text(texts):
+    assert differences(texts) == []
+
+
+def test_hostile_texts():
+    rng = random.Random(0)
+    texts = [hostile(rng) for _ in range(1000)]
+    assert differences(texts) == []
+    said = {reason for rules in PARSED for reason in apply(pa.array(texts), None, rules)[0]}
+    assert len(said) > len(REASONS) / 2, "the texts reach most of the rules"
+
+
+def test_extremes():
+    long = "x" * 100_000
+    texts = ["", long, long + " " + long, "\n" * 70_000, " " * 50_000, ("a" * 9 + " ") * 20_000, "é" * 50_000]
+    texts += ["".join(f"{i} w{i}.\n" for i in range(20_000)), "\ta \n" * 9999 + "\t\ta\n", "." * 5000, "[" * 5000]
+    assert differences(texts) == []
+
+
+def test_lines_that_differ_in_white_space_alone_take_no_longer():
+    """Their words are the same, their hashes must not be: comparing each with each would take minutes."""
+    patterns = ["".join("\t" if i >> k & 1 else " " for k in range(16)) for i in range(60_000)]
+    text = "\n".join(f"a{p}b" for p in patterns) + "\n\n" + "\n\n".join(f"c{p}" for p in patterns)
+    assert differences([text], PARSED[:1] + PARSED[3:4]) == []
+
+
+def test_a_slice_of_a_column_with_nulls():
+    column = pa.array(["x", None, "Hello there.", "", "two words here"], pa.string()).slice(1, 3)
+    rules = parse_rules([{"length": {"min_chars": 3}}])
+    reasons, left = apply(column, None, rules)
+    assert reasons == ["empty", "", "empty"] and left.to_pylist()[1] == "Hello there."
+    assert text_hashes(column.slice(1, 1)) == text_hashes(pa.array(["hello THERE."]))
+
+
+def test_metadata_and_compiled_rules_in_their_order():
+    texts = pa.array(["short", "short", "a text that is long enough"])
+    metas = [{"x": 1.0}, {"x": 5.0}, {"x": 5.0}]
+    test, length = {"metadata": {"x": {"min": 3}}}, {"length": {"min_chars": 10}}
+    assert apply(texts, metas, parse_rules([test, length]))[0] == ["metadata_x", "length_short", ""]
+    assert apply(texts, metas, parse_rules([length, test]))[0] == ["length_short", "length_short", ""]
+
+
+def test_every_threshold_has_its_place():
+    assert all(len(dict(parse_rules([name]))[name]) <= THRESHOLDS for name in EVERY)
+    assert {"length", *EVERY} == set(RULES) - {"metadata"}
+
+
+@needs_shared
+def test_real_text():
+    """Some of every file; `python -m benchmarks.filter --prove` compares all of it."""
+    texts = []
+    for file in sorted(SHARED.glob("**/*.parquet")):
+        if "text" in pq.read_schema(file).names:
+            found = pq.read_table(file, columns=["text"])["text"]
+            texts += [text for text in found.take(list(range(0, len(found), 150))).to_pylist() if len(text) < 40_000]
+    assert len(texts) > 50
+    assert differences(texts, PARSED[:5]) == []
+
+
+SMALL = (
+    "import numpy; from stages.kernel_scan import decode; assert decode(numpy.array([195, 169], 'u1'), 0) == (233, 2)"
+)
+
+
+def test_machine_code_is_kept(tmp_path):
+    """Two processes that compile at once, and a third that finds what they left."""
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(REPO)}
+    both = [subprocess.Popen([sys.executable, "-c", SMALL], env=environment) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    found = SMALL + "; assert sum(decode.stats.cache_hits.values()) and not decode.stats.cache_misses"
+    done = subprocess.run([sys.executable, "-c", found], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    compiled.cache_folder.cache_clear()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(compiled, "folders", lambda: [tmp_path / "file" / "in", tmp_path / "users"])
+    yield tmp_path
+    compiled.cache_folder.cache_clear()
+
+
+def test_where_the_install_folder_cannot_be_written(folders, monkeypatch, capsys):
+    assert compiled.cache_folder().startswith(str(folders / "users"))
+    compiled.cache_folder.cache_clear()
+    monkeypatch.setattr(compiled, "folders", lambda: [folders / "file" / "in"])
+    assert compiled.cache_folder() is None
+    assert "set NUMBA_CACHE_DIR" in capsys.readouterr().err
+
+
+def test_no_rule_at_all():
+    texts = pa.array(["a", ""])
+    codes = np.zeros(2, np.int64)
+    assert judge(texts, codes, []) is texts and [REASONS[c] for c in codes] == ["", "empty"]
