@@ -175,7 +175,8 @@ def find(path: Path, key: str) -> Checkpoint:
             break
     else:
         if not (path / "state.json").exists():
-            raise TrainError(f"{path}: no checkpoint there; name one with --set {key}=PATH, or --set {key}=none")
+            other = "none" if key == "train.init_from" else "auto"
+            raise TrainError(f"{path}: no checkpoint there; name one with --set {key}=PATH, or --set {key}={other}")
         chosen, folder = path, path.parent
     try:
         return read(chosen)

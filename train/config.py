@@ -225,7 +225,7 @@ class TrainConfig:
     steps: int = 1000  # optimiser steps
     batch_size: int = 16  # sequences a step, over all ranks
     seq_len: int = 256  # tokens a sequence (it reads one more, the last target)
-    micro_batch: int | None = None  # sequences a rank and forward pass; null: the rank's whole share
+    micro_batch: int | None = None  # sequences a rank and forward pass; null: as many as fit (train/micro.py)
     document_mask: bool = False  # attention stays inside a document; off: it sees the whole row, as the seed
     attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"  # the kernel (train/attention.py): one result, up to
     # rounding. auto: flex on CUDA, else sdpa

@@ -7,7 +7,7 @@
 
 The model and the phase's settings stand in the manifest's recipe; --set changes them (`train.` means that phase).
 Exit status: 0 trained, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR1 with everything saved: the same
-command with train.resume=auto continues.
+command with train.resume=auto continues. 130: interrupted by Ctrl-C, which saves nothing.
 
 torchrun passes SIGTERM on to the processes, which save, but itself exits 1, whatever they return: judge by its log
 line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running: start it with
@@ -53,6 +53,7 @@ from train.sentinel import Sentinel
 from train.settings import configs
 from train.start import open_run
 
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
 
 
@@ -79,6 +80,7 @@ def run(
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
         with (
+            runfolder.claimed(rt, this.folder),
             report.records(this, manifest, str(manifest_path), overrides),
             contextlib.closing(this.rank_loss),
             contextlib.closing(this.writer),
@@ -157,7 +159,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return EXIT_STOPPED if run(given.manifest, given.set)["status"] == "stopped" else 0
-    except (TrainError, ManifestError, OSError) as error:
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted: steps after the last checkpoint are lost; SIGTERM saves", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+    except (TrainError, ManifestError, OSError, MemoryError) as error:
         if given.debug:
             raise
         if any(os.environ.get(name, "0") != "0" for name in ranks.LOCAL):

@@ -66,7 +66,7 @@ class Metrics:
 def lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines that have a step. Others, as one that a kill cut, are left out."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             value = json.loads(line)
             found += [value] if isinstance(value["step"], int) else []

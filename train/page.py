@@ -288,8 +288,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         print(write(given.run))
-    except TrainError as error:
+    except (TrainError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        print(f"error: {given.run}: not a run of ours ({type(error).__name__}: {error})", file=sys.stderr)
         return 1
     return 0
 

@@ -100,8 +100,9 @@ class RankLoss:
             look = self.lost[0]
             raise TrainError(
                 f"step {look.step}: rank loss: {look.name} has rcond {look.rcond:.1e}, below train.rank_loss.floor "
-                f"{self.cfg.floor:g}; everything is saved in {folder}\nresume with train.rank_loss.policy=warn, or "
-                "from an earlier checkpoint with a lower train.muon.lr or a higher train.muon.weight_decay"
+                f"{self.cfg.floor:g}; everything is saved in {folder}\ngo on with train.resume=auto "
+                "train.rank_loss.policy=warn; or give an earlier checkpoint's weights (train.init_from) to a run with "
+                "a lower train.muon.lr or a higher train.muon.weight_decay"
             )
 
     def close(self) -> None:

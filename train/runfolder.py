@@ -12,25 +12,30 @@ How a run starts in it, or goes on, is in start.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from train import checkpoint
-from train.config import ModelConfig, TrainConfig
+from train.config import ModelConfig, TrainConfig, TrainError
 from train.manifest import Manifest
+from train.runtime import Runtime
 
 # Keys that may differ between a run and its continuation: they change neither weights nor the order of the data.
+# `on_spike` says what is done about the next one: who could not change it would meet the same batch again.
 # `steps`, and `seconds` of the schedule, change the learning rate from there on: start.py allows it where the
 # decay had not begun. That is how a run is made longer.
 FREE = (
     *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "eval_items", "checkpoint_every", "keep_last"),
     *("log_every", "prompts", "sample_tokens", "tensorboard", "wandb", "peak_tflops", "micro_batch", "compile"),
     "deterministic",
-    *("attention", "mixture", "rank_loss", "keep_best", "allow_new_manifest"),
+    *("attention", "mixture", "on_spike", "rank_loss", "keep_best", "allow_new_manifest"),
 )
 # Keys of the model that its weights depend on
 SHAPE = (
@@ -79,6 +84,29 @@ def short(value: object) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
+
+
+@contextlib.contextmanager
+def claimed(rt: Runtime, folder: Path) -> Iterator[None]:
+    """The folder for this run alone, and without what a kill left half written.
+
+    The lock is the kernel's: it ends with the process, however that ends. Raises TrainError, on all ranks, where
+    another process trains there.
+    """
+    with contextlib.ExitStack() as held:
+        rt.agreed(lambda: _claim(folder, held))
+        yield
+
+
+def _claim(folder: Path, held: contextlib.ExitStack) -> None:
+    file = held.enter_context((folder / ".lock").open("a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TrainError(f"{folder}: another process trains there; end it first, or choose another train.out") from None
+    except OSError as error:
+        print(f"warning: {folder} cannot be locked ({error.strerror}): see that nobody else trains there", flush=True)
+    checkpoint.sweep(folder / "checkpoints")
 
 
 def write_run(folder: Path, ours: dict[str, Any], facts: dict[str, Any], start: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ class Runtime:
         if self.first:
             try:
                 box[0] = work()
-            except (TrainError, ManifestError) as error:
+            except (TrainError, ManifestError, OSError) as error:
                 box[1] = error
         if self.world > 1:
             dist.broadcast_object_list(box, src=0, group=self.control)

@@ -30,6 +30,7 @@ CLIP = 3.0  # sigmas above the mean that a step may move them: a spike does not 
 FLOOR = (0.02, 0.05)  # least sigma of the loss (nats) and of the norm (its logarithm): a flat stretch has none
 NOT_FINITE, LOSS, NORM = 1, 2, 4  # bits of a verdict
 NAMES = {NOT_FINITE: "not finite", LOSS: "loss spike", NORM: "gradient spike"}
+NO_GRADIENT = "no gradient"  # a norm of 0, whose logarithm is not finite: all logits at the cap, say
 SKIPS_IN_A_ROW = 10  # then the run stops: it is not the batch
 TABLE = 1000  # steps kept on the device at most
 SLOW = 2.0  # times the median step of the run so far
@@ -79,7 +80,8 @@ class Sentinel:
         found = []
         for number, (verdict, loss, norm, *norms) in enumerate(rows, step - self.filled + 1):
             if verdict:
-                event = {"step": number, "event": named(int(verdict)), "loss": loss, "grad_norm": norm}
+                name = NO_GRADIENT if norm == 0 else named(int(verdict))
+                event = {"step": number, "event": name, "loss": loss, "grad_norm": norm}
                 event["applied"] = not self.waits
                 event["grad_norms"] = dict(zip(self.modules, norms, strict=True))
                 found.append(event | {"batch": documents_of_step(self.manifest, self.cfg, number - 1)})
@@ -102,17 +104,17 @@ class Sentinel:
     def check(self, events: list[dict[str, Any]], folder: object) -> None:
         """Raises TrainError when the run cannot or shall not go on after `events`."""
         for event in events:
-            broken = NAMES[NOT_FINITE] in event["event"] and self.cfg.on_spike == "warn"
+            broken = event["event"] in (NAMES[NOT_FINITE], NO_GRADIENT) and self.cfg.on_spike == "warn"
             if broken or (self.cfg.on_spike == "stop" and "batch" in event):
                 raise TrainError(
                     f"step {event['step']}: {said(event)}; its batch and gradients are in {folder}/events.jsonl\n"
-                    "see its documents with `python -m pipeline trace --run`; resume from the last checkpoint with "
-                    "train.on_spike=skip, or lower train.muon.lr and train.adamw.lr or lengthen train.schedule.warmup"
+                    "see its documents with `python -m pipeline trace --run`; go on without it: train.resume=auto "
+                    "train.on_spike=skip; or train anew with lower rates or a longer train.schedule.warmup"
                 )
         if self.skipped >= SKIPS_IN_A_ROW:
             raise TrainError(
-                f"{self.skipped} steps in a row were skipped: it is not their batches; see {folder}/events.jsonl, and "
-                "resume from an earlier checkpoint with lower rates"
+                f"{self.skipped} steps in a row were skipped: it is not their batches; see {folder}/events.jsonl\n"
+                "give an earlier checkpoint's weights (train.init_from) to a run with lower rates"
             )
 
 

@@ -51,8 +51,10 @@ def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Star
     else:
         point = _resume_path(folder, Path(cfg.resume), ours, cfg)
     weights = None if point else _initial_weights(manifest, cfg, ours)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    checkpoint.sweep(folder / "checkpoints")
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"train.out: {folder} cannot be made: {error.strerror}; name another folder") from None
     builds = builds_after(point, manifest.build_id)
     if point is None:
         return Start(folder, builds, weights=weights)
@@ -196,7 +198,7 @@ def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
     total = cfg.steps if seconds is None else Pace(*then.get("pace", ())).total(cfg.steps, seconds)
     length = f"train.steps={cfg.steps}" + ("" if seconds is None else f" train.schedule.seconds={seconds:g}")
     if not settled(chosen.step, then["total"], cfg.schedule):
-        kept = [p for p in checkpoint.steps(chosen.folder.parent) if settled(_step(p), then["total"], cfg.schedule)]
+        kept = [p for p in checkpoint.steps(chosen.folder.parent) if _settled(p, cfg)]
         hint = f"--set train.resume={kept[0]} train.out=NEW {length}" if kept else "no checkpoint from there was kept"
         raise TrainError(
             f"{chosen.folder}: its learning rate had begun to fall, to the end of {then['total']:g} steps; {length} is "
@@ -216,8 +218,13 @@ def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
     )
 
 
-def _step(path: Path) -> int:
-    return int(path.name[5:])
+def _settled(path: Path, cfg: TrainConfig) -> bool:
+    """Whether a checkpoint is from before the fall, by the length its run was to have then: by the clock that moves."""
+    try:
+        point = checkpoint.read(path)
+    except TrainError:
+        return False
+    return settled(point.step, point.state["schedule"]["total"], cfg.schedule)
 
 
 def _identity_in(folder: Path) -> dict[str, Any] | None:

@@ -64,13 +64,16 @@ def test_the_same_files_give_the_same_page_also_by_the_command(folder, tmp_path,
     assert page.main([str(copy)]) == 0 and capsys.readouterr().out == f"{copy / 'summary.md'}\n"
     assert {p: p.read_bytes() for p in before} == before
     assert page.main([str(tmp_path)]) == 1 and "name the folder of a run" in capsys.readouterr().err
+    for foreign in ('{"a": 1}', "[]"):
+        (tmp_path / "run.json").write_text(foreign)
+        assert page.main([str(tmp_path)]) == 1 and "not a run of ours" in capsys.readouterr().err
 
 
 def test_a_killed_run_has_a_page(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     kept = [r for r in (copy / "metrics.jsonl").read_text().splitlines() if json.loads(r)["step"] <= 9]
-    (copy / "metrics.jsonl").write_text("\n".join(kept) + '\n{"step": 10, "lo')  # cut by the kill
+    (copy / "metrics.jsonl").write_bytes("\n".join(kept).encode() + b'\n\xff{"step": 10, "lo')  # cut by the kill
     events = [
         {"step": s, "event": "loss spike", "loss": 9.0, "grad_norm": 3.0, "applied": True, "batch": batch}
         for s, batch in ((5, [{"shard": "a.bin", "token": 0, "documents": [3, 4]}] * 7), (7, []))

@@ -116,7 +116,7 @@ def test_a_lost_rank_is_an_event_and_changes_no_weight(pretrain, planted, tmp_pa
 def test_stop_saves_says_what_to_do_and_warn_goes_on(pretrain, planted, tmp_path):
     options = {**planted, "steps": 60, "out": str(tmp_path / "r"), "schedule__kind": "constant", "epochs": 9}
     with pytest.raises(
-        TrainError, match=rf"step 14: rank loss: {NAME} .*saved in .*\nresume with .*policy=warn"
+        TrainError, match=rf"step 14: rank loss: {NAME} .*saved in .*\ngo on with .*policy=warn"
     ) as error:
         main.run(pretrain, sets(**options, rank_loss__policy="stop"))
     assert "rcond" in str(error.value)

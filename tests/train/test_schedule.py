@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
 import types
@@ -228,6 +229,18 @@ def test_extending_from_within_the_decay_is_refused_and_says_how(pretrain, short
     with pytest.raises(TrainError, match=r"is of another run: train\.schedule\.decay_frac"):
         run(pretrain, sets(out=str(tmp_path / "r"), steps=30, epochs=2, resume=early, schedule__decay_frac=0.5))
     assert not (tmp_path / "r").exists()
+
+
+def test_the_hint_knows_how_long_each_checkpoint_took_the_run_to_be(pretrain, short, tmp_path):
+    """By the clock that moves: at step 20 it was to have 24, at its end 22, whose decay would have begun at 18."""
+    copy = tmp_path / "r"
+    shutil.copytree(short, copy)
+    path = copy / "checkpoints/step_000024/state.json"
+    state = json.loads(path.read_text())
+    state["schedule"]["total"] = 22
+    path.write_text(json.dumps(state))
+    with pytest.raises(TrainError, match=r"continue from before the fall: --set train.resume=.*step_000020 "):
+        run(pretrain, sets(out=str(copy), steps=30, epochs=2, resume="auto"))
 
 
 def test_a_cosine_cannot_be_made_longer_and_a_constant_rate_can(pretrain, tmp_path):

@@ -170,6 +170,14 @@ def test_stop_ends_the_run_and_says_where(planted, tmp_path):
         run(planted[0], sets(**planted[2], on_spike="stop", out=str(tmp_path / "r")))
     last = [e for e in events(tmp_path / "r") if "batch" in e][-1]
     assert last["step"] in planted[1] and max(losses(tmp_path / "r")) <= last["step"]
+    # the same command would stop there again; as the message says
+    again = sets(**planted[2], on_spike="skip", out=str(tmp_path / "r"), resume="auto")
+    assert run(planted[0], again)["status"] == "done"
+
+
+def test_a_gradient_of_zeros_is_called_so(pretrain, tmp_path):
+    with pytest.raises(TrainError, match=r"step 1: no gradient: loss 5\.\d+, gradient norm 0\.000"):
+        run(pretrain, sets(model__init_std=0.0, out=str(tmp_path / "r")))
 
 
 def test_slow_steps_and_waiting_for_data():

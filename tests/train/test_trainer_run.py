@@ -16,6 +16,8 @@ from train import checkpoint
 from train.config import ConfigError, TrainError
 from train.main import main, run
 from train.manifest import ManifestError, load_manifest
+from train.runfolder import claimed
+from train.runtime import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,20 @@ def test_a_folder_that_holds_a_run_is_refused_and_nothing_is_touched(pretrain, u
         run(pretrain, sets(resume="auto"))
 
 
+def test_a_folder_in_which_another_process_trains_is_refused_and_left_alone(pretrain, undisturbed, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(undisturbed, folder)
+    command = sets(out=str(folder), steps=24, resume="auto")
+    with claimed(Runtime(0, 1, torch.device("cpu"), None), folder):
+        (folder / "checkpoints/.part-000028-1").mkdir()  # what the other one is writing
+        before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+        with pytest.raises(TrainError, match="another process trains there"):
+            run(pretrain, command)
+        assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert run(pretrain, command)["status"] == "done"
+    assert not (folder / "checkpoints/.part-000028-1").exists()
+
+
 def test_resume_from_a_path_continues_elsewhere_to_the_bit(pretrain, undisturbed, tmp_path):
     path = undisturbed / "checkpoints/step_000020"
     run(pretrain, sets(out=str(tmp_path / "r"), steps=24, resume=str(path)))
@@ -198,6 +214,9 @@ def test_errors_for_people(pretrain, tmp_path, capsys):
     assert not (tmp_path / "r").exists()  # refused before anything was made
     (tmp_path / "file").write_text("")
     assert "is a file" in said(pretrain, f"train.out={tmp_path / 'file'}")[1]
+    assert "cannot be made" in said(pretrain, f"train.out={tmp_path / 'file/r'}")[1]
+    assert "or --set train.resume=auto" in said(pretrain, out, f"train.resume={tmp_path / 'none'}")[1]
+    assert "Unable to allocate" in said(pretrain, out, "train.batch_size=1e15", "train.epochs=1e15")[1]
     assert "step 2: not finite" in said(pretrain, out, "train.muon.lr=1e30", "train.adamw.lr=1e30")[1]
     with pytest.raises(SystemExit) as error:
         main(["--set", "x=1"])
@@ -244,6 +263,21 @@ def test_a_signal_to_one_rank_stops_all_and_each_exits_75(pretrain, launch, tmp_
     out = [p.communicate(timeout=30)[0] for p in ranks]
     assert [p.returncode for p in ranks] == [75, 75], out
     assert 3 <= checkpoint.find(tmp_path / "r", "k").step < 50
+
+
+def test_an_error_of_the_first_rank_is_had_by_all(pretrain, launch, tmp_path):
+    (tmp_path / "file").write_text("")
+    ranks = start_ranks(launch, 2, pretrain, sets(out=str(tmp_path / "file/r")))
+    for said in [p.communicate(timeout=60)[0] for p in ranks]:
+        assert "error: train.out: " in said and "Traceback" not in said
+
+
+def test_ctrl_c_is_one_line_and_130(pretrain, launch, tmp_path):
+    process = launch(pretrain, sets(out=str(tmp_path / "r"), steps=50))
+    wait_for(tmp_path / "r/metrics.jsonl", 3)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "interrupted: " in out and "Traceback" not in out, out
 
 
 def test_sigterm_to_torchrun_saves_once_on_all_ranks(pretrain, launch, tmp_path):
