@@ -21,7 +21,7 @@ from stages import apply_rules
 from stages.base import Artifact, Record
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_ray_gives_the_same_bytes(reference: Work, tmp_path: Path, workers: int) -> None:
     work = new_work(tmp_path, corpus=reference.corpus)
     for stage in ("pack_pretrain", "pack_anneal_mix"):
