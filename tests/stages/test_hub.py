@@ -389,6 +389,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(repr(pq.read_table(f).to_pylist()).encode()).hexdigest() for f in tables}
 
 
+@pytest.mark.soak
 def test_processes_and_ray_build_the_same_with_every_third_request_failing(tmp_path):
     results = []
     for executor, every, stage in (("local", 3, "pack_anneal_mix"), ("ray", 0, "exclude")):
