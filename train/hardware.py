@@ -14,28 +14,18 @@ import torch
 
 from train.flops import Flops
 
-# Dense bf16 TFLOP/s with fp32 accumulation, by the vendor's datasheet or architecture whitepaper (where those print the
-# figure with sparsity: half of it), by the whole name that CUDA gives the device. A laptop's chip, a MIG slice or a
-# variant that is not here has another peak, so it has none rather than its neighbour's.
+# Dense bf16 TFLOP/s with fp32 accumulation, by the whole name that CUDA gives the device: the vendors' figures as
+# torchtitan quotes them, for L40 and RTX 4090 as seen second-hand. What was not seen anywhere is not here, and a laptop's
+# chip, a MIG slice or a variant has no peak rather than its neighbour's: train.peak_tflops names one.
 PEAKS = {
     r"B200": 2250.0,
     r"H100 80GB HBM3": 989.4,  # SXM
     r"H100 PCIe": 756.0,
-    r"H100 NVL": 835.5,
     r"H200": 989.4,
-    r"H200 NVL": 835.5,
-    r"GH200 (480GB|144G HBM3e)": 989.4,
     r"A100-(SXM4-[48]0GB|PCIE-40GB)|A100 80GB PCIe": 312.0,
-    r"A30": 165.0,
-    r"A40": 149.7,
-    r"L4": 121.0,
     r"L40": 181.05,
     r"L40S": 362.05,
-    r"RTX A6000": 154.8,
-    r"RTX 6000 Ada Generation": 364.2,
-    r"GeForce RTX 5090": 209.5,
     r"GeForce RTX 4090": 165.2,
-    r"GeForce RTX 3090": 71.0,
 }
 
 GROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
