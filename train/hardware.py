@@ -15,8 +15,8 @@ import torch
 from train.flops import Flops
 
 # Dense bf16 TFLOP/s with fp32 accumulation, by the whole name that CUDA gives the device: the vendors' figures as
-# torchtitan quotes them, for L40 and RTX 4090 as seen second-hand. What was not seen anywhere is not here, and a laptop's
-# chip, a MIG slice or a variant has no peak rather than its neighbour's: train.peak_tflops names one.
+# torchtitan quotes them, for L40 and RTX 4090 as seen second-hand. What was not seen anywhere is not here, and a
+# laptop's chip, a MIG slice or a variant has no peak rather than its neighbour's: train.peak_tflops names one.
 PEAKS = {
     r"B200": 2250.0,
     r"H100 80GB HBM3": 989.4,  # SXM

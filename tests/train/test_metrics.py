@@ -60,7 +60,7 @@ def test_rates_are_the_definition():
         ("NVIDIA A100-SXM4-40GB", 312.0),
         ("NVIDIA A100 80GB PCIe", 312.0),
         ("NVIDIA L40S", 362.05),
-        ("NVIDIA L4", 121.0),
+        ("NVIDIA L4", None),
         ("NVIDIA GeForce RTX 4090", 165.2),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
