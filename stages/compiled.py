@@ -90,8 +90,9 @@ cast(list[Any], caching.CacheImpl._locator_classes).insert(0, Locator)
 
 
 def compiled(function: F) -> F:
-    """`function` as machine code."""
-    return cast(F, numba.njit(nogil=True, error_model="numpy", cache=cache_folder() is not None)(function))
+    """`function` as machine code. It must allocate nothing: then no call counts references to arrays."""
+    options = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": cache_folder() is not None}
+    return cast(F, numba.njit(**options)(function))
 
 
 int64: Any = numba.int64  # in kernels every number is of this kind, so that each is compiled once
