@@ -21,12 +21,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pipeline.code import ROOT
 from pipeline.errors import UsageError
 from pipeline.mixtures import Count, Mixture, Model, Share, check_mixtures
+from stages.sources.passages import AgainstConfig
 from stages.sources.questions import EvalConfig
 from stages.sources.registry import SourceConfig
 from stages.text_encoder import SPECIALS
 from train.config import ModelConfig, TrainConfig
 
 MIXTURES = ("pretrain", "anneal")  # stages pack_pretrain and pack_anneal_mix
+Policy = Literal["drop", "cut"]
 NAME = re.compile(r"\w[\w.-]{0,59}")  # of a source or a phase: begins the names of files, and of units up to a space
 
 
@@ -55,6 +57,41 @@ class Exclude(Model):
     domains: list[Annotated[str, Field(pattern=r"^[^/\s:]+$")]] = Field(
         default_factory=list, description="Domains such as example.org, which means its subdomains too."
     )
+
+
+class Decontaminate(Model):
+    """Documents that hold a piece of an evaluation set leave the corpus, or the piece does (stages/contamination.py).
+
+    The sets are all of `evals`, and `against`. Without any, nothing is done. 13 words, 10 documents and what `cut`
+    does are those of GPT-3 (Brown et al. 2020, appendix C).
+    """
+
+    against: dict[str, AgainstConfig] = Field(
+        default_factory=dict, description="Further sets, by name: test splits, and files of one's own."
+    )
+    evals: bool = Field(True, description="Whether the corpus is searched for the sets of `evals` too.")
+    ngram: int = Field(13, ge=6, le=100, description="Words in a row that show a passage of twice as many or more.")
+    short: int = Field(
+        8, ge=6, le=100, description="Words in a row that show a shorter one, one more or other allowed."
+    )
+    common: int = Field(
+        10, ge=1, description="An n-gram that more documents of the corpus hold, or more items, is no evidence."
+    )
+    policy: Policy | dict[str, Policy] = Field(
+        "drop",
+        description="Of all sources, or by source (drop for the others): drop the document, or cut 200 characters on "
+        "each side of what was found, pieces under 200 too; more than 10 cuts drop it.",
+    )
+
+    def policy_of(self, source: str) -> str:
+        """What is done with a contaminated document of a source."""
+        return self.policy if isinstance(self.policy, str) else self.policy.get(source, "drop")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Decontaminate:
+        if self.short > self.ngram:
+            raise ValueError(f"short is {self.short}, more than ngram, {self.ngram}: short passages need fewer words")
+        return self
 
 
 class TokenizerConfig(Model):
@@ -132,6 +169,7 @@ class Recipe(Model):
         default_factory=dict, description="Questions with choices that training is scored on, by name."
     )
     dedup: Dedup = Field(default_factory=Dedup)
+    decontaminate: Decontaminate = Field(default_factory=Decontaminate)
     exclude: Exclude = Field(default_factory=Exclude)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     shard_tokens: Count = Field(100_000_000, le=500_000_000, description="Tokens per training shard.")
@@ -143,9 +181,10 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _names(self) -> Recipe:
-        known = ", ".join(self.sources)
-        for group in ("sources", "evals", "train"):
-            for name in getattr(self, group):
+        known, against = ", ".join(self.sources), self.decontaminate.against
+        groups: dict[str, Any] = {"sources": self.sources, "evals": self.evals, "decontaminate.against": against}
+        for group, members in (groups | {"train": self.train}).items():
+            for name in members:
                 if not NAME.fullmatch(name):
                     raise ValueError(
                         f"{group} has the name {name[:80]!r}, which files are called by; write at most 60 letters, "
@@ -153,6 +192,8 @@ class Recipe(Model):
                     )
         if both := sorted({*self.sources} & {*self.evals}):
             raise ValueError(f"evals.{both[0]} has the name of a source; give it another")
+        if both := sorted({*self.sources, *self.evals} & {*against}):
+            raise ValueError(f"decontaminate.against.{both[0]} has the name of a source or of evals; give it another")
         for name, mixture in self.mixtures.items():
             if name not in MIXTURES:
                 raise ValueError(f"mixtures.{name}: no stage packs it; allowed are {', '.join(MIXTURES)}")
@@ -165,6 +206,10 @@ class Recipe(Model):
         for source in self.dedup.priority:
             if source not in self.sources:
                 raise ValueError(f"dedup.priority names source {source!r}; the sources are {known}")
+        policy = self.decontaminate.policy
+        for source in policy if isinstance(policy, dict) else ():
+            if source not in self.sources:
+                raise ValueError(f"decontaminate.policy names source {source!r}; the sources are {known}")
         trained: dict[str, str] = {}
         for phase, config in self.train.items():
             mixture_name = config.mixture or phase
@@ -191,6 +236,8 @@ class Recipe(Model):
         value: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         if not self.evals:  # what asks for nothing leaves no mark on a manifest
             del value["evals"]
+        if self.decontaminate == Decontaminate():
+            del value["decontaminate"]
         return value
 
 

@@ -91,7 +91,7 @@ cast(list[Any], caching.CacheImpl._locator_classes).insert(0, Locator)
 
 def compiled(function: F) -> F:
     """`function` as machine code. It must allocate nothing: then no call counts references to arrays."""
-    options = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": cache_folder() is not None}
+    options: Any = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": cache_folder() is not None}
     return cast(F, numba.njit(**options)(function))
 
 

@@ -55,7 +55,7 @@ def number(g: Any, n: int, hashes: Any, lengths: Any, slots: Any, shift: Any) ->
 def ending(h: Any, words: int, ring: Any, sizes: Any, powers: Any, gap: int, index: Any, row: Any, k: int) -> int:
     """Write down the n-grams that end with the word just read, as (number, words spanned); returns how many, k before.
 
-    The last size is also looked for with a word left out behind its first half, where `gap` is not 0.
+    One of `gap` words is also looked for with a word left out behind its first half, where `gap` is not 0.
     """
     hashes, lengths, slots, shift = index
     for j in range(len(sizes)):
@@ -80,19 +80,27 @@ def ending(h: Any, words: int, ring: Any, sizes: Any, powers: Any, gap: int, ind
 
 @compiled
 def look_all(
-    data: Any, offsets: Any, fold: Any, sizes: Any, powers: Any, gap: int, sieve: Any, index: Any, room: Any, found: Any
+    data: Any,
+    offsets: Any,
+    fold: Any,
+    sizes: Any,
+    powers: Any,
+    gap: int,
+    last: int,
+    sieve: Any,
+    index: Any,
+    room: Any,
+    found: Any,
 ) -> int:
     """Look up every n-gram, n among `sizes`, of documents [offsets[d], offsets[d + 1]); returns how many are found.
 
-    gap: see `ending`, or 0. powers: BASE^n of each size, of the halves before and behind the gap, and of `last`, how
-    many words the sieve knows. index: hashes, sizes, slots and shift of the n-grams. room: (polynomials of the words
-    read, where they start, scratch). found: (k, 4) of document, number of the n-gram, start and end in bytes of the
-    document; what it has no room for is only counted.
+    gap: see `ending`, or 0. powers: BASE^n of each size, of the halves before and behind the gap, and of `last`: how
+    many words the sieve has of each. index: hashes, sizes, slots and shift of the n-grams. room: (polynomials of the
+    words read, where they start, scratch). found: (k, 4) of document, number of the n-gram, start and end in bytes of
+    the document; what it has no room for is only counted.
     """
     ring, starts, row = room
-    total, power, last = 0, powers[len(powers) - 1], sizes[0]
-    if gap:
-        last = min(last, gap // 2)
+    total, power = 0, powers[len(powers) - 1]
     for d in range(len(offsets) - 1):
         a, b = int64(offsets[d]), int64(offsets[d + 1])
         words, h, i = 0, uint64(0), a
@@ -122,12 +130,12 @@ def look_all(
 class Index:
     """N-grams to look for, no two with the same hash and size.
 
-    lengths: how many words each has. lasts: hashes of the last `last_words(lengths, gap)` words of each. gap: a size
-    whose n-grams are also found with a word more behind their first half, or 0.
+    lengths: how many words each has. lasts: hashes of the last `last` words of each. gap: a size whose n-grams are
+    also found with a word more behind their first half, or 0.
     """
 
     def __init__(
-        self, hashes: NDArray[np.uint64], lengths: NDArray[np.int64], lasts: NDArray[np.uint64], gap: int = 0
+        self, hashes: NDArray[np.uint64], lengths: NDArray[np.int64], lasts: NDArray[np.uint64], last: int, gap: int
     ):
         n = max(8, len(hashes))
         bits = (2 * n - 1).bit_length()
@@ -135,15 +143,15 @@ class Index:
         self.index = hashes.astype(np.uint64), lengths.astype(np.int64), slots, np.uint64(64 - bits)
         self.sieve = np.zeros(1 << (SPARSE * n // 64 - 1).bit_length(), np.uint64)
         fill(self.index[0], lasts.astype(np.uint64), self.sieve, slots, self.index[3])
-        self.gap, self.sizes = gap, np.unique(self.index[1])
-        sizes = [*self.sizes.tolist(), gap - gap // 2, gap // 2, last_words(lengths, gap)]
+        self.last, self.gap, self.sizes = last, gap, np.unique(self.index[1])
+        sizes = [*self.sizes.tolist(), gap - gap // 2, gap // 2, last]
         self.powers = np.array([pow(int(BASE), size, 1 << 64) for size in sizes], np.uint64)
 
     def look(self, texts: pa.Array) -> NDArray[np.int64]:
-        """(k, 4): row, number of the n-gram, start and end in bytes of the text, of each that a column of text holds."""
+        """(k, 4): row, number of the n-gram, start and end in bytes of the text, of each that is in a column."""
         data, offsets = buffers(texts)
         room = np.zeros(RING, np.uint64), np.zeros(RING, np.int64), np.zeros((len(self.sizes) + 1, 2), np.int64)
-        keys = self.sizes, self.powers, self.gap, self.sieve, self.index, room
+        keys = self.sizes, self.powers, self.gap, self.last, self.sieve, self.index, room
         found = np.zeros((4096 if len(self.sizes) else 0, 4), np.int64)
         while len(self.sizes):
             total = look_all(data, offsets, folded(), *keys, found)
@@ -151,8 +159,3 @@ class Index:
                 return found[:total]
             found = np.zeros((total, 4), np.int64)
         return found
-
-
-def last_words(lengths: NDArray[np.int64], gap: int) -> int:
-    """Of how many of its last words an n-gram has an entry in the sieve: as many as all have in a row."""
-    return min([int(lengths.min(initial=1 << 30)), *([gap // 2] if gap else [])])
