@@ -21,7 +21,6 @@ from stages.rules import judge as judge_document
 from stages.tables import ID
 from train.manifest import Manifest
 
-
 SHOWN = 120  # characters of a stretch that contaminates
 
 
@@ -76,7 +75,7 @@ def fates(manifest: Manifest, query: Query) -> dict[Key, Found]:
 
 
 def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]) -> None:
-    """Fill in status and note: what the rules say, then what deduplication and decontamination dropped, then excluded."""
+    """Fill in status and note: what the rules say, what later stages dropped, what was excluded."""
     for key, one in found.items():
         rules = parse_rules(build.recipe["sources"][one.source]["rules"])
         row = rows[key]

@@ -19,16 +19,15 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.code import ROOT
+from pipeline.decontamination import Decontaminate
 from pipeline.errors import UsageError
 from pipeline.mixtures import Count, Mixture, Model, Share, check_mixtures
-from stages.sources.passages import AgainstConfig
 from stages.sources.questions import EvalConfig
 from stages.sources.registry import SourceConfig
 from stages.text_encoder import SPECIALS
 from train.config import ModelConfig, TrainConfig
 
 MIXTURES = ("pretrain", "anneal")  # stages pack_pretrain and pack_anneal_mix
-Policy = Literal["drop", "cut"]
 NAME = re.compile(r"\w[\w.-]{0,59}")  # of a source or a phase: begins the names of files, and of units up to a space
 
 
@@ -57,41 +56,6 @@ class Exclude(Model):
     domains: list[Annotated[str, Field(pattern=r"^[^/\s:]+$")]] = Field(
         default_factory=list, description="Domains such as example.org, which means its subdomains too."
     )
-
-
-class Decontaminate(Model):
-    """Documents that hold a piece of an evaluation set leave the corpus, or the piece does (stages/contamination.py).
-
-    The sets are all of `evals`, and `against`. Without any, nothing is done. 13 words, 10 documents and what `cut`
-    does are those of GPT-3 (Brown et al. 2020, appendix C).
-    """
-
-    against: dict[str, AgainstConfig] = Field(
-        default_factory=dict, description="Further sets, by name: test splits, and files of one's own."
-    )
-    evals: bool = Field(True, description="Whether the corpus is searched for the sets of `evals` too.")
-    ngram: int = Field(13, ge=6, le=100, description="Words in a row that show a passage of twice as many or more.")
-    short: int = Field(
-        8, ge=6, le=100, description="Words in a row that show a shorter one, one more or other allowed."
-    )
-    common: int = Field(
-        10, ge=1, description="An n-gram that more documents of the corpus hold, or more items, is no evidence."
-    )
-    policy: Policy | dict[str, Policy] = Field(
-        "drop",
-        description="Of all sources, or by source (drop for the others): drop the document, or cut 200 characters on "
-        "each side of what was found, pieces under 200 too; more than 10 cuts drop it.",
-    )
-
-    def policy_of(self, source: str) -> str:
-        """What is done with a contaminated document of a source."""
-        return self.policy if isinstance(self.policy, str) else self.policy.get(source, "drop")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Decontaminate:
-        if self.short > self.ngram:
-            raise ValueError(f"short is {self.short}, more than ngram, {self.ngram}: short passages need fewer words")
-        return self
 
 
 class TokenizerConfig(Model):

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.recipe import Decontaminate, TokenizerConfig
+from pipeline.decontamination import Decontaminate
+from pipeline.recipe import TokenizerConfig
 from stages.base import Artifact, Record, Task
 from stages.registry import STAGES
 from stages.sources.registry import SourceConfig
