@@ -79,7 +79,7 @@ async def build(context: Any) -> Curated:
     pairs = [(name, part) for name, parts in filtered.items() for part in parts]
     drops: list[list[Artifact]] = [[] for _ in pairs]
     config, found = context.recipe.dedup, []
-    if config.exact or config.near:
+    if config.exact:
         found = await clusters(context, filtered)
         drops = [[one] for record in found for one in record.named("drops-")]
 
@@ -126,9 +126,8 @@ async def clusters(context: Any, filtered: Filtered) -> list[Record]:
         for name, artifacts in filtered.items()
         for i, p in enumerate(artifacts)
     )
-    kinds = [kind for kind in ("exact", "near") if getattr(config, kind)]
-    matched = {kind: await matches(context, [r.output(kind) for r in signed], kind, corpus) for kind in kinds}
-    exact, near = (matched.get(kind, []) for kind in ("exact", "near"))
+    exact = await matches(context, [r.output("exact") for r in signed], "exact", corpus)
+    near = await matches(context, [r.output("near") for r in signed], "near", corpus) if config.near else []
     cuts = ranges(corpus["rows"], sum(pairs.rows for pairs in exact + near))
     whole = await joined(context, exact + near, corpus["rows"], cuts) if near else [exact] * len(cuts)
     found: list[Record] = await context.gather(
