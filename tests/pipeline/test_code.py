@@ -127,12 +127,16 @@ def test_one_input_file_runs_its_units_again(built: Work) -> None:
     new = "Ganz neu und " + "sehr lang " * 20
     file.write_text(text + f'{{"text": "{new}", "score": 1}}\n')
     assert plan(built, "dedup")["download"] == ("1", "input changed")
-    assert rerun(built, "dedup") == {
-        ("download", "web w1.jsonl"),
-        ("filter", "web w1.jsonl part-000"),
-        ("dedup", "web sign 00001"),
-        ("dedup", "web 00001"),
-    } | COMPARED
+    assert (
+        rerun(built, "dedup")
+        == {
+            ("download", "web w1.jsonl"),
+            ("filter", "web w1.jsonl part-000"),
+            ("dedup", "web sign 00001"),
+            ("dedup", "web 00001"),
+        }
+        | COMPARED
+    )
     file.write_text(text)
     assert rerun(built, "dedup") == set()
 

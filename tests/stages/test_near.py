@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from stage_harness import MiniContext, build, recipe, rows_of
+from stage_harness import SHARED, MiniContext, build, needs_shared, recipe, rows_of
 
 from pipeline.recipe import Dedup
 from stages import clusters, dedup, near
@@ -222,3 +223,29 @@ def test_off_compares_equal_texts_alone(tmp_path):
         context = MiniContext(tmp_path / f"out{near_on}", recipe(found, dedup=Dedup(near=near_on)))
         assert len(rows_of(build(context, "dedup")["a"])) == left
     assert ranges_for(1, 10) == 1 and ranges_for(21, 10) == 4
+
+
+@needs_shared
+def test_the_crawl_sample(tmp_path):
+    """Its 269 exact duplicates go; copies with words changed go as often as the curve says; held-out ones stay."""
+    file = SHARED / "web/crawl_dclm_c4_samples.parquet"
+    whole = dict.fromkeys(t for t in pq.read_table(file)["text"].to_pylist() if len(near.shingles(t, 5)) > 30)
+    rng, copies, expected, spread = random.Random(5), [], 0.0, 0.0
+    for text in whole:
+        words = text.split()
+        for _ in range(max(1, round(len(words) * rng.choice((0.005, 0.01, 0.02, 0.03))))):
+            words[rng.randrange(len(words))] = f"x{rng.randrange(10**6)}"
+        copies.append(" ".join(words))
+        chance = near.chance(near.jaccard(text, copies[-1], 5), 14, 8)
+        expected, spread = expected + chance, spread + chance * (1 - chance)
+    found = {"crawl": {"from": "parquet", "path": str(file)}} | sources(tmp_path, copies=copies)
+    context = MiniContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["crawl"])))
+    curated = build(context, "dedup")
+    counts = context.counts("dedup", "crawl")
+    assert counts["dropped.duplicate"] == 269 and counts["rows_in"] == 776
+    gone = len(copies) - len(rows_of(curated["copies"])) + counts["near_duplicate_of.copies"]
+    assert 0.4 * len(copies) < expected < 0.95 * len(copies)
+    assert abs(gone - expected) < 4 * spread**0.5 + 1, (gone, expected, len(copies))
+    kept = {row["text"] for rows in curated.values() for row in rows_of(rows)}
+    held = [text for text in whole if is_validation([document_id(text)])[0]]
+    assert held and kept.issuperset(held)
