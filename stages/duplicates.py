@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import near
 from stages.base import Artifact, Record, Task
 
 SHOWN = 20  # pairs
@@ -24,6 +23,8 @@ def work(task: Task) -> None:
     Params: near, None or {ngram, bands, rows}; rates, as `rates` gives them; pairs, a list of [number of the input,
     row] of the document dropped and the same of the one kept; sources, the name of each input's.
     """
+    from stages import near
+
     params = task.params
     shape = params["near"]
     value: dict[str, Any] = {"by source": params["rates"]}
@@ -40,6 +41,8 @@ def pair(task: Task, left: Sequence[int], right: Sequence[int], ngram: int) -> d
 
     Where that is low they are not alike themselves, but both like others of their cluster.
     """
+    from stages import near
+
     dropped, kept = document(task, *left), document(task, *right)
     similarity = near.jaccard(dropped["text"], kept["text"], ngram)
     shown = {

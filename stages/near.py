@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.ids import mix64
-from stages.kernel_words import MASK, ngram_hash, word_hash, words
+from stages.kernel_words import MASK, folded, ngram_hash, ngrams, word_hash, words
 
 SALT = 0x6E656172  # of the permutations
 
@@ -34,7 +34,6 @@ def band_keys(texts: pa.Array, ngram: int, bands: int, rows: int) -> NDArray[np.
     """(documents, bands): documents with the same key in a column are candidates; 0 for a text without a word."""
     from stages.kernel_minhash import sign
     from stages.kernel_rules import buffers
-    from stages.kernel_words import folded
 
     data, offsets = buffers(texts)
     keys = np.empty((len(texts), bands), np.uint64)
@@ -48,10 +47,20 @@ def shingles(text: str, ngram: int) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + ngram]) for i in range(max(1, len(found) - ngram + 1))} if found else set()
 
 
+def hashes(text: str, ngram: int) -> NDArray[np.uint64]:
+    """The hashes of `shingles`, sorted."""
+    from stages.kernel_rules import buffers
+
+    data, offsets = buffers(pa.array([text]))
+    found = np.empty(int(offsets[1]) // 2 + 1, np.uint64)
+    return np.unique(found[: ngrams(data, int(offsets[1]), folded(), ngram, found)])
+
+
 def jaccard(a: str, b: str, ngram: int) -> float:
-    """Of all n-grams that two texts have, the share that both have."""
-    left, right = shingles(a, ngram), shingles(b, ngram)
-    return len(left & right) / max(1, len(left | right))
+    """Of all n-grams that two texts have, the share that both have, by their 64-bit hashes."""
+    left, right = hashes(a, ngram), hashes(b, ngram)
+    both = len(np.intersect1d(left, right, assume_unique=True))
+    return both / max(1, len(left) + len(right) - both)
 
 
 def chance(similarity: float, bands: int, rows: int) -> float:
@@ -62,10 +71,10 @@ def chance(similarity: float, bands: int, rows: int) -> float:
 def readable_keys(text: str, ngram: int, bands: int, rows: int) -> list[int]:
     """`band_keys` of one text, step by step."""
     factors, terms = (values.tolist() for values in permutations(bands * rows))
-    hashes = {ngram_hash([word_hash(word) for word in shingle]) >> 32 for shingle in shingles(text, ngram)}
-    if not hashes:
+    drawn = {ngram_hash([word_hash(word) for word in shingle]) >> 32 for shingle in shingles(text, ngram)}
+    if not drawn:
         return [0] * bands
-    least = [min((a * x + b) % 2**32 for x in hashes) for a, b in zip(factors, terms, strict=True)]
+    least = [min((a * x + b) % 2**32 for x in drawn) for a, b in zip(factors, terms, strict=True)]
     keys = []
     for band in range(bands):
         key = band

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,9 @@ HOSTILE = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 def test_compiled_keys_are_the_readable_ones(texts, ngram, bands, rows):
     found = near.band_keys(pa.array(texts, pa.string()), ngram, bands, rows)
     assert found.tolist() == [near.readable_keys(text, ngram, bands, rows) for text in texts]
+    for a, b in pairwise(texts):
+        left, right = near.shingles(a, ngram), near.shingles(b, ngram)
+        assert near.jaccard(a, b, ngram) == len(left & right) / max(1, len(left | right))
 
 
 def planted(rng, number, length, similarity):
