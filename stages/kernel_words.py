@@ -77,6 +77,33 @@ def spread(h: Any) -> Any:
     return (h ^ (h >> uint64(32))) * MIX
 
 
+@compiled
+def ngrams(data: Any, b: int, fold: Any, n: int, found: Any) -> int:
+    """Hashes of the n-grams of words of data[:b] into `found`, in their order; of all words where there are fewer.
+
+    Returns their number; `found` holds as many as there may be words, (b + 1) // 2, or one.
+    """
+    ring = np.zeros(n, np.uint64)
+    power = uint64(1)  # BASE^n
+    for _ in range(n):
+        power *= BASE
+    number = i = 0
+    h = uint64(0)
+    while True:
+        start, i, word = next_word(data, i, b, fold)
+        if start == b:
+            break
+        h = h * BASE + word - ring[number % n] * power
+        ring[number % n] = word
+        number += 1
+        if number >= n:
+            found[number - n] = spread(h)
+    if 0 < number < n:
+        found[0] = spread(h)
+        return 1
+    return max(0, number - n + 1)
+
+
 def words(text: str) -> list[str]:
     """The words of a text: the readable form of `next_word`."""
     plain = "".join(lower(c) if c.isalnum() else " " for c in text)

@@ -19,7 +19,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.decontamination import Decontaminate
-from pipeline.recipe import TokenizerConfig
+from pipeline.recipe import Dedup, TokenizerConfig
 from stages.base import Artifact, Record, Task
 from stages.registry import STAGES
 from stages.sources.registry import SourceConfig
@@ -72,6 +72,10 @@ class MiniContext:
         """Keep a line for people."""
         self.warnings.append(text)
 
+    def artifact_path(self, artifact: Artifact) -> str:
+        """Where a result lies."""
+        return artifact.path
+
     def check_quarantine(self) -> None:
         """The engine's affair."""
 
@@ -112,7 +116,7 @@ def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
     defaults: dict[str, Any] = {
         "seed": 0,
         "sources": {name: adapter.validate_python(value) for name, value in sources.items()},
-        "dedup": SimpleNamespace(exact=True, priority=[]),
+        "dedup": Dedup(),
         "evals": {},
         "decontaminate": Decontaminate(),
         "exclude": SimpleNamespace(ids=[], urls=[], domains=[]),
