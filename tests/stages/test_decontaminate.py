@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from built import Inline, build
+from planting import EDITS, WAYS, edited
 from stage_harness import SHARED, needs_shared
 
 from pipeline.errors import UnitFailed, UsageError
@@ -49,34 +50,9 @@ def lines(path, rows):
 
 
 def whole(item, rng):
-    """An item as a page might have it."""
-    marks = rng.choice(["ABCD", "1234", ["", "", "", ""], ["(a)", "(b)", "(c)", "(d)"]])
-    options = rng.choice(["\n", " "]).join(f"{m}. {c}" if m else c for m, c in zip(marks, item["choices"], strict=True))
-    return f"{item['question']}\n{options}"
-
-
-BRITISH = {"color": "colour", "center": "centre", "meter": "metre", "liter": "litre", "fiber": "fibre", "gray": "grey"}
-BRITISH |= {"organize": "organise", "behavior": "behaviour", "analyze": "analyse", "aluminum": "aluminium"}
-EDITS = ("case", "punctuation", "space", "replace", "insert", "delete", "spelling")
-
-
-def edited(text, how, rng):
-    """The text with one light edit."""
-    if how == "case":
-        return rng.choice([str.upper, str.lower, str.title])(text)
-    if how == "punctuation":
-        return re.sub(r"[.,?;:()]", lambda m: rng.choice(["", ";", " - ", "!"]), text)
-    if how == "space":
-        return re.sub(" ", lambda m: rng.choice([" ", "  ", "\n", "\t"]), text)
-    given = text.split(" ")
-    at = rng.randrange(len(given))
-    if how == "spelling":
-        known = [i for i, w in enumerate(given) if w.lower().strip(".,?") in BRITISH]
-        at = known[0] if known else at
-        given[at] = BRITISH.get(given[at].lower().strip(".,?"), given[at] + "e")
-    else:
-        given[at : at + (how != "insert")] = [] if how == "delete" else ["something"]
-    return " ".join(given)
+    """An item as a page might have it, with its choices."""
+    way = rng.choice([name for name in WAYS if name.startswith("choices")])
+    return WAYS[way](item["question"], item["choices"], item["answer"])
 
 
 def planted(documents, items, rng):
