@@ -4,7 +4,8 @@ Words are runs of letters and digits in lower case (`stages.kernel_words`). A pa
 found by any `ngram` words in a row: one changed word leaves so many. A shorter one by `short` words in a row, where a
 word more, less or other behind the first half of them makes no difference. One with fewer words than that only whole,
 and of fewer than LEAST words not at all. No n-gram counts with fewer than LETTERS letters (numbers, formulas, labels),
-nor one that more than `common` items share.
+nor one that more than `common` items share, nor one made of words alone that more items than `common`, and than one in
+a hundred, use ("which of the following is most likely to").
 
 Of a question with choices the passages are the question, the question with each choice, and with all of them: bare,
 and labelled A, B, ... or 1, 2, ...; so a question too short to be looked for is found with its choices.
@@ -16,7 +17,8 @@ The rule was chosen on the 869 questions of ARC's validation splits and 35,641 d
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,12 +88,21 @@ def letters(word: str) -> int:
     return sum(map(str.isalpha, word))
 
 
-def ngrams(passage: Passage) -> Iterator[tuple[str, ...]]:
+def frequent_words(passages: Iterable[Passage], common: int) -> set[str]:
+    """Words that more items of different text use than `common`, and than one in a hundred of them."""
+    holders: dict[str, set[str]] = {}
+    for passage in passages:
+        holders.setdefault(passage.holder, set()).update(passage.words)
+    times = Counter(word for found in holders.values() for word in found)
+    return {word for word, n in times.items() if n > max(common, len(holders) // 100)}
+
+
+def ngrams(passage: Passage, frequent: Container[str] = ()) -> Iterator[tuple[str, ...]]:
     """The n-grams of a passage that may be evidence: the readable form of `grams_of`."""
     for n, count, skips in places(passage):
         for i in range(count):
             gram = chosen(passage.words, i, n, skips)
-            if sum(map(letters, gram)) >= LETTERS:
+            if sum(map(letters, gram)) >= LETTERS and not all(word in frequent for word in gram):
                 yield tuple(gram)
 
 
@@ -104,8 +115,10 @@ def sieved(short: int) -> int:
     return min(LEAST, short // 2)
 
 
-def grams_of(passage: Passage, last: int, known: dict[str, tuple[int, int]]) -> Iterator[tuple[Array, ...]]:
-    """COLUMNS of its n-grams, those with too few letters left out. `known`: hash and letters of words seen before."""
+def grams_of(
+    passage: Passage, last: int, known: dict[str, tuple[int, int]], frequent: Container[str] = ()
+) -> Iterator[tuple[Array, ...]]:
+    """COLUMNS of its n-grams that may be evidence. `known`: hash and letters of words seen before."""
     from stages.kernel_words import word_hash
 
     for word in passage.words:
@@ -113,10 +126,12 @@ def grams_of(passage: Passage, last: int, known: dict[str, tuple[int, int]]) -> 
             known[word] = word_hash(word), letters(word)
     facts = [known[word] for word in passage.words]
     hashes, sizes = np.array([h for h, _ in facts], np.uint64), np.array([n for _, n in facts], np.int64)
+    rare = np.array([word not in frequent for word in passage.words], bool)
     for n, count, skips in places(passage):
         start = np.arange(count)
         columns = [start + j + (skips and j >= n - n // 2) for j in range(n)]
         enough = sum((sizes[c] for c in columns), np.zeros(count, np.int64)) >= LETTERS
+        enough &= np.any([rare[c] for c in columns], axis=0)
         columns = [c[enough] for c in columns]
         k = int(enough.sum())
         yield (

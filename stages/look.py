@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.base import Artifact, Task
-from stages.contamination import COLUMNS, Array, chosen, grams_of, passages_of, says, sieved
+from stages.contamination import COLUMNS, Array, chosen, frequent_words, grams_of, passages_of, says, sieved
 from stages.tables import ID, table_digest
 
 PASSAGES = pa.schema(
@@ -44,7 +44,8 @@ def index(task: Task) -> None:
     """List the n-grams of some sets. Inputs: their items. Params: sets (names), ngram, short, common.
 
     Outputs: `passages` (PASSAGES), `grams` (GRAMS). Counts items.<set>, and unsearched.<set>: items of which nothing
-    is looked for. An n-gram that more than `common` items of different text share is left out.
+    is looked for. An n-gram that more than `common` items of different text share is left out, and one of words that
+    more than that, and one item in a hundred, use.
     """
     params, last = task.params, sieved(task.params["short"])
     rows: dict[str, list[Any]] = {name: [] for name in PASSAGES.names}
@@ -53,17 +54,19 @@ def index(task: Task) -> None:
     holders: dict[str, int] = {}
     known: dict[str, tuple[int, int]] = {}
     owners: list[str] = []  # of each item: its set
-    for name, artifact in zip(params["sets"], task.inputs, strict=True):
-        for row in pq.read_table(task.path(artifact), partitioning=None).to_pylist():
-            for passage in passages_of(row, params["ngram"], params["short"]):
-                holder = holders.setdefault(passage.holder, len(holders))
-                for found in grams_of(passage, last, known):
-                    which = [np.full(len(found[0]), n) for n in (len(rows["set"]), len(owners), holder)]
-                    pieces.append([*found, *which])
-                values = (name, len(owners), row["item_id"], passage.name, " ".join(passage.words))
-                for column, value in zip(rows.values(), values, strict=True):
-                    column.append(value)
-            owners.append(name)
+    sets = [(name, row) for name, a in zip(params["sets"], task.inputs, strict=True) for row in read(task.path(a))]
+    cut_up = [(name, row, list(passages_of(row, params["ngram"], params["short"]))) for name, row in sets]
+    frequent = frequent_words((passage for *_, found in cut_up for passage in found), params["common"])
+    for name, row, passages in cut_up:
+        for passage in passages:
+            holder = holders.setdefault(passage.holder, len(holders))
+            for found in grams_of(passage, last, known, frequent):
+                which = [np.full(len(found[0]), n) for n in (len(rows["set"]), len(owners), holder)]
+                pieces.append([*found, *which])
+            values = (name, len(owners), row["item_id"], passage.name, " ".join(passage.words))
+            for column, value in zip(rows.values(), values, strict=True):
+                column.append(value)
+        owners.append(name)
     names, arrays = (*COLUMNS, "passage", "item", "holder"), map(np.concatenate, zip(*pieces, strict=True))
     table = listed(dict(zip(names, arrays, strict=True)), params["common"])
     searched = {rows["item"][i] for i in pc.unique(table["passage"]).to_pylist()}
@@ -74,6 +77,12 @@ def index(task: Task) -> None:
         writer.write(pa.table(rows, schema=PASSAGES))
     with task.table("grams", GRAMS) as writer:
         writer.write(table)
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The items of a set."""
+    rows: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist()
+    return rows
 
 
 def listed(columns: dict[str, Array], common: int) -> pa.Table:

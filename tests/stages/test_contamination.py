@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.contamination import COLUMNS, MARGIN, cut, found_in, grams_of, merged, ngrams, passages_of, sieved, spans
+from stages.contamination import (
+    COLUMNS,
+    MARGIN,
+    cut,
+    found_in,
+    frequent_words,
+    grams_of,
+    merged,
+    ngrams,
+    passages_of,
+    sieved,
+    spans,
+)
 from stages.kernel_ngrams import Index
 from stages.kernel_words import ngram_hash, word_hash, words
 
@@ -60,12 +72,20 @@ def test_spans_are_the_words(text):
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=TEXT, choices=st.lists(TEXT, min_size=2, max_size=4), ngram=st.integers(6, 9), short=st.just(6))
-def test_hashes_of_whole_passages_are_those_of_their_ngrams(text, choices, ngram, short):
+@given(
+    text=TEXT,
+    choices=st.lists(TEXT, min_size=2, max_size=4),
+    ngram=st.integers(6, 9),
+    short=st.just(6),
+    frequent=st.sets(st.sampled_from(["a", "b", "ab", "é", "x" * 9, "1", "ǆ", "ß" * 9])),
+)
+def test_hashes_of_whole_passages_are_those_of_their_ngrams(text, choices, ngram, short, frequent):
     row = {"question": text, "choices": json.dumps(choices)}
     for passage in passages_of(row, ngram, short):
-        hashes = [int(h) for part in grams_of(passage, sieved(short), {}) for h in part[COLUMNS.index("hash")]]
-        assert hashes == [ngram_hash([word_hash(w) for w in gram]) for gram in ngrams(passage)]
+        hashes = [
+            int(h) for part in grams_of(passage, sieved(short), {}, frequent) for h in part[COLUMNS.index("hash")]
+        ]
+        assert hashes == [ngram_hash([word_hash(w) for w in gram]) for gram in ngrams(passage, frequent)]
 
 
 def test_more_hits_than_room_are_all_there():
@@ -79,6 +99,17 @@ def test_numbers_formulas_and_labels_are_no_evidence():
         "passages": json.dumps({"x": "1 2 3 4 5 6 7 8 9 10 11 12", "y": "for i in range ( 0 , n ) : x [ i ] = i + 1"})
     }
     assert [gram for passage in passages_of(row, 13, 8) for gram in ngrams(passage)] == []
+
+
+def test_turns_of_speech_are_no_evidence():
+    """What many questions say in the same words, or in words that all of them use, is not looked for."""
+    phrase = "which of the following is most likely to explain"
+    rows = [{"question": f"{phrase} {c * 8} {c * 9}?", "choices": '["x", "y"]'} for c in "abcdefghijkl"]
+    passages = [p for row in rows for p in passages_of(row, 13, 8)]
+    frequent = frequent_words(passages, 10)
+    assert frequent == {*words(phrase), "x", "y", "1", "2"} | {"a", "b"}
+    grams = {gram for p in passages for gram in ngrams(p, frequent)}
+    assert tuple(words(phrase))[:8] not in grams and (*words(phrase)[2:], "a" * 8, "a" * 9) in grams
 
 
 def test_a_short_question_is_found_with_its_choices_only_whole():
