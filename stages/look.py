@@ -5,6 +5,7 @@ Apart from `stages.decontaminate`, so that a change in what is done about a docu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ def index(task: Task) -> None:
 
     Outputs: `passages` (PASSAGES), `grams` (GRAMS). Counts items.<set>, and unsearched.<set>: items of which nothing
     is looked for. An n-gram that more than `common` items of different text share is left out, and one of words that
-    more than that, and one item in a hundred, use.
+    more items of its set than that, and than one in a hundred, use.
     """
     params, last = task.params, sieved(task.params["short"])
     rows: dict[str, list[Any]] = {name: [] for name in PASSAGES.names}
@@ -54,19 +55,20 @@ def index(task: Task) -> None:
     holders: dict[str, int] = {}
     known: dict[str, tuple[int, int]] = {}
     owners: list[str] = []  # of each item: its set
-    sets = [(name, row) for name, a in zip(params["sets"], task.inputs, strict=True) for row in read(task.path(a))]
-    cut_up = [(name, row, list(passages_of(row, params["ngram"], params["short"]))) for name, row in sets]
-    frequent = frequent_words((passage for *_, found in cut_up for passage in found), params["common"])
-    for name, row, passages in cut_up:
-        for passage in passages:
-            holder = holders.setdefault(passage.holder, len(holders))
-            for found in grams_of(passage, last, known, frequent):
-                which = [np.full(len(found[0]), n) for n in (len(rows["set"]), len(owners), holder)]
-                pieces.append([*found, *which])
-            values = (name, len(owners), row["item_id"], passage.name, " ".join(passage.words))
-            for column, value in zip(rows.values(), values, strict=True):
-                column.append(value)
-        owners.append(name)
+    for name, artifact in zip(params["sets"], task.inputs, strict=True):
+        items = pq.read_table(task.path(artifact), partitioning=None).to_pylist()
+        cut_up = [list(passages_of(row, params["ngram"], params["short"])) for row in items]
+        frequent = frequent_words(itertools.chain.from_iterable(cut_up), params["common"])
+        for row, passages in zip(items, cut_up, strict=True):
+            for passage in passages:
+                holder = holders.setdefault(passage.holder, len(holders))
+                for found in grams_of(passage, last, known, frequent):
+                    which = [np.full(len(found[0]), n) for n in (len(rows["set"]), len(owners), holder)]
+                    pieces.append([*found, *which])
+                values = (name, len(owners), row["item_id"], passage.name, " ".join(passage.words))
+                for column, value in zip(rows.values(), values, strict=True):
+                    column.append(value)
+            owners.append(name)
     names, arrays = (*COLUMNS, "passage", "item", "holder"), map(np.concatenate, zip(*pieces, strict=True))
     table = listed(dict(zip(names, arrays, strict=True)), params["common"])
     searched = {rows["item"][i] for i in pc.unique(table["passage"]).to_pylist()}
@@ -77,12 +79,6 @@ def index(task: Task) -> None:
         writer.write(pa.table(rows, schema=PASSAGES))
     with task.table("grams", GRAMS) as writer:
         writer.write(table)
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    """The items of a set."""
-    rows: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist()
-    return rows
 
 
 def listed(columns: dict[str, Array], common: int) -> pa.Table:

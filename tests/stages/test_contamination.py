@@ -42,7 +42,7 @@ def index_of(grams, gap):
     return Index(np.array(hashes, np.uint64), np.array([*map(len, grams)]), np.array(lasts, np.uint64), last, gap)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=4), data=st.data(), gap=st.sampled_from([0, 4, 5]))
 def test_the_compiled_search_finds_what_the_readable_one_finds(texts, data, gap):
     """N-grams are taken from the texts themselves, some with a word left out."""
