@@ -228,7 +228,7 @@ def lines(listed: Record, told: Record | None, sets: list[str], ignored: int) ->
             items, documents = found[name]
             yield f"{name}: {items:,} of {total:,} items found in {documents:,} documents; see contaminated/"
         if unsearched:
-            yield f"{name}: {unsearched:,} of {total:,} items are not searched for: too few words, or in too many items"
+            yield f"{name}: {unsearched:,} of {total:,} items are not searched for: too short, or in words that many items share"
     if ignored:
         yield f"decontaminate: {ignored:,} n-grams are no evidence, more documents hold them than `common` says"
 

@@ -268,7 +268,7 @@ def test_hostile_sets(folder, tmp_path):
     against = {"own": {"from": "jsonl", "path": str(tmp_path / "own.jsonl"), "fields": ["a"]}}
     context = build(folder, recipe(folder, decontaminate={"against": against}), "exclude")
     assert context.warnings == [
-        "own: 2 of 3 items are not searched for: too few words, or in too many items",
+        "own: 2 of 3 items are not searched for: too short, or in words that many items share",
     ]
     build(folder, recipe(folder), "exclude")
 
