@@ -139,7 +139,8 @@ class Decontaminated(dict[str, list[Artifact]]):
 async def item_sets(context: Any) -> dict[str, Record]:
     """The items of each set that the corpus is searched for, by its name."""
     wanted = context.recipe.decontaminate
-    found: dict[str, Record] = dict(await context.stage("evals")) if wanted.evals else {}
+    asked: dict[str, Record] = await context.stage("evals")
+    found = dict(asked) if wanted.evals else {}
     more = await context.gather(evals.read(context, name, config) for name, config in wanted.against.items())
     return {**found, **dict(zip(wanted.against, more, strict=True))}
 
@@ -148,16 +149,15 @@ async def build(context: Any) -> Decontaminated:
     """Curated documents by source, decontaminated. Warns of items that were found, and of those that cannot be."""
     wanted = context.recipe.decontaminate
     corpus = asyncio.ensure_future(context.stage("dedup"))
-    if not (wanted.against or (wanted.evals and context.recipe.evals)):
-        curated = Decontaminated(await corpus)
-        curated.evidence = {}
-        return curated
     reading = asyncio.ensure_future(item_sets(context))
     await asyncio.wait({corpus, reading}, return_when=asyncio.FIRST_EXCEPTION)
     if not context.dry and reading.done():  # a set that cannot be read is told of before the corpus is ready
         reading.result()
     curated = Decontaminated(await corpus)
+    curated.evidence = {}
     sets = await reading
+    if not sets:
+        return curated
     params = {"ngram": wanted.ngram, "short": wanted.short, "common": wanted.common}
     items = [record.output("items") for record in sets.values()]
     listed = await context.run("decontaminate", index, {"sets": list(sets), **params}, items, "index")
@@ -177,7 +177,6 @@ async def build(context: Any) -> Decontaminated:
     )
     hit = [(*pair, r.output("hits")) for pair, r in zip(pairs, looked, strict=True) if r.output("hits").rows]
     told: Record | None = None
-    curated.evidence = {}
     ignored = 0
     if hit:
         counted = await context.run(
@@ -228,7 +227,8 @@ def lines(listed: Record, told: Record | None, sets: list[str], ignored: int) ->
             items, documents = found[name]
             yield f"{name}: {items:,} of {total:,} items found in {documents:,} documents; see contaminated/"
         if unsearched:
-            yield f"{name}: {unsearched:,} of {total:,} items are not searched for: too short, or in words that many items share"
+            why = "too short, or in words that many items share"
+            yield f"{name}: {unsearched:,} of {total:,} items are not searched for: {why}"
     if ignored:
         yield f"decontaminate: {ignored:,} n-grams are no evidence, more documents hold them than `common` says"
 
