@@ -94,13 +94,17 @@ def searching(opened: Opened) -> Index:
 def datatrove_filter(passages: list[str]) -> Callable[[str], bool]:
     """datatrove's filter with an index of the passages: text -> whether the text stays."""
     from datatrove.data import Document
-    from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter, NGramsDecontIndexer
+    from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
+    from datatrove.utils.text import ngrams as word_ngrams
+    from datatrove.utils.text import simplify_text
 
-    config = NGramsDecontConfig(find_query_ngrams=False, find_overlap_ngrams=False)
+    config = NGramsDecontConfig()
     one = NGramsDecontFilter("memory://none", config)
-    maker = NGramsDecontIndexer.__new__(NGramsDecontIndexer)
-    maker.config, maker.tokenizer, maker.hash_func = config, one.tokenizer, one.hash_func
-    one._index_hashes = {h: "sets" for text in passages for h in maker.compute_hashes(text)}
+    one._index_hashes = {}
+    for text in passages:  # as its indexer does, which wants lighteval
+        given = one.tokenizer.word_tokenize(simplify_text(text, config.norm_config))
+        for gram in word_ngrams(given, config.n_grams):
+            one._index_hashes[one.hash_func(" ".join(gram))] = "sets"
     return lambda text: one.filter(Document(text=text, id="")) is True
 
 

@@ -5,7 +5,8 @@ found by any `ngram` words in a row: one changed word leaves so many. A shorter 
 word more, less or other behind the first half of them makes no difference. One with fewer words than that only whole,
 and of fewer than LEAST words not at all. No n-gram counts with fewer than LETTERS letters (numbers, formulas, labels),
 nor one that more than `common` items share, nor one made of words alone that more items of its set than `common`, and
-than one in a hundred, use ("which of the following is most likely to").
+than one in a hundred, use ("which of the following is most likely to"): a passage of such words alone only counts
+whole.
 
 Of a question with choices the passages are the question, the question with each choice, and with all of them: bare,
 and labelled A, B, ... or 1, 2, ...; so a question too short to be looked for is found with its choices.
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from stages.sources.questions import LABELS
 
 LEAST = 5  # words of a passage that is looked for
+LONGEST = 100  # words of an n-gram
 LETTERS = 25  # of an n-gram: eight words of English prose have some 36, `for i in range(0, n)` has 13
 MARGIN = 200  # characters cut on each side of a stretch; a piece that is shorter goes too
 MOST_CUTS = 10  # more than so many, and the document goes
@@ -66,14 +68,16 @@ def passages_of(row: Mapping[str, Any], ngram: int, short: int) -> Iterator[Pass
         yield Passage(f"question, choices{name}", [*question, *(w for c in marked for w in c)], size, False, holder)
 
 
-def places(passage: Passage) -> Iterator[tuple[int, int, bool]]:
+def places(passage: Passage, rare: bool) -> Iterator[tuple[int, int, bool]]:
     """(words, places where one begins, whether one behind the first half is left out) of each kind of its n-grams."""
     n, length = passage.size, len(passage.words)
-    if length < n:
+    if not rare:
+        n = length if n <= length <= LONGEST else 0
+    elif length < n:
         n = length if length >= LEAST else 0
     if n:
         yield n, length - n + 1, False
-        if passage.varied and n == passage.size and length > n:
+        if passage.varied and rare and n == passage.size and length > n:
             yield n, length - n, True
 
 
@@ -99,10 +103,11 @@ def frequent_words(passages: Iterable[Passage], common: int) -> set[str]:
 
 def ngrams(passage: Passage, frequent: Container[str] = ()) -> Iterator[tuple[str, ...]]:
     """The n-grams of a passage that may be evidence: the readable form of `grams_of`."""
-    for n, count, skips in places(passage):
+    rare = any(word not in frequent for word in passage.words)
+    for n, count, skips in places(passage, rare):
         for i in range(count):
             gram = chosen(passage.words, i, n, skips)
-            if sum(map(letters, gram)) >= LETTERS and not all(word in frequent for word in gram):
+            if sum(map(letters, gram)) >= LETTERS and not (rare and all(word in frequent for word in gram)):
                 yield tuple(gram)
 
 
@@ -127,11 +132,11 @@ def grams_of(
     facts = [known[word] for word in passage.words]
     hashes, sizes = np.array([h for h, _ in facts], np.uint64), np.array([n for _, n in facts], np.int64)
     rare = np.array([word not in frequent for word in passage.words], bool)
-    for n, count, skips in places(passage):
+    for n, count, skips in places(passage, bool(rare.any())):
         start = np.arange(count)
         columns = [start + j + (skips and j >= n - n // 2) for j in range(n)]
         enough = sum((sizes[c] for c in columns), np.zeros(count, np.int64)) >= LETTERS
-        enough &= np.any([rare[c] for c in columns], axis=0)
+        enough &= np.any([rare[c] for c in columns], axis=0) | (not rare.any())
         columns = [c[enough] for c in columns]
         k = int(enough.sum())
         yield (

@@ -19,7 +19,7 @@ from stages.kernel_scan import MIX
 from stages.kernel_words import BASE, folded, next_word, spread
 
 RING = 128  # words remembered: more than an n-gram with one word left out spans
-SPARSE = 32  # bits of the sieve for each n-gram
+SPARSE = 16  # bits of the sieve for each n-gram
 
 
 @compiled
