@@ -100,6 +100,8 @@ def datatrove_filter(passages: list[str]) -> Callable[[str], bool]:
 
     config = NGramsDecontConfig()
     one = NGramsDecontFilter("memory://none", config)
+    hashed = one.hash_func
+    one.hash_func = lambda text: hashed(text.encode())  # xxhash 4 takes bytes alone
     one._index_hashes = {}
     for text in passages:  # as its indexer does, which wants lighteval
         given = one.tokenizer.word_tokenize(simplify_text(text, config.norm_config))
