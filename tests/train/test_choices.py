@@ -80,6 +80,10 @@ def test_a_score_by_hand():
     assert found.answer_bits_per_byte == pytest.approx((1 + -math.log2(0.36) / 2) / 2)
     alone = ChoiceScore.of([two], nats[1:])
     assert alone.acc == 1 and math.isnan(alone.acc_stderr)
+    text = json.dumps(Score(1.0, math.nan, 3, choices={"quiz": alone}).to_dict(), allow_nan=False)
+    again = Score.read(json.loads(text))
+    assert math.isnan(again.bits_per_byte) and math.isnan(again.choices["quiz"].acc_stderr)
+    assert again.choices["quiz"].acc == 1
 
 
 @settings(max_examples=8, deadline=None)
@@ -251,5 +255,8 @@ def test_errors_are_for_people(folder, capsys):
     (folder / "eval_a.json").write_text("{")
     assert main(["--manifest", str(folder)]) == 1
     assert "eval_a.json: not an evaluation set of ours" in capsys.readouterr().err
+    with_items(folder, a=[])
+    assert main(["--manifest", str(folder)]) == 1
+    assert "evals.a has no questions; pack again" in capsys.readouterr().err
     assert main(["--manifest", str(folder), "--set", "train.eval_items=-1"]) == 2
     assert "train.eval_items = -1" in capsys.readouterr().err
