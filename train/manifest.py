@@ -194,7 +194,7 @@ class Manifest:
         for depth, key in enumerate(keys, 1):
             if not isinstance(node, dict) or key not in node:
                 where = ".".join(("recipe", *keys[:depth]))
-                raise ManifestError(f"{self.file('manifest.json')}: {where} is missing; the file was edited, pack again")
+                raise ManifestError(f"{self.file('manifest.json')}: {where} is missing: it was edited; pack again")
             node = node[key]
         return node
 

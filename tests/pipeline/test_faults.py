@@ -46,6 +46,8 @@ def test_rules_that_leave_nothing(work: Work) -> None:
     text = work.fails("run", "dedup", "--executor", "local")
     assert "the rules dropped all 1,360 documents, 1,360 of them for length_short" in text
     assert "sources.web.rules" in text
+    shown = work.cli("dropped", "--recipe", str(work.recipe), "--out", str(work.out))
+    assert "length_short" in shown.stdout and "web" in shown.stdout, shown.stderr
     still_works(work)
 
 

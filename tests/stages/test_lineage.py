@@ -53,7 +53,7 @@ def test_a_recipe_that_lacks_a_key_is_named(manifest):
         left = {key: value for key, value in manifest.recipe.items() if key != gone}
         with pytest.raises(ManifestError, match=rf"manifest\.json: recipe\.{gone} is missing"):
             trace(dataclasses.replace(manifest, recipe=left), [piece])
-    with pytest.raises(UserError, match="the manifest's recipe: .* is required and missing"):
+    with pytest.raises(UserError, match=r"the manifest's recipe: .* is required and missing"):
         recipe_of(dataclasses.replace(manifest, recipe={}), {})
 
 
