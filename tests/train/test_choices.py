@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer_harness import BOS, MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets
+from trainer_harness import BOS, MODEL, TRAIN, VOCAB, ended, losses, make_mixture, metrics, sets, start_ranks
 
 from train import choices
 from train.choices import Choices, ChoiceScore, reference
@@ -240,10 +240,9 @@ def test_a_run_asks_at_each_evaluation_and_trains_the_same(folder, tmp_path, cap
 def test_two_processes_get_the_score_of_one(folder, launch, tmp_path):
     with_items(folder, quiz=questions(6, 40), more=questions(7, 9))
     settings_ = sets(steps=1, checkpoint_every=0, eval_tokens=64)
-    process = launch(folder / "manifest.json", [*settings_, *sets(out=str(tmp_path / "two"))], processes=2)
+    ranks = start_ranks(launch, 2, folder / "manifest.json", [*settings_, *sets(out=str(tmp_path / "two"))])
     run(folder, [*settings_, *sets(out=str(tmp_path / "one"))])
-    out = process.communicate(timeout=90)[0]
-    assert process.returncode == 0, out
+    ended(ranks)
     two, one = (json.loads((tmp_path / n / "summary.json").read_text())["before"]["choices"] for n in ("two", "one"))
     assert list(two) == list(one) == ["quiz", "more"]
     for name, score in one.items():
