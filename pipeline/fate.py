@@ -82,10 +82,11 @@ def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]
         reason, _ = judge_document(Document(text, meta), rules)
         one.status, one.note = ("dropped", f"by the rule {reason}") if reason else ("curated", "")
     wanted = pa.array(sorted({bytes.fromhex(one.document_id) for one in found.values()}), ID)
-    for identity, kept_id, kept_source in dropped(build, wanted):
+    for identity, kept_id, kept_source, near in dropped(build, wanted):
         for (source, name), one in found.items():
             if name == identity and one.status == "curated" and (source != kept_source or name != kept_id):
-                one.status, one.note = "dropped", f"a duplicate of {kept_id} in {kept_source}, which was kept"
+                kind = "a near-duplicate" if near else "a duplicate"
+                one.status, one.note = "dropped", f"{kind} of {kept_id} in {kept_source}, which was kept"
     gone = {i.hex() for a in artifacts(build, "exclude", "excluded") for i in named(build, a, wanted)}
     for one in found.values():
         if one.document_id in gone:
@@ -98,16 +99,16 @@ def artifacts(build: Build, stage: str, name: str) -> Iterator[Artifact]:
         yield from record.named(name)
 
 
-def dropped(build: Build, wanted: pa.Array) -> Iterator[tuple[str, str, str]]:
-    """(id, id kept, its source) of duplicates that were dropped, of the documents wanted."""
+def dropped(build: Build, wanted: pa.Array) -> Iterator[tuple[str, str, str, bool]]:
+    """(id, id kept, its source, whether nearly the same) of duplicates that were dropped, of the documents wanted."""
     seen = set()
     for artifact in artifacts(build, "dedup", "drops-"):
         if artifact.path not in seen:  # all slices of one file
             seen.add(artifact.path)
             whole = Artifact(artifact.path, "")
-            table = build.table(whole, ["document_id", "kept_id", "kept_source"])
+            table = build.table(whole, ["document_id", "kept_id", "kept_source", "near"])
             for row in table.filter(pc.is_in(table["document_id"], value_set=wanted)).to_pylist():
-                yield row["document_id"].hex(), row["kept_id"].hex(), row["kept_source"]
+                yield row["document_id"].hex(), row["kept_id"].hex(), row["kept_source"], row["near"]
 
 
 def named(build: Build, artifact: Artifact, wanted: pa.Array) -> list[bytes]:

@@ -51,6 +51,25 @@ def documents(context: Context) -> Table:
     return table
 
 
+def duplicates(context: Context) -> Table | None:
+    """Documents dropped for another, by source of both; None where there are none."""
+    rows = []
+    for source in context.recipe.sources:
+        counts = context.counts("dedup", source)
+        same, near = (
+            {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
+            for prefix in ("duplicate_of.", "near_duplicate_of.")
+        )
+        for kept in sorted({*same, *near}):
+            both = same.get(kept, 0), near.get(kept, 0)
+            rows.append((source, kept, *both, f"{sum(both) / counts['rows_in']:.2%}"))
+    if not rows:
+        return None
+    table = grid("Duplicates", ("source", "kept in", "same text", "nearly the same", "of its documents"), rows)
+    table.columns[1].justify = "left"
+    return table
+
+
 def exclusion(context: Context) -> list[str]:
     """One line about what the recipe's `exclude` took out, if it did."""
     counts = context.counts("exclude")
@@ -166,6 +185,9 @@ def print_report(context: Context, stage: str, result: Any) -> None:
     if context.state("download").done:
         console.print(documents(context))
         console.print()
+        if found := duplicates(context):
+            console.print(found)
+            console.print()
     if context.state("tokenize").done:
         console.print(tokens(context))
         for line in engines(context):

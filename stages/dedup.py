@@ -1,135 +1,49 @@
-"""Exact deduplication across sources: of all documents with the same normalised text, one is kept.
+"""Deduplication across sources: of all documents with the same text, or nearly the same, one is kept.
 
-`find` sees only ids and hashes of the whole corpus and writes the list of rows to drop, sorted by part; each
-part then gets its slice of the list. A slice has a digest of its own, so a change in one input file re-runs
-only the parts whose own drops changed.
+The same: equal after normalisation (`stages.apply_rules.text_hash`). Nearly: found by MinHash (`stages.near`), and
+whatever is nearly the same as one of those. `stages.clusters` finds them from keys, ids and numbers alone, and gives
+each part its list of rows to drop. A list has a digest of its own, so a change in one input file writes only those
+parts again whose own drops changed.
 
-Which one is kept: a validation document before any other (so that no training copy of it survives), then the
-source that comes first in `dedup.priority` and behind those by name, then the smallest document id, then the first part
-and row.
+Which one is kept: a validation document before any other (so that no training copy of it survives), then the source
+that comes first in `dedup.priority` and behind those by name, then the smallest document id (its first 23 bits), then
+the first part and row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.base import Artifact, Stage, Task
-from stages.ids import id_words, is_validation
-from stages.tables import CURATED, ID, table_digest
-
-BUCKET_ROWS = 20_000_000  # rows compared at a time: about 1.5 GB; more are split by the first byte of their hash
-DROPS = pa.schema(
-    [
-        ("row", pa.int64()),  # in the filtered part
-        ("document_id", ID),
-        ("kept_id", ID),
-        ("kept_source", pa.string()),
-    ]
-)
-Words = npt.NDArray[np.uint64]
-
-
-def buckets_for(rows: int) -> int:
-    """Into how many buckets `find` splits: a power of two up to 256, from the number of rows alone."""
-    needed = max(1, -(-rows // BUCKET_ROWS))
-    return min(256, 1 << (needed - 1).bit_length())
-
-
-def find(task: Task) -> None:
-    """List the duplicates of one bucket. Inputs: all filtered parts, source by source.
-
-    Params: sources, a list of [name, number of parts, rank in priority]; bucket, of, a power of two.
-    Outputs: `drops-00000`, ... : one slice of the same table for each input.
-    """
-    names = [name for name, parts, _ in task.params["sources"] for _ in range(parts)]
-    ranks = [rank for _, parts, rank in task.params["sources"] for _ in range(parts)]
-    hashes, ids, parts, rows = load(task)
-    rank = np.asarray([*ranks, 0], np.int32)[parts]
-    first, later = clusters(hashes, ids, parts, rows, rank)
-    by_part = np.lexsort((rows[later], parts[later]))
-    later, first = later[by_part], first[by_part]
-    table = pa.table(
-        [
-            pa.array(rows[later]),
-            id_array(ids[0][later], ids[1][later]),
-            id_array(ids[0][first], ids[1][first]),
-            pa.array([names[p] for p in parts[first]], pa.string()),
-        ],
-        schema=DROPS,
-    )
-    path = task.output("drops.parquet")
-    pq.write_table(table, path, compression="zstd", row_group_size=100_000)
-    edges = np.searchsorted(parts[later], np.arange(len(names) + 1))
-    for i in range(len(names)):
-        a, b = int(edges[i]), int(edges[i + 1])
-        digest = table_digest(table.slice(a, b - a))
-        task.outputs.append(Artifact(path, digest, name=f"drops-{i:05d}", rows=b - a, rows_from=a, rows_to=b))
-    task.count("rows_in", len(rows))
-    task.count("duplicates", len(later))
-
-
-def load(task: Task) -> tuple[tuple[Words, Words], tuple[Words, Words], npt.NDArray, npt.NDArray]:
-    """(hashes, ids, part, row) of the bucket's documents, in input order."""
-    bucket, of = task.params["bucket"], task.params["of"]
-    pieces: list[tuple[npt.NDArray, ...]] = []
-    for part, artifact in enumerate(task.inputs):
-        at = 0
-        file = pq.ParquetFile(task.path(artifact))
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["document_id", "text_hash"])
-            words = (*id_words(table["text_hash"]), *id_words(table["document_id"]))
-            rows = np.arange(at, at + table.num_rows, dtype=np.int64)
-            at += table.num_rows
-            mine = (words[0] & np.uint64(of - 1)) == bucket
-            pieces.append((*(w[mine] for w in words), np.full(mine.sum(), part, np.int32), rows[mine]))
-    types = [np.uint64] * 4 + [np.int32, np.int64]
-    columns = [np.concatenate([np.empty(0, t), *(p[i] for p in pieces)], dtype=t) for i, t in enumerate(types)]
-    return (columns[0], columns[1]), (columns[2], columns[3]), columns[4], columns[5]
-
-
-def clusters(
-    hashes: tuple[Words, Words],
-    ids: tuple[Words, Words],
-    parts: npt.NDArray,
-    rows: npt.NDArray,
-    rank: npt.NDArray,
-) -> tuple[npt.NDArray, npt.NDArray]:
-    """(index of the document kept, index of one that is dropped), a pair for each that is dropped."""
-    training = ~is_validation(np.stack(ids, axis=1).astype("<u8").view(np.uint8).reshape(-1, 16))
-    # Ids compare as the bytes they are, so the words are swapped to big-endian order.
-    order = np.lexsort((rows, parts, ids[1].byteswap(), ids[0].byteswap(), rank, training, *hashes))
-    fresh = np.ones(len(order), bool)
-    fresh[1:] = (np.diff(hashes[0][order]) != 0) | (np.diff(hashes[1][order]) != 0)
-    head = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))] if len(order) else order
-    return head[~fresh], order[~fresh]
-
-
-def id_array(lo: Words, hi: Words) -> pa.Array:
-    """Ids from their two words."""
-    raw = np.stack([lo, hi], axis=1).astype("<u8").tobytes()
-    return pa.Array.from_buffers(ID, len(lo), [None, pa.py_buffer(raw)])
+from stages import duplicates
+from stages.base import Artifact, DataError, Record, Stage, Task
+from stages.clusters import ENTRIES, PAIRS, RANKS, begins, join, match, ranges_for, sign, slices
+from stages.tables import CURATED
 
 
 def work(task: Task) -> None:
-    """Apply to one part. Inputs: the filtered part, then its slice of drops from each bucket. Params: source.
+    """Apply to one part. Inputs: the filtered part, then its drops if there are any. Params: source.
 
-    Output: `docs` (CURATED). Counts rows_in, kept, text_bytes, dropped.duplicate and duplicate_of.<source>.
+    Output: `docs` (CURATED). Counts rows_in, kept, text_bytes, and by the kind of duplicate dropped.duplicate,
+    dropped.near_duplicate and duplicate_of.<source>, near_duplicate_of.<source>.
     """
     file = pq.ParquetFile(task.path(task.inputs[0]))
     dropped = np.zeros(file.metadata.num_rows, bool)
     for artifact in task.inputs[1:]:
-        table = pq.read_table(task.path(artifact), columns=["row", "kept_source"])
+        table = pq.read_table(task.path(artifact), columns=["row", "kept_source", "near"])
         table = table.slice(artifact.rows_from, artifact.rows_to - artifact.rows_from)
         dropped[table["row"].to_numpy()] = True
-        if table.num_rows:  # a reason that dropped nothing is not listed
-            task.count("dropped.duplicate", table.num_rows)
-        for entry in table["kept_source"].value_counts().to_pylist():
-            task.count(f"duplicate_of.{entry['values']}", entry["counts"])
+        for kind, near in (("duplicate", False), ("near_duplicate", True)):
+            mine = table.filter(pa.array(table["near"].to_numpy() == near))
+            if mine.num_rows:  # a reason that dropped nothing is not listed
+                task.count(f"dropped.{kind}", mine.num_rows)
+            for entry in mine["kept_source"].value_counts().to_pylist():
+                task.count(f"{kind}_of.{entry['values']}", entry["counts"])
     at = 0
     with task.table("docs", CURATED) as writer:
         for group in range(file.num_row_groups):
@@ -156,29 +70,18 @@ def text_bytes(column: pa.ChunkedArray) -> int:
     return total
 
 
-async def build(context: Any) -> dict[str, list[Artifact]]:
+Filtered = dict[str, list[Artifact]]
+
+
+async def build(context: Any) -> Curated:
     """Curated documents by source, one table a part."""
-    filtered: dict[str, list[Artifact]] = await context.stage("filter")
+    filtered: Filtered = await context.stage("filter")
     pairs = [(name, part) for name, parts in filtered.items() for part in parts]
-    slices: list[list[Artifact]] = [[] for _ in pairs]
-    if context.recipe.dedup.exact:
-        # the others by name: a manifest does not keep its recipe's order, and a rebuild has to rank as the build did
-        ranked = [*context.recipe.dedup.priority, *sorted(filtered)]
-        sources = [[name, len(parts), ranked.index(name)] for name, parts in filtered.items()]
-        of = buckets_for(sum(part.rows for _, part in pairs))
-        inputs = [part for _, part in pairs]
-        found = await context.gather(
-            context.run(
-                "dedup",
-                find,
-                {"sources": sources, "bucket": bucket, "of": of},
-                inputs,
-                label=f"find {bucket + 1} of {of}",
-                weight=32 * sum(part.rows for _, part in pairs),
-            )
-            for bucket in range(of)
-        )
-        slices = [list(drops) for drops in zip(*(r.named("drops-") for r in found), strict=True)]
+    drops: list[list[Artifact]] = [[] for _ in pairs]
+    config, found = context.recipe.dedup, []
+    if config.exact:
+        found = await clusters(context, filtered)
+        drops = [[one] for record in found for one in record.named("drops-")]
 
     async def one(name: str, part: Artifact, drops: list[Artifact], number: int) -> Artifact:
         record = await context.run(
@@ -187,24 +90,123 @@ async def build(context: Any) -> dict[str, list[Artifact]]:
         docs: Artifact = record.output("docs")
         return docs
 
-    jobs = zip(pairs, slices, numbers(filtered), strict=True)
-    done = await context.gather(one(*pair, drops, number) for pair, drops, number in jobs)
-    curated: dict[str, list[Artifact]] = {name: [] for name in filtered}
+    numbers = [i for artifacts in filtered.values() for i in range(len(artifacts))]
+    jobs = zip(pairs, drops, numbers, strict=True)
+    done = await context.gather(one(*pair, mine, number) for pair, mine, number in jobs)
+    curated = Curated({name: [] for name in filtered})
     for (name, _), docs in zip(pairs, done, strict=True):
         curated[name].append(docs)
+    curated.report = await duplicates.report(context, filtered, found) if found else None
     return curated
 
 
-def numbers(parts: dict[str, list[Artifact]]) -> list[int]:
-    """The number of each part in its source, source by source."""
-    return [i for artifacts in parts.values() for i in range(len(artifacts))]
+class Curated(dict[str, list[Artifact]]):
+    """Curated documents by source, one table a part; and the report on what was dropped, if anything was looked for."""
+
+    report: Artifact | None = None
+
+
+async def clusters(context: Any, filtered: Filtered) -> list[Record]:
+    """Records of `slices`: the drops of every part, in the order of parts."""
+    config = context.recipe.dedup
+    parts = [part for artifacts in filtered.values() for part in artifacts]
+    # the others by name: a manifest does not keep its recipe's order, and a rebuild has to rank as the build did
+    ranked = [*config.priority, *sorted(filtered)]
+    if len(filtered) > RANKS:
+        raise DataError(f"dedup: {len(filtered)} sources, and at most {RANKS} can be ranked; merge some, or switch off")
+    if sum(part.rows for part in parts) >= 1 << 32:
+        raise DataError("dedup: over 4,294,967,295 documents cannot be numbered; split the recipe, or switch it off")
+    ranks = {name: i for i, name in enumerate(sorted(filtered, key=ranked.index))}
+    corpus: dict[str, Any] = {
+        "rows": [part.rows for part in parts],
+        "sources": [[name, len(artifacts), ranks[name]] for name, artifacts in filtered.items()],
+    }
+    signed = await context.gather(
+        context.run("dedup", sign, {"near": config.minhash()}, [p], f"sign {i:05d}", name, p.bytes)
+        for name, artifacts in filtered.items()
+        for i, p in enumerate(artifacts)
+    )
+    exact = await matches(context, [r.output("exact") for r in signed], "exact", corpus)
+    near = await matches(context, [r.output("near") for r in signed], "near", corpus) if config.near else []
+    cuts = ranges(corpus["rows"], sum(pairs.rows for pairs in exact + near))
+    whole = await joined(context, exact + near, corpus["rows"], cuts) if near else [exact] * len(cuts)
+    found: list[Record] = await context.gather(
+        context.run(
+            "dedup",
+            slices,
+            {"files": [len(mine), len(exact)], **corpus, "low": low, "high": high},
+            [*mine, *exact, *(r.output("ids") for r in signed)],
+            f"drops of parts {low} to {high - 1}",
+            weight=32 * sum(corpus["rows"][low:high]),
+        )
+        for mine, (low, high) in zip(whole, cuts, strict=True)
+    )
+    return found
+
+
+async def matches(context: Any, keys: list[Artifact], kind: str, corpus: dict[str, Any]) -> list[Artifact]:
+    """Pairs of documents with the same key, a file for each range of keys. `keys`: a file a part."""
+    entries = sum(artifact.rows for artifact in keys)
+    of = ranges_for(entries, ENTRIES)
+    records = await context.gather(
+        context.run(
+            "dedup",
+            match,
+            {"range": i, "of": of, **corpus},
+            keys,
+            f"match {kind} {i + 1} of {of}",
+            weight=sum(artifact.bytes for artifact in keys) // of,
+        )
+        for i in range(of)
+    )
+    return [record.output("pairs") for record in records]
+
+
+def ranges(rows: Sequence[int], pairs: int) -> list[tuple[int, int]]:
+    """Ranges of parts, [low, high), as many as so many pairs ask for (at most one a part), of like numbers of rows."""
+    of = min(ranges_for(pairs, PAIRS), len(rows))
+    ends = np.cumsum(rows)
+    wanted = ends[-1] * np.arange(1, of) / of
+    cuts = sorted({0, *(np.searchsorted(ends, wanted) + 1).tolist(), len(rows)})
+    return [(low, high) for low, high in pairwise(cuts) if high <= len(rows)]
+
+
+async def joined(
+    context: Any, pairs: list[Artifact], rows: Sequence[int], cuts: list[tuple[int, int]]
+) -> list[list[Artifact]]:
+    """For each range of parts, the file with the pairs of whole clusters."""
+    numbers = begins(rows).tolist()
+    turn = 0
+    while True:
+        turn += 1
+        records = await context.gather(
+            context.run(
+                "dedup",
+                join,
+                {"low": numbers[low], "high": numbers[high]},
+                pairs,
+                f"join {i + 1} of {len(cuts)}, round {turn}",
+                weight=sum(a.bytes for a in pairs) // len(cuts),
+            )
+            for i, (low, high) in enumerate(cuts)
+        )
+        found = [record.output("pairs") for record in records]
+        if len(cuts) == 1 or [a.digest for a in found] == [a.digest for a in pairs]:
+            return [[artifact] for artifact in found]
+        pairs = found
+
+
+def publish(curated: Curated) -> dict[str, dict[str, Artifact]]:
+    """`duplicates/report.json`."""
+    return {"duplicates": {"report.json": curated.report}} if curated.report else {}
 
 
 STAGE = Stage(
     name="dedup",
     reads="filter",
-    writes="curated documents: every text once, in the source that has priority",
+    writes="curated documents: every text once, in the source that has priority; duplicates/: a report",
     build=build,
     after=("filter",),
     libraries=("pyarrow", "numpy"),
+    publish=publish,
 )

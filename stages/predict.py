@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from stages import apply_rules, dedup
 from stages.base import DataError, Task
+from stages.clusters import sign
 from stages.edits import parse_edits
 from stages.rules import parse_rules
 from stages.sources.base import BadRow, BaseConfig, Row, UnitSpec
@@ -43,6 +44,7 @@ DRAWS = 16  # of local files
 REMOTE_DRAWS = 4  # each costs a connection and a row group
 CODE_DRAWS = 40  # of Python modules, some all documentation and most with little
 ZSTD_BLOCK = 128 << 10  # text that zstd gives or withholds at a time
+NEAR = {"ngram": 5, "bands": 14, "rows": 8}  # what near-duplicates are found with by default: only time is measured
 # Student's t for two-sided 95 %, by degrees of freedom: two standard errors, and more where they are few.
 STUDENT = {1: 12.7, 2: 4.3, 3: 3.2, 4: 2.8, 5: 2.6, 6: 2.5, 7: 2.4}
 
@@ -321,6 +323,7 @@ def filtered(
             {"source": ""}, [replace(task.outputs[0], name="docs")], folder, f"dedup-{part.name}", lambda a: a.path
         )
         moment = time.perf_counter()
+        sign(Task({"near": NEAR}, curate.inputs, folder, f"sign-{part.name}", lambda a: a.path))
         dedup.work(curate)
         spent += time.perf_counter() - moment
         files, numbers, texts = (column.to_pylist() for column in table.columns)

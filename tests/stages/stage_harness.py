@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.recipe import TokenizerConfig
+from pipeline.recipe import Dedup, TokenizerConfig
 from stages.base import Artifact, Record, Stage, Task
 from stages.registry import STAGES
 from stages.sources.registry import SourceConfig
@@ -66,6 +66,10 @@ class MiniContext:
         """The sum of a stage's counters over a source."""
         return self.counted[stage, source]
 
+    def artifact_path(self, artifact: Artifact) -> str:
+        """Where a result lies."""
+        return artifact.path
+
     def check_quarantine(self) -> None:
         """The engine's affair."""
 
@@ -112,7 +116,7 @@ def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
     defaults: dict[str, Any] = {
         "seed": 0,
         "sources": {name: adapter.validate_python(value) for name, value in sources.items()},
-        "dedup": SimpleNamespace(exact=True, priority=[]),
+        "dedup": Dedup(),
         "exclude": SimpleNamespace(ids=[], urls=[], domains=[]),
         "tokenizer": TokenizerConfig(vocab_size=300, sample=1_000_000),
         "shard_tokens": 1000,
