@@ -41,7 +41,7 @@ def recipe_of(manifest: Manifest, places: Mapping[str, str]) -> Recipe:
 def read_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The sources and all evaluation sets of a recipe, by name; no two have the same."""
     against = recipe.get("decontaminate", {}).get("against", {})
-    return {**recipe["sources"], **recipe.get("evals", {}), **against}
+    return {**recipe.get("sources", {}), **recipe.get("evals", {}), **against}
 
 
 def changed_code(manifest: Manifest) -> Iterator[str]:
