@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.base import Artifact, Task
-from stages.ids import id_words, is_validation, sample
+from stages.ids import distinct, id_words, is_validation, sample
 from stages.tables import ID, table_digest
 
 ENTRIES = 1 << 23  # keys compared at a time
@@ -206,7 +206,7 @@ def join(task: Task) -> None:
 
     low, high = task.params["low"], task.params["high"]
     pairs = np.concatenate([pairs_of(task, artifact, low, high) for artifact in task.inputs])
-    labels = np.unique(np.concatenate([pairs["label"], pairs["other"]]))
+    labels = distinct(np.concatenate([pairs["label"], pairs["other"]]))
     parent = np.arange(len(labels))
     unite(parent, *(np.searchsorted(labels, pairs[name]) for name in ("label", "other")))
     later = parent != np.arange(len(labels))
@@ -229,7 +229,7 @@ def slices(task: Task) -> None:
     dropped, kept = number(pairs["label"]).astype(np.int64), number(pairs["other"]).astype(np.int64)
     order = np.argsort(dropped)
     dropped, kept = dropped[order], kept[order]
-    near = ~np.isin(dropped, equal)
+    near = ~np.isin(dropped, equal, kind="sort")
     files = task.inputs[whole + same :]
     ids, kept_ids = (identities(task, files, starts, numbers) for numbers in (dropped, kept))
     part, kept_part = (np.searchsorted(starts, numbers, "right") - 1 for numbers in (dropped, kept))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from stages.base import Artifact, Record, Task
 
 SHOWN = 20  # pairs
-EXCERPT = 400  # characters of a text
+EXCERPT = 400  # characters of a text; none where the recipe takes documents down, whose text nothing may publish
 KINDS = ("duplicate", "near_duplicate")
 
 
@@ -21,7 +21,7 @@ def work(task: Task) -> None:
     """Write the report. Inputs: filtered parts. Output: `report`.
 
     Params: near, None or {ngram, bands, rows}; rates, as `rates` gives them; pairs, a list of [number of the input,
-    row] of the document dropped and the same of the one kept; sources, the name of each input's.
+    row] of the document dropped and the same of the one kept; sources, the name of each input's; excerpt, characters.
     """
     from stages import near
 
@@ -46,7 +46,7 @@ def pair(task: Task, left: Sequence[int], right: Sequence[int], ngram: int) -> d
     dropped, kept = document(task, *left), document(task, *right)
     similarity = near.jaccard(dropped["text"], kept["text"], ngram)
     shown = {
-        what: {**one, "text": one["text"][:EXCERPT], "characters": len(one["text"])}
+        what: {**one, "text": one["text"][: task.params["excerpt"]], "characters": len(one["text"])}
         for what, one in (("dropped", dropped), ("kept", kept))
     }
     return {"jaccard": round(similarity, 4), **shown}
@@ -82,6 +82,7 @@ async def report(context: Any, filtered: Mapping[str, Sequence[Artifact]], found
     """The report, after every part has been written. `found`: records of `stages.clusters.slices`."""
     samples = [pq.read_table(context.artifact_path(record.output("sample"))) for record in found]
     table = pa.concat_tables(samples).sort_by("draw")[:SHOWN].drop_columns(["draw"])
+    exclude = context.recipe.exclude
     rows = [tuple(row.values()) for row in table.to_pylist()]
     parts = [(name, part) for name, artifacts in filtered.items() for part in artifacts]
     used = sorted({number for row in rows for number in (row[0], row[2])})
@@ -90,6 +91,7 @@ async def report(context: Any, filtered: Mapping[str, Sequence[Artifact]], found
         "rates": rates({name: context.counts("dedup", name) for name in filtered}),
         "pairs": [[used.index(a), row, used.index(b), kept] for a, row, b, kept in rows],
         "sources": [parts[number][0] for number in used],
+        "excerpt": 0 if any((exclude.ids, exclude.urls, exclude.domains)) else EXCERPT,
     }
     record: Record = await context.run("dedup", work, params, [parts[number][1] for number in used], "report")
     return record.output("report")

@@ -41,6 +41,14 @@ def mix64(x: Words) -> Words:
     return x ^ (x >> np.uint64(31))
 
 
+def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values, each once, sorted. np.unique of 10 million takes half a minute since it hashes (numpy 2.3)."""
+    values = np.sort(values)
+    fresh = np.ones(len(values), bool)
+    fresh[1:] = values[1:] != values[:-1]
+    return values[fresh]
+
+
 def id_words(ids: Ids) -> tuple[Words, Words]:
     """The two little-endian 64-bit words of each 16-byte id.
 

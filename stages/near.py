@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.ids import mix64
+from stages.ids import distinct, mix64
 from stages.kernel_words import MASK, folded, ngram_hash, ngrams, word_hash, words
 
 SALT = 0x6E656172  # of the permutations
@@ -53,14 +53,14 @@ def hashes(text: str, ngram: int) -> NDArray[np.uint64]:
 
     data, offsets = buffers(pa.array([text]))
     found = np.empty(int(offsets[1]) // 2 + 1, np.uint64)
-    return np.unique(found[: ngrams(data, int(offsets[1]), folded(), ngram, found)])
+    return distinct(found[: ngrams(data, int(offsets[1]), folded(), ngram, found)])
 
 
 def jaccard(a: str, b: str, ngram: int) -> float:
     """Of all n-grams that two texts have, the share that both have, by their 64-bit hashes."""
     left, right = hashes(a, ngram), hashes(b, ngram)
-    both = len(np.intersect1d(left, right, assume_unique=True))
-    return both / max(1, len(left) + len(right) - both)
+    either = len(distinct(np.concatenate([left, right])))
+    return (len(left) + len(right) - either) / max(1, either)
 
 
 def chance(similarity: float, bands: int, rows: int) -> float:

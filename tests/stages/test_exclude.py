@@ -81,7 +81,7 @@ def test_one_document_by_id(folder):
     context, ran, packed, kept, manifest = again(folder, ids=[gone.hex()])
     assert gone not in packed and gone not in kept and len(kept) == 600 + 3 - 1
     touched = {(stage, label.split()[0]) for stage, label in ran if stage not in ("exclude", "pack_anneal_mix")}
-    assert touched == {("tokenize", "a1")}, "and no download, filter, dedup or tokenizer"
+    assert touched == {("tokenize", "a1"), ("dedup", "report")}, "and no download, filter or tokenizer"
     source = next(s for s in manifest.sources if s.name == "a1")
     assert source.dropped == {"excluded": 1} and (source.rows_in, source.rows_kept) == (150, 149)
     assert exclusion(context)[0].startswith("Excluded: 1 documents, ")

@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -253,3 +254,13 @@ def test_the_crawl_sample(tmp_path):
     kept = {row["text"] for rows in curated.values() for row in rows_of(rows)}
     held = [text for text in whole if is_validation([document_id(text)])[0]]
     assert held and kept.issuperset(held)
+
+
+def test_the_report_shows_no_text_where_documents_are_taken_down(tmp_path):
+    text = " ".join(f"w{i}" for i in range(50))
+    found = sources(tmp_path, a=[text, text + " more"])
+    exclude = SimpleNamespace(ids=[document_id("elsewhere").hex()], urls=[], domains=[])
+    for keys, shown in (({}, True), ({"exclude": exclude}, False)):
+        context = MiniContext(tmp_path / f"out{shown}", recipe(found, **keys))
+        report = Path(build(context, "dedup").report.path).read_text()
+        assert ("w0 w1" in report) == shown and document_id(text).hex() in report
