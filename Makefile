@@ -22,7 +22,7 @@ quickstart: setup
 	$(BIN)/python -m pipeline run train --recipe quickstart
 
 test: setup
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

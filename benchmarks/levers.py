@@ -112,6 +112,7 @@ class Runs:
         losses = [line["loss"] for line in lines if "loss" in line]
         events = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
         bits = summary["after"]["bits_per_byte"]
+        bits = math.nan if bits is None else bits
         print(f"{bits:.4f}  {' '.join(settings)}", flush=True)
         return {
             "settings": list(settings),

@@ -91,6 +91,8 @@ class Context:
                 self.folders.append(folder)
                 if self.store.publish(self.recipe.name, folder, files):
                     self.published.append(folder)
+        if stage.check:
+            stage.check(self, result)
         return result
 
     def warn(self, text: str) -> None:

@@ -27,13 +27,13 @@ class Build:
 
     def __init__(self, manifest: Manifest):
         out = Path(manifest.folder).parent.parent
-        self.recipe, self.store = manifest.recipe, Store(str(out)) if (out / "store").is_dir() else None
+        self.manifest, self.store = manifest, Store(str(out)) if (out / "store").is_dir() else None
 
     def records(self, stage: str) -> Iterator[tuple[str, Record]]:
         """(label, record) of each unit of a stage that is there, by label."""
         if self.store is None:
             return
-        units = Units(self.store.read_state(self.recipe["name"], f"{UNITS}/{stage}.json"))
+        units = Units(self.store.read_state(self.manifest.name, f"{UNITS}/{stage}.json"))
         for label in sorted(units.rows):
             record = self.store.find(stage, units.key(label))
             if record is not None:
@@ -75,10 +75,10 @@ def fates(manifest: Manifest, query: Query) -> dict[Key, Found]:
 def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]) -> None:
     """Fill in status and note: what the rules say, then what deduplication dropped, then what was excluded."""
     for key, one in found.items():
-        rules = parse_rules(build.recipe["sources"][one.source]["rules"])
+        rules = parse_rules(build.manifest.asked("sources", one.source, "rules"))
         row = rows[key]
         meta = {name.removeprefix(META): value for name, value in row.items() if name.startswith(META)}
-        text = edited(row["text"], parse_edits(build.recipe["sources"][one.source].get("edit", [])))
+        text = edited(row["text"], parse_edits(build.manifest.asked("sources", one.source).get("edit", [])))
         reason, _ = judge_document(Document(text, meta), rules)
         one.status, one.note = ("dropped", f"by the rule {reason}") if reason else ("curated", "")
     wanted = pa.array(sorted({bytes.fromhex(one.document_id) for one in found.values()}), ID)

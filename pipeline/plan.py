@@ -23,7 +23,6 @@ from pipeline.report import grid
 from stages.base import DataError
 from stages.mixture import asked, capacity, largest_remainder, solve, weights
 from train.config import ModelConfig
-from train.model import count_parameters
 
 WIDTH = 100  # where the output is no terminal
 MANY = 32  # workers for which a time is named, beside this machine's
@@ -40,6 +39,14 @@ def explore(context: Context, target: str) -> str:
     except OSError as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def survey_of(context: Context, target: str) -> tuple[Survey, str]:
+    """The sources, listed, and why the walk towards `target` stopped: units are known, and nothing is read yet."""
+    survey = Survey()
+    list_sources(context, survey)
+    context.listed = survey.units
+    return survey, explore(context, target) if len(survey.units) == len(context.recipe.sources) else ""
 
 
 def stage_rows(context: Context, target: str) -> list[tuple[Any, ...]]:
@@ -206,6 +213,8 @@ def phase_rows(recipe: Recipe) -> list[tuple[Any, ...]]:
 
 def parameters(recipe: Recipe) -> str:
     """The model's parameter count, asserted against expect_params where the recipe states it."""
+    from train.model import count_parameters  # loads torch, which nothing else here needs
+
     model: ModelConfig = recipe.model
     if recipe.tokenizer.vocab_size is None:
         return f"parameters follow from the vocabulary of {recipe.tokenizer.source}; tokenizer.vocab_size can state it"
@@ -280,11 +289,9 @@ def print_plan(context: Context, target: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = WIDTH
-    recipe, survey = context.recipe, Survey()
+    recipe = context.recipe
     console.print(f"recipe {recipe.name}, target {target}, results in {context.folder('')}", markup=False)
-    list_sources(context, survey)
-    context.listed = survey.units
-    stopped = explore(context, target) if len(survey.units) == len(recipe.sources) else ""
+    survey, stopped = survey_of(context, target)
     console.print()
     table = grid("Graph", ("stage", "units", "cached", "to run", "why"), stage_rows(context, target))
     table.columns[-1].justify = "left"

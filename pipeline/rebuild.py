@@ -40,7 +40,7 @@ def recipe_of(manifest: Manifest, places: Mapping[str, str]) -> Recipe:
 
 def read_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The sources and the evaluation sets of a recipe, by name; no two have the same."""
-    return {**recipe["sources"], **recipe.get("evals", {})}
+    return {**recipe.get("sources", {}), **recipe.get("evals", {})}
 
 
 def changed_code(manifest: Manifest) -> Iterator[str]:

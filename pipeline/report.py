@@ -162,7 +162,8 @@ def training(context: Context, done: dict[str, Record]) -> tuple[list[Table], li
             row = [phase, name, score["items"], f"{score['chance']:.1%}"]
             for what in ("acc", "acc_norm"):
                 row.append(f"{before[name][what]:.1%}" if name in before else "-")
-                row.append(f"{score[what]:.1%} ± {score[what + '_stderr']:.1%}")
+                error = score[f"{what}_stderr"]  # null of a single question
+                row.append(f"{score[what]:.1%}" + ("" if error is None else f" ± {error:.1%}"))
             asked.append(row)
         samples += [f"[{phase}] {s['prompt']!r} -> {s['text']!r}" for s in summary.get("samples", [])]
     shown = ("before", "unigram", "after", "vs unigram")

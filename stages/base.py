@@ -204,6 +204,8 @@ class Stage:
     libraries: tuple[str, ...] = ()  # whose versions are part of every unit's key
     # Folder that people use -> file name -> artifact, or a folder of the store to link to.
     publish: Callable[[Any], dict[str, Any]] | None = None
+    # Raises DataError for a result that no later stage can use; it is published before, for people to look at.
+    check: Callable[[Any, Any], None] | None = None  # of the context and the result
     # What a long unit says of itself while it runs: (its folder, its params) -> a line, or "".
     news: Callable[[str, dict[str, Any]], str] | None = None
     stops: bool = False  # a unit looks for the file places["stop"]; when it is there it saves and raises Unfinished

@@ -45,18 +45,6 @@ def kept_of(record: Record) -> Kept:
     return Kept(record.output("docs"), counts.get("kept", 0), counts.get("text_bytes", 0), record.output("dropped"))
 
 
-def check_some_kept(context: Any, name: str) -> None:
-    """Raises DataError when a source's rules leave no document, naming the commonest reason."""
-    counts = context.counts("filter", name)
-    if not counts.get("kept", 0):
-        reasons = {k.removeprefix("dropped."): n for k, n in counts.items() if k.startswith("dropped.")}
-        reason, n = min(reasons.items(), key=lambda item: (-item[1], item[0]))
-        raise DataError(
-            f"source {name}: the rules dropped all {counts['rows_in']:,} documents, {n:,} of them for {reason}; "
-            f"loosen that rule or drop it from sources.{name}.rules"
-        )
-
-
 class Filtered(dict[str, list[Artifact]]):
     """Filtered documents by source, one table a part; and of each source the sample of what was dropped.
 
@@ -72,7 +60,6 @@ async def build(context: Any) -> Filtered:
 
     async def one(name: str, config: Any) -> tuple[list[Artifact], Artifact | None]:
         parts = await take(context, name, config, chain)
-        check_some_kept(context, name)
         docs, samples = (
             [part.docs for part in parts],
             [part.dropped for part in parts if part.dropped and part.dropped.rows],
@@ -90,6 +77,21 @@ async def build(context: Any) -> Filtered:
     return result
 
 
+def check(context: Any, result: Filtered) -> None:
+    """Raises DataError when a source's rules leave no document, naming the commonest reason."""
+    for name in result:
+        counts = context.counts("filter", name)
+        if counts.get("kept", 0):
+            continue
+        reasons = {k.removeprefix("dropped."): n for k, n in counts.items() if k.startswith("dropped.")}
+        reason, n = min(reasons.items(), key=lambda item: (-item[1], item[0]))
+        shown = "; `python -m pipeline dropped` shows some" if result.publish_dropped else ""
+        raise DataError(
+            f"source {name}: the rules dropped all {counts['rows_in']:,} documents, {n:,} of them for {reason}{shown}; "
+            f"loosen that rule or drop it from sources.{name}.rules"
+        )
+
+
 def publish(result: Filtered) -> dict[str, dict[str, Artifact]]:
     """`dropped/<source>.parquet`, where any document was dropped."""
     return dropped.folder(result.dropped) if result.publish_dropped else {}
@@ -103,4 +105,5 @@ STAGE = Stage(
     after=("download",),
     libraries=("pyarrow",),
     publish=publish,
+    check=check,
 )

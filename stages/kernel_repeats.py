@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.compiled import compiled, get, int64, uint64
+from stages.compiled import compiled, get, int64, pointer, uint64
 from stages.kernel_scan import ANY, CHARS, LINES, MIX, WORDS, hash_bytes
 
 BASE = uint64(0xD6E8FEB86659FD93)  # of the polynomial that hashes an n-gram
@@ -67,7 +67,7 @@ def paragraphs(data: Any, words: Any, lines: Any, marks: Any, found: Any) -> int
     if not marks[WORDS]:
         return 0
     (spans, _), (table, hashes), (blocks, block_hashes) = words, lines, found
-    first, last = get(spans, 3 * 0), int64(spans[marks[WORDS] - 1, 1])
+    first, last = get(spans, 3 * 0), get(spans, 3 * (marks[WORDS] - 1) + 1)
     n, end = 0, int64(-1)
     for line in range(marks[LINES]):
         a, b = max(int64(table[line, 0]), first), min(int64(table[line, 1]), last)
@@ -206,7 +206,7 @@ def most_repeated(data: Any, words: Any, total: int, slots: Any, most: Any) -> N
         again = False
         if i + SHORTEST <= total:
             at = int64(hash_of(words[1], i, SHORTEST) >> shift)
-            while slots[at] >= 0 and not again:
+            while get(slots, at) >= 0 and not again:
                 again = same_words(data, words, i, get(slots, at), SHORTEST)
                 at = (at + 1) & mask
             if not again:
@@ -221,12 +221,13 @@ def most_repeated(data: Any, words: Any, total: int, slots: Any, most: Any) -> N
 
 
 @compiled
-def repetition(data: Any, words: Any, lines: Any, marks: Any, limit: Any, spare: Any) -> int:
+def repetition(data: Any, scanned: Any, lines: Any, marks: Any, limit: Any, spare: Any) -> int:
     """Which of the repetition rules drops the scanned document, from 1, or 0. `limit`: their thresholds, in order.
 
     `spare` is (paragraphs, as lines are; slots of a hash table; a counter a word; a sketch; bounds).
     """
     blocks, slots, times, sketch, most = spare
+    words = pointer(scanned[0]), pointer(scanned[1])
     size, total = marks[CHARS], marks[WORDS]
     n = paragraphs(data, words, lines, marks, blocks)
     n, number, chars = repeated(data, blocks, n, ANY, slots)

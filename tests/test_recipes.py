@@ -66,16 +66,16 @@ def test_shard_40m_trains_a_few_steps_from_packed_text(tmp_path):
     done = run(*build, "--out", str(tmp_path / "out"), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     manifest = tmp_path / "out" / "shard_40m" / "anneal" / "manifest.json"
-    settings = ["steps=4", "batch_size=2", "micro_batch=2", "seq_len=64", "schedule.warmup=1", "sample_tokens=0"]
+    settings = ["steps=2", "adamw.lr=0.01", "batch_size=2", "micro_batch=2", "seq_len=64", "schedule.warmup=1"]
     # Newton-Schulz at this size is most of a CPU step; five iterations instead of ten
-    settings += ["muon.ns=jordan5", "schedule.decay_frac=0"]
+    settings += ["muon.ns=jordan5", "schedule.decay_frac=0", "sample_tokens=0"]
     settings += ["eval_tokens=1000", "eval_every=0", "log_every=1", "checkpoint_every=0", f"out={tmp_path / 'run'}"]
     sets = [f"train.{s}" for s in settings]
     done = run(str(ROOT / "train" / "main.py"), "--manifest", str(manifest), "--set", *sets, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["parameters"] == SHARD_PARAMETERS
-    assert summary["after"]["bits_per_byte"] < summary["before"]["bits_per_byte"] - 0.01
+    assert summary["after"]["bits_per_byte"] < summary["before"]["bits_per_byte"] - 0.05
 
 
 def test_the_readmes_recipe_is_valid():

@@ -51,6 +51,8 @@ def read_evalset(path: Path, said: EvalSet, vocab_size: int) -> list[Item]:
         raise ManifestError(f"{path}: missing; the manifest names it, so copy it beside the shards") from None
     except (ValueError, TypeError, KeyError) as error:
         raise ManifestError(f"{path}: not an evaluation set of ours ({error}); pack it again") from None
+    if not items:
+        raise ManifestError(f"{path}: evals.{said.name} has no questions; pack again, or set train.eval_items=null")
     if len(items) != said.items:
         raise ManifestError(f"{path}: {len(items):,} items, the manifest says {said.items:,}; pack it again")
     for item in items:

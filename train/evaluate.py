@@ -54,15 +54,26 @@ class Score:
     def read(cls, value: dict[str, Any]) -> Score:
         """Back from what `to_dict` gave."""
         sources = {name: cls.read(item) for name, item in value.get("sources", {}).items()}
-        choices = {name: ChoiceScore(**item) for name, item in value.get("choices", {}).items()}
-        return cls(**{**value, "sources": sources, "choices": choices})
+        choices = {name: ChoiceScore(**_numbers(item)) for name, item in value.get("choices", {}).items()}
+        return cls(**{**_numbers(value), "sources": sources, "choices": choices})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `choices` only where there are any."""
-        value = {**asdict(self), "sources": {name: score.to_dict() for name, score in self.sources.items()}}
+        """As JSON values, null for what is no number; `choices` only where there are any."""
+        value = {**_plain(asdict(self)), "sources": {name: score.to_dict() for name, score in self.sources.items()}}
+        value["choices"] = {name: _plain(asdict(score)) for name, score in self.choices.items()}
         if not self.choices:
             del value["choices"]
         return value
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """With null for nan and the infinities, which JSON has not."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """Back from `_plain`."""
+    return {key: math.nan if v is None else v for key, v in values.items()}
 
 
 class Part(NamedTuple):

@@ -12,6 +12,7 @@ their positions do not count. So a text does not depend on what else is in the b
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -237,4 +238,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # in front of `head` it ends without a word, as other commands do
     sys.exit(main())

@@ -188,6 +188,16 @@ class Manifest:
         """The absolute path of a file the manifest names."""
         return Path(self.folder) / relative
 
+    def asked(self, *keys: str) -> Any:
+        """What the recipe has at a path of keys. Raises ManifestError that names the key which is not there."""
+        node: Any = self.recipe
+        for depth, key in enumerate(keys, 1):
+            if not isinstance(node, dict) or key not in node:
+                where = ".".join(("recipe", *keys[:depth]))
+                raise ManifestError(f"{self.file('manifest.json')}: {where} is missing: it was edited; pack again")
+            node = node[key]
+        return node
+
     def to_json(self) -> str:
         """The text of manifest.json: sorted keys, so that equal manifests are equal bytes."""
         value = dataclasses.asdict(self)

@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import shlex
+import signal
 import statistics
 import sys
 from collections import Counter
@@ -298,4 +299,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # in front of `head` it ends without a word, as other commands do
     sys.exit(main())

@@ -39,6 +39,11 @@ def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, 
         f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "
         f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *this.averages.held])}"
     )
+    if cfg.schedule.warmup > cfg.steps:
+        rt.say(
+            f"warning: train.schedule.warmup = {cfg.schedule.warmup:,} is longer than the run, train.steps = "
+            f"{cfg.steps:,}: the learning rate never gets to its full value"
+        )
     if cfg.schedule.seconds is not None:
         rt.say(f"           or {cfg.schedule.seconds:g} s in steps, whichever comes first: not repeatable to the bit")
     if rt.device.type == "cuda" and not cfg.deterministic:

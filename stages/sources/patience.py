@@ -96,7 +96,10 @@ def patient(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
                 raise TransientError(
                     f"{request.url.host}{request.url.path}: {problem} at try {tries}, after {spent:.0f} s{asks}"
                 )
-            GATE.close(pause)
+            if unreachable:  # nobody is there to be spared: the pauses of requests side by side must not add up
+                time.sleep(pause)
+            else:
+                GATE.close(pause)
 
     return sending
 

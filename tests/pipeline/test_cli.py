@@ -30,9 +30,8 @@ def test_status_before_and_after(reference: Work, work: Work) -> None:
     assert "quarantined rows: 1" in lines
 
 
-def test_clean_keeps_what_results_refer_to(tmp_path: Path) -> None:
-    work = new_work(tmp_path)
-    work.run("pack_pretrain")
+def test_clean_keeps_what_results_refer_to(packed: Work) -> None:
+    work = packed
     work.run("pack_pretrain", "--set", "seed=8")
     training = work.out / "store/train/ab" / ("ab" * 20) / "run/checkpoints"
     training.mkdir(parents=True)
@@ -58,9 +57,8 @@ def test_clean_keeps_what_results_refer_to(tmp_path: Path) -> None:
     assert not training.exists()
 
 
-def test_clean_takes_leftovers_of_killed_attempts(tmp_path: Path) -> None:
-    work = new_work(tmp_path)
-    work.run("filter")
+def test_clean_takes_leftovers_of_killed_attempts(packed: Work) -> None:
+    work = packed
     record = next(r for r in work.records().values() if r["stage"] == "filter")
     leftover = work.out / "store/filter" / record["key"][:2] / record["key"] / "feedfacefeed.docs.parquet"
     leftover.write_text("x")
@@ -69,9 +67,8 @@ def test_clean_takes_leftovers_of_killed_attempts(tmp_path: Path) -> None:
     assert "cached" in work.run("filter").stderr
 
 
-def test_a_run_cut_short_forgets_nothing(tmp_path: Path) -> None:
-    work = new_work(tmp_path)
-    work.run("pack_pretrain")
+def test_a_run_cut_short_forgets_nothing(packed: Work) -> None:
+    work = packed
     kept = set(work.records())
     work.fails("run", "pack_pretrain", "--executor", "local", "--set", "sources.web.path=/nowhere", "--set", "seed=5")
     work.fails("run", "pack_pretrain", "--executor", "local", "--set", "tokenizer.vocab_size=60000")
@@ -101,9 +98,8 @@ def test_a_lock_left_by_a_killed_run_holds_up_nobody(tmp_path: Path) -> None:
     assert not stale.exists()
 
 
-def test_force_runs_only_that_stage_again(tmp_path: Path) -> None:
-    work = new_work(tmp_path)
-    work.run("dedup")
+def test_force_runs_only_that_stage_again(packed: Work) -> None:
+    work = packed
     before = {u: r["attempt"] for u, r in work.records().items()}
     work.run("dedup", "--force")
     after = {u: r["attempt"] for u, r in work.records().items()}

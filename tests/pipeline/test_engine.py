@@ -24,9 +24,9 @@ from stages.base import Artifact, Record
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_ray_gives_the_same_bytes(reference: Work, tmp_path: Path, workers: int) -> None:
     work = new_work(tmp_path, corpus=reference.corpus)
-    for stage in ("pack_pretrain", "pack_anneal_mix"):
-        done = work.run(stage, "--executor", "ray", "--workers", str(workers))
-        assert f"executor ray, {workers} slots" in done.stderr
+    done = work.run("pack_anneal_mix", "--executor", "ray", "--workers", str(workers))
+    assert f"executor ray, {workers} slots" in done.stderr
+    work.run("pack_pretrain")  # from what Ray made; by Ray it is packed where `test_kill` kills the driver
     results = work.results()
     assert results == reference.results()
     shards = [name for name in results if name.endswith(".bin") and "val_ids" not in name]

@@ -41,11 +41,14 @@ def test_empty_inputs(work: Work) -> None:
     still_works(work)
 
 
-def test_rules_that_leave_nothing(work: Work) -> None:
+def test_rules_that_leave_nothing(packed: Work) -> None:
+    work = packed
     with_source(work, rules=[{"length": {"min_chars": 10**8}}])
     text = work.fails("run", "dedup", "--executor", "local")
     assert "the rules dropped all 1,360 documents, 1,360 of them for length_short" in text
     assert "sources.web.rules" in text
+    shown = work.cli("dropped", "--recipe", str(work.recipe), "--out", str(work.out))
+    assert "length_short" in shown.stdout and "web" in shown.stdout, shown.stderr
     still_works(work)
 
 
@@ -108,14 +111,16 @@ def test_invalid_utf8_is_quarantined_and_tolerated_only_as_far_as_the_recipe_say
     assert {s["name"]: s["quarantined"] for s in manifest["sources"]} == {"web": 1, "maths": 1, "notes": 30}
 
 
-def test_a_vocabulary_larger_than_the_text_supports(work: Work) -> None:
+def test_a_vocabulary_larger_than_the_text_supports(packed: Work) -> None:
+    work = packed
     text = work.fails("run", "tokenize", "--executor", "local", "--set", "tokenizer.vocab_size=60000")
     assert "the text supports only" in text
     assert "lower tokenizer.vocab_size (now 60,000)" in text
     still_works(work, "build_tokenizer")
 
 
-def test_a_mixture_that_asks_for_too_much(work: Work) -> None:
+def test_a_mixture_that_asks_for_too_much(packed: Work) -> None:
+    work = packed
     text = work.cli("run", "pack_pretrain", "--executor", "local", "--set", "mixtures.pretrain.tokens=1M")
     assert text.returncode == 1
     assert "source web is short by" in text.stderr
@@ -189,9 +194,8 @@ def test_a_folder_of_the_users_is_left_alone(work: Work) -> None:
     assert "cached" in work.run("build_tokenizer").stderr
 
 
-def test_outputs_that_were_deleted_or_cut_are_made_again(reference: Work, tmp_path: Path) -> None:
-    work = new_work(tmp_path, corpus=reference.corpus)
-    work.run("pack_pretrain")
+def test_outputs_that_were_deleted_or_cut_are_made_again(reference: Work, packed: Work) -> None:
+    work = packed
     before = work.records()
     victims = {
         next(u for u, r in before.items() if r["label"] == label and u[0] == stage): damage
@@ -215,9 +219,8 @@ def test_outputs_that_were_deleted_or_cut_are_made_again(reference: Work, tmp_pa
     assert work.cli("verify", str(work.out / "small/pretrain")).returncode == 0
 
 
-def test_a_flipped_bit_of_a_published_shard_is_found_and_mended(reference: Work, tmp_path: Path) -> None:
-    work = new_work(tmp_path, corpus=reference.corpus)
-    work.run("pack_anneal_mix")
+def test_a_flipped_bit_of_a_published_shard_is_found_and_mended(reference: Work, packed: Work) -> None:
+    work = packed
     manifest = str(work.out / "small/anneal/manifest.json")
     shard = next((work.out / "small/anneal").glob("*train_000000.bin"))
     data = bytearray(shard.read_bytes())

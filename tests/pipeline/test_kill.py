@@ -58,7 +58,7 @@ def kill_at(reference: Work, folder: Path, moments: list[int], *options: str) ->
 
 
 def test_kill_the_driver_of_a_pool(reference: Work, tmp_path: Path) -> None:
-    kill_at(reference, tmp_path, [1, 4, 8, 11, 15, 20], "--executor", "local")
+    kill_at(reference, tmp_path, [1, 8, 14, 20], "--executor", "local")
 
 
 def test_kill_the_driver_of_ray(reference: Work, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def workers(driver: int, executor: str) -> list[int]:
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.soak)])
-def test_a_killed_worker_is_replaced(tmp_path: Path, executor: str) -> None:
+def test_a_killed_worker_is_replaced(reference: Work, tmp_path: Path, executor: str) -> None:
     work = new_work(tmp_path, slow_project(tmp_path, 1.5))
     mark = uuid.uuid4().hex
     driver = work.start("run", "tokenize", "--executor", executor, "--workers", "2", SHARDMILL_TEST=mark)
@@ -119,10 +119,8 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, executor: str) -> None:
     assert driver.wait(LIMIT) == 0, (tmp_path / "stderr").read_text()
     assert "trying again" in (tmp_path / "stderr").read_text()
     digests = {k: v for k, v in work.results().items() if k.startswith("tokenize")}
-    (tmp_path / "straight").mkdir()
-    straight = new_work(tmp_path / "straight", corpus=work.corpus)
-    straight.run("tokenize")
-    assert digests == {k: v for k, v in straight.results().items() if k.startswith("tokenize")}
+    theirs = reference.results()
+    assert len(digests) > 3 and digests == {k: theirs[k] for k in digests}
     assert gone(mark, 15) == {}
 
 
@@ -153,8 +151,8 @@ def test_ctrl_c_says_so_and_leaves_nothing(tmp_path: Path, executor: str) -> Non
     assert gone(mark, 15) == {}
 
 
-def test_no_rank_outlives_a_killed_driver(tmp_path: Path) -> None:
-    work = new_work(tmp_path)
+def test_no_rank_outlives_a_killed_driver(packed: Work) -> None:
+    work = packed
     mark = uuid.uuid4().hex
     more = ("--set", "train.pretrain.steps=20000", "--set", "train.pretrain.epochs=1000", "--set", "ranks=2")
     driver = work.start("run", "train", "--executor", "local", *more, SHARDMILL_TEST=mark)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import LIMIT, Work, gone, new_work, wait_for
+from engine_harness import LIMIT, Work, gone, wait_for
 
 from pipeline.stopping import Stops
 
@@ -49,8 +49,8 @@ def stopped(work: Work, driver: subprocess.Popen[str], to: Any, number: int) -> 
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.soak)])
-def test_a_signal_to_the_driver_saves_and_the_same_command_goes_on(tmp_path: Path, executor: str) -> None:
-    work = new_work(tmp_path)
+def test_a_signal_to_the_driver_saves_and_the_same_command_goes_on(packed: Work, executor: str) -> None:
+    work = packed
     mark = uuid.uuid4().hex
     command = ("run", "train", "--executor", executor, *LONG)
     driver = work.start(*command, SHARDMILL_TEST=mark)

@@ -19,7 +19,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.recipe import Dedup, TokenizerConfig
-from stages.base import Artifact, Record, Task
+from stages.base import Artifact, Record, Stage, Task
 from stages.registry import STAGES
 from stages.sources.registry import SourceConfig
 
@@ -75,8 +75,14 @@ class MiniContext:
 
     async def stage(self, name: str) -> Any:
         if name not in self.built:
-            self.built[name] = asyncio.ensure_future(STAGES[name].build(self))
+            self.built[name] = asyncio.ensure_future(self._build(STAGES[name]))
         return await self.built[name]
+
+    async def _build(self, stage: Stage) -> Any:
+        result = await stage.build(self)
+        if stage.check:
+            stage.check(self, result)
+        return result
 
     async def gather(self, awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
         return [await a for a in awaitables]

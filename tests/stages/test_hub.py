@@ -199,6 +199,7 @@ def test_patience_ends_and_says_so(start, monkeypatch):
     server.__exit__()
     with pytest.raises(DataError, match="ConnectError at try 4"):
         units(kind="open_web_math")
+    assert patience.GATE.opens == 0, "who has nobody to wait for holds others back"
 
 
 @pytest.mark.parametrize("longer", [False, True])

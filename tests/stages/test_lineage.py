@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -17,13 +18,14 @@ from lineage_harness import environment, every, published
 from stage_harness import REPO
 
 from pipeline.errors import UserError
+from pipeline.rebuild import recipe_of
 from pipeline.trace import open_run, spans_of_step
 from stages.base import DataError
 from stages.lineage import find_shard, pieces_in, pieces_of, rows_table, trace
 from stages.shards import ROWS
 from train.config import TrainConfig
 from train.data import Loader
-from train.manifest import load_manifest
+from train.manifest import ManifestError, load_manifest
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,16 @@ def points(manifest, n, seed=0):
     rng = random.Random(seed)
     sizes = [s.tokens for s in manifest.shards]
     return [(s.path, t, t + 1) for s in rng.choices(manifest.shards, sizes, k=n) for t in [rng.randrange(s.tokens)]]
+
+
+def test_a_recipe_that_lacks_a_key_is_named(manifest):
+    (piece,) = pieces_in(manifest, points(manifest, 1))[0]
+    for gone in ("sources", "mixtures", "shard_tokens"):
+        left = {key: value for key, value in manifest.recipe.items() if key != gone}
+        with pytest.raises(ManifestError, match=rf"manifest\.json: recipe\.{gone} is missing"):
+            trace(dataclasses.replace(manifest, recipe=left), [piece])
+    with pytest.raises(UserError, match=r"the manifest's recipe: .* is required and missing"):
+        recipe_of(dataclasses.replace(manifest, recipe={}), {})
 
 
 def test_a_thousand_random_tokens(manifest, monkeypatch):

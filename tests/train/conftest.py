@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer_harness import MODEL, TRAIN, make_mixture, start
+from trainer_harness import MODEL, TRAIN, Forked, make_mixture, start
 
 from train.manifest import Manifest, load_manifest
 
@@ -30,11 +30,11 @@ def manifest(pretrain: Path) -> Manifest:
 
 @pytest.fixture
 def launch() -> Any:
-    """`start` whose processes are ended with the test, however it ends."""
-    running: list[subprocess.Popen[str]] = []
+    """`start`, or `how`, whose processes are ended with the test, however it ends."""
+    running: list[subprocess.Popen[str] | Forked] = []
 
-    def call(*args: Any, **kwargs: Any) -> subprocess.Popen[str]:
-        running.append(start(*args, **kwargs))
+    def call(*args: Any, how: Any = start, **kwargs: Any) -> subprocess.Popen[str] | Forked:
+        running.append(how(*args, **kwargs))
         return running[-1]
 
     yield call

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer_harness import BOS, MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets
+from trainer_harness import BOS, MODEL, TRAIN, VOCAB, ended, losses, make_mixture, metrics, sets, start_ranks
 
 from train import choices
 from train.choices import Choices, ChoiceScore, reference
@@ -80,6 +80,10 @@ def test_a_score_by_hand():
     assert found.answer_bits_per_byte == pytest.approx((1 + -math.log2(0.36) / 2) / 2)
     alone = ChoiceScore.of([two], nats[1:])
     assert alone.acc == 1 and math.isnan(alone.acc_stderr)
+    text = json.dumps(Score(1.0, math.nan, 3, choices={"quiz": alone}).to_dict(), allow_nan=False)
+    again = Score.read(json.loads(text))
+    assert math.isnan(again.bits_per_byte) and math.isnan(again.choices["quiz"].acc_stderr)
+    assert again.choices["quiz"].acc == 1
 
 
 @settings(max_examples=8, deadline=None)
@@ -236,10 +240,9 @@ def test_a_run_asks_at_each_evaluation_and_trains_the_same(folder, tmp_path, cap
 def test_two_processes_get_the_score_of_one(folder, launch, tmp_path):
     with_items(folder, quiz=questions(6, 40), more=questions(7, 9))
     settings_ = sets(steps=1, checkpoint_every=0, eval_tokens=64)
-    process = launch(folder / "manifest.json", [*settings_, *sets(out=str(tmp_path / "two"))], processes=2)
+    ranks = start_ranks(launch, 2, folder / "manifest.json", [*settings_, *sets(out=str(tmp_path / "two"))])
     run(folder, [*settings_, *sets(out=str(tmp_path / "one"))])
-    out = process.communicate(timeout=90)[0]
-    assert process.returncode == 0, out
+    ended(ranks)
     two, one = (json.loads((tmp_path / n / "summary.json").read_text())["before"]["choices"] for n in ("two", "one"))
     assert list(two) == list(one) == ["quiz", "more"]
     for name, score in one.items():
@@ -251,5 +254,8 @@ def test_errors_are_for_people(folder, capsys):
     (folder / "eval_a.json").write_text("{")
     assert main(["--manifest", str(folder)]) == 1
     assert "eval_a.json: not an evaluation set of ours" in capsys.readouterr().err
+    with_items(folder, a=[])
+    assert main(["--manifest", str(folder)]) == 1
+    assert "evals.a has no questions; pack again" in capsys.readouterr().err
     assert main(["--manifest", str(folder), "--set", "train.eval_items=-1"]) == 2
     assert "train.eval_items = -1" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer_harness import ended, losses, sets
+from trainer_harness import Forked, ended, losses, sets
 
 from train.config import TrainError
 from train.main import run
@@ -123,10 +123,8 @@ def test_two_tasks_of_srun_train_together(pretrain, launch, tmp_path):
     step = {**SRUN, "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
     step["SLURM_JOB_ID"] = str(random.randrange(10**6))  # the port is made of it
     folder = tmp_path / "r"
-    tasks = [
-        launch(pretrain, sets(out=str(folder)), variables={**step, "SLURM_PROCID": r, "SLURM_LOCALID": r}) for r in "01"
-    ]
-    said = ended(tasks)
+    each = [{**step, "SLURM_PROCID": r, "SLURM_LOCALID": r} for r in "01"]
+    said = ended([launch(pretrain, sets(out=str(folder)), variables=variables, how=Forked) for variables in each])
     assert "2 processes on cpu" in said[0] and said[1] == ""
     run(pretrain, sets(out=str(tmp_path / "alone")))
     mine, theirs = losses(folder), losses(tmp_path / "alone")

@@ -94,9 +94,12 @@ def test_samples_and_a_new_folder_under_runs(pretrain, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     summary = run(pretrain, sets(steps=2, sample_tokens=5, prompts=["the"], tensorboard=True))
     assert summary["folder"] == "runs/tiny-pretrain-001" and summary["samples"][0]["prompt"] == "the"
-    assert "folder     runs/tiny-pretrain-001" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "folder     runs/tiny-pretrain-001" in said and "warning: train.schedule" not in said
     assert list((tmp_path / summary["folder"]).glob("events.out.tfevents.*"))
     assert run(pretrain, sets(steps=1))["folder"] == "runs/tiny-pretrain-002"
+    said = capsys.readouterr().out
+    assert "warning: train.schedule.warmup = 2 is longer than the run, train.steps = 1: " in said
 
 
 # ---------------------------------------------------------------------------------------------------------------------
