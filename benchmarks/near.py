@@ -29,7 +29,6 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -38,7 +37,7 @@ import pyarrow.parquet as pq
 from benchmarks import measure
 from benchmarks.curate_peer import signature
 from benchmarks.filter import GROUP, spread, write_part
-from pipeline.recipe import Dedup
+from pipeline.recipe import Dedup, parse_recipe
 from stages import apply_rules, clusters, dedup, near
 from stages.base import Artifact, Record, Task
 
@@ -54,7 +53,7 @@ class Timed:
 
     def __init__(self, folder: Path, filtered: dict[str, list[Artifact]]):
         self.folder, self.filtered = folder, filtered
-        self.recipe = SimpleNamespace(dedup=Dedup())
+        self.recipe = parse_recipe({"name": "near", "sources": {"web": {"from": "parquet", "path": "-"}}}, "near")
         self.seconds: dict[str, float] = defaultdict(float)
         self.counted: dict[str, Counter[str]] = defaultdict(Counter)
 
