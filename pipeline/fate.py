@@ -21,6 +21,8 @@ from stages.rules import judge as judge_document
 from stages.tables import ID
 from train.manifest import Manifest
 
+SHOWN = 120  # characters of a stretch that contaminates
+
 
 class Build:
     """The units of the last build of the manifest's recipe, where its store is still beside it."""
@@ -73,7 +75,7 @@ def fates(manifest: Manifest, query: Query) -> dict[Key, Found]:
 
 
 def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]) -> None:
-    """Fill in status and note: what the rules say, then what deduplication dropped, then what was excluded."""
+    """Fill in status and note: what the rules say, what later stages dropped, what was excluded."""
     for key, one in found.items():
         rules = parse_rules(build.manifest.asked("sources", one.source, "rules"))
         row = rows[key]
@@ -87,6 +89,12 @@ def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]
             if name == identity and one.status == "curated" and (source != kept_source or name != kept_id):
                 kind = "a near-duplicate" if near else "a duplicate"
                 one.status, one.note = "dropped", f"{kind} of {kept_id} in {kept_source}, which was kept"
+    for row in contaminated(build, wanted):
+        one = found.get((row["source"], row["document_id"].hex()), Found("", "", "", 0, None))
+        if one.status == "curated":
+            text = row["text"] if len(row["text"]) <= SHOWN else row["text"][:SHOWN] + "…"
+            one.status = "dropped"
+            one.note = f"contaminated by {row['set']} item {row['item_id'].hex()}: {text!r}"
     gone = {i.hex() for a in artifacts(build, "exclude", "excluded") for i in named(build, a, wanted)}
     for one in found.values():
         if one.document_id in gone:
@@ -109,6 +117,14 @@ def dropped(build: Build, wanted: pa.Array) -> Iterator[tuple[str, str, str, boo
             table = build.table(whole, ["document_id", "kept_id", "kept_source", "near"])
             for row in table.filter(pc.is_in(table["document_id"], value_set=wanted)).to_pylist():
                 yield row["document_id"].hex(), row["kept_id"].hex(), row["kept_source"], row["near"]
+
+
+def contaminated(build: Build, wanted: pa.Array) -> Iterator[dict[str, Any]]:
+    """The evidence against each of the documents wanted that was dropped for it."""
+    for artifact in artifacts(build, "decontaminate", "evidence-"):
+        table = build.table(artifact)
+        table = table.filter(pc.is_in(table["document_id"], value_set=wanted))
+        yield from table.filter(pc.equal(table["done"], "dropped")).to_pylist()
 
 
 def named(build: Build, artifact: Artifact, wanted: pa.Array) -> list[bytes]:

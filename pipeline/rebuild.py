@@ -39,8 +39,9 @@ def recipe_of(manifest: Manifest, places: Mapping[str, str]) -> Recipe:
 
 
 def read_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The sources and the evaluation sets of a recipe, by name; no two have the same."""
-    return {**recipe.get("sources", {}), **recipe.get("evals", {})}
+    """The sources and all evaluation sets of a recipe, by name; no two have the same."""
+    against = recipe.get("decontaminate", {}).get("against", {})
+    return {**recipe.get("sources", {}), **recipe.get("evals", {}), **against}
 
 
 def changed_code(manifest: Manifest) -> Iterator[str]:
@@ -66,12 +67,13 @@ def changed_sources(manifest: Manifest, recipe: Recipe, store: Store, places: Ma
     described = {s.name: s for s in manifest.sources}
     revisions = {s.name: s.revision for s in manifest.sources} | {e.name: e.revision for e in manifest.evals}
     files = manifest.files_read()
-    configs: dict[str, Any] = {**recipe.sources, **recipe.evals}
+    sets: dict[str, Any] = {**recipe.evals, **recipe.decontaminate.against}
+    configs: dict[str, Any] = {**recipe.sources, **sets}
     for name, config in configs.items():
         remote = any("://" in p for p in paths_of(read_by(manifest.recipe)[name]))
         pin(config, revisions.get(name, ""))
         try:
-            if name in recipe.evals:
+            if name in sets:
                 specs = units_of(name, config, store.identify)
             else:
                 revision = describe(config)["revision"]
@@ -97,7 +99,7 @@ def changed_sources(manifest: Manifest, recipe: Recipe, store: Store, places: Ma
             elif not same:
                 yield f"source {name}: {file.name} has other contents than it had ({size(here[file.name], file)})"
         for extra in sorted(set(here) - set(there)):
-            if name in recipe.evals or not config.has_budget:
+            if name in sets or not config.has_budget:
                 yield f"source {name}: {extra} was not there"
 
 

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.code import ROOT
+from pipeline.decontamination import Decontaminate
 from pipeline.errors import UsageError
 from pipeline.mixtures import Count, Mixture, Model, Share, check_mixtures
 from stages.sources.questions import EvalConfig
@@ -157,6 +158,7 @@ class Recipe(Model):
         default_factory=dict, description="Questions with choices that training is scored on, by name."
     )
     dedup: Dedup = Field(default_factory=Dedup)
+    decontaminate: Decontaminate = Field(default_factory=Decontaminate)
     exclude: Exclude = Field(default_factory=Exclude)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     shard_tokens: Count = Field(100_000_000, le=500_000_000, description="Tokens per training shard.")
@@ -168,9 +170,10 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _names(self) -> Recipe:
-        known = ", ".join(self.sources)
-        for group in ("sources", "evals", "train"):
-            for name in getattr(self, group):
+        known, against = ", ".join(self.sources), self.decontaminate.against
+        groups: dict[str, Any] = {"sources": self.sources, "evals": self.evals, "decontaminate.against": against}
+        for group, members in (groups | {"train": self.train}).items():
+            for name in members:
                 if not NAME.fullmatch(name):
                     raise ValueError(
                         f"{group} has the name {name[:80]!r}, which files are called by; write at most 60 letters, "
@@ -178,6 +181,8 @@ class Recipe(Model):
                     )
         if both := sorted({*self.sources} & {*self.evals}):
             raise ValueError(f"evals.{both[0]} has the name of a source; give it another")
+        if both := sorted({*self.sources, *self.evals} & {*against}):
+            raise ValueError(f"decontaminate.against.{both[0]} has the name of a source or of evals; give it another")
         for name, mixture in self.mixtures.items():
             if name not in MIXTURES:
                 raise ValueError(f"mixtures.{name}: no stage packs it; allowed are {', '.join(MIXTURES)}")
@@ -190,6 +195,10 @@ class Recipe(Model):
         for source in self.dedup.priority:
             if source not in self.sources:
                 raise ValueError(f"dedup.priority names source {source!r}; the sources are {known}")
+        policy = self.decontaminate.policy
+        for source in policy if isinstance(policy, dict) else ():
+            if source not in self.sources:
+                raise ValueError(f"decontaminate.policy names source {source!r}; the sources are {known}")
         trained: dict[str, str] = {}
         for phase, config in self.train.items():
             mixture_name = config.mixture or phase
@@ -216,6 +225,8 @@ class Recipe(Model):
         value: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         if not self.evals:  # what asks for nothing leaves no mark on a manifest
             del value["evals"]
+        if self.decontaminate == Decontaminate():
+            del value["decontaminate"]
         return value
 
 

@@ -29,7 +29,7 @@ def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Ta
 def dropped(context: Context, source: str) -> dict[str, int]:
     """Documents dropped from `source`, by reason, most frequent first."""
     found: dict[str, int] = {}
-    for stage in ("filter", "dedup", "exclude"):
+    for stage in ("filter", "dedup", "decontaminate", "exclude"):
         for what, n in context.counts(stage, source).items():
             if what.startswith("dropped."):
                 found[what.removeprefix("dropped.")] = n
@@ -44,7 +44,7 @@ def documents(context: Context) -> Table:
         reasons = dropped(context, source)
         said = ", ".join(f"{name} {n:,}" for name, n in reasons.items()) or "-"
         counts = context.counts("download", source)
-        kept = context.counts(last, source).get("kept", 0) - reasons.get("excluded", 0)
+        kept = context.counts(last, source).get("kept", 0) - reasons.get("contaminated", 0) - reasons.get("excluded", 0)
         rows.append((source, counts.get("rows_in", 0), counts.get("quarantined", 0), sum(reasons.values()), kept, said))
     table = grid("Documents", ("source", "in", "quarantined", "dropped", "kept", "dropped by reason"), rows)
     table.columns[-1].justify = "left"
@@ -82,6 +82,17 @@ def exclusion(context: Context) -> list[str]:
         tokens += lost.get("excluded_bytes", 0) * left.get("tokens", 0) / max(1, left.get("text_bytes", 0))
     about = f", about {tokens:,.0f} tokens" if tokens else ""
     return [f"Excluded: {n:,} documents, {size:,} bytes of text{about}; `diff` of two manifests says what moved"]
+
+
+def decontamination(context: Context) -> list[str]:
+    """One line about what held pieces of evaluation sets, if anything did."""
+    counts = context.counts("decontaminate")
+    n, cut, size = (counts.get(name, 0) for name in ("dropped.contaminated", "cut", "contaminated_bytes"))
+    if not n + cut:
+        return []
+    return [
+        f"Contaminated: {n:,} documents dropped, {cut:,} cut, {size:,} bytes of text; the evidence is in contaminated/"
+    ]
 
 
 def tokens(context: Context) -> Table:
@@ -207,7 +218,7 @@ def print_report(context: Context, stage: str, result: Any) -> None:
         for sample in samples:
             console.print(sample, markup=False)
         console.print()
-    for line in (*exclusion(context), *context.warnings):
+    for line in (*decontamination(context), *exclusion(context), *context.warnings):
         console.print(line, markup=False)
         console.print()
     console.print("Where everything lies", style="bold")

@@ -161,7 +161,7 @@ def check(path: str, texts: list[str], vocab_size: int, specials: Sequence[str])
 
 async def build(context: Any) -> Record:
     """The one tokenizer of the recipe."""
-    curated: dict[str, list[Artifact]] = await context.stage("dedup")
+    curated: dict[str, list[Artifact]] = await context.stage("decontaminate")
     context.check_quarantine()
     config = context.recipe.tokenizer
     params = {"sample": config.sample, "sources": [[name, len(parts)] for name, parts in curated.items()]}
@@ -187,10 +187,10 @@ def publish(record: Record) -> dict[str, dict[str, Artifact]]:
 
 STAGE = Stage(
     name="build_tokenizer",
-    reads="a sample of dedup's documents, validation documents left out",
+    reads="a sample of decontaminate's documents, validation documents left out",
     writes="tokenizer/: tokenizer.json, a report, and what transformers needs to load it",
     build=build,
-    after=("dedup",),
+    after=("decontaminate",),
     libraries=("pyarrow", "numpy", "tokenizers"),
     publish=publish,
 )

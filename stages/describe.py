@@ -143,7 +143,7 @@ def describe_source(
     config = context.recipe.sources[name]
     downloaded, kept = context.counts("download", name), context.counts("dedup", name)
     dropped: dict[str, int] = {}
-    for stage in ("filter", "dedup", "exclude"):
+    for stage in ("filter", "dedup", "decontaminate", "exclude"):
         for what, n in context.counts(stage, name).items():
             if what.startswith("dropped."):
                 reason = what.removeprefix("dropped.")
@@ -158,7 +158,7 @@ def describe_source(
         kind=config.kind,
         **context.describe_source(name),
         rows_in=downloaded.get("rows_in", 0),
-        rows_kept=kept.get("kept", 0) - dropped.get("excluded", 0),
+        rows_kept=kept.get("kept", 0) - dropped.get("contaminated", 0) - dropped.get("excluded", 0),
         dropped=dict(sorted(dropped.items())),
         quarantined=downloaded.get("quarantined", 0),
         available_tokens=available[name],

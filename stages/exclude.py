@@ -102,7 +102,7 @@ class Curated(dict[str, list[Artifact]]):
 
 async def build(context: Any) -> Curated:
     """Curated documents by source, without those excluded. Warns of names that match nothing."""
-    curated = Curated(await context.stage("dedup"))
+    curated = Curated(await context.stage("decontaminate"))
     curated.dropped = {}
     wanted = context.recipe.exclude
     if not (wanted.ids or wanted.urls or wanted.domains):
@@ -151,10 +151,10 @@ def publish(curated: Curated) -> dict[str, dict[str, Artifact]]:
 
 STAGE = Stage(
     name="exclude",
-    reads="dedup, filter, recipe.exclude",
+    reads="decontaminate, filter, recipe.exclude",
     writes="curated/: documents without those that the recipe takes down, nor their copies",
     build=build,
-    after=("dedup",),
+    after=("decontaminate",),
     libraries=("pyarrow",),
     publish=publish,
 )

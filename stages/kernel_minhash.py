@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiled import compiled, get, uint64
+from stages.compiled import allocating, compiled, get, uint64
 from stages.kernel_scan import MIX
 from stages.kernel_words import BASE, next_word, spread
 
@@ -20,7 +20,7 @@ def lower_all(signature: Any, factors: Any, terms: Any, x: Any) -> None:
         signature[k] = min(signature[k], np.uint32(factors[k] * x + terms[k]))
 
 
-@compiled
+@allocating
 def sign(data: Any, offsets: Any, fold: Any, n: int, rows: int, factors: Any, terms: Any, keys: Any) -> None:
     """Fill `keys` (documents, bands) with a hash of each band's `rows` least values; 0 where there is no word."""
     ring = np.zeros(n, np.uint64)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.compiled import compiled, get, uint64
+from stages.compiled import allocating, compiled, get, uint64
 from stages.kernel_scan import MIX, decode
 from stages.kernel_tables import LIMIT
 
@@ -77,7 +77,7 @@ def spread(h: Any) -> Any:
     return (h ^ (h >> uint64(32))) * MIX
 
 
-@compiled
+@allocating
 def ngrams(data: Any, b: int, fold: Any, n: int, found: Any) -> int:
     """Hashes of the n-grams of words of data[:b] into `found`, in their order; of all words where there are fewer.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from stages.base import DataError
+from stages.contamination import cut
 from stages.edits import edited, parse_edits
 from stages.rules import EDITING, Document, judge, parse_rules
 from stages.shards import ROWS, open_shard
@@ -253,7 +254,13 @@ def trace(manifest: Manifest, pieces: Sequence[Piece], places: Mapping[str, str]
         by_source[piece.source].add(piece.document_id)
     curated = curated_texts(folder, by_source) if folder else {}
     rows = source_rows(manifest, pieces, places)
-    whole = Documents(manifest, decoder)
+    whole, gone = Documents(manifest, decoder), cuts(manifest, by_source)
+
+    def left(piece: Piece, original: str) -> str:
+        stretches = gone.get(piece.source, {}).get(piece.document_id)
+        text = transformed(manifest, piece.source, original)
+        return cut(text, stretches) if stretches else text
+
     references = []
     for piece in pieces:
         text, row = (
@@ -262,7 +269,7 @@ def trace(manifest: Manifest, pieces: Sequence[Piece], places: Mapping[str, str]
         )
         original = None if isinstance(row, BadRow) or not isinstance(row.text, str) else row.text
         references.append((piece, text, original, row))
-        expected = text if text is not None or original is None else transformed(manifest, piece.source, original)
+        expected = text if text is not None or original is None else left(piece, original)
         whole.expect(piece, expected)
     whole.read()
     found = []
@@ -276,9 +283,36 @@ def trace(manifest: Manifest, pieces: Sequence[Piece], places: Mapping[str, str]
         elif document_id(original) != piece.document_id:
             read = Verdict("differs", "the row holds another text now: its id is " + document_id(original).hex())
         else:
-            read = whole.compare(piece, transformed(manifest, piece.source, original))
+            read = whole.compare(piece, left(piece, original))
+            if stretches := gone.get(piece.source, {}).get(piece.document_id):
+                read = replace(read, detail=f"{read.detail}; {len(stretches)} stretches cut, see contaminated/")
+            elif read.status == "differs" and piece.source not in gone:
+                read = Verdict("absent", "some of it may have been cut, and no contaminated/ is beside the manifest")
         shown = decoder.decode(piece).decode("utf-8", "replace")
         found.append(Trace(piece, shown, kept, read))
+    return found
+
+
+def cuts(manifest: Manifest, wanted: Mapping[str, set[bytes]]) -> dict[str, dict[bytes, list[tuple[int, int]]]]:
+    """What decontamination cut out of the documents wanted (bytes), by source, of sources whose evidence is here.
+
+    A source whose policy is to drop has nothing to cut.
+    """
+    policy = manifest.recipe.get("decontaminate", {}).get("policy", "drop")
+    found: dict[str, dict[bytes, list[tuple[int, int]]]] = {}
+    for source, identities in wanted.items():
+        if (policy if isinstance(policy, str) else policy.get(source, "drop")) == "drop":
+            found[source] = {}
+            continue
+        path = Path(manifest.folder).parent / "contaminated" / f"{source}.parquet"
+        if path.is_file():
+            table = pq.read_table(path, columns=["document_id", "start", "stop", "done"], partitioning=None)
+            mask = pc.and_(
+                pc.is_in(table["document_id"], pa.array(sorted(identities), ID)), pc.equal(table["done"], "cut")
+            )
+            mine = found.setdefault(source, {})
+            for identity, start, stop, _ in zip(*(c.to_pylist() for c in table.filter(mask).columns), strict=True):
+                mine.setdefault(identity, []).append((start, stop))
     return found
 
 

@@ -151,7 +151,9 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
         "tokenizer": asdict(described),
         "source_tree": context.code_digest(stage),
         "code": context.modules(stage),
-        "files": {s: [asdict(f) for f in context.source_files(s)] for s in recipe.sources},
+        "files": {
+            s: [asdict(f) for f in context.source_files(s)] for s in [*recipe.sources, *recipe.decontaminate.against]
+        },
         "versions": context.versions(stage),
         **contents(context, name, packed, layout.targets, layout.available),
     }

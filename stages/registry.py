@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages import build_tokenizer, dedup, download, encode_evals, evals, exclude, filter, tokenize
+from stages import build_tokenizer, decontaminate, dedup, download, encode_evals, evals, exclude, filter, tokenize
 from stages.base import Stage
 from stages.pack import PACK_ANNEAL, PACK_PRETRAIN
 from stages.train import STAGE as TRAIN
@@ -11,6 +11,7 @@ ORDER = (
     download.STAGE,
     filter.STAGE,
     dedup.STAGE,
+    decontaminate.STAGE,
     exclude.STAGE,
     build_tokenizer.STAGE,
     tokenize.STAGE,

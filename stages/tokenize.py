@@ -182,7 +182,7 @@ def slices_of(parts: list[Artifact]) -> list[tuple[Artifact, int]]:
 
 STAGE = Stage(
     name="tokenize",
-    reads="dedup, build_tokenizer",
+    reads="exclude, build_tokenizer",
     writes="tokens of each part, in the order of the mixture, with their documents",
     build=build,
     after=("exclude", "build_tokenizer"),

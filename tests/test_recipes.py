@@ -57,7 +57,7 @@ def test_plan_of_shard_40m_needs_neither_network_nor_data(tmp_path, monkeypatch)
 def test_shard_40m_trains_a_few_steps_from_packed_text(tmp_path):
     raw = yaml.safe_load((ROOT / "manifests" / "shard_40m.yaml").read_text())
     docs = {"from": "installed_docs", "packages": ["stdlib"], "rules": ["gopher_quality"]}
-    raw |= {"sources": {"docs": docs}, "dedup": {"exact": True}, "evals": {}}
+    raw |= {"sources": {"docs": docs}, "dedup": {"exact": True}, "evals": {}, "decontaminate": {}}
     raw["mixtures"] = {"anneal": {"tokens": "20k", "ratios": {"docs": "100%"}, "val_tokens": 2000}}
     raw["train"] = {"anneal": raw["train"]["anneal"] | {"init_from": "none"}}
     recipe = tmp_path / "shard.yaml"

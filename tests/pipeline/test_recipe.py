@@ -31,13 +31,17 @@ def message(tmp_path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "key", "said"),
     [
-        ("sed=1", "sed: unknown key; did you mean 'seed'", "allowed: dedup, evals, exclude, executor, mixtures"),
+        (
+            "sed=1",
+            "sed: unknown key; did you mean 'seed'",
+            "allowed: decontaminate, dedup, evals, exclude, executor, mixtures",
+        ),
         ("sources.web.pth=x", "sources.web.pth: unknown key; did you mean 'path'", "template"),
         ("sources.maths.pth=x", "sources.maths.pth: unknown key", "max_documents"),
         ("sources.web.rules=[bogus]", "sources.web: no rule 'bogus'", "fineweb, length, metadata"),
         ("sources.web.rules=[{length: {min_char: 3}}]", "sources.web: rule length has no threshold", "min_chars"),
         ("sources.web.rules=[{length: {min_chars: x}}]", "sources.web: rule length: min_chars", "number"),
-        ("dedup.exakt=true", "dedup.exakt: unknown key", "exact, priority"),
+        ("dedup.exakt=true", "dedup.exakt: unknown key", "exact, near, ngram, priority"),
         ("tokenizer.vocab=3", "tokenizer.vocab: unknown key; did you mean 'vocab_size'", "sample, split, vocab_size"),
         ("mixtures.pretrain.token=1", "mixtures.pretrain.token: unknown key", "max_epochs, packing, ratios"),
         ("quarantine.rows=1", "quarantine.rows: unknown key", "files, tolerate"),
@@ -149,7 +153,11 @@ def test_json_schema_of_recipes_lists_every_key(work: Work) -> None:
     assert done.returncode == 0, done.stderr
     schema = json.loads(done.stdout)
     assert schema == json.loads(json.dumps(Recipe.model_json_schema(by_alias=True)))
-    assert set(schema["properties"]) == {*load_recipe("quickstart").to_dict(), "evals"}  # left out where empty
+    assert set(schema["properties"]) == {
+        *load_recipe("quickstart").to_dict(),
+        "evals",
+        "decontaminate",
+    }  # left out where empty
     assert schema["required"] == ["name", "sources"]
     assert schema["additionalProperties"] is False
     kinds = schema["properties"]["sources"]["additionalProperties"]["discriminator"]["mapping"]

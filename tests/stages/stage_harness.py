@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
+from pipeline.decontamination import Decontaminate
 from pipeline.recipe import Dedup, TokenizerConfig
 from stages.base import Artifact, Record, Stage, Task
 from stages.registry import STAGES
@@ -54,6 +55,7 @@ class MiniContext:
     def __init__(self, folder: Path, recipe: Any):
         self.folder, self.recipe = folder, recipe
         self.ran: list[tuple[str, str]] = []
+        self.dry, self.warnings = False, list[str]()
         self.records: dict[str, Record] = {}
         self.built: dict[str, Any] = {}
         self.listed: dict[str, Any] = {}
@@ -65,6 +67,10 @@ class MiniContext:
     def counts(self, stage: str, source: str) -> Counter[str]:
         """The sum of a stage's counters over a source."""
         return self.counted[stage, source]
+
+    def warn(self, text: str) -> None:
+        """Keep a line for people."""
+        self.warnings.append(text)
 
     def artifact_path(self, artifact: Artifact) -> str:
         """Where a result lies."""
@@ -117,6 +123,8 @@ def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
         "seed": 0,
         "sources": {name: adapter.validate_python(value) for name, value in sources.items()},
         "dedup": Dedup(),
+        "evals": {},
+        "decontaminate": Decontaminate(),
         "exclude": SimpleNamespace(ids=[], urls=[], domains=[]),
         "tokenizer": TokenizerConfig(vocab_size=300, sample=1_000_000),
         "shard_tokens": 1000,

@@ -316,6 +316,7 @@ def test_a_set_that_is_trained_on_is_told(tmp_path):
     write_arc(tmp_path / "arc.parquet", [(t, ["A", "B"], ["wood", "quartz"], "B") for t in texts(8, 90)])
     arc = {"from": "ai2_arc", "path": str(tmp_path / "arc.parquet")}
     raw = {**RECIPE, "sources": {"quiz": arc}, "evals": {"arc": arc}, "tokenizer": {"vocab_size": 300}}
+    raw["decontaminate"] = {"evals": False}  # or nothing would be left
     raw["mixtures"] = {"anneal": {"tokens": 2000, "ratios": {"quiz": 1}}}
     context = build(tmp_path, raw)
     (said,) = context.warnings
