@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import measure
@@ -45,32 +48,60 @@ def processor(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def watched(command: list[str]) -> tuple[str, float, float]:
-    """Run a command: its output, the peak of its process tree's resident MB, sampled every 30 ms, and the seconds
-    of processor of all processes that were waited for.
-    """
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of a command and all its descendants, sampled every 30 ms."""
+
+    out: str
+    seconds: float  # by the clock
+    waited: float  # seconds of processor of all processes that were waited for
+    sampled: float  # those of all processes, as last seen
+    peak_mb: float  # resident, of all at once
+    largest_mb: float  # resident, of the largest at any time
+
+
+def observed(command: list[str]) -> Watched:
+    """Run a command in the root of the repository. Raises SystemExit if it fails."""
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "PYTHONPATH": str(measure.ROOT)}
+    paths = [str(measure.ROOT), os.environ.get("PYTHONPATH", "")]  # where peers may lie
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second run does not compile our modules anew
+    start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=measure.ROOT
     )
-    peak, done = 0.0, threading.Event()
+    peak = largest = 0.0
+    used: dict[int, float] = {}
+    done = threading.Event()
 
     def sample() -> None:
-        nonlocal peak
+        nonlocal peak, largest
         while not done.wait(0.03):
-            peak = max(peak, sum(resident(pid) for pid in tree(process.pid)))
+            sizes = {pid: resident(pid) for pid in tree(process.pid)}
+            peak, largest = max(peak, sum(sizes.values())), max(largest, *sizes.values())
+            for pid in sizes:
+                with contextlib.suppress(OSError, IndexError, ValueError):
+                    used[pid] = processor([pid])
 
     watcher = threading.Thread(target=sample)
     watcher.start()
     out, err = process.communicate()
+    seconds = time.perf_counter() - start
     done.set()
     watcher.join()
     if process.returncode:
         raise SystemExit(f"error: {' '.join(command)} ended with {process.returncode}:\n{out}{err}")
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return out, peak, now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
+    waited = now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
+    return Watched(out, seconds, waited, sum(used.values()), peak, largest)
+
+
+def watched(command: list[str]) -> tuple[str, float, float]:
+    """Run a command: its output, the peak of its process tree's resident MB, and the seconds of processor of all
+    processes that were waited for.
+    """
+    seen = observed(command)
+    return seen.out, seen.peak_mb, seen.waited
 
 
 def counters(pids: list[int]) -> Counter[str]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import measure
-from stages.dedup import BUCKET_ROWS, buckets_for
+from stages.clusters import ENTRIES, PAIRS, ranges_for
 from stages.merge import ABOVE, GROUP
 from stages.sources.base import UNIT_BYTES
 from stages.tokenised import GROUP as ROWS
@@ -26,6 +26,7 @@ from stages.tokenize import MOST_BYTES
 
 # Bytes a row of a parquet table takes on disk, and of a spec an artifact takes; seen on 100 MB of real text.
 TOKENISED_ROW, ROWS_ROW, ARTIFACT = 62, 70, 420
+BANDS, ALIKE, ROUNDS = 14, 0.1, 3  # keys a document; share of documents with a like one, and rounds of joins: guesses
 OPENS_PER_FILE = 2  # a parquet footer and its row groups, or a map and its pages: requests to an object store
 
 
@@ -43,15 +44,19 @@ def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: f
     # Whole row groups are read: a slice of few rows costs one.
     merge_rows = min(rows_of_unit, rows_of_unit / GROUP + ROWS)
     slice_rows = min(rows_of_unit, rows_of_shard / max(1, files) + ROWS)
+    matches = ranges_for(round(documents), ENTRIES) + ranges_for(round(BANDS * documents), ENTRIES)
+    joins = ranges_for(round(2 * BANDS * ALIKE * documents), PAIRS)
     table = {
         "units": {
-            "download, filter, dedup": 3 * parts + buckets_for(round(documents)),
+            "download, filter": 2 * parts,
+            "dedup": 2 * parts + matches + (ROUNDS + 1) * joins,
             "tokenize": units,
             "merge": merges,
             "histograms, held-out, cut": 3 * sums,
             "shards": shards,
         },
         "files opened": {
+            "dedup": (2 + matches) * parts + joins * (matches + (ROUNDS - 1) * joins),
             "tokenize": 2 * units,
             "merge": merges * GROUP * 2,
             "histograms, held-out, cut": 4 * units,
@@ -69,6 +74,7 @@ def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: f
             "shards": 2 * tokens + documents * (ROWS_ROW + 12),
         },
         "bytes of specs the driver sends": {
+            "dedup": (2 + matches) * parts * ARTIFACT,
             "tokenize": units * 2 * ARTIFACT,
             "merge": merges * GROUP * 2 * ARTIFACT,
             "shards": round(shards * files * 2 * ARTIFACT),
@@ -121,12 +127,6 @@ def main() -> None:
     for what in [k for k in found["with"] if not isinstance(found["with"][k], dict)]:
         table.add_row(f"[bold]{what}", human(found["without"][what]), human(found["with"][what]))
     Console().print(table)
-    slices = round(a.tokens * a.bytes_per_token / UNIT_BYTES) * buckets_for(round(a.tokens / a.document_tokens))
-    print(
-        f"Exact deduplication at this size lists a slice of drops for every part and bucket of {BUCKET_ROWS:,} rows: "
-        f"{human(slices)} of them, which the driver holds beside the units above."
-    )
-    found["dedup slices"] = slices
     measure.save("scale", found)
 
 

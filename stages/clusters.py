@@ -10,14 +10,14 @@ A document is a 64-bit label whose order is the order of preference, so the firs
 one bit (held out for validation before any other), 8 bits (rank of the source), the first 23 bits of the document id,
 and 32 bits (its number in the corpus: parts in their order, rows in theirs).
 
-All files are sorted .npy arrays, mapped, of which a task reads one stretch. A worker's memory is bounded by ENTRIES and
-PAIRS: some 400 MB.
+All files are .npy arrays, sorted or in sorted runs, mapped, of which a task reads one stretch. A worker's memory is
+bounded by RUN, ENTRIES and PAIRS, and by 50 bytes a row of a part: 500 MB where nine keys in ten are shared.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from stages.base import Artifact, Task
 from stages.ids import distinct, id_words, is_validation, sample
 from stages.tables import ID, table_digest
 
-ENTRIES = 1 << 23  # keys compared at a time
+ENTRIES = 1 << 22  # keys compared at a time
 PAIRS = 1 << 22  # pairs united at a time
+RUN = 1 << 22  # keys of a part sorted at a time
 CHUNK = 1 << 18  # entries put together at a time
 MOST_RANGES = 1024  # of keys, or of documents
 RANKS = 1 << 8  # sources that can be told apart
@@ -64,28 +65,23 @@ def ranges_for(number: int, most: int) -> int:
 def sign(task: Task) -> None:
     """The keys of one filtered part. Params: near, None or {ngram, bands, rows}.
 
-    Outputs: `exact` (EXACT) and, if asked for, `near` (NEAR), sorted by key; `ids`, 16 bytes a row.
+    Outputs: `exact` (EXACT), sorted by key, and, if asked for, `near` (see `save_near`); `ids`, 16 bytes a row.
     """
     near = task.params["near"]
     file = pq.ParquetFile(task.path(task.inputs[0]))
     total = file.metadata.num_rows
     exact, ids = np.empty(total, EXACT), np.empty((total, 16), np.uint8)
-    keys = np.empty((total, near["bands"]), np.uint64) if near else None
     at = 0
     for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=["document_id", "text_hash", *(["text"] if near else [])])
+        table = file.read_row_group(group, columns=["document_id", "text_hash"])
         rows = slice(at, at + table.num_rows)
         at += table.num_rows
         exact["lo"][rows], exact["hi"][rows] = id_words(table["text_hash"])
         ids[rows] = np.stack(id_words(table["document_id"]), axis=1).astype("<u8").view(np.uint8)
-        if keys is not None:
-            from stages.near import band_keys
-
-            keys[rows] = band_keys(table["text"].combine_chunks(), **near)
     exact["first"], exact["row"] = first_bits(ids), np.arange(total)
     save(task, "exact", exact[np.lexsort((exact["hi"], exact["lo"]))])
-    if keys is not None:
-        save_near(task, keys, exact)
+    if near:
+        save_near(task, file, exact["first"], near)
     save(task, "ids", ids)
 
 
@@ -95,21 +91,50 @@ def first_bits(ids: Array) -> Array:
     return leading | (~is_validation(ids)).astype(np.uint32) << 31
 
 
-def save_near(task: Task, keys: Array, exact: Array) -> None:
-    """Write output `near`: an entry a document and band, (n, bands) keys in; none for a text without words."""
-    bands, flat = keys.shape[1], keys.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    order = order[np.searchsorted(flat, 1, sorter=order) :]
-    path = task.output("near.npy")
+def save_near(task: Task, file: pq.ParquetFile, first: Array, shape: dict[str, int]) -> None:
+    """Write output `near` (NEAR): an entry a document and band, none for a text without words.
+
+    A part of short texts has more entries than fit into memory, so they are sorted by key in runs of RUN or fewer;
+    the output's meta `runs` says where each begins, and where the last ends.
+    """
+    path, runs = task.output("near.npy"), [0]
     with Path(path).open("wb") as out:
-        np.lib.format.write_array_header_1_0(out, npy_header(order.shape, NEAR))
-        for at in range(0, len(order), CHUNK):
-            chosen = order[at : at + CHUNK]
-            entries = np.empty(len(chosen), NEAR)
-            entries["lo"], entries["row"] = flat[chosen], chosen // bands
-            entries["first"] = exact["first"][entries["row"]]
-            out.write(entries.tobytes())
-    task.add("near", path, rows=len(order))
+        header = npy_header((len(first) * shape["bands"],), NEAR)
+        np.lib.format.write_array_header_1_0(out, header)  # as long as the final one: numpy leaves room to grow
+        for row, keys in key_runs(file, shape):
+            flat = keys.reshape(-1)
+            order = np.argsort(flat, kind="stable")
+            order = order[np.searchsorted(flat, 1, sorter=order) :]
+            for at in range(0, len(order), CHUNK):
+                chosen = order[at : at + CHUNK]
+                entries = np.empty(len(chosen), NEAR)
+                entries["lo"], entries["row"] = flat[chosen], row + chosen // shape["bands"]
+                entries["first"] = first[entries["row"]]
+                out.write(entries.tobytes())
+            runs.append(runs[-1] + len(order))
+        out.seek(0)
+        np.lib.format.write_array_header_1_0(out, npy_header((runs[-1],), NEAR))
+    task.add("near", path, rows=runs[-1], runs=runs)
+
+
+def key_runs(file: pq.ParquetFile, shape: dict[str, int]) -> Iterator[tuple[int, Array]]:
+    """(number of the first row, keys (rows, bands)) of a filtered part, at most RUN keys or one row at a time."""
+    from stages.near import band_keys
+
+    most = max(1, RUN // shape["bands"])
+    found: list[Array] = []
+    row = held = 0
+    for group in range(file.num_row_groups):
+        texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
+        at = 0
+        while at < len(texts):
+            found.append(band_keys(texts.slice(at, most - held), **shape))
+            at, held = at + len(found[-1]), held + len(found[-1])
+            if held == most:
+                yield row, np.concatenate(found)
+                row, held, found = row + held, 0, []
+    if found:
+        yield row, np.concatenate(found)
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
@@ -127,10 +152,13 @@ def save(task: Task, name: str, array: Array) -> None:
 
 
 def stretch(task: Task, artifact: Artifact, low: int, high: int, key: Callable[[Any], int]) -> Array:
-    """Of a sorted file, the entries whose key lies in [low, high)."""
+    """Of a file of one sorted run or several, the entries whose key lies in [low, high), run by run."""
     mapped = np.load(task.path(artifact), mmap_mode="r")
-    a = bisect_left(mapped, low, key=key)
-    return np.array(mapped[a : bisect_left(mapped, high, lo=a, key=key)])
+    pieces = []
+    for start, end in pairwise(artifact.meta.get("runs", (0, len(mapped)))):
+        a = bisect_left(mapped, low, start, end, key=key)
+        pieces.append(mapped[a : bisect_left(mapped, high, a, end, key=key)])
+    return np.concatenate(pieces) if pieces else np.array(mapped)
 
 
 def match(task: Task) -> None:

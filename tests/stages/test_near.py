@@ -139,6 +139,30 @@ def test_equal_keys_against_a_plain_dictionary():
         assert set(zip(*(a.tolist() for a in equal_keys(entries)), strict=True)) == expected
 
 
+@pytest.mark.parametrize("run", [1, 28, 70, 1 << 22])
+def test_keys_lie_in_sorted_runs(tmp_path, monkeypatch, run):
+    """Whatever the length of a run, every key of every text that has words is found once, in any stretch of keys."""
+    monkeypatch.setattr(clusters, "RUN", run)
+    texts = ["...", *(f"a b {i}" for i in range(11)), "", *(["..."] * 90)]  # the header says 1,442 entries at first
+    ids = [document_id(str(i)) for i in range(len(texts))]
+    path = tmp_path / "part.parquet"
+    columns = {"document_id": pa.array(ids, pa.binary(16)), "text": texts, "text_hash": pa.array(ids, pa.binary(16))}
+    pq.write_table(pa.table(columns), path, row_group_size=9)
+    shape = {"ngram": 5, "bands": 14, "rows": 8}
+    task = Task({"near": shape}, [Artifact(str(path), "")], tmp_path, "t", lambda a: a.path)
+    clusters.sign(task)
+    file = next(a for a in task.outputs if a.name == "near")
+    first = first_bits(np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)).tolist()
+    keys = near.band_keys(pa.array(texts), **shape).tolist()
+    wanted = sorted((key, first[i], i) for i, row in enumerate(keys) if any(row) for key in row)
+    assert len(wanted) == file.rows == 11 * 14 and len(file.meta["runs"]) == -(-103 // max(1, run // 14)) + 1
+    for bounds in ((0, 1 << 63, 1 << 64), (0, wanted[40][0], wanted[41][0], 1 << 64)):
+        found = [clusters.stretch(task, file, a, b, lambda e: int(e["lo"])) for a, b in pairwise(bounds)]
+        for part, (a, b) in zip(found, pairwise(bounds), strict=True):
+            assert all(a <= int(key) < b for key in part["lo"])
+        assert sorted(e for part in found for e in part.tolist()) == wanted
+
+
 def test_first_bits_order_as_documents_are_preferred():
     raw = sorted((document_id(str(i)) for i in range(3000)), key=lambda i: (not is_validation([i])[0], i))
     bits = first_bits(np.frombuffer(b"".join(raw), np.uint8).reshape(-1, 16))
@@ -169,15 +193,16 @@ def corpus(rng, number):
 
 
 def test_any_cut_keeps_the_same_documents(tmp_path, monkeypatch):
-    """One range, or many of keys and of documents: what a plain search over all pairs of equal keys says."""
+    """One range, or many of keys, of runs and of documents: what a plain search over all pairs of equal keys says."""
     rng = random.Random(3)
     whole = corpus(rng, 270)
     texts = {name: whole[i::9] for i, name in enumerate("abcdefghi")}
     texts["c"] += rng.sample(texts["a"], 10)
     found = sources(tmp_path, **texts)
     kept = {}
-    for entries, pairs in ((1 << 20, 1 << 20), (100, 40)):
+    for entries, pairs, run in ((1 << 20, 1 << 20, 1 << 20), (100, 40, 50)):
         monkeypatch.setattr(dedup, "ENTRIES", entries), monkeypatch.setattr(dedup, "PAIRS", pairs)
+        monkeypatch.setattr(clusters, "RUN", run)
         context = MiniContext(tmp_path / f"out{entries}", recipe(found, dedup=Dedup(priority=["c"])))
         kept[entries] = {(n, r["source_row"]) for n, parts in build(context, "dedup").items() for r in rows_of(parts)}
         joins = [label for _, label in context.ran if " join " in label]
