@@ -104,31 +104,13 @@ int64: Any = numba.int64  # in kernels every number is of this kind, so that eac
 uint64: Any = numba.uint64
 
 
-def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """The address of the first element of an array, or a pointer as it is."""
-    return value if isinstance(kind, types.CPointer) else context.make_array(kind)(context, builder, value).data
-
-
-@intrinsic
-def _pointer(_: Any, array: Any) -> Any:
-    """The elements of an array without the array, which must outlive this.
-
-    What a loop hands to other functions should be one: of an array numba counts references, with a locked instruction
-    each time, which cost more than all else that was done for a word.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _data(context, builder, signature.args[0], arguments[0])
-
-    return types.CPointer(array.dtype)(array), generate
-
-
 @intrinsic
 def _load(_: Any, data: Any, i: Any) -> Any:
     """Eight bytes of uint8 elements from `i` on, as a little-endian number, aligned or not."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        at = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        at = builder.gep(array.data, [arguments[1]])
         return builder.load(builder.bitcast(at, ir.IntType(64).as_pointer()), align=1)
 
     return types.uint64(data, types.int64), generate
@@ -143,7 +125,8 @@ def _get(_: Any, array: Any, i: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.args[0].dtype
-        value = builder.load(builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]]))
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        value = builder.load(builder.gep(found.data, [arguments[1]]))
         if kind.bitwidth == 64:
             return value
         widen = builder.sext if kind.signed else builder.zext
@@ -162,7 +145,6 @@ def _lowest(_: Any, bits: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-pointer: Any = _pointer
 load: Any = _load
 get: Any = _get
 lowest: Any = _lowest

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.compiled import compiled, get, int64, pointer, uint64
+from stages.compiled import compiled, get, int64, uint64
 from stages.kernel_scan import ANY, CHARS, LINES, MIX, WORDS, hash_bytes
+from stages.kernel_words import BASE
 
-BASE = uint64(0xD6E8FEB86659FD93)  # of the polynomial that hashes an n-gram
 SHORTEST, LONGEST = 5, 10  # n-grams whose repetition counts anywhere
 
 
@@ -221,13 +221,12 @@ def most_repeated(data: Any, words: Any, total: int, slots: Any, most: Any) -> N
 
 
 @compiled
-def repetition(data: Any, scanned: Any, lines: Any, marks: Any, limit: Any, spare: Any) -> int:
+def repetition(data: Any, words: Any, lines: Any, marks: Any, limit: Any, spare: Any) -> int:
     """Which of the repetition rules drops the scanned document, from 1, or 0. `limit`: their thresholds, in order.
 
     `spare` is (paragraphs, as lines are; slots of a hash table; a counter a word; a sketch; bounds).
     """
     blocks, slots, times, sketch, most = spare
-    words = pointer(scanned[0]), pointer(scanned[1])
     size, total = marks[CHARS], marks[WORDS]
     n = paragraphs(data, words, lines, marks, blocks)
     n, number, chars = repeated(data, blocks, n, ANY, slots)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.compiled import compiled, int64, pointer
+from stages.compiled import compiled, int64
 from stages.kernel_c4 import c4
 from stages.kernel_repeats import LONGEST, SHORTEST, repeated, repetition
 from stages.kernel_scan import (
@@ -134,9 +134,8 @@ def judge_all(
     """
     words, lines, marks, spare = scratch
     o, edits = 0, len(out) > 0
-    source, edited, flags = pointer(data), pointer(out), pointer(table)
     for d in range(len(codes)):
-        text, a, b, scanned, code = source, int64(offsets[d]), int64(offsets[d + 1]), 0, int64(codes[d])
+        text, a, b, scanned, code = data, int64(offsets[d]), int64(offsets[d + 1]), 0, int64(codes[d])
         for step in range(len(program)):
             if code:
                 break
@@ -145,15 +144,15 @@ def judge_all(
                 break
             rule, limit = program[step], limits[step]
             if rule == C4:
-                code, b = c4(text, a, b, flags, limit, edited, o)
-                text, a, scanned = edited, o, 0
+                code, b = c4(text, a, b, table, limit, out, o)
+                text, a, scanned = out, o, 0
             else:
                 words_too = rule in (QUALITY, REPETITION)
                 if words_too and scanned < 2:
-                    scan(text, a, b, flags, stops, marks, words, lines)
+                    scan(text, a, b, table, stops, marks, words, lines)
                     scanned = 2
                 elif not scanned:
-                    scan_lines(text, a, b, flags, marks, lines)
+                    scan_lines(text, a, b, table, marks, lines)
                     scanned = 1
                 if rule == LENGTH:
                     code = length(marks, limit)
