@@ -130,7 +130,9 @@ def rows(found: list[Record], raw: dict[str, Any]) -> list[Row]:
         steps.setdefault((record.stage, step_of(record, raw)), []).append(record)
     table = []
     for (stage, step), mine in steps.items():
-        if stage in before:
+        if step == "index":  # of the evaluation sets
+            size = 0.0
+        elif stage in before:
             sources = {source_of(record, names) for record in mine}
             chosen = names if sources == {""} else sources  # a unit of no source is about all of them
             size = sum(text[before[stage]][name] for name in chosen)
