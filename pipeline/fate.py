@@ -91,10 +91,11 @@ def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]
                 one.status, one.note = "dropped", f"{kind} of {kept_id} in {kept_source}, which was kept"
     for row in contaminated(build, wanted):
         one = found.get((row["source"], row["document_id"].hex()), Found("", "", "", 0, None))
-        if one.status == "curated":
+        if one.status == "curated" and not one.note:
             text = row["text"] if len(row["text"]) <= SHOWN else row["text"][:SHOWN] + "…"
-            one.status = "dropped"
-            one.note = f"contaminated by {row['set']} item {row['item_id'].hex()}: {text!r}"
+            one.status = "dropped" if row["done"] == "dropped" else one.status
+            cut = "a piece was cut out, " if row["done"] == "cut" else ""
+            one.note = f"{cut}contaminated by {row['set']} item {row['item_id'].hex()}: {text!r}"
     gone = {i.hex() for a in artifacts(build, "exclude", "excluded") for i in named(build, a, wanted)}
     for one in found.values():
         if one.document_id in gone:
@@ -120,11 +121,10 @@ def dropped(build: Build, wanted: pa.Array) -> Iterator[tuple[str, str, str, boo
 
 
 def contaminated(build: Build, wanted: pa.Array) -> Iterator[dict[str, Any]]:
-    """The evidence against each of the documents wanted that was dropped for it."""
+    """The evidence against each of the documents wanted that was dropped or cut for it."""
     for artifact in artifacts(build, "decontaminate", "evidence-"):
         table = build.table(artifact)
-        table = table.filter(pc.is_in(table["document_id"], value_set=wanted))
-        yield from table.filter(pc.equal(table["done"], "dropped")).to_pylist()
+        yield from table.filter(pc.is_in(table["document_id"], value_set=wanted)).to_pylist()
 
 
 def named(build: Build, artifact: Artifact, wanted: pa.Array) -> list[bytes]:

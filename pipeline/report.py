@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pipeline.engine import Context
 from stages.base import Record
+from stages.describe import reasons
 
 ENCODED = "encoded_by."  # then the engine: a counter of tokenised units
 
@@ -28,12 +29,7 @@ def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Ta
 
 def dropped(context: Context, source: str) -> dict[str, int]:
     """Documents dropped from `source`, by reason, most frequent first."""
-    found: dict[str, int] = {}
-    for stage in ("filter", "dedup", "decontaminate", "exclude"):
-        for what, n in context.counts(stage, source).items():
-            if what.startswith("dropped."):
-                found[what.removeprefix("dropped.")] = n
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    return dict(sorted(reasons(context, source).items(), key=lambda item: (-item[1], item[0])))
 
 
 def documents(context: Context) -> Table:
@@ -41,11 +37,11 @@ def documents(context: Context) -> Table:
     last = "dedup" if context.state("dedup").done else "filter"
     rows = []
     for source in context.recipe.sources:
-        reasons = dropped(context, source)
-        said = ", ".join(f"{name} {n:,}" for name, n in reasons.items()) or "-"
+        left = dropped(context, source)
+        said = ", ".join(f"{name} {n:,}" for name, n in left.items()) or "-"
         counts = context.counts("download", source)
-        kept = context.counts(last, source).get("kept", 0) - reasons.get("contaminated", 0) - reasons.get("excluded", 0)
-        rows.append((source, counts.get("rows_in", 0), counts.get("quarantined", 0), sum(reasons.values()), kept, said))
+        kept = context.counts(last, source).get("kept", 0) - left.get("contaminated", 0) - left.get("excluded", 0)
+        rows.append((source, counts.get("rows_in", 0), counts.get("quarantined", 0), sum(left.values()), kept, said))
     table = grid("Documents", ("source", "in", "quarantined", "dropped", "kept", "dropped by reason"), rows)
     table.columns[-1].justify = "left"
     return table

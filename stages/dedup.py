@@ -74,7 +74,10 @@ Filtered = dict[str, list[Artifact]]
 
 
 async def build(context: Any) -> Curated:
-    """Curated documents by source, one table a part."""
+    """Curated documents by source, one table a part. Warns of a source of which nothing is left."""
+    named = len(context.recipe.sources)
+    if context.recipe.dedup.exact and named > RANKS:
+        raise DataError(f"dedup: {named} sources, and at most {RANKS} can be ranked; merge some, or set exact: false")
     filtered: Filtered = await context.stage("filter")
     pairs = [(name, part) for name, parts in filtered.items() for part in parts]
     drops: list[list[Artifact]] = [[] for _ in pairs]
@@ -96,6 +99,10 @@ async def build(context: Any) -> Curated:
     curated = Curated({name: [] for name in filtered})
     for (name, _), docs in zip(pairs, done, strict=True):
         curated[name].append(docs)
+    for name, parts in curated.items():
+        if not any(part.rows for part in parts):
+            rows = sum(part.rows for part in filtered[name])
+            context.warn(f"dedup: nothing is left of {name}: each of its {rows:,} documents is a copy of another's")
     curated.report = await duplicates.report(context, filtered, found) if found else None
     return curated
 
@@ -112,8 +119,6 @@ async def clusters(context: Any, filtered: Filtered) -> list[Record]:
     parts = [part for artifacts in filtered.values() for part in artifacts]
     # the others by name: a manifest does not keep its recipe's order, and a rebuild has to rank as the build did
     ranked = [*config.priority, *sorted(filtered)]
-    if len(filtered) > RANKS:
-        raise DataError(f"dedup: {len(filtered)} sources, and at most {RANKS} can be ranked; merge some, or switch off")
     if sum(part.rows for part in parts) >= 1 << 32:
         raise DataError("dedup: over 4,294,967,295 documents cannot be numbered; split the recipe, or switch it off")
     ranks = {name: i for i, name in enumerate(sorted(filtered, key=ranked.index))}

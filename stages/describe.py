@@ -130,6 +130,23 @@ def describe_shard(base: str, split: str, source: str, record: Record) -> Shard:
     )
 
 
+def reasons(context: Any, name: str) -> dict[str, int]:
+    """Documents of a source that are not in the corpus, by reason: with those kept and quarantined all that were read.
+
+    `beyond_budget` are those that the rules kept of the parts behind the one that filled the source's budget.
+    """
+    found: dict[str, int] = {}
+    for stage in ("filter", "dedup", "decontaminate", "exclude"):
+        for what, n in context.counts(stage, name).items():
+            if what.startswith("dropped."):
+                reason = what.removeprefix("dropped.")
+                found[reason] = found.get(reason, 0) + n
+    filtered, taken = context.counts("filter", name), context.counts("dedup", name)
+    if "rows_in" in taken and (beyond := filtered.get("kept", 0) - taken["rows_in"]) > 0:
+        found["beyond_budget"] = beyond
+    return found
+
+
 def describe_source(
     context: Any,
     name: str,
@@ -141,13 +158,7 @@ def describe_source(
 ) -> Source:
     """The manifest's entry for one source: what came in, what was dropped and why, what went into the mixture."""
     config = context.recipe.sources[name]
-    downloaded, kept = context.counts("download", name), context.counts("dedup", name)
-    dropped: dict[str, int] = {}
-    for stage in ("filter", "dedup", "decontaminate", "exclude"):
-        for what, n in context.counts(stage, name).items():
-            if what.startswith("dropped."):
-                reason = what.removeprefix("dropped.")
-                dropped[reason] = dropped.get(reason, 0) + n
+    downloaded, kept, dropped = context.counts("download", name), context.counts("dedup", name), reasons(context, name)
 
     def total(records: list[Record], what: str) -> int:
         return sum(r.counts.get(f"{what}.{name}", 0) for r in records)
