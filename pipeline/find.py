@@ -12,17 +12,20 @@ from pipeline.errors import UserError
 from pipeline.fate import fates
 from pipeline.trace import Run, open_run
 from stages.find import Found, Query, find
+from stages.lineage import curated_folder
 from train.manifest import Manifest
 from train.order import steps_that_read
 
+BUDGETS = ("max_tokens", "max_documents", "max_bytes")
 SHOWN = 20  # documents, and steps of one, unless all are asked for
 
 
 def print_found(manifest: Manifest, query: Query, folder: str | None, as_json: bool, full: bool) -> None:
     """All documents that `query` means. Raises UserError when nothing is known of any."""
     documents = find(manifest, query)
-    for key, one in fates(manifest, query).items():
-        documents.setdefault(key, one)
+    missed = {key: one for key, one in fates(manifest, query).items() if key not in documents}
+    explain(manifest, query, [one for one in missed.values() if one.status == "curated"])
+    documents |= missed
     found = list(documents.values())
     run = open_run(manifest, folder) if folder else None
     if run:
@@ -44,6 +47,19 @@ def print_found(manifest: Manifest, query: Query, folder: str | None, as_json: b
         describe(console, one, folder, full)
     if not full and len(found) > SHOWN:
         console.print(f"and {len(found) - SHOWN:,} more; --full or --json shows all", markup=False)
+
+
+def explain(manifest: Manifest, query: Query, kept: list[Found]) -> None:
+    """Say of documents that no rule and no later stage dropped why they are not among those of the corpus."""
+    if not kept or curated_folder(manifest) is None:
+        return
+    there = find(manifest, Query(ids=[one.document_id for one in kept])) if query.text else {}
+    for one in kept:
+        asked = manifest.asked("sources", one.source)
+        if (one.source, one.document_id) in there:
+            one.note = one.note or "the source's text has the phrase, the curated text does not"
+        elif any(asked.get(name) is not None for name in BUDGETS):
+            one.status, one.note = "not taken", f"beyond the budget of {one.source}"
 
 
 def read_in(manifest: Manifest, run: Run, found: Iterable[Found]) -> None:

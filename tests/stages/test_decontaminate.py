@@ -19,7 +19,7 @@ from pipeline.recipe import parse_recipe
 from pipeline.report import decontamination
 from stages.base import DataError
 from stages.contamination import cut
-from stages.find import Query
+from stages.find import Query, find
 from stages.ids import is_validation
 from stages.lineage import pieces_of, rows_table, trace
 from stages.tables import document_id
@@ -187,6 +187,11 @@ def test_a_dropped_document_is_told_of_and_a_cut_one_is_traced(folder):
     pieces = [p for s in manifest.shards for p in pieces_of(s.path, rows_table(manifest, s)) if not p.truncated]
     mine = [p for p in pieces if p.document_id in by_document]
     assert mine and any(is_validation([p.document_id])[0] for p in pieces)
+    mended = told[0]
+    wanted = Query(text=mended["text"])
+    assert ("web", mended["document_id"].hex()) not in find(manifest, wanted)
+    one = fates(manifest, wanted)["web", mended["document_id"].hex()]
+    assert one.status == "curated" and one.note.startswith("a piece was cut out, contaminated by quiz item ")
     traced = trace(manifest, mine)
     assert {(t.curated.status, t.origin.status) for t in traced} == {("equal", "equal")}
     assert all("cut, see contaminated/" in t.origin.detail for t in traced)

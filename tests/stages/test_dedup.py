@@ -7,6 +7,8 @@ from stage_harness import MiniContext, build, recipe, rows_of
 
 from pipeline.recipe import Dedup
 from stages.base import DataError
+from stages.clusters import RANKS
+from stages.describe import reasons
 from stages.ids import is_validation
 from stages.sources import jsonl
 from stages.sources.files import whole_files
@@ -91,6 +93,16 @@ def test_filter_counts_reasons_and_empty_text(tmp_path):
     assert counts == {"dropped.empty": 1, "dropped.length_short": 1, "kept": 1, "rows_in": 3, "text_bytes": 11}
 
 
+def test_a_source_of_copies_is_told_of_and_too_many_sources_before_any_is_read(tmp_path):
+    same = variant("the same text", False)
+    _, context = run(tmp_path, sources(tmp_path, a=[same], b=[same, same]))
+    assert context.warnings == ["dedup: nothing is left of b: each of its 2 documents is a copy of another's"]
+    context = MiniContext(tmp_path / "many", recipe(sources(tmp_path, **{f"s{i}": [f"{i}"] for i in range(RANKS + 1)})))
+    with pytest.raises(DataError, match="dedup: 257 sources, and at most 256 can be ranked"):
+        build(context, "dedup")
+    assert not context.ran
+
+
 def test_nothing_left_names_the_reason(tmp_path):
     found = sources(tmp_path, a=["x", "y", ""])
     found["a"]["rules"] = ["gopher_quality"]
@@ -136,6 +148,8 @@ def test_a_budget_takes_the_shortest_prefix_in_hash_order(tmp_path, budget, monk
     assert len(files) == min(12, -(-budget.get("max_documents", 35) // 10))
     downloads = sum(stage == "download" for stage, _ in context.ran)
     assert downloads <= len(files) + 4
+    read, gone = context.counts("download", "a")["rows_in"], reasons(context, "a")
+    assert read == 10 * downloads == len(kept["a"]) + sum(gone.values()) and set(gone) <= {"beyond_budget"}
     more = {"a": {"from": "jsonl", "path": str(tmp_path / "a"), "max_documents": 75}}
     wider, _ = run(tmp_path, more)
     assert wider["a"][: len(kept["a"])] == kept["a"][: len(wider["a"])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +14,9 @@ from lineage_harness import LONG, published, recipe
 from test_lineage import cli, points, run_folder
 
 from pipeline.fate import fates
-from pipeline.find import read_in
+from pipeline.find import explain, read_in
 from pipeline.trace import open_run, spans_of_step
-from stages.find import Query, find
+from stages.find import Found, Query, find
 from stages.lineage import Decoder, pieces_in, pieces_of, rows_table
 from stages.tables import document_id
 from train.manifest import load_manifest
@@ -152,6 +153,15 @@ def test_what_became_of_others(manifest, folder):
     pair = next(p for p in pairs if len(p["query"] + p["response"]) < 90)
     (one,) = fates(manifest, Query(text=f"Q: {pair['query']}\nA: ")).values()
     assert (one.status, one.note) == ("dropped", "by the rule length_short")
+
+
+def test_what_a_budget_leaves_is_not_called_curated(manifest):
+    raw = {**manifest.recipe, "sources": {n: {**s, "max_bytes": 9} for n, s in manifest.recipe["sources"].items()}}
+    one = Found("0" * 32, "web", "a", 0, None, "curated")
+    explain(manifest, Query(ids=[one.document_id]), [one])
+    assert (one.status, one.note) == ("curated", "")
+    explain(replace(manifest, recipe=raw), Query(ids=[one.document_id]), [one])
+    assert (one.status, one.note) == ("not taken", "beyond the budget of web")
 
 
 def test_the_command_line(manifest, folder):
