@@ -45,8 +45,8 @@ def index(task: Task) -> None:
     """List the n-grams of some sets. Inputs: their items. Params: sets (names), ngram, short, common.
 
     Outputs: `passages` (PASSAGES), `grams` (GRAMS). Counts items.<set>, and unsearched.<set>: items of which nothing
-    is looked for. An n-gram that more than `common` items of different text share is left out, and one of words that
-    more items of its set than that, and than one in a hundred, use.
+    is looked for; an item that a set has twice counts once. An n-gram that more than `common` items of different text
+    share is left out, and one of words that more items of its set than that, and than one in a hundred, use.
     """
     params, last = task.params, sieved(task.params["short"])
     rows: dict[str, list[Any]] = {name: [] for name in PASSAGES.names}
@@ -56,7 +56,8 @@ def index(task: Task) -> None:
     known: dict[str, tuple[int, int]] = {}
     owners: list[str] = []  # of each item: its set
     for name, artifact in zip(params["sets"], task.inputs, strict=True):
-        items = pq.read_table(task.path(artifact), partitioning=None).to_pylist()
+        read = pq.read_table(task.path(artifact), partitioning=None).drop_columns(["source_file", "source_row"])
+        items = list({tuple(row.values()): row for row in read.to_pylist()}.values())
         cut_up = [list(passages_of(row, params["ngram"], params["short"])) for row in items]
         frequent = frequent_words(itertools.chain.from_iterable(cut_up), params["common"])
         for row, passages in zip(items, cut_up, strict=True):

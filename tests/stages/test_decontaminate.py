@@ -218,14 +218,16 @@ def test_what_many_documents_hold_is_no_evidence(tmp_path):
     texts = [f"{prose(rng, 50)} {common} {prose(rng, 50)}" for _ in range(11)] + [f"{prose(rng, 20)} {rare}"]
     lines(tmp_path / "web.jsonl", [{"text": t} for t in texts])
     lines(tmp_path / "maths.jsonl", [{"text": prose(rng, 20)}])
-    lines(tmp_path / "own.jsonl", [{"asked": common, "told": None}, {"asked": rare, "told": 7}])
+    lines(tmp_path / "own.jsonl", [{"asked": common, "told": None}, *[{"asked": rare, "told": 7}] * 2])
     against = {"own": {"from": "jsonl", "path": str(tmp_path / "own.jsonl"), "fields": ["asked", "told"]}}
     for most, gone in ((10, {11}), (11, set(range(12)))):
         raw = recipe(tmp_path, decontaminate={"against": against, "common": most})
         context = build(tmp_path, raw, "exclude")
         assert {row["source_row"] for row in evidence(tmp_path)} == gone
         assert any("n-grams are no evidence" in line for line in context.warnings) == (most == 10)
-    assert {row["passage"] for row in evidence(tmp_path)} == {"asked"}
+    told = evidence(tmp_path)
+    assert {row["passage"] for row in told} == {"asked"} and len(told) == 12, "the item that is there twice counts once"
+    assert context.warnings == ["own: 2 of 2 items found in 12 documents; see contaminated/"]
 
 
 @pytest.mark.parametrize(
