@@ -89,15 +89,10 @@ class Locator(caching._CacheLocator):
 cast(list[Any], caching.CacheImpl._locator_classes).insert(0, Locator)
 
 
-def compiled(function: F, allocates: bool = False) -> F:
-    """`function` as machine code. Unless it `allocates` arrays, no call counts references to those that it is given."""
-    options: Any = {"nogil": True, "error_model": "numpy", "_nrt": allocates, "cache": cache_folder() is not None}
+def compiled(function: F) -> F:
+    """`function` as machine code. It can make no arrays, and so no call counts references to those that it is given."""
+    options: Any = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": cache_folder() is not None}
     return cast(F, numba.njit(**options)(function))
-
-
-def allocating(function: F) -> F:
-    """`compiled`, of a function that makes arrays."""
-    return compiled(function, allocates=True)
 
 
 int64: Any = numba.int64  # in kernels every number is of this kind, so that each is compiled once

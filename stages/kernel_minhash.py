@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiled import allocating, compiled, get, uint64
+from stages.compiled import compiled, get, uint64
 from stages.kernel_scan import MIX
 from stages.kernel_words import BASE, next_word, spread
 
@@ -20,11 +20,14 @@ def lower_all(signature: Any, factors: Any, terms: Any, x: Any) -> None:
         signature[k] = min(signature[k], np.uint32(factors[k] * x + terms[k]))
 
 
-@allocating
-def sign(data: Any, offsets: Any, fold: Any, n: int, rows: int, factors: Any, terms: Any, keys: Any) -> None:
-    """Fill `keys` (documents, bands) with a hash of each band's `rows` least values; 0 where there is no word."""
-    ring = np.zeros(n, np.uint64)
-    signature = np.empty(len(factors), np.uint32)
+@compiled
+def sign(data: Any, offsets: Any, fold: Any, rows: int, factors: Any, terms: Any, scratch: Any, keys: Any) -> None:
+    """Fill `keys` (documents, bands) with a hash of each band's `rows` least values; 0 where there is no word.
+
+    `scratch` is room for a word each of an n-gram (n,) uint64, and for a signature (bands x rows,) uint32.
+    """
+    ring, signature = scratch
+    n = len(ring)
     power = uint64(1)  # BASE^n
     for _ in range(n):
         power *= BASE

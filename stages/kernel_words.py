@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.compiled import allocating, compiled, get, uint64
+from stages.compiled import compiled, get, uint64
 from stages.kernel_scan import MIX, decode
 from stages.kernel_tables import LIMIT
 
@@ -77,13 +77,13 @@ def spread(h: Any) -> Any:
     return (h ^ (h >> uint64(32))) * MIX
 
 
-@allocating
-def ngrams(data: Any, b: int, fold: Any, n: int, found: Any) -> int:
+@compiled
+def ngrams(data: Any, b: int, fold: Any, ring: Any, found: Any) -> int:
     """Hashes of the n-grams of words of data[:b] into `found`, in their order; of all words where there are fewer.
 
-    Returns their number; `found` holds as many as there may be words, (b + 1) // 2, or one.
+    Returns their number; `found` holds as many as there may be words, (b + 1) // 2, or one. `ring` (n,) is all 0.
     """
-    ring = np.zeros(n, np.uint64)
+    n = len(ring)
     power = uint64(1)  # BASE^n
     for _ in range(n):
         power *= BASE

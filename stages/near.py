@@ -37,7 +37,8 @@ def band_keys(texts: pa.Array, ngram: int, bands: int, rows: int) -> NDArray[np.
 
     data, offsets = buffers(texts)
     keys = np.empty((len(texts), bands), np.uint64)
-    sign(data, offsets, folded(), ngram, rows, *permutations(bands * rows), keys)
+    scratch = np.empty(ngram, np.uint64), np.empty(bands * rows, np.uint32)
+    sign(data, offsets, folded(), rows, *permutations(bands * rows), scratch, keys)
     return keys
 
 
@@ -53,7 +54,7 @@ def hashes(text: str, ngram: int) -> NDArray[np.uint64]:
 
     data, offsets = buffers(pa.array([text]))
     found = np.empty(int(offsets[1]) // 2 + 1, np.uint64)
-    return distinct(found[: ngrams(data, int(offsets[1]), folded(), ngram, found)])
+    return distinct(found[: ngrams(data, int(offsets[1]), folded(), np.zeros(ngram, np.uint64), found)])
 
 
 def jaccard(a: str, b: str, ngram: int) -> float:

@@ -21,6 +21,7 @@ from stages.tables import DOCUMENTS, QUARANTINE, document_id
 
 PART_BYTES = 128 << 20  # text in a part, at most (but for one larger document)
 GROUP_BYTES = 4 << 20  # text in a row group: what a later stage holds in memory at a time
+GROUP_ROWS = 1 << 14  # rows of it at most: a million empty texts are a row group of nothing
 HOPELESS = 1000  # bad rows in a row, from the first on, that make a unit fail
 TEXT_BYTES = 1 << 30  # an arrow string column holds 2 GiB; no document comes near
 
@@ -111,7 +112,7 @@ class PartWriter:
         self.group_size += size
         self.task.counts["rows_out"] += 1
         self.task.counts["text_bytes"] += size
-        if self.group_size >= GROUP_BYTES:
+        if self.group_size >= GROUP_BYTES or len(self.rows) >= GROUP_ROWS:
             self.flush()
         return 1
 

@@ -21,7 +21,7 @@ from stages.sources import installed_docs, parquet
 from stages.sources.base import Row
 from stages.sources.files import list_files, unzstd
 from stages.sources.jsonl import lines
-from stages.sources.parts import parts_schema, write_parts
+from stages.sources.parts import GROUP_ROWS, parts_schema, write_parts
 from stages.sources.registry import SOURCES, SourceConfig, describe
 from stages.tables import document_id, table_digest
 
@@ -375,3 +375,10 @@ def test_a_place_that_cannot_be_asked(monkeypatch):
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "glob", refuse)
     with pytest.raises(DataError, match=r"memory://b/.*401: who are you.*access"):
         list_files("memory://b/*.jsonl", (".jsonl",))
+
+
+def test_a_row_group_has_an_end_in_rows_too(tmp_path):
+    """Texts of nothing fill no row group by their bytes."""
+    rows = (Row("f", i, "") for i in range(2 * GROUP_ROWS + 1))
+    part = run_unit(tmp_path, lambda task: write_parts(task, rows), {}).output("part-000")
+    assert pq.ParquetFile(part.path).num_row_groups == 3 and part.rows == 2 * GROUP_ROWS + 1
