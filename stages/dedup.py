@@ -97,6 +97,7 @@ async def build(context: Any) -> Curated:
     jobs = zip(pairs, drops, numbers, strict=True)
     done = await context.gather(one(*pair, mine, number) for pair, mine, number in jobs)
     curated = Curated({name: [] for name in filtered})
+    curated.drops = [one for mine in drops for one in mine]
     for (name, _), docs in zip(pairs, done, strict=True):
         curated[name].append(docs)
     for name, parts in curated.items():
@@ -108,8 +109,9 @@ async def build(context: Any) -> Curated:
 
 
 class Curated(dict[str, list[Artifact]]):
-    """Curated documents by source, one table a part; and the report on what was dropped, if anything was looked for."""
+    """Curated documents by source, one table a part; the drops of each part, and a report, if any were looked for."""
 
+    drops: list[Artifact]
     report: Artifact | None = None
 
 

@@ -25,6 +25,8 @@ from stages.tables import CURATED, ID
 
 NAMED = pa.schema([("text_hash", ID)])
 EXCLUDED = pa.schema([("document_id", ID)])
+STANDING = pa.schema([("document_id", ID), ("kept_id", ID), ("kept_source", pa.string())])
+TOLD = 5  # documents named in a warning
 
 
 def find(task: Task) -> None:
@@ -94,6 +96,21 @@ def work(task: Task) -> None:
         writer.meta["text_bytes"] = kept
 
 
+def standing(task: Task) -> None:
+    """Excluded documents that had been dropped as nearly the same as one that stays. Output: `standing` (STANDING).
+
+    Inputs: the union of `excluded`, then lists of drops (`stages.clusters`).
+    """
+    excluded = pq.read_table(task.path(task.inputs[0]))["document_id"]
+    with task.table("standing", STANDING) as writer:
+        for artifact in task.inputs[1:]:
+            table = pq.read_table(task.path(artifact)).slice(artifact.rows_from, artifact.rows)
+            gone, kept_goes = (pc.is_in(table[name], value_set=excluded) for name in ("document_id", "kept_id"))
+            found = table.filter(pc.and_not(pc.and_(table["near"], gone), kept_goes)).select(STANDING.names)
+            if found.num_rows:
+                writer.write(found)
+
+
 class Curated(dict[str, list[Artifact]]):
     """Curated documents by source, one table a part; and the samples of what was dropped, if anything is excluded."""
 
@@ -131,6 +148,7 @@ async def build(context: Any) -> Curated:
     )
     gone = [r.output("excluded") for r in copies if r.output("excluded").rows]
     excluded = (await context.run("exclude", union, {}, gone, "excluded")).output("union")
+    await warn_of_standing(context, excluded)
     pairs = [(name, i, part) for name, artifacts in curated.items() for i, part in enumerate(artifacts)]
     records = await context.gather(
         context.run("exclude", work, {}, [part, excluded], f"{i:05d}", source=name, weight=part.bytes)
@@ -141,6 +159,24 @@ async def build(context: Any) -> Curated:
     for (name, _, part), record in zip(pairs, records, strict=True):
         left[name].append(next(iter(record.named("docs")), part))
     return left
+
+
+async def warn_of_standing(context: Any, excluded: Artifact) -> None:
+    """Warn of excluded documents that had been dropped already, as nearly the same as one that stays."""
+    drops = [artifact for artifact in (await context.stage("dedup")).drops if artifact.rows]
+    if not drops:
+        return
+    record = await context.run("exclude", standing, {}, [excluded, *drops], "near-duplicates that stay")
+    found = record.output("standing")
+    for row in pq.read_table(context.artifact_path(found))[:TOLD].to_pylist() if found.rows else []:
+        gone, kept = row["document_id"].hex(), row["kept_id"].hex()
+        context.warn(
+            f"exclude: {gone} was dropped before, nearly the same as {kept} of {row['kept_source']}, which stays"
+        )
+    if found.rows > TOLD:
+        context.warn(
+            f"exclude: and {found.rows - TOLD:,} more were nearly the same as one that stays; `find` says which"
+        )
 
 
 def publish(curated: Curated) -> dict[str, dict[str, Artifact]]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UsageError
 from pipeline.recipe import parse_recipe
 from pipeline.report import exclusion
+from stages.ids import is_validation
 from stages.match import match, parents
 from stages.tables import ID, document_id
 from stages.verify import verify
@@ -208,3 +209,17 @@ def test_every_spelling_of_a_name_counts():
 
 def test_parents():
     assert parents("A.b.C.") == ["a.b.c", "b.c", "c"]
+
+
+def test_a_near_duplicate_that_stays_is_told_of(tmp_path):
+    long = " ".join(f"word{i}" for i in range(80))
+    write(tmp_path)
+    for name, text in (("a", f"{long} more"), ("b", long)):
+        with (tmp_path / name / "0.jsonl").open("a") as out:
+            out.write(json.dumps({"text": text}) + "\n")
+    ids = [document_id(text).hex() for text in (f"{long} more", long)]
+    assert not is_validation([bytes.fromhex(i) for i in ids]).any()
+    context = build(tmp_path, recipe(tmp_path, exclude={"ids": ids[:1]}), "exclude")
+    said = f"exclude: {ids[0]} was dropped before, nearly the same as {ids[1]} of b0, which stays"
+    assert context.warnings == [said]
+    assert build(tmp_path, recipe(tmp_path, exclude={"ids": ids}), "exclude").warnings == []
