@@ -27,14 +27,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from pipeline.engine import Context, drive
-from pipeline.progress import Progress
+from pipeline.engine.context import Context, drive
+from pipeline.engine.progress import Progress
+from pipeline.engine.store import RECORD, Store
 from pipeline.recipe import parse_recipe
-from pipeline.storage import RECORD, Store
-from stages import apply_rules, dedup, pack_shard, tokenize
 from stages.base import Artifact, Record
+from stages.dedup import stage as dedup
+from stages.filter import work as apply_rules
+from stages.pack import shard as pack_shard
 from stages.sources import parquet
-from stages.tokenised import Tokenised
+from stages.tokenize import stage as tokenize
+from stages.tokenize.token_file import Tokenised
 
 SOURCES = ("web", "code", "books", "maths")
 SLOTS = 200  # two cores on each of 100 nodes

@@ -38,18 +38,18 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import train.model
+import train.model.transformer
 from benchmarks import measure
 from benchmarks.gpu_checks import ceilings, checks, synchronize
 from benchmarks.reader import VOCAB, write_shards
 from train import loop
 from train.config import ModelConfig
-from train.data import sha256_of
-from train.flops import flops_per_token
+from train.data.loader import sha256_of
+from train.data.manifest import load_manifest
+from train.distributed.runtime import Runtime
 from train.main import repeatable, set_up
-from train.manifest import load_manifest
-from train.runtime import Runtime
-from train.settings import configs
+from train.model.flops import flops_per_token
+from train.overrides import configs
 
 GOALS = {"floor": 0.40e6, "goal": 0.47e6, "stretch": 0.60e6}  # tokens a second on one H100
 SHARD = measure.ROOT / "manifests" / "shard_40m.yaml"
@@ -212,7 +212,7 @@ KINDS = (  # of a kernel outside the named ranges, by its name; the first that f
 
 def profiled(run: loop.Run, path: Path, device: torch.device) -> dict[str, Any]:
     """The trace of one step, in which loss, optimiser and data are named ranges."""
-    optimizer, batch, loss = run.optimizer, run.loader.batch, train.model.head_loss
+    optimizer, batch, loss = run.optimizer, run.loader.batch, train.model.transformer.head_loss
 
     def named(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **more: Any) -> Any:
@@ -225,13 +225,13 @@ def profiled(run: loop.Run, path: Path, device: torch.device) -> dict[str, Any]:
     before = {"step": optimizer.step, "clip": optimizer.clip}
     optimizer.step, optimizer.clip = (named("optimiser", f) for f in before.values())  # type: ignore[method-assign]
     run.loader.batch = named("data", batch)  # type: ignore[method-assign]
-    train.model.head_loss = named("loss", loss)
+    train.model.transformer.head_loss = named("loss", loss)
     try:
         with profile(activities=activities) as seen:
             advance(run, 1)
             synchronize(device)
     finally:
-        train.model.head_loss, run.loader.batch = loss, batch  # type: ignore[method-assign]
+        train.model.transformer.head_loss, run.loader.batch = loss, batch  # type: ignore[method-assign]
         optimizer.step, optimizer.clip = before["step"], before["clip"]  # type: ignore[method-assign]
     seen.export_chrome_trace(str(path))
     trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

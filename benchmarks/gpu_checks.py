@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.attention import Masker, attend
 from train.config import ModelConfig
-from train.loss import chunk_values_pure, head_loss, reference
-from train.model import build
-from train.optim import newton_schulz
+from train.model.attention import Masker, attend
+from train.model.loss import chunk_values_pure, head_loss, reference
+from train.model.transformer import build
+from train.optim.muon import newton_schulz
 
 ROUNDING = {torch.bfloat16: 0.02, torch.float32: 2e-3}  # of outputs and gradients; fp32 kernels may use TF32
 

@@ -10,7 +10,7 @@ Signatures: ours over arrow columns, and as the unit `sign`, parquet in and keys
 feed it, with word 5-grams as Python strings; datatrove's MinhashDedupSignature over a share of the same documents.
 
 Recall: pairs of known true similarity, in texts of plain words so that all agree on what a word is; found means kept
-together by the whole stage (`stages.clusters`), beside what the S-curve says and rensa's RMinHashLSH at 16 x 8 finds.
+together by the whole stage (`stages.dedup.work`), beside what the S-curve says and rensa's RMinHashLSH at 16 x 8 finds.
 
 Whole: sign, match, join, drops and apply, every unit of the stage `dedup` in this process, by step.
 """
@@ -38,8 +38,11 @@ from benchmarks import measure
 from benchmarks.curate_peer import signature
 from benchmarks.filter import GROUP, spread, write_part
 from pipeline.recipe import Dedup, parse_recipe
-from stages import apply_rules, clusters, dedup, near
 from stages.base import Artifact, Record, Task
+from stages.dedup import minhash
+from stages.dedup import stage as dedup
+from stages.dedup import work as clusters
+from stages.filter import work as apply_rules
 
 WORDS, LEAST = 300, 10  # of a document, at most and at least
 FIXED = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -49,7 +52,9 @@ LIBRARIES = ("numba", "numpy", "pyarrow", "rensa", "datatrove", "spacy")
 
 
 class Timed:
-    """What `stages.dedup.build` needs of the engine's context: units one after another, here, their seconds by step."""
+    """What `stages.dedup.stage.build` needs of the engine's context: units one after another, here, their seconds by
+    step.
+    """
 
     def __init__(self, folder: Path, filtered: dict[str, list[Artifact]]):
         self.folder, self.filtered = folder, filtered
@@ -152,10 +157,10 @@ def rensa_signature(text: str, permutations: int = 128) -> Any:
     """A signature by rensa."""
     from rensa import RMinHash
 
-    minhash = RMinHash(num_perm=permutations, seed=42)
-    minhash.update(grams(text))
-    minhash.digest()
-    return minhash
+    signature = RMinHash(num_perm=permutations, seed=42)
+    signature.update(grams(text))
+    signature.digest()
+    return signature
 
 
 def rensa_index(texts: list[str]) -> tuple[Any, list[Any]]:
@@ -192,7 +197,7 @@ def megabytes(texts: list[str]) -> float:
 def signatures(texts: list[str], peer_documents: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Documents and MB a second of each, medians over rounds, and the ratios of the same round."""
     columns = [pa.array(texts[i : i + GROUP]) for i in range(0, len(texts), GROUP)]
-    shape = Dedup().minhash() or {}
+    shape = Dedup().near() or {}
     few = spread(texts, megabytes(texts) * peer_documents / len(texts))
     parts = filtered(texts, folder)
 
@@ -201,8 +206,8 @@ def signatures(texts: list[str], peer_documents: int, rounds: int, folder: Path)
             clusters.sign(Task({"near": shape}, [part], folder, f"sign{number}", lambda a: a.path))
 
     candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
-        "ours, arrow columns, 14 x 8": (texts, lambda: [near.band_keys(column, **shape) for column in columns]),
-        "ours, 16 x 8": (texts, lambda: [near.band_keys(column, 5, 16, 8) for column in columns]),
+        "ours, arrow columns, 14 x 8": (texts, lambda: [minhash.band_keys(column, **shape) for column in columns]),
+        "ours, 16 x 8": (texts, lambda: [minhash.band_keys(column, 5, 16, 8) for column in columns]),
         "unit sign, parquet to keys": (texts, unit),
         "rensa, 112 permutations": (texts, lambda: [rensa_signature(text, 112) for text in texts]),
         "rensa, 128 permutations": (texts, lambda: [rensa_signature(text) for text in texts]),
@@ -246,10 +251,10 @@ def kept(context: Timed) -> dict[bytes, bytes]:
 
 def recall(texts: list[str], rng: random.Random, folder: Path) -> dict[str, Any]:
     """Share of planted pairs found by similarity: by the whole stage, as the S-curve has it, and by rensa."""
-    from stages.tables import document_id
+    from stages.schemas import document_id
 
     wanted = [*(s for s in FIXED for _ in range(PAIRS)), *(rng.uniform(0.8, 1) for _ in range(5 * PAIRS // 2))]
-    plain = {" ".join(near.words(text)[:WORDS]) for text in rng.sample(texts, min(len(texts), 2 * len(wanted)))}
+    plain = {" ".join(minhash.words(text)[:WORDS]) for text in rng.sample(texts, min(len(texts), 2 * len(wanted)))}
     bases = rng.sample(sorted(text for text in plain if text.count(" ") >= 200), len(wanted))
     pairs = [(text, *altered(text, similarity, rng)) for text, similarity in zip(bases, wanted, strict=True)]
     everything = [text for pair in pairs for text in pair[:2]]
@@ -266,9 +271,9 @@ def recall(texts: list[str], rng: random.Random, folder: Path) -> dict[str, Any]
             "pairs": len(chosen),
             "mean true Jaccard": round(sum(pairs[i][2] for i in chosen) / len(chosen), 4),
             "found": round(sum(ours) / len(ours), 4),
-            "S-curve 14 x 8": round(sum(near.chance(pairs[i][2], 14, 8) for i in chosen) / len(chosen), 4),
+            "S-curve 14 x 8": round(sum(minhash.chance(pairs[i][2], 14, 8) for i in chosen) / len(chosen), 4),
             "rensa, 16 x 8": round(sum(theirs) / len(theirs), 4),
-            "S-curve 16 x 8": round(sum(near.chance(pairs[i][2], 16, 8) for i in chosen) / len(chosen), 4),
+            "S-curve 16 x 8": round(sum(minhash.chance(pairs[i][2], 16, 8) for i in chosen) / len(chosen), 4),
         }
     return found
 

@@ -33,13 +33,13 @@ from tokenizers import Tokenizer
 
 from benchmarks import measure
 from benchmarks.processes import counters, forget_cache, processor, watched
-from pipeline.engine import Context, drive
-from pipeline.executors import LocalExecutor
-from pipeline.progress import Progress
+from pipeline.engine.context import Context, drive
+from pipeline.engine.progress import Progress
+from pipeline.engine.store import Store
+from pipeline.executors.choose import LocalExecutor
 from pipeline.recipe import parse_recipe
-from pipeline.storage import Store
-from stages.verify import verify
-from train.manifest import load_manifest
+from stages.pack.verify import verify
+from train.data.manifest import load_manifest
 
 WORKERS = 2
 FILES = 8

@@ -29,8 +29,8 @@ import torch
 
 from benchmarks import measure
 from train.config import TrainConfig
-from train.data import Loader, check_hashes
-from train.manifest import HEADER_BYTES, Header, Manifest, Shard, Tokenizer, ValidationIds, load_manifest
+from train.data.loader import Loader, check_hashes
+from train.data.manifest import HEADER_BYTES, Header, Manifest, Shard, Tokenizer, ValidationIds, load_manifest
 
 SHAPES = ((16, 8192), (512, 128))
 TARGETS = {

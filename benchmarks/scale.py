@@ -2,7 +2,7 @@
 
 Nothing is run. Stages and sizes are those of `stages/`, and each figure stands beside the line of arithmetic that
 gives it. The two columns differ in one thing: whether tokenised units are merged into ranges of positions before
-shards read them (`stages/merge.py`).
+shards read them (`stages/tokenize/regroup.py`).
 
     python -m benchmarks.scale [--tokens 1.3e12] [--shards 10000] [--nodes 100] [--bytes-per-token 3.9]
                                [--document-tokens 1000]
@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import measure
-from stages.clusters import ENTRIES, PAIRS, ranges_for
-from stages.merge import ABOVE, GROUP
+from stages.dedup.work import ENTRIES, PAIRS, ranges_for
 from stages.sources.base import UNIT_BYTES
-from stages.tokenised import GROUP as ROWS
-from stages.tokenize import MOST_BYTES
+from stages.tokenize.regroup import ABOVE, GROUP
+from stages.tokenize.stage import MOST_BYTES
+from stages.tokenize.token_file import GROUP as ROWS
 
 # Bytes a row of a parquet table takes on disk, and of a spec an artifact takes; seen on 100 MB of real text.
 TOKENISED_ROW, ROWS_ROW, ARTIFACT = 62, 70, 420

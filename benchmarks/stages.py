@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks import measure
 from benchmarks.processes import observed
-from pipeline.storage import RECORD, Store
+from pipeline.engine.store import RECORD, Store
 from stages.base import Record
 
 SAMPLE, TOKENS = "40MB", "30M"

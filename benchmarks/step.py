@@ -29,23 +29,23 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from benchmarks.reader import VOCAB, write_shards
-from train.averages import Averages
 from train.config import AdamWConfig, ModelConfig, MuonConfig, TrainConfig
-from train.data import Loader
+from train.data.loader import Loader
+from train.data.manifest import load_manifest
+from train.distributed.runtime import Runtime
 from train.loop import Run, one_step
-from train.manifest import load_manifest
-from train.model import build, rope_tables
-from train.optim import Optimizer
-from train.rank_loss import RankLoss
-from train.runtime import Runtime
-from train.sentinel import Sentinel
+from train.model.transformer import build, rope_tables
+from train.monitor.anomalies import Sentinel
+from train.monitor.singular_values import RankLoss
+from train.optim.averages import Averages
+from train.optim.muon import Optimizer
 
 TARGET = 1.0  # plain / ours: at least as fast
 LR, DECAY = 1e-3, 0.1
 
 
 class PlainBlock(nn.Module):
-    """Attention and SwiGLU, pre-norm; parameters named as in train/model.py."""
+    """Attention and SwiGLU, pre-norm; parameters named as in train/model/transformer.py."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()

@@ -24,10 +24,10 @@ import torch
 
 from benchmarks import measure
 from benchmarks.reader import BOS, write_shards
-from train.ahead import Ahead
 from train.config import TrainConfig
-from train.data import Loader
-from train.manifest import load_manifest
+from train.data.loader import Loader
+from train.data.manifest import load_manifest
+from train.data.prefetch import Ahead
 
 SHAPES = ((64, 8192), (512, 1024))
 RATE = 1e6  # tokens a second

@@ -1,1 +1,0 @@
-"""The engine and the command line: recipe, plan, units, executors, storage, progress. Knows no text."""

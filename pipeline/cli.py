@@ -16,9 +16,9 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import Stopped, UsageError, UserError
-from pipeline.without import without_pandas
+from pipeline.executors.no_pandas import without_pandas
 from stages.base import DataError
-from train.manifest import ManifestError, load_manifest
+from train.data.manifest import ManifestError, load_manifest
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -52,13 +52,13 @@ def make_context(
     **options: Any,
 ) -> Any:
     """A Context for one command. Raises UserError."""
-    from pipeline.engine import Context
-    from pipeline.executors import choose_executor
-    from pipeline.graph import order
-    from pipeline.nursery import Nursery
-    from pipeline.progress import Progress
+    from pipeline.engine.context import Context
+    from pipeline.engine.graph import order
+    from pipeline.engine.progress import Progress
+    from pipeline.engine.store import Store
+    from pipeline.executors.choose import choose_executor
+    from pipeline.executors.forkserver import Nursery
     from pipeline.recipe import load_recipe
-    from pipeline.storage import Store
 
     order(stage)
     loaded = load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe
@@ -78,7 +78,7 @@ def make_context(
 @app.command("list")
 def list_stages() -> None:
     """The stages, what each reads and writes."""
-    from pipeline.report import grid
+    from pipeline.commands.report import grid
     from stages.registry import STAGES
 
     rows = [(s.name, ", ".join(s.after) or "-", s.reads, s.writes) for s in STAGES.values()]
@@ -98,7 +98,7 @@ def plan(
     debug: DebugOption = False,
 ) -> None:
     """Dry run: the graph, what is cached, what would run and why, the mixture solved."""
-    from pipeline.plan import print_plan
+    from pipeline.commands.plan import print_plan
 
     context = make_context(stage, recipe, overrides, out, dry=True, quiet=True, debug=debug)
     print_plan(context, stage)
@@ -117,9 +117,9 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Build STAGE and everything it needs that is not built yet."""
-    from pipeline.engine import drive
-    from pipeline.locks import use
-    from pipeline.report import print_report
+    from pipeline.commands.report import print_report
+    from pipeline.engine.context import drive
+    from pipeline.engine.locks import use
 
     forced = frozenset([stage]) if force else frozenset()
     context = make_context(stage, recipe, overrides, out, executor, address, workers, force=forced, debug=debug)
@@ -135,8 +135,8 @@ def run(
 @app.command()
 def status(recipe: RecipeOption = "quickstart", out: OutOption = "build") -> None:
     """What is done, running, failed, quarantined."""
-    from pipeline.status import print_status
-    from pipeline.storage import Store
+    from pipeline.commands.status import print_status
+    from pipeline.engine.store import Store
 
     print_status(Store(out), recipe_name(recipe))
 
@@ -150,8 +150,8 @@ def dropped(
     full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False,
 ) -> None:
     """Read what the rules dropped: a sample of documents for each reason, with their text."""
-    from pipeline.dropped import print_dropped
-    from pipeline.storage import Store
+    from pipeline.commands.dropped import print_dropped
+    from pipeline.engine.store import Store
 
     print_dropped(Store(out), recipe_name(recipe), source, reason, full)
 
@@ -163,8 +163,8 @@ def clean(
     force: Annotated[bool, typer.Option("--force", help="Delete unreferenced training runs too.")] = False,
 ) -> None:
     """Delete what no result refers to. Training runs stay unless --force."""
-    from pipeline.status import clean_store
-    from pipeline.storage import Store
+    from pipeline.commands.status import clean_store
+    from pipeline.engine.store import Store
 
     clean_store(Store(out), dry_run, force)
 
@@ -177,7 +177,7 @@ def inspect(
     length: Annotated[int, typer.Option(min=1, help="Tokens in the window.")] = 120,
 ) -> None:
     """Mixture, counts, drop reasons, and a decoded window of any shard."""
-    from pipeline.inspect import print_manifest
+    from pipeline.commands.inspect import print_manifest
 
     print_manifest(load_manifest(manifest), shard, token, length)
 
@@ -185,7 +185,7 @@ def inspect(
 @app.command()
 def verify(manifest: ManifestArgument) -> None:
     """Every checksum and every invariant; non-zero exit on any difference."""
-    from stages.verify import verify as differences
+    from stages.pack.verify import verify as differences
 
     loaded = load_manifest(manifest)
     problems = 0
@@ -210,7 +210,7 @@ def trace_tokens(
     as_json: JsonOption = False,
 ) -> None:
     """A token (--shard, --token) or a training step (--run, --step) back to documents and rows of source files."""
-    from pipeline.trace import places_of, print_step, print_token
+    from pipeline.commands.trace import places_of, print_step, print_token
 
     loaded = load_manifest(manifest)
     if shard is not None and token is not None and run is None and step is None:
@@ -233,8 +233,8 @@ def find_documents(
     as_json: JsonOption = False,
 ) -> None:
     """A document (--id, --url, --domain or --text) to shards, tokens and the training steps of --run."""
-    from pipeline.find import print_found
-    from stages.find import Query
+    from pipeline.commands.find import print_found
+    from stages.lineage.find import Query
 
     if bool(text) == bool(ids or urls or domains):
         raise UsageError("find: say --id, --url or --domain, or else --text")
@@ -255,9 +255,9 @@ def rebuild_mixture(
     debug: DebugOption = False,
 ) -> None:
     """Build again from a manifest alone; the hashes must agree. Refused, by name, where they could not."""
-    from pipeline import rebuild
-    from pipeline.engine import drive
-    from pipeline.trace import places_of
+    from pipeline.commands import rebuild
+    from pipeline.commands.trace import places_of
+    from pipeline.engine.context import drive
 
     loaded, moved = load_manifest(manifest), places_of(places)
     folder = out or f"rebuild/{loaded.build_id[:16]}"
@@ -279,7 +279,7 @@ def diff_manifests(
     as_json: JsonOption = False,
 ) -> None:
     """What changed between two manifests: sources, recipe, tokenizer, code, and how many documents and tokens."""
-    from pipeline.diff import print_diff
+    from pipeline.commands.diff import print_diff
 
     print_diff(load_manifest(a), load_manifest(b), as_json)
 
@@ -290,7 +290,7 @@ def schema(what: Annotated[str, typer.Argument(help="recipe or manifest")]) -> N
     from pydantic import TypeAdapter
 
     from pipeline.recipe import Recipe
-    from train.manifest import Manifest
+    from train.data.manifest import Manifest
 
     if what not in ("recipe", "manifest"):
         raise UsageError(f"schema {what}: allowed are recipe, manifest")
@@ -333,7 +333,7 @@ def main() -> None:
             traceback.print_exc()
         where = f" ({Path(error.filename)})" if isinstance(error.filename, str) else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            from pipeline.worker import DISK_FULL
+            from pipeline.executors.worker import DISK_FULL
 
             where = f": {DISK_FULL}"
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)

@@ -18,13 +18,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from pipeline.code import ROOT
-from pipeline.decontamination import Decontaminate
+from pipeline.engine.fingerprint import ROOT
 from pipeline.errors import UsageError
-from pipeline.mixtures import Count, Mixture, Model, Share, check_mixtures
+from stages.decontaminate.config import Decontaminate
+from stages.pack.config import Count, Mixture, Model, Share, check_mixtures
 from stages.sources.questions import EvalConfig
 from stages.sources.registry import SourceConfig
-from stages.text_encoder import SPECIALS
+from stages.tokenizer.spec import SPECIALS
 from train.config import ModelConfig, TrainConfig
 
 MIXTURES = ("pretrain", "anneal")  # stages pack_pretrain and pack_anneal_mix

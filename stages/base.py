@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.tables import TableDigest
+from stages.schemas import TableDigest
 
 
 class DataError(Exception):
@@ -104,7 +104,7 @@ class Task:
     attempt: str  # makes file names unique to this attempt
     locate: Callable[[Artifact], str]  # fetches a remote artifact into scratch space when it must
     places: dict[str, str] = field(default_factory=dict)  # paths that stay out of the key
-    launch: Callable[[str, list[str], int, Path], bool] | None = None  # starts a training job; see pipeline/launch.py
+    launch: Callable[[str, list[str], int, Path], bool] | None = None  # starts a training job
     outputs: list[Artifact] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -176,7 +176,7 @@ class Record:
         return cls(**{**value, "outputs": outputs, "counts": counts})
 
 
-# Work is named, not passed: "stages.filter:work" travels to another process as text.
+# Work is named, not passed: "stages.filter.stage:work" travels to another process as text.
 Work = Callable[[Task], None]
 
 

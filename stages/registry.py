@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from stages import build_tokenizer, decontaminate, dedup, download, encode_evals, evals, exclude, filter, tokenize
 from stages.base import Stage
-from stages.pack import PACK_ANNEAL, PACK_PRETRAIN
-from stages.train import STAGE as TRAIN
+from stages.decontaminate import stage as decontaminate
+from stages.dedup import stage as dedup
+from stages.download import stage as download
+from stages.evals import encode
+from stages.evals import stage as evals
+from stages.exclude import stage as exclude
+from stages.filter import stage as filter
+from stages.pack.stage import PACK_ANNEAL, PACK_PRETRAIN
+from stages.tokenize import stage as tokenize
+from stages.tokenizer import stage as build_tokenizer
+from stages.train.stage import STAGE as TRAIN
 
 ORDER = (
     download.STAGE,
@@ -16,7 +24,7 @@ ORDER = (
     build_tokenizer.STAGE,
     tokenize.STAGE,
     evals.STAGE,
-    encode_evals.STAGE,
+    encode.STAGE,
     PACK_PRETRAIN,
     PACK_ANNEAL,
     TRAIN,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.plan import parameters
+from pipeline.commands.plan import parameters
 from pipeline.recipe import load_recipe, parse_recipe, shipped
 
 ROOT = Path(__file__).resolve().parent.parent

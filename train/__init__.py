@@ -1,1 +1,0 @@
-"""The trainer: torch, numpy, safetensors and the standard library, nothing more."""

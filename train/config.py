@@ -1,9 +1,9 @@
 """What a model and a training run are told: frozen dataclasses, standard library only.
 
 The recipe's pydantic models embed these classes as they stand (`__pydantic_config__` makes pydantic reject unknown
-keys, without our importing it); the trainer builds them (train/settings.py) from the manifest's resolved recipe and the
-`--set` overrides. Every key has a default, a unit and a line of documentation, and `__post_init__` checks the values,
-so that both ways in give the same messages.
+keys, without our importing it); the trainer builds them (train/overrides.py) from the manifest's resolved recipe and
+the `--set` overrides. Every key has a default, a unit and a line of documentation, and `__post_init__` checks the
+values, so that both ways in give the same messages.
 
 Defaults that the seed (Shard-40m-v1, config.py) states are the seed's. Those it is silent about are marked "ours".
 """
@@ -43,7 +43,7 @@ class ModelConfig:
     sliding_window: int = 1024  # tokens a sliding layer sees, itself included
     rope_base: float = 10000.0  # base of the rotary frequencies, the same for both kinds of layer
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
-    engram_enabled: bool = False  # a bank of learned keys and values, read by every position (train/model.py Engram)
+    engram_enabled: bool = False  # a bank of learned keys and values, read by every position
     engram_slots: int = 512  # pairs in the bank
     engram_inject_layer: int = 6  # it is read ahead of this block, counted from 0
     dropout: float = 0.0  # probability, on the output of attention and of the MLP
@@ -97,7 +97,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate over the steps, as a factor of each group's lr (train/schedule.py, trainers.md 1.8)."""
+    """The learning rate over the steps, as a factor of each group's lr (train/optim/schedule.py, trainers.md 1.8)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -109,7 +109,8 @@ class ScheduleConfig:
     # linear for warmdown, as in the records
     min_ratio: float = 0.0  # the factor that a decay ends at
     seconds: float | None = None  # of training (scores, checkpoints and compiling left out): the run ends then, or
-    # after train.steps, and decays towards whichever comes first; null: by steps. Not bit-exact (train/schedule.py)
+    # after train.steps, and decays towards whichever comes first; null: by steps. Not bit-exact
+    # (train/optim/schedule.py)
 
     @property
     def shape(self) -> str:
@@ -134,7 +135,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class MuonConfig:
-    """Muon for the matrices inside the blocks (train/optim.py, trainers.md 1.6 "Shard Muon")."""
+    """Muon for the matrices inside the blocks (train/optim/muon.py, trainers.md 1.6 "Shard Muon")."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -173,7 +174,7 @@ class AdamWConfig:
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """An exponential moving average of the weights (train/averages.py, trainers.md 1.9)."""
+    """An exponential moving average of the weights (train/optim/averages.py, trainers.md 1.9)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -187,7 +188,7 @@ class EMAConfig:
 
 @dataclass(frozen=True)
 class SWAConfig:
-    """The mean of the weights over the end of the decay (train/averages.py, trainers.md 1.9)."""
+    """The mean of the weights over the end of the decay (train/optim/averages.py, trainers.md 1.9)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -201,7 +202,7 @@ class SWAConfig:
 
 @dataclass(frozen=True)
 class RankLossConfig:
-    """The watch over the singular values of Muon's matrices (train/rank_loss.py, trainers.md 1.7)."""
+    """The watch over the singular values of Muon's matrices (train/monitor/singular_values.py, trainers.md 1.7)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -225,10 +226,10 @@ class TrainConfig:
     steps: int = 1000  # optimiser steps
     batch_size: int = 16  # sequences a step, over all ranks
     seq_len: int = 256  # tokens a sequence (it reads one more, the last target)
-    micro_batch: int | None = None  # sequences a rank and forward pass; null: as many as fit (train/micro.py)
+    micro_batch: int | None = None  # sequences a rank and forward pass; null: as many as fit (train/micro_batch.py)
     document_mask: bool = False  # attention stays inside a document; off: it sees the whole row, as the seed
-    attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"  # the kernel (train/attention.py): one result, up to
-    # rounding. auto: flex on CUDA, else sdpa
+    attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"  # the kernel: one result, up to rounding.
+    # auto: flex on CUDA, else sdpa
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for matrices in blocks, AdamW for the rest
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
@@ -244,9 +245,7 @@ class TrainConfig:
     eval_tokens: int = 1_000_000  # validation tokens scored, always the same first ones; 0: all
     eval_items: int | None = 0  # questions of each of the recipe's evals that are asked, evenly spread; 0: all;
     # null: none
-    checkpoint_every: int = (
-        500  # steps between checkpoints; 0: only where a decay begins and at the end. A signal saves
-    )
+    checkpoint_every: int = 500  # steps between checkpoints; 0: only where a decay begins and at the end
     keep_last: int = 2  # checkpoints kept, beside the best one and the one where a decay begins; 0: all
     keep_best: bool = True  # a validation loss below all before saves too, as checkpoints/best: see eval_every
     log_every: int = 10  # steps between lines of metrics.jsonl and on the screen
@@ -263,7 +262,7 @@ class TrainConfig:
     deterministic: bool = False  # on a GPU: only kernels that repeat to the bit, slower. On a CPU all do
     tensorboard: bool = False  # also write TensorBoard event files into the run's folder
     wandb: bool | str = False  # also log to Weights & Biases, in the project of this name; true: shardmill
-    peak_tflops: float | None = None  # of a device, for MFU; null: its datasheet's, dense bf16 (train/hardware.py)
+    peak_tflops: float | None = None  # of a device, for MFU; null: its datasheet's, dense bf16
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "log_every"):

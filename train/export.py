@@ -28,14 +28,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from train.checkpoint.load_model import Trained, add_arguments, given_model
 from train.config import ModelConfig, TrainError
+from train.data.manifest import ManifestError, Tokenizer
 from train.generate import TEMPERATURE, TOP_P
-from train.manifest import ManifestError, Tokenizer
-from train.model import count_parameters
-from train.trained import Trained, add_arguments, given_model
+from train.model.transformer import count_parameters
 
-MODELING = Path(__file__).with_name("modeling_shard.py")
-CARD_MODULES = ("__init__.py", "attention.py", "config.py", "loss.py", "model.py")  # card.py and all that it imports
+MODELING = Path(__file__).with_name("export_hf_model.py")
+CARD_MODULES = (
+    "__init__.py",
+    "config.py",
+    "model/__init__.py",
+    "model/attention.py",
+    "model/loss.py",
+    "model/transformer.py",
+)  # export_seed_card.py and all that it imports
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Our parameter names as the Hugging Face file has them, which are Llama's where Llama has the part
@@ -183,10 +190,10 @@ def write_card(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Pa
     torch.save(value, out / "models/model.pt")
     shutil.copyfile(trained.tokenizer, out / "models/tokenizer.json")
     here = MODELING.parent
-    (out / "code/train").mkdir(parents=True)
+    (out / "code/train/model").mkdir(parents=True)
     for name in CARD_MODULES:
         shutil.copyfile(here / name, out / "code/train" / name)
-    shutil.copyfile(here / "card.py", out / "code/model.py")
+    shutil.copyfile(here / "export_seed_card.py", out / "code/model.py")
     for module, name in (("config", "Config"), ("tokenizer", "load_tokenizer")):
         (out / f"code/{module}.py").write_text(f'from model import {name}\n\n__all__ = ["{name}"]\n')
 

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.attention import attend, row_mask
+from train.checkpoint.load_model import Trained, add_arguments, given_model
 from train.config import TrainError
-from train.manifest import ManifestError
-from train.model import Model
-from train.trained import Trained, add_arguments, given_model
+from train.data.manifest import ManifestError
+from train.model.attention import attend, row_mask
+from train.model.transformer import Model
 
 TEMPERATURE, TOP_P = 0.7, 0.9  # the seed's card
 PIECE = 1024  # columns of a prompt read at once: masks are then PIECE wide, not as the prompt is long

@@ -19,21 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import checkpoint, hardware, page, rank_loss, sentinel
-from train.ahead import Ahead
-from train.averages import Averages
+from train import page
+from train.checkpoint import checkpoint
+from train.checkpoint.background import Writer
 from train.config import TrainConfig
-from train.data import Loader, Micro
-from train.evaluate import Score, Validation
-from train.flops import flops_per_token
-from train.metrics import Metrics
-from train.model import Model
-from train.optim import Optimizer
-from train.rank_loss import RankLoss
-from train.runtime import Runtime
-from train.schedule import Pace, decay_begins, lr_factor
-from train.sentinel import Sentinel
-from train.writer import Writer
+from train.data.loader import Loader, Micro
+from train.data.prefetch import Ahead
+from train.distributed import hardware
+from train.distributed.runtime import Runtime
+from train.eval.validation import Score, Validation
+from train.model.flops import flops_per_token
+from train.model.transformer import Model
+from train.monitor import anomalies, singular_values
+from train.monitor.anomalies import Sentinel
+from train.monitor.metrics import Metrics
+from train.monitor.singular_values import RankLoss
+from train.optim.averages import Averages
+from train.optim.muon import Optimizer
+from train.optim.schedule import Pace, decay_begins, lr_factor
 
 LONG_WAIT = 1.0  # seconds that a save may wait for the one before it without saying so
 OnSave = Callable[[dict[str, Any], str | None], None]
@@ -227,7 +230,7 @@ def _record(run: Run, loss: Tensor, norm: Tensor) -> dict[str, Any]:
 def _report(run: Run, events: list[dict[str, Any]]) -> None:
     """Say and keep events. Raises TrainError where the run must end."""
     for event in events:
-        run.rt.say(f"step {event['step']}: {(rank_loss if 'matrix' in event else sentinel).said(event)}")
+        run.rt.say(f"step {event['step']}: {(singular_values if 'matrix' in event else anomalies).said(event)}")
         if run.metrics is not None:
             run.metrics.event(event)
     run.sentinel.check(events, run.folder)

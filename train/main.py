@@ -31,27 +31,32 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
     # Threads that wait by spinning stall each other when another program takes a core: steps of 0.5 s took 6.
     # Read when torch is loaded, so it stands before that.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: of use to train/rank_loss.py alone, beside training
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is used for singular values alone, beside training
 
 import torch
 import torch.distributed as dist
 
-from train import checkpoint, data, loop, micro, order, ranks, report, runfolder
-from train.attention import Masker, choose_kernel
-from train.averages import Averages
-from train.choices import Choices
+from train import loop, micro_batch
+from train.checkpoint import checkpoint, run_folder
+from train.checkpoint.resume import open_run
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
-from train.evaluate import Score, Validation
+from train.data import sampler
+from train.data.loader import Loader, check_hashes
+from train.data.manifest import Manifest, ManifestError, load_manifest
+from train.distributed import launch_env
+from train.distributed.runtime import Runtime, processes, stop_requests
+from train.eval.multiple_choice import Choices
+from train.eval.validation import Score, Validation
 from train.loop import OnSave, Run
-from train.manifest import Manifest, ManifestError, load_manifest
-from train.model import build, check_parameters
-from train.optim import Optimizer
-from train.rank_loss import RankLoss
-from train.runtime import Runtime, processes, stop_requests
-from train.schedule import Pace
-from train.sentinel import Sentinel
-from train.settings import configs
-from train.start import open_run
+from train.model.attention import Masker, choose_kernel
+from train.model.transformer import build, check_parameters
+from train.monitor import report
+from train.monitor.anomalies import Sentinel
+from train.monitor.singular_values import RankLoss
+from train.optim.averages import Averages
+from train.optim.muon import Optimizer
+from train.optim.schedule import Pace
+from train.overrides import configs
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
@@ -72,7 +77,7 @@ def run(
     manifest = load_manifest(manifest_path)
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
     count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
-    epochs = order.check_epochs(manifest, cfg)
+    epochs = sampler.check_epochs(manifest, cfg)
     if cfg.deterministic:
         repeatable()
     with stop_requests() as signalled, processes() as rt:
@@ -80,7 +85,7 @@ def run(
         this.epochs_a_step = epochs / cfg.steps
         report.describe(this, manifest, model_cfg, count, epochs)
         with (
-            runfolder.claimed(rt, this.folder),
+            run_folder.claimed(rt, this.folder),
             report.records(this, manifest, str(manifest_path), overrides),
             contextlib.closing(this.rank_loss),
             contextlib.closing(this.writer),
@@ -101,16 +106,16 @@ def repeatable() -> None:
 
 def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None) -> Run:
     """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
-    loader = data.Loader(manifest, cfg, rt.rank, rt.world, rt.device)
+    loader = Loader(manifest, cfg, rt.rank, rt.world, rt.device)
     choices = Choices(manifest, model_cfg.max_seq_len, cfg.eval_items, rt.control, rt.rank, rt.world)
     for note in choices.notes:
         rt.say(note)
     masked, group = cfg.document_mask, rt.control
     validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, group, rt.rank, rt.world, choices, masked)
-    loader.verified = data.check_hashes(manifest, rt.rank, rt.world)
+    loader.verified = check_hashes(manifest, rt.rank, rt.world)
     if not loader.verified:
         rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
-    ours = runfolder.identity(manifest, model_cfg, cfg)
+    ours = run_folder.identity(manifest, model_cfg, cfg)
     start = rt.agreed(lambda: open_run(manifest, cfg, ours))
     model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed).to(rt.device)
     source = start.resumed or start.weights
@@ -146,7 +151,7 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
         this.best = start.best
     if source:
         rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
-    loader.micro = micro.choose(this, point.state if start.resumed and point is not None else {})
+    loader.micro = micro_batch.choose(this, point.state if start.resumed and point is not None else {})
     return this
 
 
@@ -166,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainError, ManifestError, OSError, MemoryError) as error:
         if given.debug:
             raise
-        if any(os.environ.get(name, "0") != "0" for name in ranks.LOCAL):
+        if any(os.environ.get(name, "0") != "0" for name in launch_env.LOCAL):
             # All ranks mostly fail alike. The first of this machine speaks at once, and torchrun then ends us;
             # who is still here after a second failed alone.
             time.sleep(1)

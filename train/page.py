@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train import checkpoint
+from train.checkpoint import checkpoint
 from train.config import TrainError
-from train.metrics import lines
-from train.plot import Series, chart
-from train.sentinel import said
+from train.monitor.anomalies import said
+from train.monitor.metrics import lines
+from train.monitor.svg import Series, chart
 
 FIRST = 5  # events shown, and rows of a batch of each
 Record = dict[str, Any]

@@ -20,8 +20,8 @@ from stages.base import Task
 from stages.sources.base import BadRow, FieldError, FilesConfig, Identify, Row, UnitSpec, common_params
 from stages.sources.files import files_of
 from stages.sources.parquet import SUFFIXES, convert_rows, cut, decode
-from stages.sources.parts import write_parts
 from stages.sources.questions import Question, write_items
+from stages.sources.writer import write_parts
 
 COLUMNS = ["question", "choices", "answerKey"]
 

@@ -2,7 +2,7 @@
 
 A source module has three parts: a `Config` (pydantic, discriminated by `from:`), `units(config, identify)`,
 which lists and cuts in the driver, and `work(task)`, which reads one unit and hands its rows to
-`stages.sources.parts.write_parts`. This module imports no rule and no other stage: editing those must not make a
+`stages.sources.writer.write_parts`. This module imports no rule and no other stage: editing those must not make a
 download run again.
 """
 
@@ -43,7 +43,7 @@ class BaseConfig(BaseModel):
         description="Filter rules in the order they are tried: a name, or {name: {threshold: value}}.",
     )
     edit: list[Literal["mojibake", "control_characters", "pii"]] = Field(
-        default_factory=list, description="Edits made before the rules: see `stages/edits.py`. None by default."
+        default_factory=list, description="Edits made before the rules: see `stages/filter/edits.py`. None by default."
     )
     licence: str = Field(default="", description="Licence of the text, repeated in the manifest; not interpreted.")
     origin: str = Field(default="", description="Where the text comes from, for the manifest.")

@@ -18,7 +18,7 @@ import fsspec
 import zstandard
 
 from stages.base import Artifact, DataError, TransientError
-from stages.sources import hub, patience
+from stages.sources import hub, retries
 from stages.sources.base import UNIT_BYTES, FilesConfig, Identify, UnitSpec
 
 MAGIC = "*?["
@@ -86,7 +86,7 @@ def _matches(
 def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """The file system of a path and its name there."""
     if path.startswith(hub.PROTOCOL):
-        patience.install()
+        retries.install()
     fs, inner = fsspec.core.url_to_fs(path, **(options or {} if "://" in path else {}))
     return fs, inner
 

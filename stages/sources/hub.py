@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from stages.base import DataError, TransientError
-from stages.sources import patience
+from stages.sources import retries
 
 PROTOCOL = "hf://"
 ADDRESS = re.compile(
@@ -58,7 +58,7 @@ def commit_of(repository: str, revision: str) -> str:
     if not COMMIT.fullmatch(revision):
         from huggingface_hub import HfApi
 
-        patience.install()
+        retries.install()
         with asking(f"hf://datasets/{repository}@{revision}"):
             commit = str(HfApi().dataset_info(repository, revision=revision, expand=["sha"]).sha)
     with _lock:
@@ -149,7 +149,7 @@ class HubFile(io.RawIOBase):
         """`digest` and `size` as `identify` gave them."""
         from huggingface_hub import hf_hub_url
 
-        patience.install()
+        retries.install()
         self.path, self.digest, self.size, self.at = path, digest, size, 0
         self.repository, self.commit, self.inside = parsed(path)
         self.address = hf_hub_url(self.repository, self.inside, repo_type="dataset", revision=self.commit)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.base import Artifact, DataError, Task
-from stages.sources import hub, patience
+from stages.sources import hub, retries
 from stages.sources.base import BadRow, Identify, RecordConfig, Row, UnitSpec, row_of, template_fields, text_params
-from stages.sources.parts import write_parts
+from stages.sources.writer import write_parts
 
 
 class Config(RecordConfig):
@@ -67,7 +67,7 @@ def streamed(params: dict[str, Any]) -> Any:
     """The IterableDataset. Raises what `datasets` does."""
     import datasets
 
-    patience.install()
+    retries.install()
     datasets.disable_progress_bars()
     return datasets.load_dataset(
         params["dataset"], params["subset"], split=params["split"], revision=params["commit"], streaming=True

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from stages.base import Artifact, DataError, Task
 from stages.sources.base import BadRow, BaseConfig, Identify, Row, UnitSpec
-from stages.sources.parts import write_parts
+from stages.sources.writer import write_parts
 
 STDLIB = "stdlib"
 UNIT_SOURCE_BYTES = 12 << 20  # of Python source in a unit: a few seconds of parsing, about 1.5 MB of text

@@ -12,7 +12,7 @@ from pydantic import Field
 from stages.base import DataError, Task
 from stages.sources.base import BadRow, Identify, Row, TextConfig, UnitSpec, row_of, text_params
 from stages.sources.files import files_of, opened, whole_files
-from stages.sources.parts import write_parts
+from stages.sources.writer import write_parts
 
 SUFFIXES = (".json",)
 CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request

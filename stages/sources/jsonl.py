@@ -17,8 +17,8 @@ from pydantic import Field
 from stages.base import DataError, Task
 from stages.sources.base import LARGEST, MAX_RATIO, BadRow, Identify, Row, StreamConfig, UnitSpec, row_of, stream_params
 from stages.sources.files import check_ratio, files_of, opened, unzstd, whole_files
-from stages.sources.parts import write_parts
 from stages.sources.questions import question_of, write_items
+from stages.sources.writer import write_parts
 
 T = TypeVar("T")
 

@@ -30,8 +30,8 @@ from stages.sources.base import (
     text_params,
 )
 from stages.sources.files import files_of, identified, opened
-from stages.sources.parts import write_parts
-from stages.sources.where import kept, may_keep
+from stages.sources.predicates import kept, may_keep
+from stages.sources.writer import write_parts
 
 T = TypeVar("T")
 SUFFIXES = (".parquet",)

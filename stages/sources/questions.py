@@ -15,8 +15,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stages.base import DataError, Task
+from stages.schemas import ID, document_id
 from stages.sources.base import BadRow
-from stages.tables import ID, document_id
 
 KINDS = ("ai2_arc", "jsonl")
 PROMPT = "Question: {question}\nAnswer:"

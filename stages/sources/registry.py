@@ -1,7 +1,7 @@
 """The sources, by the name that `from:` gives them.
 
 To add one: write a module with `Config` (a `kind` that is its name), `units(config, identify)` and
-`work(task)`, and name it in MODULES; or a dataset that an existing module reads, in `stages.sources.known`. What a
+`work(task)`, and name it in MODULES; or a dataset that an existing module reads, in `stages.sources.presets`. What a
 unit's work imports must not import this module, or editing one source would re-run them all.
 """
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import AfterValidator, Field
 
-from stages.edits import parse_edits
-from stages.rules import check_metadata, parse_rules
+from stages.filter.edits import parse_edits
+from stages.filter.rules import check_metadata, parse_rules
 from stages.sources import ai2_arc, hub, hub_dataset, installed_docs, json_array, jsonl, parquet, text
 from stages.sources.base import BaseConfig
-from stages.sources.known import KNOWN, config_of
+from stages.sources.presets import KNOWN, config_of
 
 MODULES = (installed_docs, parquet, jsonl, json_array, text, ai2_arc, hub_dataset)
 SOURCES: dict[str, ModuleType] = {m.__name__.rpartition(".")[2]: m for m in MODULES}

@@ -13,7 +13,7 @@ from stages.quantities import quantity
 from stages.sources.base import LARGEST, MAX_RATIO, BadRow, FilesConfig, Identify, Row, UnitSpec, common_params
 from stages.sources.files import files_of, opened, whole_files
 from stages.sources.jsonl import chunks, lines
-from stages.sources.parts import write_parts
+from stages.sources.writer import write_parts
 
 SUFFIXES = tuple(kind + packed for kind in (".txt", ".md") for packed in ("", ".gz", ".zst"))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from engine_harness import Work, copy_project, edit, new_work
 
-from pipeline.locks import run_lock, use
-from pipeline.storage import Store
+from pipeline.engine.locks import run_lock, use
+from pipeline.engine.store import Store
 
 
 def test_list_names_every_stage(work: Work) -> None:
@@ -109,12 +109,12 @@ def test_force_runs_only_that_stage_again(packed: Work) -> None:
 
 def test_a_fault_of_ours_is_a_line_and_debug_shows_where(tmp_path: Path) -> None:
     work = new_work(tmp_path, copy_project(tmp_path))
-    edit(work.root / "stages/apply_rules.py", "    rules = [(name", "    1 / 0\n    rules = [(name")
+    edit(work.root / "stages/filter/work.py", "    rules = [(name", "    1 / 0\n    rules = [(name")
     text = work.fails("run", "filter", "--executor", "local")
     assert "ZeroDivisionError: division by zero" in text
     done = work.cli("run", "filter", "--executor", "local", "--debug")
     assert done.returncode == 1
-    assert "apply_rules.py" in done.stderr
+    assert "filter/work.py" in done.stderr
     assert "Traceback" in done.stderr
 
 

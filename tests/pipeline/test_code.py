@@ -15,8 +15,9 @@ from engine_harness import Work, copy_project, edit, new_work, small_recipe, sta
 PRINT_ALL = """
 import json
 from pipeline.code import fingerprint
-names = ("stages.sources.jsonl", "stages.apply_rules", "stages.dedup", "stages.build_tokenizer", "stages.tokenize",
-         "stages.layout", "stages.pack", "train.main")
+names = ("stages.sources.jsonl", "stages.filter.work", "stages.dedup.stage", "stages.tokenizer.stage",
+         "stages.tokenize.stage",
+         "stages.pack.allocate", "stages.pack.stage", "train.main")
 print(json.dumps({name: fingerprint(name) for name in names}))
 """
 
@@ -35,24 +36,29 @@ def changed(root: Path, before: dict[str, str]) -> set[str]:
 def test_only_meaning_counts(tmp_path: Path) -> None:
     root = copy_project(tmp_path)
     before = fingerprints(root)
-    rules = root / "stages/rules.py"
+    rules = root / "stages/filter/rules.py"
     edit(rules, "def length(", "# a comment\n\n\ndef length(")
     edit(rules, '"""Length of the text in characters, both ends allowed."""', '"""Other words."""')
-    edit(root / "stages/ids.py", '"""', '"""Another docstring. ')
+    edit(root / "stages/hashing.py", '"""', '"""Another docstring. ')
     assert changed(root, before) == set()
     edit(rules, 'return "length_short"', 'return "length_too_short"')
-    assert changed(root, before) == {"stages.apply_rules"}
-    edit(root / "stages/text_encoder.py", '"<|tool|>"', '"<|tools|>"')
-    assert changed(root, before) == {"stages.apply_rules", "stages.build_tokenizer", "stages.tokenize"}
-    edit(root / "train/schedule.py", "def ", "UNUSED = 1\n\n\ndef ")
-    assert changed(root, before) == {"stages.apply_rules", "stages.build_tokenizer", "stages.tokenize", "train.main"}
+    assert changed(root, before) == {"stages.filter.work"}
+    edit(root / "stages/tokenizer/spec.py", '"<|tool|>"', '"<|tools|>"')
+    assert changed(root, before) == {"stages.filter.work", "stages.tokenizer.stage", "stages.tokenize.stage"}
+    edit(root / "train/optim/schedule.py", "def ", "UNUSED = 1\n\n\ndef ")
+    assert changed(root, before) == {
+        "stages.filter.work",
+        "stages.tokenizer.stage",
+        "stages.tokenize.stage",
+        "train.main",
+    }
 
 
 def test_a_function_that_holds_nothing_but_its_docstring(tmp_path: Path) -> None:
     root = copy_project(tmp_path)
     before = fingerprints(root)
-    edit(root / "stages/rules.py", "def length(", 'def unused() -> None:\n    """Nothing."""\n\n\ndef length(')
-    assert changed(root, before) == {"stages.apply_rules"}
+    edit(root / "stages/filter/rules.py", "def length(", 'def unused() -> None:\n    """Nothing."""\n\n\ndef length(')
+    assert changed(root, before) == {"stages.filter.work"}
 
 
 GRAPH = """
@@ -94,15 +100,15 @@ def rerun(work: Work, stage: str, **environment: str) -> set[tuple[str, str]]:
 
 
 def test_a_comment_runs_nothing_again(built: Work) -> None:
-    edit(built.root / "stages/tokenize.py", "BATCH_BYTES = 8", "# Words.\nBATCH_BYTES = 8")
+    edit(built.root / "stages/tokenize/stage.py", "BATCH_BYTES = 8", "# Words.\nBATCH_BYTES = 8")
     assert plan(built, "pack_pretrain") == {}
     assert rerun(built, "pack_pretrain") == set()
 
 
 def test_a_helper_of_two_stages_runs_those_two_again(built: Work) -> None:
-    helper = built.root / "stages/text_encoder.py"
+    helper = built.root / "stages/tokenizer/spec.py"
     edit(helper, "def special_ids(", "UNUSED = 1\n\n\ndef special_ids(")
-    assert plan(built, "pack_pretrain")["build_tokenizer"] == ("1", "code stages.text_encoder changed")
+    assert plan(built, "pack_pretrain")["build_tokenizer"] == ("1", "code stages.tokenizer.spec changed")
     tokenised = rerun(built, "pack_pretrain")
     units = {(r["stage"], r["label"]) for r in built.records().values() if r["stage"] == "tokenize"}
     units = {unit for unit in units if " held " not in unit[1]}

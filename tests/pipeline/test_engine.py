@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from engine_harness import Work, copy_project, edit, new_work, small_recipe
 
-from pipeline.engine import WINDOW, Context, drive
+from pipeline.engine.context import WINDOW, Context, drive
+from pipeline.engine.progress import Progress
+from pipeline.engine.store import Store
 from pipeline.errors import UnitFailed
-from pipeline.executors import WorkerLost
-from pipeline.progress import Progress
+from pipeline.executors.choose import WorkerLost
 from pipeline.recipe import parse_recipe
-from pipeline.storage import Store
-from stages import apply_rules
 from stages.base import Artifact, Record
+from stages.filter import work as apply_rules
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
@@ -40,9 +40,9 @@ def test_a_cached_run_starts_nothing_and_touches_nothing(reference: Work) -> Non
     done = reference.run("pack_pretrain", "--executor", "ray", PYTHONPROFILEIMPORTTIME="1")
     seconds = time.monotonic() - began
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
-    assert "pipeline.executors" in imported
+    assert "pipeline.executors.choose" in imported
     assert imported.isdisjoint({"ray", "torch", "datasets", "pandas.core"})
-    assert "executor" not in done.stderr.replace("pipeline.executors", "")
+    assert "executor" not in done.stderr.replace("pipeline.executors.choose", "")
     assert "39 units, 39 cached" in done.stderr
     assert reference.snapshot() == before
     assert seconds < 10
@@ -153,7 +153,7 @@ def test_the_same_unit_asked_for_twice_runs_once(tmp_path: Path) -> None:
 
 
 def test_transient_errors_and_lost_workers_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.engine.random.random", lambda: -0.5)  # no pause
+    monkeypatch.setattr("pipeline.engine.context.random.random", lambda: -0.5)  # no pause
     busy = {"kind": "transient", "message": "429"}
     stub = Stub([busy, WorkerLost("killed"), busy, WorkerLost("killed")])
     context = context_of(tmp_path, stub)
@@ -162,7 +162,7 @@ def test_transient_errors_and_lost_workers_are_tried_again(tmp_path: Path, monke
 
 
 def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.engine.random.random", lambda: -0.5)
+    monkeypatch.setattr("pipeline.engine.context.random.random", lambda: -0.5)
     context = context_of(tmp_path, Stub([{"kind": "transient", "message": "429"}] * 9))
     with pytest.raises(UnitFailed, match="filter web unit 1: 429"):
         drive(context, one(context, 1))

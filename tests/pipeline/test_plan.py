@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from engine_harness import REPO, Work
 
-from pipeline.plan import about, loader_note
-from pipeline.predict import in_time
+from pipeline.commands.estimate import in_time
+from pipeline.commands.plan import about, loader_note
 from pipeline.recipe import load_recipe
 from stages.base import DataError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from engine_harness import REPO, Work, copy_project, edit
 
-from train.manifest import load_manifest, manifest_text
+from train.data.manifest import load_manifest, manifest_text
 
 sys.path.insert(0, str(REPO / "tests" / "stages"))  # run alone, this folder is all there is
 from built import copy_of, small
@@ -104,9 +104,11 @@ def test_changed_code_is_named_and_anyway_builds(tmp_path):
     small(tmp_path / "first")
     kept = copy_of(tmp_path / "first/build/small/anneal", tmp_path / "kept")
     root = copy_project(tmp_path)
-    edit(root / "stages/rules.py", "def length(", "UNUSED = 1\n\n\ndef length(")
+    edit(root / "stages/filter/rules.py", "def length(", "UNUSED = 1\n\n\ndef length(")
     done = rebuild(tmp_path, kept, root=root)
-    assert done.returncode == 1 and done.stdout.splitlines() == ["differs: code: module stages.rules has changed"]
+    assert done.returncode == 1 and done.stdout.splitlines() == [
+        "differs: code: module stages.filter.rules has changed"
+    ]
     assert "not rebuilt: 1 differences in code or versions" in done.stderr
     done = rebuild(tmp_path, kept, "--anyway", root=root)
     assert done.returncode == 1 and "manifest.json: code.stages.rules is" in done.stdout

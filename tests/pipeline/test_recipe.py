@@ -11,10 +11,10 @@ from engine_harness import Work, small_recipe
 from pydantic import TypeAdapter
 
 from pipeline.errors import UsageError
-from pipeline.mixtures import ratio
 from pipeline.recipe import Recipe, load_recipe, parse_recipe, shipped
+from stages.pack.config import ratio
 from stages.quantities import quantity
-from train.manifest import Manifest
+from train.data.manifest import Manifest
 
 
 def message(tmp_path: Path, *overrides: str) -> str:

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from pipeline.report import engines, mixture, training
-from train.evaluate import Validation
-from train.manifest import load_manifest
+from pipeline.commands.report import engines, mixture, training
+from train.data.manifest import load_manifest
+from train.eval.validation import Validation
 
 
 def shown(tables):

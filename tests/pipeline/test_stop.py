@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from engine_harness import LIMIT, Work, gone, wait_for
 
-from pipeline.stopping import Stops
+from pipeline.engine.signals import Stops
 
 SETTINGS = ("train.pretrain.steps=300", "train.pretrain.epochs=100", "train.pretrain.log_every=1", "ranks=2")
 LONG = tuple(word for setting in SETTINGS for word in ("--set", setting))

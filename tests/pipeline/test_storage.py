@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.locks import run_lock
-from pipeline.storage import RECORD, Store, sha256_file, switch_link
+from pipeline.engine.locks import run_lock
+from pipeline.engine.store import RECORD, Store, sha256_file, switch_link
 from stages.base import Artifact, Record
 
 
@@ -161,7 +161,7 @@ def test_state_is_written_only_when_it_says_something_new(store: Store) -> None:
 
 
 def test_two_runs_of_one_store_both_count_as_running(tmp_path: Path) -> None:
-    from pipeline.status import running
+    from pipeline.commands.status import running
 
     store = Store(str(tmp_path / "out"))
     assert running(store) is None

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import worker
-from pipeline.storage import Store
+from pipeline.engine.store import Store
+from pipeline.executors import worker
 from stages.base import Artifact, Task
 
 DATA = b"some tokens"

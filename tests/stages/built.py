@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import Context, drive
-from pipeline.progress import Progress
+from pipeline.engine.context import Context, drive
+from pipeline.engine.progress import Progress
+from pipeline.engine.store import Store
+from pipeline.executors.worker import run_unit
 from pipeline.recipe import parse_recipe
-from pipeline.storage import Store
-from pipeline.worker import run_unit
-from stages.verify import sha256
-from train.manifest import manifest_text
+from stages.pack.verify import sha256
+from train.data.manifest import manifest_text
 
 RNG = random.Random(4)
 WORDS = ["".join(RNG.choices("aeioubdgklmnrst", k=RNG.randint(2, 7))) for _ in range(300)]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import zstandard
 from built import build, texts
 
-from train.manifest import Manifest, load_manifest
+from train.data.manifest import Manifest, load_manifest
 
 NAME = "every"
 LONG = "é" + " ".join(texts(9, 60))

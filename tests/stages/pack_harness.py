@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from stage_harness import MiniContext, run_unit
 
-from pipeline.mixtures import Mixture
-from stages import ids
+from stages import hashing
 from stages.base import Artifact, Record, Task
-from stages.pack import Layout, lay_out, training_shards, validation_shards
-from stages.shards import open_shard
-from stages.tokenised import TOKENISED, Tokenised, write_docs, write_histogram
-from stages.tokenize import cut, histogram
+from stages.pack.config import Mixture
+from stages.pack.format import open_shard
+from stages.pack.stage import Layout, lay_out, training_shards, validation_shards
+from stages.tokenize.stage import cut, histogram
+from stages.tokenize.token_file import TOKENISED, Tokenised, write_docs, write_histogram
 
 BUILD_ID = "0123456789abcdef" * 4
 VOCAB, BOS, PAD = 500, 0, 1
@@ -34,8 +34,8 @@ def names(salt: str, n: int) -> np.ndarray:
 
 
 POOL = names("pool", 8000)
-TRAIN_IDS = POOL[~ids.is_validation(POOL)]
-VAL_IDS = POOL[ids.is_validation(POOL)]
+TRAIN_IDS = POOL[~hashing.is_validation(POOL)]
+VAL_IDS = POOL[hashing.is_validation(POOL)]
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Document:
     @property
     def val(self) -> bool:
         """Whether it is held out."""
-        return bool(ids.is_validation([self.id])[0])
+        return bool(hashing.is_validation([self.id])[0])
 
 
 def source(identities: Iterable[Any], lengths: Iterable[int], file: str = "a.jsonl") -> list[Document]:
@@ -71,7 +71,7 @@ def unit(folder: Path, documents: Sequence[Document], seed: int = 0, shard_token
     def work(task: Task) -> None:
         document, part, start, count = cut(np.array([d.length for d in documents], np.int64), shard_tokens)
         identities = np.array([list(documents[d].id) for d in document], np.uint8).reshape(-1, 16)
-        places, val = ids.position(seed, identities, part), ids.is_validation(identities)
+        places, val = hashing.position(seed, identities, part), hashing.is_validation(identities)
         rank = np.lexsort((document, part, *identities.T[::-1], places))
         document, part, start, count = document[rank], part[rank], start[rank], count[rank]
         identities, places, val = identities[rank], places[rank], val[rank]

@@ -6,8 +6,8 @@ import random
 
 import pyarrow as pa
 
-from stages.apply_rules import apply, text_hash, text_hashes
-from stages.rules import Document, judge, parse_rules
+from stages.filter.rules import Document, judge, parse_rules
+from stages.filter.work import apply, text_hash, text_hashes
 
 LOOSE = {"min_words": 1, "min_mean_word_length": 0, "max_mean_word_length": 1e9, "min_stop_words": 1}
 EVERY = ["gopher_repetition", "gopher_quality", "c4", "fineweb"]

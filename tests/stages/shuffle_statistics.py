@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.manifest import load_manifest
+from train.data.manifest import load_manifest
 
 
 @dataclass(frozen=True)

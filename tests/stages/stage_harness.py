@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.decontamination import Decontaminate
 from pipeline.recipe import Dedup, TokenizerConfig
 from stages.base import Artifact, Record, Stage, Task
+from stages.decontaminate.config import Decontaminate
 from stages.registry import STAGES
 from stages.sources.registry import SourceConfig
 

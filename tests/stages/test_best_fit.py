@@ -12,11 +12,11 @@ from pack_harness import PAD, TRAIN_IDS, pack, source, unit
 
 from pipeline.errors import UsageError
 from pipeline.recipe import parse_recipe
-from stages import ids
-from stages.best_fit import best_fit
-from stages.shards import read_index
-from stages.verify import verify
-from train.manifest import load_manifest
+from stages import hashing
+from stages.pack.best_fit import best_fit
+from stages.pack.format import read_index
+from stages.pack.verify import verify
+from train.data.manifest import load_manifest
 
 COUNTS = st.lists(st.integers(1, 40) | st.integers(1, 150), max_size=60)
 
@@ -87,7 +87,7 @@ def test_a_shard_of_windows(tmp_path):
     assert pointers.tolist() == [1024 + 2 * r["token_start"] for r in rows]
     # Windows come in the order of the in-shard hash of their first document, not of lengths.
     window = np.array([r["token_start"] // 64 for r in rows])
-    hashes = np.array([int(ids.order(0, [r["document_id"]], r["part"], r["copy"])[0]) for r in rows], object)
+    hashes = np.array([int(hashing.order(0, [r["document_id"]], r["part"], r["copy"])[0]) for r in rows], object)
     firsts = [min(hashes[window == w]) for w in np.unique(window)]
     small = [f for f, w in zip(firsts, np.unique(window), strict=True) if (window == w).sum() > 1]
     assert small and sum(a < b for a, b in itertools.pairwise(small)) > 0.9 * len(small)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.contamination import (
+from stages.decontaminate.ngrams import (
     COLUMNS,
     MARGIN,
     cut,
@@ -23,8 +23,8 @@ from stages.contamination import (
     sieved,
     spans,
 )
-from stages.kernel_ngrams import Index
-from stages.kernel_words import ngram_hash, word_hash, words
+from stages.kernels.ngrams import Index
+from stages.kernels.words import ngram_hash, word_hash, words
 
 # Few words, so that n-grams repeat; what stands between them, and characters that are hard to lower or to cut.
 WORD = st.sampled_from(

@@ -13,17 +13,17 @@ from built import Inline, build
 from planting import EDITS, WAYS, edited
 from stage_harness import SHARED, needs_shared
 
+from pipeline.commands.drop_reason import fates
+from pipeline.commands.report import decontamination
 from pipeline.errors import UnitFailed, UsageError
-from pipeline.fate import fates
 from pipeline.recipe import parse_recipe
-from pipeline.report import decontamination
 from stages.base import DataError
-from stages.contamination import cut
-from stages.find import Query, find
-from stages.ids import is_validation
-from stages.lineage import pieces_of, rows_table, trace
-from stages.tables import document_id
-from train.manifest import load_manifest
+from stages.decontaminate.ngrams import cut
+from stages.hashing import is_validation
+from stages.lineage.find import Query, find
+from stages.lineage.trace import pieces_of, rows_table, trace
+from stages.schemas import document_id
+from train.data.manifest import load_manifest
 
 RNG = random.Random(9)
 VOCABULARY = ["".join(RNG.choices("abcdefghilmnoprstuvwz", k=RNG.randint(2, 9))) for _ in range(4000)]

@@ -7,12 +7,12 @@ from stage_harness import MiniContext, build, recipe, rows_of
 
 from pipeline.recipe import Dedup
 from stages.base import DataError
-from stages.clusters import RANKS
-from stages.describe import reasons
-from stages.ids import is_validation
+from stages.dedup.work import RANKS
+from stages.hashing import is_validation
+from stages.pack.manifest import reasons
+from stages.schemas import document_id
 from stages.sources import jsonl
 from stages.sources.files import whole_files
-from stages.tables import document_id
 
 
 def write(folder, name, texts):
@@ -50,7 +50,7 @@ def test_priority_and_order_of_recipe(tmp_path):
     assert kept == {"a": texts["a"], "b": [texts["b"][1]], "c": [texts["c"][1]]}
     kept, context = run(tmp_path, found, dedup=Dedup(priority=["b"]))
     assert kept == {"a": [texts["a"][1]], "b": texts["b"], "c": [texts["c"][1]]}
-    counts = [r.counts for key, r in context.records.items() if "'stages.dedup', 'work'" in key][:3]
+    counts = [r.counts for key, r in context.records.items() if "'stages.dedup.stage', 'work'" in key][:3]
     assert [c.get("dropped.duplicate", 0) for c in counts] == [1, 0, 2]
     assert [c.get("duplicate_of.b", 0) for c in counts] == [1, 0, 2]
     kept, _ = run(tmp_path, found, dedup=Dedup(exact=False, near=False))

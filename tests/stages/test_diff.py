@@ -11,10 +11,10 @@ import pytest
 from built import build, copy_of, small, texts
 from test_lineage import cli
 
-from stages import diff as module
-from stages.diff import ABSENT, changes, diff
-from stages.tables import document_id
-from train.manifest import load_manifest
+from stages.lineage import diff as module
+from stages.lineage.diff import ABSENT, changes, diff
+from stages.schemas import document_id
+from train.data.manifest import load_manifest
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,9 @@ def test_every_kind_of_change_is_named(pair):
     assert {name for name, _, _ in found.build} == {"seed", "build_id"} | (
         {"val_tokens", "documents"} & {name for name, _, _ in found.build}
     )
-    assert [name for name, _, _ in found.code] == ["stages.exclude"] and found.versions == []
-    edited = dataclasses.replace(b, code={**b.code, "stages.rules": "0"}, versions={**b.versions, "numpy": "0"})
-    assert [n for n, _, _ in diff(b, edited).code] == ["stages.rules"]
+    assert [name for name, _, _ in found.code] == ["stages.exclude.stage"] and found.versions == []
+    edited = dataclasses.replace(b, code={**b.code, "stages.filter.rules": "0"}, versions={**b.versions, "numpy": "0"})
+    assert [n for n, _, _ in diff(b, edited).code] == ["stages.filter.rules"]
     assert [(n, y) for n, _, y in diff(b, edited).versions] == [("numpy", "0")]
 
 

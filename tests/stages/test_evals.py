@@ -18,20 +18,21 @@ from hypothesis import strategies as st
 from stage_harness import REPO, SHARED, identify, needs_shared, rows_of, run_unit
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline import rebuild
+from pipeline.commands import rebuild
+from pipeline.commands.inspect import print_manifest
+from pipeline.engine.store import Store
 from pipeline.errors import UsageError, UserError
-from pipeline.inspect import print_manifest
 from pipeline.recipe import parse_recipe
-from pipeline.storage import Store
-from stages import encode_evals, evals
 from stages.base import Artifact, DataError
+from stages.evals import encode
+from stages.evals import stage as evals
+from stages.pack.verify import verify
+from stages.schemas import document_id
 from stages.sources import ai2_arc
 from stages.sources.questions import ITEMS, EvalConfig
-from stages.tables import document_id
-from stages.text_encoder import SPECIALS, load_text_encoder
-from stages.verify import verify
-from train.evalset import read_evalset
-from train.manifest import EvalSet, load_manifest
+from stages.tokenizer.spec import SPECIALS, load_text_encoder
+from train.data.evalset import read_evalset
+from train.data.manifest import EvalSet, load_manifest
 
 QUESTIONS = [
     ("Which is a mineral?", ["A", "B"], ["wood", "quartz"], "B"),
@@ -192,7 +193,7 @@ def encoded(folder, path, rows, prompt):
 
     items = asyncio.run(evals.read(SimpleNamespace(identify=identify, run=one), "q", config)).output("items")
     tokenizer = Artifact(str(path), identify(str(path))[0])
-    found = run_unit(folder / "encoded", encode_evals.work, {"prompt": prompt}, [tokenizer, items]).output("encoded")
+    found = run_unit(folder / "encoded", encode.work, {"prompt": prompt}, [tokenizer, items]).output("encoded")
     said = EvalSet("q", "", found.sha256, found.rows, prompt, "jsonl", "", "", "", [])
     return read_evalset(Path(found.path), said, 400)
 

@@ -13,14 +13,14 @@ from built import Inline, build, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.commands.report import exclusion
 from pipeline.errors import UsageError
 from pipeline.recipe import parse_recipe
-from pipeline.report import exclusion
-from stages.ids import is_validation
-from stages.match import match, parents
-from stages.tables import ID, document_id
-from stages.verify import verify
-from train.manifest import load_manifest
+from stages.hashing import is_validation
+from stages.pack.verify import verify
+from stages.schemas import ID, document_id
+from stages.selectors import match, parents
+from train.data.manifest import load_manifest
 
 SHARED = texts(7, 3)  # in both sources, with other white space: the one of `b` is kept, the one of `a` dropped
 

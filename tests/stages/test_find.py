@@ -13,13 +13,13 @@ from built import build, copy_of, texts
 from lineage_harness import LONG, published, recipe
 from test_lineage import cli, points, run_folder
 
-from pipeline.fate import fates
-from pipeline.find import explain, read_in
-from pipeline.trace import open_run, spans_of_step
-from stages.find import Found, Query, find
-from stages.lineage import Decoder, pieces_in, pieces_of, rows_table
-from stages.tables import document_id
-from train.manifest import load_manifest
+from pipeline.commands.drop_reason import fates
+from pipeline.commands.find import explain, read_in
+from pipeline.commands.trace import open_run, spans_of_step
+from stages.lineage.find import Found, Query, find
+from stages.lineage.trace import Decoder, pieces_in, pieces_of, rows_table
+from stages.schemas import document_id
+from train.data.manifest import load_manifest
 
 
 def with_rules(folder):

@@ -18,9 +18,9 @@ import zstandard
 from stage_harness import REPO, SHARED, needs_shared
 from tokenizers import Tokenizer
 
-from stages.shards import open_shard
-from stages.verify import verify
-from train.manifest import load_manifest
+from stages.pack.format import open_shard
+from stages.pack.verify import verify
+from train.data.manifest import load_manifest
 
 pytestmark = needs_shared
 

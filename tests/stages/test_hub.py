@@ -28,9 +28,9 @@ from seven import FINEWEB, parquet, seven, web, words
 from stage_harness import REPO, MiniContext, build, recipe, rows_of, run_unit
 
 from stages.base import DataError, TransientError
-from stages.sources import hub, jsonl, patience
-from stages.sources.again import read_again
-from stages.sources.known import KNOWN
+from stages.lineage.reread import read_again
+from stages.sources import hub, jsonl, retries
+from stages.sources.presets import KNOWN
 from stages.sources.registry import SOURCES, SourceConfig, describe, pin
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(SourceConfig)
@@ -58,8 +58,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return server
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.02)
-    patience.install()
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.02)
+    retries.install()
     yield begin
     for server in running:
         server.__exit__()
@@ -70,7 +70,7 @@ def forget() -> None:
     """What a new process would not know."""
     hub._commits.clear()
     HfFileSystem.clear_instance_cache()
-    patience.GATE.opens = 0.0
+    retries.GATE.opens = 0.0
     huggingface_hub.close_session()
 
 
@@ -178,12 +178,12 @@ def test_retry_after_holds_every_thread_of_the_process_back(start):
 
 def test_how_long_an_answer_asks_to_wait():
     soon = email.utils.formatdate(time.time() + 20, usegmt=True)
-    assert patience.asked_pause({"retry-after": "7"}) == 7
-    assert 15 < (patience.asked_pause({"retry-after": soon}) or 0) <= 20
-    assert patience.asked_pause({"retry-after": email.utils.formatdate(0)}) == 0
-    assert patience.asked_pause({"ratelimit": '"resolvers";r=0;t=55'}) == 55
-    assert patience.asked_pause({"ratelimit": '"resolvers";r=9;t=55'}) is None
-    assert patience.asked_pause({"retry-after": "soon"}) is None and patience.asked_pause({}) is None
+    assert retries.asked_pause({"retry-after": "7"}) == 7
+    assert 15 < (retries.asked_pause({"retry-after": soon}) or 0) <= 20
+    assert retries.asked_pause({"retry-after": email.utils.formatdate(0)}) == 0
+    assert retries.asked_pause({"ratelimit": '"resolvers";r=0;t=55'}) == 55
+    assert retries.asked_pause({"ratelimit": '"resolvers";r=9;t=55'}) is None
+    assert retries.asked_pause({"retry-after": "soon"}) is None and retries.asked_pause({}) is None
 
 
 def test_patience_ends_and_says_so(start, monkeypatch):
@@ -191,7 +191,7 @@ def test_patience_ends_and_says_so(start, monkeypatch):
     _, (spec,) = units(kind="open_web_math")
     file = hub.HubFile(spec.inputs[0].path, spec.inputs[0].digest, spec.inputs[0].bytes)
     start(seven(), every=1, faults=("503",))
-    monkeypatch.setattr(patience, "PATIENCE", 0.6)
+    monkeypatch.setattr(retries, "PATIENCE", 0.6)
     file.address = file.address.replace(file.address.split("/")[2], constants.ENDPOINT.split("/")[2])
     with pytest.raises(TransientError, match=r"127.0.0.1/datasets/.*parquet: status 503 at try \d, after \d s"):
         file.read(10)
@@ -199,7 +199,7 @@ def test_patience_ends_and_says_so(start, monkeypatch):
     server.__exit__()
     with pytest.raises(DataError, match="ConnectError at try 4"):
         units(kind="open_web_math")
-    assert patience.GATE.opens == 0, "who has nobody to wait for holds others back"
+    assert retries.GATE.opens == 0, "who has nobody to wait for holds others back"
 
 
 @pytest.mark.parametrize("longer", [False, True])
@@ -330,7 +330,7 @@ def test_the_size_of_slices_does_not_matter(start, tmp_path, monkeypatch):
     source = {"from": "jsonl", "path": "hf://datasets/o/n/*.zst", "max_bytes": "1.5MB"}
     found, ran = [], []
     for growth in (1, 8):
-        monkeypatch.setattr("stages.download.GROWTH", growth)
+        monkeypatch.setattr("stages.download.stage.GROWTH", growth)
         context = MiniContext(
             tmp_path / str(growth), recipe({"s": {**source, "rules": [{"length": {"min_chars": 985}}]}})
         )

@@ -4,19 +4,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages import ids
-from stages.tables import ID, document_id
+from stages import hashing
+from stages.schemas import ID, document_id
 
 MANY = [document_id(f"document {i}") for i in range(20_000)]
 DRAWS = {
-    "position": lambda i: ids.position(0, i, 0),
-    "position of another seed": lambda i: ids.position(1, i, 0),
-    "position of part 1": lambda i: ids.position(0, i, 1),
-    "order": lambda i: ids.order(0, i, 0, 0),
-    "order of copy 1": lambda i: ids.order(0, i, 0, 1),
-    "take": lambda i: ids.take(0, i),
-    "sample": ids.sample,
-    "validation": lambda i: ids.draw(ids.TAG_VALIDATION, i),
+    "position": lambda i: hashing.position(0, i, 0),
+    "position of another seed": lambda i: hashing.position(1, i, 0),
+    "position of part 1": lambda i: hashing.position(0, i, 1),
+    "order": lambda i: hashing.order(0, i, 0, 0),
+    "order of copy 1": lambda i: hashing.order(0, i, 0, 1),
+    "take": lambda i: hashing.take(0, i),
+    "sample": hashing.sample,
+    "validation": lambda i: hashing.draw(hashing.TAG_VALIDATION, i),
 }
 
 
@@ -24,7 +24,7 @@ def test_mix64_is_splitmix64():
     # The first outputs of splitmix64 seeded with 1234567: state + increment, then the finaliser.
     step = 0x9E3779B97F4A7C15
     states = np.array([(1234567 + i * step) % 2**64 for i in range(3)], np.uint64)
-    assert ids.mix64(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert hashing.mix64(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_frozen_values():
@@ -36,11 +36,11 @@ def test_frozen_values():
 def test_kinds_of_input_agree():
     column = pa.array(MANY[:100], ID)
     raw = np.frombuffer(b"".join(MANY[:100]), np.uint8).reshape(-1, 16)
-    want = ids.take(3, MANY[:100])
+    want = hashing.take(3, MANY[:100])
     for same in (column, pa.chunked_array([column[:30], column[30:]]), raw):
-        assert np.array_equal(ids.take(3, same), want)
-    assert np.array_equal(ids.take(3, column[7:20]), want[7:20])
-    assert ids.take(3, []).size == 0
+        assert np.array_equal(hashing.take(3, same), want)
+    assert np.array_equal(hashing.take(3, column[7:20]), want[7:20])
+    assert hashing.take(3, []).size == 0
 
 
 @pytest.mark.parametrize("name", DRAWS)
@@ -59,15 +59,15 @@ def test_independent():
 
 
 def test_one_in_a_hundred_is_held_out():
-    share = ids.is_validation(MANY).mean()
+    share = hashing.is_validation(MANY).mean()
     assert abs(share - 0.01) < 4 * np.sqrt(0.01 * 0.99 / len(MANY))
-    assert ids.VALIDATION_RULE == "splitmix64:validation-1:0.01"
+    assert hashing.VALIDATION_RULE == "splitmix64:validation-1:0.01"
 
 
 def test_part_may_be_an_array():
     parts = np.array([0, 1, 2])
-    want = [int(ids.position(5, [MANY[p]], int(p))[0]) for p in parts]
-    assert ids.position(5, MANY[:3], parts).tolist() == want
+    want = [int(hashing.position(5, [MANY[p]], int(p))[0]) for p in parts]
+    assert hashing.position(5, MANY[:3], parts).tolist() == want
 
 
 # Every build ever made relies on these: a change here is a change of format.

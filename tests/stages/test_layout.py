@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack_harness import BOS, TRAIN_IDS, VAL_IDS, Document, pack, source, unit
 
-from stages import ids
-from stages.layout import FULL, GOLDEN, cut_positions, rotated_histogram
+from stages import hashing
+from stages.pack.allocate import FULL, GOLDEN, cut_positions, rotated_histogram
 
 TURN = int(GOLDEN)
 
@@ -29,14 +29,14 @@ def pieces_of(documents, shard_tokens):
 def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9, draw=0):
     """Every promise of packing, recomputed from the documents."""
     pieces = {(s, *key): tokens for s, docs in sources.items() for key, tokens in pieces_of(docs, shard_tokens).items()}
-    held = {key for key in pieces if ids.is_validation([key[1]])[0]}
+    held = {key for key in pieces if hashing.is_validation([key[1]])[0]}
     seen, got, cuts = Counter(), Counter(), Counter()
     borders = packed.layout.borders
     assert borders[0] == 0 and borders[-1] == FULL and borders == sorted(borders)
     shard_of = -1
     for record, rows, tokens in packed.train:
         assert record.counts["documents"] == len(rows) > 0 and record.counts["tokens"] == len(tokens)
-        first = int(ids.position(seed, [rows[0]["document_id"]], rows[0]["part"])[0]) + rows[0]["copy"] * TURN
+        first = int(hashing.position(seed, [rows[0]["document_id"]], rows[0]["part"])[0]) + rows[0]["copy"] * TURN
         before, shard_of = shard_of, int(np.searchsorted(borders[1:], first % FULL, "right"))
         assert before < shard_of
         low, high = borders[shard_of : shard_of + 2]
@@ -49,9 +49,9 @@ def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9
             at += len(piece)
             assert np.array_equal(piece, whole[: len(piece)])
             assert row["truncated"] == (len(piece) < len(whole))
-            place = int(ids.position(seed, [row["document_id"]], row["part"])[0]) + row["copy"] * TURN
+            place = int(hashing.position(seed, [row["document_id"]], row["part"])[0]) + row["copy"] * TURN
             assert low <= place % FULL < high
-            orders.append(int(ids.order(seed, [row["document_id"]], row["part"], row["copy"])[0]))
+            orders.append(int(hashing.order(seed, [row["document_id"]], row["part"], row["copy"])[0]))
             seen[key, row["copy"]] += 1
             got[row["source"]] += len(piece)
             cuts[row["source"]] += row["truncated"]
@@ -64,7 +64,7 @@ def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9
         for key, copy in itertools.product(mine, range(full)):
             assert seen.pop((key, copy)) == 1
         part_epoch = {key for key, copy in seen if key[0] == name and copy == full}
-        order = sorted(mine, key=lambda k: (int(ids.take(seed, [k[1]], draw)[0]), k[1], k[2], k[3:]))
+        order = sorted(mine, key=lambda k: (int(hashing.take(seed, [k[1]], draw)[0]), k[1], k[2], k[3:]))
         assert part_epoch == set(order[: len(part_epoch)])
         for key in part_epoch:
             del seen[key, full]
@@ -228,7 +228,7 @@ def test_the_cap_on_validation_tokens(tmp_path, val_tokens):
 
 def test_held_out_documents_do_not_move_the_end_of_a_partial_epoch(tmp_path):
     """One that lies in the very bin of the histogram in which the count is reached, in front of the cut."""
-    held, trained = ids.take(0, VAL_IDS), ids.take(0, TRAIN_IDS)
+    held, trained = hashing.take(0, VAL_IDS), hashing.take(0, TRAIN_IDS)
     v, t = next((v, t) for v, h in enumerate(held) for t in np.flatnonzero(trained >> 52 == h >> 52) if h < trained[t])
     sources = {"a": source([VAL_IDS[v], TRAIN_IDS[t]], [9, 9])}
     check(split_and_pack(tmp_path, sources, {"a": 5}, 1), sources, {"a": 5})
@@ -274,7 +274,7 @@ def shuffled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shuffled")
     rng = np.random.default_rng(0)
     identities = rng.integers(0, 256, (21_000, 16), np.uint8)
-    identities = identities[~ids.is_validation(identities)][:20_000]
+    identities = identities[~hashing.is_validation(identities)][:20_000]
     lengths = np.maximum(2, rng.lognormal(2.5, 0.8, 20_000)).astype(int)
     edges = {"web": (0, 14_000), "maths": (14_000, 18_000), "qa": (18_000, 20_000)}
     sources = {name: source(identities[a:b], lengths[a:b]) for name, (a, b) in edges.items()}
@@ -319,7 +319,7 @@ def test_a_partial_epoch_takes_any_document_alike(shuffled):
     _, rows, sources = shuffled
     taken = {r["document_id"] for r in rows if r["source"] == "web"}
     all_ids = [d.id for d in sources["web"]]
-    position = ids.position(0, all_ids, 0) / FULL
+    position = hashing.position(0, all_ids, 0) / FULL
     chosen = np.array([i in taken for i in all_ids])
     lengths = np.array([d.length for d in sources["web"]])
     assert 0.28 < chosen.mean() < 0.32

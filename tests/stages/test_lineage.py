@@ -17,15 +17,15 @@ from built import copy_of, patch_hashes, replace
 from lineage_harness import environment, every, published
 from stage_harness import REPO
 
+from pipeline.commands.rebuild import recipe_of
+from pipeline.commands.trace import open_run, spans_of_step
 from pipeline.errors import UserError
-from pipeline.rebuild import recipe_of
-from pipeline.trace import open_run, spans_of_step
 from stages.base import DataError
-from stages.lineage import find_shard, pieces_in, pieces_of, rows_table, trace
-from stages.shards import ROWS
+from stages.lineage.trace import find_shard, pieces_in, pieces_of, rows_table, trace
+from stages.pack.format import ROWS
 from train.config import TrainConfig
-from train.data import Loader
-from train.manifest import ManifestError, load_manifest
+from train.data.loader import Loader
+from train.data.manifest import ManifestError, load_manifest
 
 
 @pytest.fixture(scope="module")

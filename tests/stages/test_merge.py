@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pack_harness import TRAIN_IDS, VAL_IDS, mixture, pack, source, unit
 
-from stages import merge, tokenised
 from stages.base import DataError
+from stages.tokenize import regroup, token_file
 
 
 def many(folder, units=11):
@@ -24,9 +24,9 @@ def test_merged_units_give_the_same_shards(tmp_path, monkeypatch, packing):
     units = many(tmp_path)
     targets = {"a": 30_000, "b": 9000}
     whole = pack(tmp_path / "whole", units, targets, shard_tokens=1000, val_tokens=200, **packing)
-    monkeypatch.setattr(merge, "ABOVE", 4)
-    monkeypatch.setattr(merge, "GROUP", 4)
-    monkeypatch.setattr(tokenised, "GROUP", 3)
+    monkeypatch.setattr(regroup, "ABOVE", 4)
+    monkeypatch.setattr(regroup, "GROUP", 4)
+    monkeypatch.setattr(token_file, "GROUP", 3)
     merged = pack(tmp_path / "merged", units, targets, shard_tokens=1000, val_tokens=200, **packing)
     assert [u.low for u in merged.layout.units] == [i << 62 for _ in range(3) for i in range(4)] + [0] * 3
     assert merged.digests == whole.digests and len(whole.train) > 20
@@ -34,8 +34,8 @@ def test_merged_units_give_the_same_shards(tmp_path, monkeypatch, packing):
 
 
 def test_shards_read_only_units_of_their_range(tmp_path, monkeypatch):
-    monkeypatch.setattr(merge, "ABOVE", 4)
-    monkeypatch.setattr(merge, "GROUP", 4)
+    monkeypatch.setattr(regroup, "ABOVE", 4)
+    monkeypatch.setattr(regroup, "GROUP", 4)
     units = [(s, r) for s, r in many(tmp_path, 8) if s == "a"][:8]
     packed = pack(tmp_path / "p", units, {"a": 5000}, shard_tokens=500)
     read = [len(record.inputs) / 2 for record, _, _ in packed.train]
@@ -45,20 +45,20 @@ def test_shards_read_only_units_of_their_range(tmp_path, monkeypatch):
 
 def test_row_groups_are_passed_over(tmp_path, monkeypatch):
     """A reader of a narrow range decodes the row groups that meet it and no others."""
-    monkeypatch.setattr(tokenised, "GROUP", 10)
+    monkeypatch.setattr(token_file, "GROUP", 10)
     record = unit(tmp_path, source(TRAIN_IDS[:200], [5] * 200))
 
     class Local:
         def path(self, artifact):
             return artifact.path
 
-    whole = tokenised.Unit(Local(), record.output("docs"), record.output("tokens"))
+    whole = token_file.Unit(Local(), record.output("docs"), record.output("tokens"))
     everything = whole.rows()
     position = everything["position"].to_numpy()
     decoded = []
-    read = tokenised.pq.ParquetFile.read_row_groups
+    read = token_file.pq.ParquetFile.read_row_groups
     monkeypatch.setattr(
-        tokenised.pq.ParquetFile,
+        token_file.pq.ParquetFile,
         "read_row_groups",
         lambda self, groups, **keys: decoded.append(len(groups)) or read(self, groups, **keys),
     )

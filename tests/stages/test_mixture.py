@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.mixtures import Mixture, check_mixtures
 from stages.base import DataError
-from stages.mixture import capacity, largest_remainder, nearest_mix, root, solve, weights
+from stages.pack.config import Mixture, check_mixtures
+from stages.pack.mixture import capacity, largest_remainder, nearest_mix, root, solve, weights
 
 NAMES = "abcdefg"
 

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from stage_harness import SHARED, MiniContext, build, needs_shared, recipe, rows_of
 
 from pipeline.recipe import Dedup
-from stages import clusters, dedup, near
 from stages.base import Artifact, Task
-from stages.clusters import PAIR, both_ways, equal_keys, first_bits, ranges_for
-from stages.ids import is_validation
-from stages.tables import document_id
+from stages.dedup import minhash
+from stages.dedup import stage as dedup
+from stages.dedup import work as clusters
+from stages.dedup.work import PAIR, both_ways, equal_keys, first_bits, ranges_for
+from stages.hashing import is_validation
+from stages.schemas import document_id
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "A", "Bé", "é1", ",", "...", "١", "İ\n"]), max_size=30).map(" ".join)
 HOSTILE = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -30,11 +32,11 @@ HOSTILE = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 @example(["", "a", "a b c d", "a b c d e", "..."], 5, 2, 3)
 @given(st.lists(st.one_of(WORDS, HOSTILE), max_size=5), st.integers(1, 7), st.integers(1, 4), st.integers(1, 9))
 def test_compiled_keys_are_the_readable_ones(texts, ngram, bands, rows):
-    found = near.band_keys(pa.array(texts, pa.string()), ngram, bands, rows)
-    assert found.tolist() == [near.readable_keys(text, ngram, bands, rows) for text in texts]
+    found = minhash.band_keys(pa.array(texts, pa.string()), ngram, bands, rows)
+    assert found.tolist() == [minhash.readable_keys(text, ngram, bands, rows) for text in texts]
     for a, b in pairwise(texts):
-        left, right = near.shingles(a, ngram), near.shingles(b, ngram)
-        assert near.jaccard(a, b, ngram) == len(left & right) / max(1, len(left | right))
+        left, right = minhash.shingles(a, ngram), minhash.shingles(b, ngram)
+        assert minhash.jaccard(a, b, ngram) == len(left & right) / max(1, len(left | right))
 
 
 def planted(rng, number, length, similarity):
@@ -45,7 +47,7 @@ def planted(rng, number, length, similarity):
         words = [f"w{rng.randrange(50_000)}" for _ in range(length)]
         left.append(" ".join(words))
         right.append(" ".join(words[: shared + 4] + [f"z{rng.randrange(10**9)}" for _ in range(shingles - shared)]))
-    return left, right, sum(near.jaccard(a, b, 5) for a, b in zip(left, right, strict=True)) / number
+    return left, right, sum(minhash.jaccard(a, b, 5) for a, b in zip(left, right, strict=True)) / number
 
 
 @pytest.mark.parametrize("length", [40, 300])
@@ -53,9 +55,9 @@ def test_planted_pairs_follow_the_curve(length):
     rng, number = random.Random(length), 600
     for similarity in (0.5, 0.6, 0.7, 0.8, 0.9):
         left, right, true = planted(rng, number, length, similarity)
-        keys = [near.band_keys(pa.array(side), 5, 14, 8) for side in (left, right)]
+        keys = [minhash.band_keys(pa.array(side), 5, 14, 8) for side in (left, right)]
         found = (keys[0] == keys[1]).any(axis=1).mean()
-        expected = near.chance(true, 14, 8)
+        expected = minhash.chance(true, 14, 8)
         assert abs(true - similarity) < 0.02
         assert abs(found - expected) < 4 * (expected * (1 - expected) / number) ** 0.5 + 0.01, (true, found, expected)
 
@@ -153,7 +155,7 @@ def test_keys_lie_in_sorted_runs(tmp_path, monkeypatch, run):
     clusters.sign(task)
     file = next(a for a in task.outputs if a.name == "near")
     first = first_bits(np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)).tolist()
-    keys = near.band_keys(pa.array(texts), **shape).tolist()
+    keys = minhash.band_keys(pa.array(texts), **shape).tolist()
     wanted = sorted((key, first[i], i) for i, row in enumerate(keys) if any(row) for key in row)
     assert len(wanted) == file.rows == 11 * 14 and len(file.meta["runs"]) == -(-103 // max(1, run // 14)) + 1
     for bounds in ((0, 1 << 63, 1 << 64), (0, wanted[40][0], wanted[41][0], 1 << 64)):
@@ -213,7 +215,7 @@ def test_any_cut_keeps_the_same_documents(tmp_path, monkeypatch):
         identity = document_id(text)
         label[i] = (not is_validation([identity])[0], "cabdefghi".index(name), identity, i)
     groups = defaultdict(list)
-    for i, bands in enumerate(near.band_keys(pa.array([row[2] for row in rows]), 5, 14, 8).tolist()):
+    for i, bands in enumerate(minhash.band_keys(pa.array([row[2] for row in rows]), 5, 14, 8).tolist()):
         for band in enumerate(bands):
             groups[band].append(i)
     lost = reached(label, [(group[0], other) for group in groups.values() for other in group])
@@ -243,7 +245,7 @@ def test_a_near_duplicate_of_a_validation_document_leaves_training(tmp_path):
     assert len(shown) == min(20, len(training))
     for pair in shown:
         assert pair["kept"]["document_id"] == document_id(held).hex() and pair["kept"]["source"] == "b"
-        assert pair["jaccard"] == round(near.jaccard(held, held + " more", 5), 4)
+        assert pair["jaccard"] == round(minhash.jaccard(held, held + " more", 5), 4)
 
 
 def test_off_compares_equal_texts_alone(tmp_path):
@@ -259,14 +261,14 @@ def test_off_compares_equal_texts_alone(tmp_path):
 def test_the_crawl_sample(tmp_path):
     """Its 269 exact duplicates go; copies with words changed go as often as the curve says; held-out ones stay."""
     file = SHARED / "web/crawl_dclm_c4_samples.parquet"
-    whole = dict.fromkeys(t for t in pq.read_table(file)["text"].to_pylist() if len(near.shingles(t, 5)) > 30)
+    whole = dict.fromkeys(t for t in pq.read_table(file)["text"].to_pylist() if len(minhash.shingles(t, 5)) > 30)
     rng, copies, expected, spread = random.Random(5), [], 0.0, 0.0
     for text in whole:
         words = text.split()
         for _ in range(max(1, round(len(words) * rng.choice((0.005, 0.01, 0.02, 0.03))))):
             words[rng.randrange(len(words))] = f"x{rng.randrange(10**6)}"
         copies.append(" ".join(words))
-        chance = near.chance(near.jaccard(text, copies[-1], 5), 14, 8)
+        chance = minhash.chance(minhash.jaccard(text, copies[-1], 5), 14, 8)
         expected, spread = expected + chance, spread + chance * (1 - chance)
     found = {"crawl": {"from": "parquet", "path": str(file)}} | sources(tmp_path, copies=copies)
     context = MiniContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["crawl"])))

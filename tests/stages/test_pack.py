@@ -8,10 +8,10 @@ import pytest
 from built import RECIPE, small
 from tokenizers import Tokenizer
 
-from pipeline.inspect import print_manifest
+from pipeline.commands.inspect import print_manifest
 from stages.base import DataError
-from stages.shards import open_shard
-from train.manifest import load_manifest
+from stages.pack.format import open_shard
+from train.data.manifest import load_manifest
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from stage_harness import SHARED, needs_shared
 
-from stages import predict
 from stages.base import Artifact, DataError, Task
-from stages.predict import Piece, draw, estimate, sample_source
-from stages.rules import Document, judge, parse_rules
-from stages.sources.parts import reject
+from stages.estimate import Piece, draw, estimate, sample_source
+from stages.filter.rules import Document, judge, parse_rules
 from stages.sources.registry import SOURCES, SourceConfig
+from stages.sources.writer import reject
 
 
 def identify(path):
@@ -89,8 +88,8 @@ def write_long(folder, ending, count=12_000):
 
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.zst", ".json", ".parquet"])
 def test_a_large_file_is_read_in_part_and_estimated_within_the_error(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(predict, "FILE_BYTES", 400_000)
-    monkeypatch.setattr(predict, "TEXT_BYTES", 400_000)
+    monkeypatch.setattr("stages.estimate.FILE_BYTES", 400_000)
+    monkeypatch.setattr("stages.estimate.TEXT_BYTES", 400_000)
     path = write_long(tmp_path, ending)
     kind = {".json": "json_array", ".parquet": "parquet"}.get(ending, "jsonl")
     rules = [{"metadata": {"keep": {"min": 1}}}]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stages.apply_rules import text_hash
-from stages.rules import RULES, Document, gopher_quality, judge, parse_rules
+from stages.filter.rules import RULES, Document, gopher_quality, judge, parse_rules
+from stages.filter.work import text_hash
 
 PROSE = "The quick brown foxes of that old forest have to be with the lazy dogs and rest. " * 4
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from rules_harness import EVERY, PARSED, PIECES, differences, hostile
 from stage_harness import REPO, SHARED, needs_shared
 
-from stages import compiled
-from stages.apply_rules import apply, text_hashes
-from stages.kernel_rules import REASONS, THRESHOLDS, judge
-from stages.kernel_tables import ALNUM, ALPHA, BREAK, DIGIT, LIMIT, SPACE, classes
-from stages.rules import RULES, parse_rules
+from stages.filter.rules import RULES, parse_rules
+from stages.filter.work import apply, text_hashes
+from stages.kernels import jit
+from stages.kernels.rules import REASONS, THRESHOLDS, judge
+from stages.kernels.unicode import ALNUM, ALPHA, BREAK, DIGIT, LIMIT, SPACE, classes
 
 JOINED = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=60).map("".join)
 
@@ -97,7 +97,7 @@ def test_real_text():
 
 
 SMALL = (
-    "import numpy; from stages.kernel_scan import decode; assert decode(numpy.array([195, 169], 'u1'), 0) == (233, 2)"
+    "import numpy; from stages.kernels.scan import decode; assert decode(numpy.array([195, 169], 'u1'), 0) == (233, 2)"
 )
 
 
@@ -113,18 +113,18 @@ def test_machine_code_is_kept(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    compiled.cache_folder.cache_clear()
+    jit.cache_folder.cache_clear()
     (tmp_path / "file").touch()
-    monkeypatch.setattr(compiled, "folders", lambda: [tmp_path / "file" / "in", tmp_path / "users"])
+    monkeypatch.setattr(jit, "folders", lambda: [tmp_path / "file" / "in", tmp_path / "users"])
     yield tmp_path
-    compiled.cache_folder.cache_clear()
+    jit.cache_folder.cache_clear()
 
 
 def test_where_the_install_folder_cannot_be_written(folders, monkeypatch, capsys):
-    assert compiled.cache_folder().startswith(str(folders / "users"))
-    compiled.cache_folder.cache_clear()
-    monkeypatch.setattr(compiled, "folders", lambda: [folders / "file" / "in"])
-    assert compiled.cache_folder() is None
+    assert jit.cache_folder().startswith(str(folders / "users"))
+    jit.cache_folder.cache_clear()
+    monkeypatch.setattr(jit, "folders", lambda: [folders / "file" / "in"])
+    assert jit.cache_folder() is None
     assert "set NUMBA_CACHE_DIR" in capsys.readouterr().err
 
 

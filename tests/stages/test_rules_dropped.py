@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 from stage_harness import MiniContext, build, recipe, rows_of
 
-from stages.dropped import PER_REASON, TEXT_CHARS
-from stages.filter import publish
-from stages.tables import document_id
+from stages.filter.samples import PER_REASON, TEXT_CHARS
+from stages.filter.stage import publish
+from stages.schemas import document_id
 
 TEXTS = [f"short {i}" if i % 3 else f"{i} " + "long enough to be kept " * 9 for i in range(300)]
 

@@ -12,10 +12,10 @@ from lineage_harness import RECIPE, every, recipe
 from stage_harness import MiniContext, build, rows_of
 from stage_harness import recipe as mini
 
-from stages.edits import ADDRESSES, EMAILS, PHONES, edited, parse_edits, pii
-from stages.ids import is_validation
-from stages.lineage import pieces_of, rows_table, trace
-from stages.tables import document_id
+from stages.filter.edits import ADDRESSES, EMAILS, PHONES, edited, parse_edits, pii
+from stages.hashing import is_validation
+from stages.lineage.trace import pieces_of, rows_table, trace
+from stages.schemas import document_id
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_missing_library_is_named(monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("stages.edits.metadata.version", missing)
+    monkeypatch.setattr("stages.filter.edits.metadata.version", missing)
     with pytest.raises(ValueError, match=r"pip install 'shardmill\[ftfy\]'"):
         parse_edits(["mojibake"])
     assert parse_edits(["pii"]) == ["pii"]

@@ -12,8 +12,8 @@ from built import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.shards import open_shard, read_index, write_index
-from train.manifest import HEADER_BYTES, Header, ManifestError, load_manifest
+from stages.pack.format import open_shard, read_index, write_index
+from train.data.manifest import HEADER_BYTES, Header, ManifestError, load_manifest
 
 BUILD = "00ff10203040506070"
 

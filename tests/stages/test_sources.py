@@ -17,13 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from stage_harness import identify, rows_of, run_unit
 
 from stages.base import DataError
+from stages.schemas import document_id, table_digest
 from stages.sources import installed_docs, parquet
 from stages.sources.base import Row
 from stages.sources.files import list_files, unzstd
 from stages.sources.jsonl import lines
-from stages.sources.parts import GROUP_ROWS, parts_schema, write_parts
 from stages.sources.registry import SOURCES, SourceConfig, describe
-from stages.tables import document_id, table_digest
+from stages.sources.writer import GROUP_ROWS, parts_schema, write_parts
 
 ADAPTER = TypeAdapter(SourceConfig)
 folders = itertools.count()

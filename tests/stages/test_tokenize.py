@@ -9,11 +9,11 @@ import pytest
 from stage_harness import run_unit
 from tokenizer_harness import TEXTS, curated, train
 
-from stages import tokenize
 from stages.base import Artifact
-from stages.ids import is_validation, position, take
-from stages.tables import document_id
-from stages.text_encoder import load_text_encoder
+from stages.hashing import is_validation, position, take
+from stages.schemas import document_id
+from stages.tokenize import stage as tokenize
+from stages.tokenizer.spec import load_text_encoder
 
 
 @pytest.fixture(scope="module")

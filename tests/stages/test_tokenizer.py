@@ -20,13 +20,14 @@ from tokenizer_harness import TEXTS, curated, train
 from tokenizers import Tokenizer
 
 from pipeline.recipe import TokenizerConfig
-from stages import build_tokenizer, own_tokenizer
 from stages.base import DataError
-from stages.encoder import HOSTILE, open_encoder
-from stages.ids import is_validation, sample
-from stages.tables import document_id
-from stages.text_encoder import SPECIALS, load_text_encoder, special_ids, token_bytes
-from stages.tokenizer_report import token_texts
+from stages.hashing import is_validation, sample
+from stages.schemas import document_id
+from stages.tokenizer import external
+from stages.tokenizer import stage as build_tokenizer
+from stages.tokenizer.encoder import HOSTILE, open_encoder
+from stages.tokenizer.report import token_texts
+from stages.tokenizer.spec import SPECIALS, load_text_encoder, special_ids, token_bytes
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,9 @@ def test_same_bytes_in_another_process_with_other_threads(trained):
     code = (
         "import sys; sys.path.insert(0, 'tests/stages')\n"
         "import tokenizer_harness as t\n"
-        "from stages.build_tokenizer import canonical, train\n"
+        "from stages.tokenizer.stage import canonical, train\n"
         "import hashlib\n"
-        "from stages.ids import is_validation, sample\n"
+        "from stages.hashing import is_validation, sample\n"
         "order = [x for x in t.TEXTS if not is_validation([t.document_id(x)])[0]]\n"
         "order.sort(key=lambda x: int(sample([t.document_id(x)])[0]))\n"
         "print(hashlib.sha256(canonical(train(order, 400, 'gpt4')).encode()).hexdigest())\n"
@@ -244,7 +245,7 @@ def foreign(path, change=lambda d: None):
 
 
 def adopt(folder, source, **params):
-    inputs = [own_tokenizer.locate(source), curated(folder, "a", TEXTS)]
+    inputs = [external.locate(source), curated(folder, "a", TEXTS)]
     defaults = {"vocab_size": None, "bos": None, "sample": 10**6, "sources": [["a", 1]]}
     return run_unit(folder / "unit", build_tokenizer.adopt, {**defaults, **params}, inputs)
 
@@ -321,11 +322,11 @@ def test_wrong_names_are_errors(tmp_path):
     with pytest.raises(DataError, match=r"vocab_size is 50,257, but .* has 493 ids"):
         adopt(tmp_path, source, vocab_size=50_257)
     with pytest.raises(DataError, match=r"no tokenizer.json, no folder with one"):
-        own_tokenizer.locate(str(tmp_path / "nothing/at/all"))
-    file = own_tokenizer.locate(source)
+        external.locate(str(tmp_path / "nothing/at/all"))
+    file = external.locate(source)
     Path(file.path).write_text("{}")
     with pytest.raises(DataError, match="changed since the run was planned"):
-        own_tokenizer.read(file)
+        external.read(file)
 
 
 def test_transformers_loads_the_folder(trained, tmp_path):
@@ -373,7 +374,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def test_a_tokenizer_of_the_hub(tmp_path):
     code = (
-        "import sys; from stages.own_tokenizer import locate, read\n"
+        "import sys; from stages.tokenizer.external import locate, read\n"
         "for source in ('owner/name', 'owner/name@main', 'nobody/nothing'):\n"
         "    try:\n"
         "        found = locate(source); print(found.path, found.digest, len(read(found)))\n"

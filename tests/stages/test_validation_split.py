@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from built import WORDS, build
 
-from stages.verify import verify
-from train.manifest import load_manifest
+from stages.pack.verify import verify
+from train.data.manifest import load_manifest
 
 SIZES = {"web": 6000, "maths": 3000}
 

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stage_harness import REPO
 
-from stages.shards import ROWS, write_index
-from stages.tables import table_digest
-from stages.verify import verify
-from train.manifest import Header, ManifestError, load_manifest
+from stages.pack.format import ROWS, write_index
+from stages.pack.verify import verify
+from stages.schemas import table_digest
+from train.data.manifest import Header, ManifestError, load_manifest
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.kernel_rules import buffers
-from stages.kernel_words import BASE, MASK, folded, next_word, ngram_hash, spread, word_hash, words
+from stages.kernels.rules import buffers
+from stages.kernels.words import BASE, MASK, folded, next_word, ngram_hash, spread, word_hash, words
 
 TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aB1 .\n-é'İẞΣßǅ٣五𐐀")), max_size=60)
 

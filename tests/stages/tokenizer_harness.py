@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from stage_harness import run_unit
 
-from stages import build_tokenizer
 from stages.base import Artifact, Record
-from stages.tables import CURATED, document_id
+from stages.schemas import CURATED, document_id
+from stages.tokenizer import stage as build_tokenizer
 
 WORDS = [hashlib.blake2b(bytes([i % 200]), digest_size=3).hexdigest() for i in range(4000)]
 TEXTS = [f"Document {i}: " + " ".join(WORDS[i * 7 % 3900 :][: 5 + i % 40]) for i in range(400)]

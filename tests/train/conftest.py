@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from trainer_harness import MODEL, TRAIN, Forked, make_mixture, start
 
-from train.manifest import Manifest, load_manifest
+from train.data.manifest import Manifest, load_manifest
 
 
 @pytest.fixture(scope="session")

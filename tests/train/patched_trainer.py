@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from train import checkpoint
+from train.checkpoint import checkpoint
 from train.main import main
 
 KIND, _, REST = os.environ["TEST_DISK"].partition(":")

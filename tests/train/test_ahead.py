@@ -11,10 +11,10 @@ import pytest
 import torch
 from trainer_harness import VOCAB
 
-from train.ahead import Ahead
 from train.config import TrainConfig
-from train.data import Loader
-from train.manifest import HEADER_BYTES, ManifestError
+from train.data.loader import Loader
+from train.data.manifest import HEADER_BYTES, ManifestError
+from train.data.prefetch import Ahead
 
 CFG = TrainConfig(steps=10, batch_size=8, seq_len=32, seed=3)
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import varlen
 
-from train import attention
-from train.attention import FLEX_BLOCK, Mask, Masker, attend, block_mask, choose_kernel, dense_mask, number
 from train.config import ConfigError, ModelConfig
-from train.model import build
+from train.model import attention
+from train.model.attention import FLEX_BLOCK, Mask, Masker, attend, block_mask, choose_kernel, dense_mask, number
+from train.model.transformer import build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = ModelConfig(dim=32, n_layers=2, n_heads=2, max_seq_len=512, sliding_window=8, init_std=0.3)

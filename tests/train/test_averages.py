@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel
 from trainer_harness import MODEL, losses, metrics, sets
 
-from train import averages, checkpoint
-from train.averages import Averages
+from train.checkpoint import checkpoint
 from train.config import ConfigError, EMAConfig, ModelConfig, ScheduleConfig, SWAConfig, TrainConfig
-from train.evaluate import Validation
+from train.eval.validation import Validation
 from train.main import run
-from train.model import build
-from train.schedule import lr_factor
+from train.model.transformer import build
+from train.optim import averages
+from train.optim.averages import Averages
+from train.optim.schedule import lr_factor
 
 ON = sets(ema__decay=0.9, ema__every=2, swa__start_frac=0.9, swa__every=1, steps=24)
 

@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from train import checkpoint
+from train.checkpoint import checkpoint
+from train.checkpoint.background import Writer
 from train.config import TrainError
-from train.writer import Writer
 
 
 def put(folder, step, value=1.0):

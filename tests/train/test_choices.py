@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_harness import BOS, MODEL, TRAIN, VOCAB, ended, losses, make_mixture, metrics, sets, start_ranks
 
-from train import choices
-from train.choices import Choices, ChoiceScore, reference
 from train.config import ModelConfig, TrainError
-from train.evalset import Item, evalset_text
-from train.evaluate import Score
+from train.data.evalset import Item, evalset_text
+from train.data.manifest import EvalSet, ManifestError, load_manifest
+from train.eval import multiple_choice
+from train.eval.multiple_choice import Choices, ChoiceScore, reference
+from train.eval.validation import Score
 from train.main import main, run
-from train.manifest import EvalSet, ManifestError, load_manifest
-from train.model import build
+from train.model.transformer import build
 
 CPU = torch.device("cpu")
 MAX_LEN = MODEL["max_seq_len"]
@@ -93,7 +93,7 @@ def test_batches_are_the_reference_at_any_number_of_ranks(tmp_path_factory, foun
     manifest = with_items(folder, a=found, b=more)
     model = build(ModelConfig(**MODEL, tie_embeddings=tied, init_std=0.3), VOCAB, 0).eval()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choices, "BATCH_TOKENS", tokens)
+        patch.setattr(multiple_choice, "BATCH_TOKENS", tokens)
         whole = Choices(manifest, MAX_LEN, 0)
         got = whole.nats(model, CPU)
         ranks = [Choices(manifest, MAX_LEN, 0, None, rank, world) for rank in range(world)]

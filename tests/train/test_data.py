@@ -11,11 +11,11 @@ import pytest
 import torch
 from trainer_harness import VOCAB
 
-from train import data
 from train.config import TrainConfig, TrainError
-from train.data import Loader
-from train.manifest import HEADER_BYTES, ManifestError
-from train.order import rows_of_step
+from train.data import loader
+from train.data.loader import Loader
+from train.data.manifest import HEADER_BYTES, ManifestError
+from train.data.sampler import rows_of_step
 
 CFG = TrainConfig(steps=10, batch_size=8, seq_len=32, seed=3)
 
@@ -50,15 +50,15 @@ def test_shards_are_opened_when_read_and_few_stay_open(manifest, monkeypatch):
     shards = [dataclasses.replace(s) for s in manifest.split("train") for _ in range(4)]
     many = dataclasses.replace(manifest, shards=shards)
     want = [Loader(many, CFG).batch(s).tokens.clone() for s in range(6)]
-    monkeypatch.setattr(data, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(loader, "OPEN_SHARDS", 2)
     opened = []
-    real = data.open_shard
-    monkeypatch.setattr(data, "open_shard", lambda m, s: (opened.append(s), real(m, s))[1])
-    loader = Loader(many, CFG)
+    real = loader.open_shard
+    monkeypatch.setattr(loader, "open_shard", lambda m, s: (opened.append(s), real(m, s))[1])
+    feed = Loader(many, CFG)
     assert not opened
     for step, tokens in enumerate(want):
-        assert torch.equal(loader.batch(step).tokens, tokens)
-        assert len(loader._open.held) == 2
+        assert torch.equal(feed.batch(step).tokens, tokens)
+        assert len(feed._open.held) == 2
     assert len(opened) > 8
 
 
@@ -66,9 +66,9 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
-        held = data.shards_to_hold()
+        held = loader.shards_to_hold()
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        assert soft == min(before[1], 2 * data.OPEN_SHARDS) and held == min(data.OPEN_SHARDS, soft // 2)
+        assert soft == min(before[1], 2 * loader.OPEN_SHARDS) and held == min(loader.OPEN_SHARDS, soft // 2)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
@@ -95,31 +95,31 @@ def test_one_flipped_bit_of_a_header_is_an_error(copy, byte, message):
     raw[byte] ^= 4
     path.write_bytes(raw)
     with pytest.raises(ManifestError, match=message) as error:
-        data.open_shard(copy, copy.shards[0])
+        loader.open_shard(copy, copy.shards[0])
     assert str(path) in str(error.value)
 
 
 def test_a_flipped_token_a_cut_and_a_missing_shard_are_errors(copy, monkeypatch):
-    assert data.check_hashes(copy, 0, 1)
+    assert loader.check_hashes(copy, 0, 1)
     path = copy.file(copy.shards[1].path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))
     with pytest.raises(ManifestError, match="sha256 differs"):
-        data.check_hashes(copy, 1, 2)  # the second of two ranks has the second shard
-    assert data.check_hashes(copy, 0, 2)
-    monkeypatch.setattr(data, "HASH_LIMIT", 10)
-    assert not data.check_hashes(copy, 0, 1)  # too large to hash at the start, and that is said
+        loader.check_hashes(copy, 1, 2)  # the second of two ranks has the second shard
+    assert loader.check_hashes(copy, 0, 2)
+    monkeypatch.setattr(loader, "HASH_LIMIT", 10)
+    assert not loader.check_hashes(copy, 0, 1)  # too large to hash at the start, and that is said
     path.write_bytes(whole[:-2])
     with pytest.raises(ManifestError, match="cut or overwritten"):
-        data.open_shard(copy, copy.shards[1])
+        loader.open_shard(copy, copy.shards[1])
     path.unlink()
     with pytest.raises(ManifestError, match="not there"):
-        data.open_shard(copy, copy.shards[1])
+        loader.open_shard(copy, copy.shards[1])
 
 
 @pytest.mark.parametrize("long", [1, 1024])
 def test_a_token_outside_the_vocabulary_is_an_error(copy, monkeypatch, long):
-    monkeypatch.setattr(data, "LONG", long)
+    monkeypatch.setattr(loader, "LONG", long)
     path = copy.file(copy.shards[0].path)
     raw = path.read_bytes()
     path.write_bytes(raw[:HEADER_BYTES] + (VOCAB + 1).to_bytes(2, "little") * copy.shards[0].tokens)

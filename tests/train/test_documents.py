@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_harness import BOS, MODEL, PAD, metrics, sets, text, write_manifest, write_shard
 
-from train import data as data_module
-from train import loss as loss_module
 from train.config import ModelConfig, TrainConfig
-from train.data import Loader, open_shard
-from train.documents import open_index
-from train.evaluate import Validation
-from train.loss import IGNORE, cap_logits, head_loss, reference
+from train.data import loader as data_module
+from train.data.index import open_index
+from train.data.loader import Loader, open_shard
+from train.data.manifest import Manifest, ManifestError, load_manifest
+from train.data.sampler import rows_of_step, tail_tokens
+from train.eval.validation import Validation
 from train.main import run
-from train.manifest import Manifest, ManifestError, load_manifest
-from train.model import build
-from train.order import rows_of_step, tail_tokens
+from train.model import loss as loss_module
+from train.model.loss import IGNORE, cap_logits, head_loss, reference
+from train.model.transformer import build
 
 
 def mixture(folder: Path, shards: list[list[tuple[bytes, int]]]) -> Manifest:
@@ -103,7 +103,7 @@ def test_an_index_that_does_not_fit_is_an_error(tmp_path):
 
 
 def test_shards_without_padding_do_not_need_their_index(manifest, monkeypatch):
-    monkeypatch.setattr("train.data.MappedIndex", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("train.data.loader.MappedIndex", lambda *_: pytest.fail("read"))
     batch = Loader(manifest, TrainConfig(batch_size=4, seq_len=16)).batch(0)
     assert batch.counted is None and batch.targets.data_ptr() == batch.tokens.data_ptr() + 8
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from trainer_harness import MODEL as HARNESS_MODEL
 from trainer_harness import losses, sets
 
+from train.checkpoint.run_folder import identity
 from train.config import AdamWConfig, ModelConfig, TrainConfig, TrainError
 from train.main import run
-from train.model import Engram, build, count_parameters
-from train.optim import Optimizer
-from train.runfolder import identity
+from train.model.transformer import Engram, build, count_parameters
+from train.optim.muon import Optimizer
 
 OFF = ModelConfig(
     dim=32, n_layers=4, n_heads=2, max_seq_len=32, sliding_window=8, engram_slots=10, engram_inject_layer=2

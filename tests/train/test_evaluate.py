@@ -10,10 +10,10 @@ import torch
 from trainer_harness import BOS, MODEL, VOCAB
 
 from train.config import ModelConfig
-from train.data import open_shard
-from train.evaluate import Validation, samples
+from train.data.loader import open_shard
+from train.eval.validation import Validation, samples
 from train.generate import Generated
-from train.model import build
+from train.model.transformer import build
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_prompt_that_spells_a_special_token_gets_text(manifest, model, monkeyp
         seen.append((prompts, count, stop))
         return Generated([[0, 0, 0]], 8, 1.0, 3, 1.0)
 
-    monkeypatch.setattr("train.evaluate.generate", fake)
+    monkeypatch.setattr("train.eval.validation.generate", fake)
     got = samples(model, manifest, ("<|bos|>a",), 3, seed=0)
     assert seen == [([[BOS, *b"<|bos|>a"]], 3, BOS)]
     assert got == [{"prompt": "<|bos|>a", "text": "\0\0\0"}]

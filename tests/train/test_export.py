@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from trainer_harness import BOS, PAD, VOCAB, sets
 
-from train import checkpoint
-from train.card import Config, ToyLM
+from train.checkpoint import checkpoint
+from train.checkpoint.load_model import open_trained
 from train.config import ModelConfig, TrainError
+from train.data.manifest import Source
 from train.export import export, hf_name, main, readme, seed_config
+from train.export_seed_card import Config, ToyLM
 from train.generate import generate
 from train.main import run
-from train.manifest import Source
-from train.model import Model, build
-from train.settings import from_dict
-from train.trained import open_trained
+from train.model.transformer import Model, build
+from train.overrides import from_dict
 
 try:
     import transformers
@@ -157,8 +157,8 @@ def test_the_cards_lines_load_it(shapes, tmp_path):
     assert done.returncode == 0, done.stderr
     prompt = list(b"The capital of France is")
     new = generate(ours(trained), [prompt], 10, temperature=0).ids[0]
-    used = ["train.config", "train.attention", "train.loss", "train.model"]
-    out = str(tmp_path / "out/code/train/model.py")
+    used = ["train.config", "train.model", "train.model.attention", "train.model.loss", "train.model.transformer"]
+    out = str(tmp_path / "out/code/train/model/transformer.py")
     words = done.stdout.replace(out, "OUT").strip()
     assert words == f"{prompt + new} OUT {used}"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.config import ModelConfig
-from train.flops import flops_per_token
+from train.model.flops import flops_per_token
 
 SHARD = ModelConfig()
 

@@ -18,7 +18,7 @@ from train import generate as module
 from train.config import ModelConfig, TrainError
 from train.generate import Cache, generate, main, pick
 from train.main import run
-from train.model import build
+from train.model.transformer import build
 
 CFG = ModelConfig(dim=32, n_layers=4, n_heads=2, max_seq_len=64, sliding_window=8, init_std=0.2)
 SHAPES = {

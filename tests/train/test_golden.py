@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from train.config import ModelConfig, ScheduleConfig
-from train.evaluate import Score
-from train.loss import head_loss, reference
-from train.model import Model, count_parameters
-from train.optim import newton_schulz, newton_schulz_reference
-from train.schedule import lr_factor
+from train.eval.validation import Score
+from train.model.loss import head_loss, reference
+from train.model.transformer import Model, count_parameters
+from train.optim.muon import newton_schulz, newton_schulz_reference
+from train.optim.schedule import lr_factor
 
 
 @pytest.mark.parametrize(

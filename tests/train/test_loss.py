@@ -7,8 +7,8 @@ import torch
 import torch._dynamo
 import torch.nn.functional as F
 
-from train import loss as module
-from train.loss import IGNORE, chunk_values, chunk_values_pure, head_loss, reference, token_losses
+from train.model import loss as module
+from train.model.loss import IGNORE, chunk_values, chunk_values_pure, head_loss, reference, token_losses
 
 
 def gradients(f, h, w, *rest):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from trainer_harness import MODEL, TRAIN, metrics, sets
 
-from train import hardware
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
-from train.flops import flops_per_token
+from train.distributed import hardware
 from train.main import run
-from train.metrics import Metrics
+from train.model.flops import flops_per_token
+from train.monitor.metrics import Metrics
 
 # What the tests need of the package wandb: it writes down its calls, and counts a run's steps as a server does.
 FAKE_WANDB = """

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_harness import MODEL, TRAIN, losses, sets
 
-from train import hardware, loop, main, micro
+from train import loop, main, micro_batch
 from train.config import ModelConfig, TrainConfig, TrainError
-from train.manifest import load_manifest
-from train.model import build
-from train.runtime import processes
+from train.data.manifest import load_manifest
+from train.distributed import hardware
+from train.distributed.runtime import processes
+from train.model.transformer import build
 
 
 @settings(deadline=None)
@@ -24,7 +25,7 @@ def test_the_largest_that_fits_is_found_from_any_expectation(share, limit, data)
     sizes = [n for n in range(1, share + 1) if share % n == 0]
     asked = []
     expected = data.draw(st.sampled_from(sizes))
-    found, fit = micro.largest(sizes, lambda n: (asked.append(n), n <= limit)[1], expected)
+    found, fit = micro_batch.largest(sizes, lambda n: (asked.append(n), n <= limit)[1], expected)
     right = max((n for n in sizes if n <= limit), default=None)
     assert (found, fit) == ((1, False) if right is None else (right, True))
     assert len(asked) == len(set(asked))
@@ -43,11 +44,13 @@ def test_hopeless_sizes_are_not_tried_and_nothing_is_missed(share, fixed, each, 
     """needs grow by `each` a sequence on top of `fixed` of the first's; the limit is 1."""
     sizes = [n for n in range(1, share + 1) if share % n == 0]
     need = {n: each * (n + fixed) for n in sizes}
-    tries = micro.Tries(None)
+    tries = micro_batch.Tries(None)
     tried = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(micro, "trial", lambda run, n: (tried.append(n), need[n] if need[n] <= 1.2 else math.inf)[1])
-        found, fit = micro.largest(sizes, lambda n: tries.fit(n, 0.0, 1.0), data.draw(st.sampled_from(sizes)))
+        patch.setattr(
+            micro_batch, "trial", lambda run, n: (tried.append(n), need[n] if need[n] <= 1.2 else math.inf)[1]
+        )
+        found, fit = micro_batch.largest(sizes, lambda n: tries.fit(n, 0.0, 1.0), data.draw(st.sampled_from(sizes)))
     assert fit == (need[1] <= 1)
     assert found == max((n for n in sizes if need[n] <= 1), default=1)
 
@@ -85,21 +88,21 @@ def test_trials_choose_what_fits_and_leave_everything_as_it_was(ready, monkeypat
     monkeypatch.setattr(loop, "backward", small(limit))
     before = bits(ready)
     for size in (8, 4, 2, 1):
-        assert math.isinf(micro.trial(ready, size)) == (size > limit)
+        assert math.isinf(micro_batch.trial(ready, size)) == (size > limit)
     assert all(torch.equal(a, b) for a, b in zip(before, bits(ready), strict=True))
     # as on a GPU, whose figures are made up
     for name, value in (("held_bytes", 0), ("available_bytes", 10**12), ("peak_bytes", 1), ("forget_peak", None)):
         monkeypatch.setattr(hardware, name, lambda device, value=value: value)
-    monkeypatch.setattr(micro, "trial", lambda run, size: 1.0 if size <= limit else math.inf)
+    monkeypatch.setattr(micro_batch, "trial", lambda run, size: 1.0 if size <= limit else math.inf)
     object.__setattr__(ready.rt, "device", cuda)
     if limit:
-        assert micro.choose(ready, {}) == {1: 1, 3: 2, 8: 8}[limit]
-        assert f"micro-batch {micro.choose(ready, {})} of 8 sequences" in capsys.readouterr().out
-        assert micro.choose(ready, {"micro_batch": 2, "world_size": 1}) == min(2, limit)
-        assert micro.choose(ready, {"micro_batch": 1, "world_size": 2}) == {1: 1, 3: 2, 8: 8}[limit]
+        assert micro_batch.choose(ready, {}) == {1: 1, 3: 2, 8: 8}[limit]
+        assert f"micro-batch {micro_batch.choose(ready, {})} of 8 sequences" in capsys.readouterr().out
+        assert micro_batch.choose(ready, {"micro_batch": 2, "world_size": 1}) == min(2, limit)
+        assert micro_batch.choose(ready, {"micro_batch": 1, "world_size": 2}) == {1: 1, 3: 2, 8: 8}[limit]
     else:
         with pytest.raises(TrainError, match="not one sequence"):
-            micro.choose(ready, {})
+            micro_batch.choose(ready, {})
 
 
 @pytest.mark.parametrize("documents", [False, True])
@@ -120,17 +123,19 @@ def test_the_estimate_is_above_what_autograd_keeps(documents, dtype, more):
     ids = torch.randint(512, (8, 128))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         model(ids, ids, None, torch.arange(0, 1025, 64, dtype=torch.int32) if documents else None)
-    estimate = micro.activation_bytes(cfg, 512, ids.numel(), dtype.itemsize)
-    estimate += micro.mask_bytes(cfg, 8 if documents else 0, 128, dtype.itemsize)
+    estimate = micro_batch.activation_bytes(cfg, 512, ids.numel(), dtype.itemsize)
+    estimate += micro_batch.mask_bytes(cfg, 8 if documents else 0, 128, dtype.itemsize)
     assert 1.2 * sum(kept.values()) < estimate < 3.5 * sum(kept.values())
 
 
 def test_little_memory_means_smaller_passes_that_a_resume_keeps(pretrain, tmp_path, monkeypatch, capsys):
     common = sets(out=str(tmp_path / "r"), schedule__kind="constant", steps=4)
     model = ModelConfig(**MODEL)
-    need = micro.activation_bytes(model, 264, 2 * TRAIN["seq_len"], 4) + micro.mask_bytes(model, 0, TRAIN["seq_len"], 4)
+    need = micro_batch.activation_bytes(model, 264, 2 * TRAIN["seq_len"], 4) + micro_batch.mask_bytes(
+        model, 0, TRAIN["seq_len"], 4
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(hardware, "available_bytes", lambda device: need / micro.USABLE)
+        patch.setattr(hardware, "available_bytes", lambda device: need / micro_batch.USABLE)
         main.run(pretrain, common)
     assert "micro-batch 2 of 8 sequences" in capsys.readouterr().out
     state = json.loads((tmp_path / "r/checkpoints/step_000004/state.json").read_text())
@@ -141,7 +146,7 @@ def test_little_memory_means_smaller_passes_that_a_resume_keeps(pretrain, tmp_pa
     main.run(pretrain, [*longer, *sets(out=str(tmp_path / "two"), resume="never", micro_batch=2)])
     assert losses(tmp_path / "r") == losses(tmp_path / "two")
     with monkeypatch.context() as patch:
-        patch.setattr(hardware, "available_bytes", lambda device: need / 2 / micro.USABLE)
+        patch.setattr(hardware, "available_bytes", lambda device: need / 2 / micro_batch.USABLE)
         main.run(pretrain, [*longer, *sets(steps=9)])
     shown = capsys.readouterr().out
     assert "micro-batch 1 of 8" in shown and "warning: the checkpoint's micro-batch 2 does not fit" in shown

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from train.attention import attend
 from train.config import AdamWConfig, ConfigError, ModelConfig, TrainConfig
-from train.model import Linear, build, check_parameters, joined, products
-from train.optim import Optimizer
+from train.model.attention import attend
+from train.model.transformer import Linear, build, check_parameters, joined, products
+from train.optim.muon import Optimizer
 
 PLAIN = ModelConfig(
     dim=32,

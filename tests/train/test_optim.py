@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from train.config import AdamWConfig, ModelConfig, MuonConfig, TrainConfig
-from train.model import build
-from train.optim import SCHEDULES, Optimizer, newton_schulz, newton_schulz_reference
+from train.model.transformer import build
+from train.optim.muon import SCHEDULES, Optimizer, newton_schulz, newton_schulz_reference
 
 TINY = ModelConfig(dim=16, n_layers=2, n_heads=2, max_seq_len=32, sliding_window=8)
 SIZES = st.tuples(st.integers(1, 48), st.integers(1, 48))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import TrainConfig, TrainError
-from train.manifest import Manifest
-from train.order import (
+from train.data.manifest import Manifest
+from train.data.sampler import (
     Order,
     Permutation,
     check_epochs,

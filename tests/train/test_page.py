@@ -16,8 +16,8 @@ from trainer_harness import metrics, sets
 
 from train import page
 from train.main import run
-from train.metrics import lines
-from train.plot import BOTTOM, HEIGHT, LEFT, MOST, RIGHT, TOP, WIDTH, Series, chart, short, ticks
+from train.monitor.metrics import lines
+from train.monitor.svg import BOTTOM, HEIGHT, LEFT, MOST, RIGHT, TOP, WIDTH, Series, chart, short, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_harness import MODEL, losses, metrics, sets
 
-from train import checkpoint, main, rank_loss
+from train import main
+from train.checkpoint import checkpoint
 from train.config import ModelConfig, RankLossConfig, TrainError
-from train.model import build
-from train.rank_loss import LINE, RankLoss, extremes
+from train.model.transformer import build
+from train.monitor import singular_values
+from train.monitor.singular_values import LINE, RankLoss, extremes
 
 NAME = "blocks.1.mlp.down.weight"
 
@@ -74,7 +76,7 @@ def test_zero_and_broken_matrices_are_passed_over_and_a_copy_is_measured():
 
 def test_a_slow_thread_delays_nothing_and_is_said(monkeypatch, capsys):
     go = threading.Event()
-    monkeypatch.setattr(rank_loss, "extremes", lambda matrix: (go.wait(30), 1.0, 1.0)[1:])
+    monkeypatch.setattr(singular_values, "extremes", lambda matrix: (go.wait(30), 1.0, 1.0)[1:])
     watched = watch({"a": torch.eye(2)}, every=1)
     for step in range(1, LINE + 4):
         watched.look(step)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from trainer_harness import Forked, ended, losses, sets
 
 from train.config import TrainError
+from train.distributed.launch_env import Place, cores, first_host, place_of
 from train.main import run
-from train.ranks import Place, cores, first_host, place_of
 
 TORCHRUN = {
     "RANK": "3",

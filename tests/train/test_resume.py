@@ -16,14 +16,15 @@ import torch
 import trainer_harness
 from trainer_harness import MODEL, TRAIN, ended, losses, make_mixture, metrics, sets, start, start_ranks, wait_for
 
+from pipeline.commands.trace import open_run, spans_of_step
 from pipeline.errors import UserError
-from pipeline.trace import open_run, spans_of_step
-from train import checkpoint, loop
+from train import loop
+from train.checkpoint import checkpoint
+from train.checkpoint.load_model import open_trained
 from train.config import TrainError
-from train.evaluate import Validation
+from train.data.manifest import load_manifest
+from train.eval.validation import Validation
 from train.main import run
-from train.manifest import load_manifest
-from train.trained import open_trained
 
 PATCHED = "tests/train/patched_trainer.py"
 STEPS = 24
@@ -306,7 +307,7 @@ def test_only_the_build_may_differ(pretrain, rebuilt, tmp_path):
 
 
 def test_builds_of_a_run_that_went_back(tmp_path):
-    from train.start import builds_after
+    from train.checkpoint.resume import builds_after
 
     def point(step, builds):
         return checkpoint.Checkpoint(Path("c"), {"step": step, "identity": {"build_id": "a"}, **builds})

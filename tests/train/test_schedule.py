@@ -13,10 +13,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from trainer_harness import ended, losses, metrics, sets, start_ranks
 
-from train import checkpoint, schedule
+from train.checkpoint import checkpoint
 from train.config import ConfigError, ScheduleConfig, TrainError
 from train.main import run
-from train.schedule import Pace, decay_begins, decay_start, lr_factor, settled
+from train.optim import schedule
+from train.optim.schedule import Pace, decay_begins, decay_start, lr_factor, settled
 
 RECORDS = ScheduleConfig(kind="warmdown", warmdown=3000)  # and 9000 steps: trainers.md 1.8
 KINDS = st.sampled_from(["wsd", "cosine", "constant", "warmdown"])

@@ -24,12 +24,12 @@ from trainer_harness import (
     write_shard,
 )
 
-from train import evaluate
 from train.config import ModelConfig
-from train.evaluate import Score, Validation
+from train.data.manifest import Header, load_manifest
+from train.eval import validation
+from train.eval.validation import Score, Validation
 from train.main import run
-from train.manifest import Header, load_manifest
-from train.model import build
+from train.model.transformer import build
 
 CPU = torch.device("cpu")
 SHARDS = {"": [90, 20], "prose": [70], "maths": [3, 40, 30], "empty": [0]}  # words of each validation document
@@ -60,7 +60,7 @@ def test_a_sources_score_is_that_of_its_shard_alone_at_any_number_of_ranks(mixed
     manifest = load_manifest(mixed)
     model = build(ModelConfig(**MODEL), VOCAB, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "EVAL_TOKENS", rows * seq_len)  # every shard fills a pass
+        patch.setattr(validation, "EVAL_TOKENS", rows * seq_len)  # every shard fills a pass
         whole = Validation(manifest, seq_len, 0, None, 0, 1)
         score, unigram = whole.score(model, CPU), whole.unigram(manifest)
         assert list(score.sources) == list(unigram.sources) == ["prose", "maths"]
@@ -80,7 +80,7 @@ def test_bytes_are_those_of_the_text(tmp_path):
     """With a real BPE, text of many alphabets, and a text that spells a special token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    from stages.text_encoder import token_bytes
+    from stages.tokenizer.spec import token_bytes
 
     texts = {
         "latin": ["plain words, plain words", "naïve café — “quotes”\n\ttabs"],

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from train.config import ConfigError, ModelConfig, ScheduleConfig, TrainConfig
-from train.model import check_parameters, count_parameters
-from train.settings import configs
+from train.model.transformer import check_parameters, count_parameters
+from train.overrides import configs
 
 SEED = Path(__file__).parents[2].parent / "shared/seeds/000_5c68f2a2a52c8164.txt"
 MODEL = ModelConfig()

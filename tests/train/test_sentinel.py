@@ -11,14 +11,15 @@ import pytest
 import torch
 from trainer_harness import MODEL, losses, make_mixture, metrics, sets, text, write_manifest, write_shard
 
-from train import checkpoint, sentinel
+from train.checkpoint import checkpoint
 from train.config import ModelConfig, TrainConfig, TrainError
+from train.data.manifest import load_manifest
+from train.data.sampler import rows_of_step, steps_that_read
 from train.main import run
-from train.manifest import load_manifest
-from train.model import build
-from train.optim import Optimizer
-from train.order import rows_of_step, steps_that_read
-from train.sentinel import CLIP, FLOOR, LOSS, NORM, NOT_FINITE, RATES, WARM, documents_of_step, judge
+from train.model.transformer import build
+from train.monitor import anomalies
+from train.monitor.anomalies import CLIP, FLOOR, LOSS, NORM, NOT_FINITE, RATES, WARM, documents_of_step, judge
+from train.optim.muon import Optimizer
 
 STEPS, GARBAGE = 90, 11  # the document that is planted in the first shard
 PHASE = {"muon": {"lr": 0.003}, "adamw": {"lr": 0.003}, "schedule": {"kind": "constant"}}
@@ -181,8 +182,8 @@ def test_a_gradient_of_zeros_is_called_so(pretrain, tmp_path):
 
 
 def test_slow_steps_and_waiting_for_data():
-    watch = object.__new__(sentinel.Sentinel)
-    watch.paces = sentinel.deque(maxlen=5)
+    watch = object.__new__(anomalies.Sentinel)
+    watch.paces = anomalies.deque(maxlen=5)
     said = [watch.pace(10 * i, s, 10, w) for i, (s, w) in enumerate([(1, 0.5), (1, 0), (1, 0.01), (1, 0.2), (3, 0)])]
     assert [[e["event"] for e in found] for found in said] == [[], [], [], ["waiting for data"], ["slow steps"]]
-    assert sentinel.said(said[4][0]) == "slow steps: 0.300 s each, usually 0.100 s"
+    assert anomalies.said(said[4][0]) == "slow steps: 0.300 s each, usually 0.100 s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from train.config import ConfigError, ModelConfig, TrainConfig
-from train.settings import apply_overrides, configs, from_dict
+from train.overrides import apply_overrides, configs, from_dict
 
 
 def test_defaults_are_the_shard():

@@ -12,12 +12,12 @@ import pytest
 import torch
 from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets, start_ranks, wait_for
 
-from train import checkpoint
+from train.checkpoint import checkpoint
+from train.checkpoint.run_folder import claimed
 from train.config import ConfigError, TrainError
+from train.data.manifest import ManifestError, load_manifest
+from train.distributed.runtime import Runtime
 from train.main import main, run
-from train.manifest import ManifestError, load_manifest
-from train.runfolder import claimed
-from train.runtime import Runtime
 
 
 @pytest.fixture(scope="module")

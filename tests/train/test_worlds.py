@@ -13,12 +13,13 @@ import pytest
 import torch
 from trainer_harness import losses, sets
 
-from train import checkpoint, main
+from train import main
+from train.checkpoint import checkpoint
 from train.config import ModelConfig, TrainConfig, TrainError
+from train.distributed.runtime import processes
 from train.main import run
-from train.model import build
-from train.optim import Optimizer
-from train.runtime import processes
+from train.model.transformer import build
+from train.optim.muon import Optimizer
 
 WORLDS = (1, 2, 4)
 # three blocks: stacks of 12, 6 and 3 matrices, so that some ranks own fewer than a share and the last of four none

@@ -1,0 +1,78 @@
+"""`diff`: what two manifests do not share, for people."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.commands.report import grid
+from stages.lineage.diff import Change, Difference, Moved, diff
+from train.data.manifest import Manifest
+
+LISTED = 40  # changes of one kind that are shown
+WIDTH = 60  # characters of a value
+
+
+def print_diff(a: Manifest, b: Manifest, as_json: bool) -> None:
+    """What differs, or one line that nothing does."""
+    found = diff(a, b)
+    if as_json:
+        print(json.dumps(found.to_dict(), sort_keys=True))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    tables = {
+        "Recipe": found.recipe,
+        "Build": found.build,
+        "Sources": found.sources,
+        "Files": found.files,
+        "Tokenizer": found.tokenizer,
+        "Versions": found.versions,
+        "Code": [(name, short(x), short(y)) for name, x, y in found.code],
+    }
+    for title, changed in tables.items():
+        show(console, title, changed)
+    for title, moved in (("Training documents", found.training), ("Held-out documents", found.held_out)):
+        documents(console, title, moved)
+    if not any(tables.values()) and not differs(found):
+        console.print("no difference")
+
+
+def differs(found: Difference) -> bool:
+    """Whether any document is on one side only, or has other tokens there."""
+    return any(
+        m.documents_a or m.documents_b or m.tokens_both_a != m.tokens_both_b
+        for side in (found.training, found.held_out)
+        for m in side.values()
+    )
+
+
+def short(value: Any) -> str:
+    """A value in one cell."""
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
+
+
+def show(console: Console, title: str, changed: list[Change]) -> None:
+    """A table of changes, if there are any."""
+    if changed:
+        rows = [(name, short(x), short(y)) for name, x, y in changed[:LISTED]]
+        console.print(grid(title, ("", "A", "B"), rows))
+        if len(changed) > LISTED:
+            console.print(f"and {len(changed) - LISTED:,} more; --json has all")
+        console.print()
+
+
+def documents(console: Console, title: str, moved: dict[str, Moved]) -> None:
+    """How many documents and tokens moved, by source."""
+    if moved:
+        rows = []
+        for name, m in moved.items():
+            both = f"{m.tokens_both_a:,}"
+            if m.tokens_both_a != m.tokens_both_b:
+                both += f" / {m.tokens_both_b:,}"
+            rows.append((name, m.documents_a, m.tokens_a, m.documents_b, m.tokens_b, m.documents_both, both))
+        header = ("source", "only in A", "tokens", "only in B", "tokens", "in both", "tokens (A / B)")
+        console.print(grid(title, header, rows))
+        console.print()

@@ -1,0 +1,59 @@
+"""`dropped`: the documents that rules dropped, a sample for each reason, as `<out>/<recipe>/dropped/` has them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from pipeline.commands.report import grid
+from pipeline.engine.store import Store
+from pipeline.errors import UserError
+
+EXCERPT = 400  # characters of a text, unless --full
+
+
+def samples(store: Store, recipe: str, source: str | None) -> list[tuple[str, pa.Table]]:
+    """(source, its sample) of each source that has one. Raises UserError where there is none."""
+    files = {Path(f).stem: f for f in sorted(store.fs.glob(f"{store.out}/{recipe}/dropped/*.parquet"))}
+    chosen = [name for name in files if source in (None, name)]
+    if not chosen:
+        have = f"sources with a sample are {', '.join(files)}" if files else "run `filter` first, or it dropped none"
+        raise UserError(f"no sample of dropped documents{f' of {source}' if source else ''}: {have}")
+    return [(name, pq.read_table(files[name], filesystem=store.fs, partitioning=None)) for name in chosen]
+
+
+def print_dropped(store: Store, recipe: str, source: str | None, reason: str | None, full: bool) -> None:
+    """Which reasons have a sample; with `reason`, the documents and their text. Raises UserError."""
+    console = Console(highlight=False, soft_wrap=True)
+    tables = samples(store, recipe, source)
+    said = {name: Counter(table["reason"].to_pylist()) for name, table in tables}
+    if reason is None:
+        counted = [(name, why, n) for name, counts in said.items() for why, n in sorted(counts.items())]
+        shown = grid("Dropped documents kept to read", ("source", "reason", "documents"), counted)
+        shown.columns[1].justify = "left"
+        console.print(shown)
+        console.print("\nRead them with --reason NAME; whole texts with --full.", markup=False)
+        return
+    known = sorted({why for counts in said.values() for why in counts})
+    if reason not in known:
+        raise UserError(f"--reason {reason}: there are {', '.join(known)}")
+    for name, table in tables:
+        for row in table.to_pylist():
+            if row["reason"] == reason:
+                print_document(console, name, row, full)
+
+
+def print_document(console: Console, source: str, row: dict[str, Any], full: bool) -> None:
+    """One document: where it is from, and its text."""
+    where = f"{source}: {row['source_file']} row {row['source_row']}"
+    console.print(
+        f"{row['reason']}  {where}  id {row['document_id'].hex()}  {row['url'] or ''}", style="bold", markup=False
+    )
+    text = row["text"] if full else row["text"][:EXCERPT]
+    more = f"\n[... {row['chars'] - len(text):,} characters more]" if len(text) < row["chars"] else ""
+    console.print(text + more + "\n", markup=False)

@@ -1,0 +1,61 @@
+"""`inspect`: what a manifest says, and what any stretch of a shard reads like."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from pipeline.commands.report import grid, mixture
+from pipeline.errors import UserError
+from stages.pack.format import open_shard
+from train.data.manifest import Manifest
+
+
+def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> None:
+    """Mixture, drop reasons, shards, and `length` tokens from `token` on in shard number `shard`, decoded."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{manifest.name}, phase {manifest.phase}, build {manifest.build_id[:16]}", markup=False)
+    console.print()
+    console.print(mixture(asdict(manifest)))
+    console.print()
+    reasons = [
+        (s.name, s.rows_in, s.rows_kept, ", ".join(f"{k} {v:,}" for k, v in s.dropped.items()) or "-")
+        for s in manifest.sources
+    ]
+    table = grid("Documents", ("source", "in", "kept", "dropped by reason"), reasons)
+    table.columns[-1].justify = "left"
+    console.print(table)
+    console.print()
+    rows = [(i, s.path, s.tokens, s.documents, s.sha256[:16]) for i, s in enumerate(manifest.shards)]
+    console.print(grid("Shards", ("number", "file", "tokens", "documents", "sha256"), rows))
+    if manifest.evals:
+        said = ", ".join(f"{e.name} ({e.items:,} items{e.licence and f', {e.licence}'})" for e in manifest.evals)
+        console.print(f"\nAsked while training: {said}", markup=False)
+    console.print()
+    window(manifest, shard, token, length, console)
+
+
+def window(manifest: Manifest, shard: int, token: int, length: int, console: Console) -> None:
+    """The text of a window, and the rows of the source files it came from. Raises UserError."""
+    from tokenizers import Tokenizer
+
+    if shard >= len(manifest.shards):
+        raise UserError(f"--shard {shard}: there are {len(manifest.shards)} shards, numbered from 0")
+    chosen = manifest.shards[shard]
+    if token >= chosen.tokens:
+        raise UserError(f"--token {token}: {chosen.path} has {chosen.tokens:,} tokens")
+    _, tokens = open_shard(manifest.file(chosen.path))
+    stop = min(token + length, chosen.tokens)
+    tokenizer = Tokenizer.from_file(str(manifest.file(manifest.tokenizer.path)))
+    rows = pq.read_table(manifest.file(chosen.rows))
+    end = pc.add(rows["token_start"], pc.cast(rows["token_count"], "int64"))
+    inside = rows.filter(pc.and_(pc.less(rows["token_start"], stop), pc.greater(end, token)))
+    console.print(f"{chosen.path}, tokens {token:,} to {stop:,}:", markup=False)
+    console.print(tokenizer.decode(tokens[token:stop].tolist(), skip_special_tokens=False), markup=False)
+    console.print()
+    for row in inside.to_pylist():
+        where = f"{row['source']}:{row['source_file']} row {row['source_row']}"
+        console.print(f"  from {where}  id {row['document_id'].hex()}  {row['url'] or ''}", markup=False)

@@ -1,0 +1,67 @@
+"""Who uses a store: everybody together, or `clean` alone; and which runs are at work, for `status`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.store import LOCK, RUNNING, Store
+
+
+@contextlib.contextmanager
+def use(store: Store, alone: bool = False) -> Iterator[None]:
+    """Use a local store together with other runs, or alone, as `clean` must.
+
+    Together: waits while somebody is alone. Alone: raises BlockingIOError while anybody else is there. A store that
+    may only be read needs no lock.
+    """
+    path = Path(store.root) / LOCK
+    with contextlib.ExitStack() as stack:
+        if store.local:
+            with contextlib.suppress(PermissionError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def run_lock(store: Store, command: str) -> Iterator[None]:
+    """Say which run works on this store, for `status`. Several runs may share a store.
+
+    The lock on the file goes with the process, however that ends.
+    """
+    if not store.local:
+        yield
+        return
+    path = Path(store.root) / RUNNING / f"{uuid.uuid4().hex}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps({"pid": os.getpid(), "command": command}))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def runs(store: Store) -> list[dict[str, Any]]:
+    """The runs that are using this store now."""
+    found = []
+    for path in sorted(Path(store.root).glob(f"{RUNNING}/*.json")) if store.local else []:
+        try:
+            with path.open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(json.load(file))
+        except (FileNotFoundError, ValueError):
+            continue  # it has just ended, or just begun
+    return found

@@ -1,0 +1,115 @@
+"""Workers that start at once: one process holds all that a worker imports, and forks each worker.
+
+It is itself forked from the driver, early, while that has no second thread that might hold a lock; elsewhere (not
+Linux, or threads already run) it is a fresh interpreter that imports for itself, once. The nursery has one thread
+and does nothing else. It and its workers end when the driver's end of their sockets closes, however that happens.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+
+from pipeline.engine.signals import ignore
+from pipeline.executors.no_pandas import without_pandas
+
+REQUEST = struct.Struct("<cq")  # HATCH, 0 with the worker's socket; or WAIT, pid
+ANSWER = struct.Struct("<q")  # the pid, or the exit status
+HATCH, WAIT = b"h", b"w"
+# One thread a worker in the libraries: there are as many workers as cores.
+THREADS = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Nursery:
+    """The driver's handle. Its calls raise ConnectionError when the nursery itself was killed."""
+
+    def __init__(self) -> None:
+        self.control, theirs = socket.socketpair()
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+        if sys.platform == "linux" and threading.active_count() == 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self.pid = os.fork()
+            if self.pid == 0:
+                self.control.close()
+                tend(theirs)
+        else:
+            end = theirs.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.executors.forkserver", str(end)], pass_fds=[end]
+            )
+        theirs.close()
+
+    def hatch(self) -> tuple[int, socket.socket]:
+        """A new worker: its pid, and a connection to it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            return self._ask(HATCH, 0, theirs), ours
+
+    def wait(self, pid: int) -> int:
+        """The exit status of a worker that ends or has ended."""
+        return self._ask(WAIT, pid)
+
+    def _ask(self, what: bytes, pid: int, end: socket.socket | None = None) -> int:
+        with self.lock:
+            socket.send_fds(self.control, [REQUEST.pack(what, pid)], [end.fileno()] if end else [])
+            answer = self.control.recv(ANSWER.size)
+        if len(answer) < ANSWER.size:
+            raise ConnectionError("the process that starts workers is gone")
+        (value,) = ANSWER.unpack(answer)
+        return int(value)
+
+    def close(self) -> None:
+        """End the nursery; workers end when their own connections close."""
+        self.control.close()
+        if self.process is not None:
+            self.process.wait()
+        elif self.pid:
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+def tend(control: socket.socket) -> None:
+    """Fork workers until the driver is gone. Never returns."""
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the driver decides
+        ignore()
+        os.environ.update(THREADS)
+        without_pandas()
+        _serve(control)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _serve(control: socket.socket) -> None:
+    from pipeline.executors.worker import serve
+
+    while True:
+        request, ends, _, _ = socket.recv_fds(control, REQUEST.size, 1)
+        if len(request) < REQUEST.size:
+            return
+        what, answer = REQUEST.unpack(request)
+        if what == HATCH:
+            answer = os.fork()
+            if answer == 0:
+                control.close()
+                serve(socket.socket(fileno=ends[0]))
+            os.close(ends[0])
+        else:
+            answer = os.waitstatus_to_exitcode(os.waitpid(answer, 0)[1])
+        control.sendall(ANSWER.pack(answer))
+
+
+if __name__ == "__main__":
+    import stages.registry  # noqa: F401 - what every worker needs
+
+    tend(socket.socket(fileno=int(sys.argv[1])))

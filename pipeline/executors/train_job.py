@@ -1,0 +1,163 @@
+"""Starting a training job from a unit: child processes on this machine, or Ray Train on the cluster.
+
+The trainer knows neither: both call `train.main` with the same manifest and the same overrides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.fingerprint import ROOT
+from stages.base import DataError
+
+Launch = Callable[[str, list[str], int, Path], bool]  # manifest, overrides, ranks, stop: did it come to its end
+STOPPED = 75  # the trainer's status for "not done, everything saved"; see train/main.py
+SAVE_SECONDS = 25.0  # that it may take from being asked to stop until it has saved
+
+
+def launcher(executor: str) -> Launch:
+    """The way to start training that goes with an executor."""
+    return ray_train if executor == "ray" else processes
+
+
+def _die_with_parent() -> None:
+    """Linux: the child is killed when its parent is, so that no trainer outlives its driver."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL("libc.so.6", use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def processes(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bool:
+    """Train with `ranks` processes on this machine. False when they were stopped, by a signal or by the file `stop`.
+
+    Raises DataError with the trainer's last words.
+
+    Started here and not by torchrun, whose ranks would live on when torchrun itself is killed.
+    """
+    command = [sys.executable, str(ROOT / "train" / "main.py"), "--manifest", manifest, "--set", *overrides]
+    # The pool gives its workers one thread each; the trainer is alone and takes the machine.
+    threads = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in threads}
+    if ranks > 1:
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
+        environment["LOCAL_WORLD_SIZE"] = str(ranks)
+    children = []
+    for rank in range(ranks):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        children.append(
+            subprocess.Popen(
+                command,
+                env=environment | place,
+                stdout=2 if rank == 0 else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=_die_with_parent,
+            )
+        )
+    tails: list[list[str]] = [[] for _ in children]
+    readers = [threading.Thread(target=_relay, args=pair) for pair in zip(children, tails, strict=True)]
+    for reader in readers:
+        reader.start()
+    try:
+        asked = _attend(children, stop)
+    finally:
+        failed = _failed(children)
+        for child in children:
+            child.kill()
+        for reader in readers:
+            reader.join()
+    if failed is not None and not asked:
+        said = " ".join(tails[failed])[-400:]
+        raise DataError(f"training ended with status {children[failed].returncode}: {said}")
+    return all(child.returncode == 0 for child in children)
+
+
+def _attend(children: list[subprocess.Popen[str]], stop: Path) -> bool:
+    """Until all have ended, or one badly, or those that were asked to stop have had their time. Whether they were."""
+    asked = 0.0
+    while (running := [c for c in children if c.poll() is None]) and _failed(children) is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running[0].wait(timeout=0.5)
+        if not asked and stop.exists():
+            asked = time.monotonic()
+            for child in running:
+                child.send_signal(signal.SIGTERM)
+        if asked and time.monotonic() > asked + SAVE_SECONDS:
+            break
+    return asked > 0
+
+
+def _failed(children: list[subprocess.Popen[str]]) -> int | None:
+    """The first rank that ended badly."""
+    return next((i for i, c in enumerate(children) if c.poll() not in (None, 0, STOPPED)), None)
+
+
+def _relay(child: subprocess.Popen[str], tail: list[str]) -> None:
+    """Pass on what a rank says, and remember its last lines."""
+    assert child.stderr
+    for line in child.stderr:
+        sys.stderr.write(line)
+        tail[:] = [*tail[-3:], line.strip()]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _ray_worker(config: dict[str, Any]) -> None:
+    """One rank under Ray Train, which has made the process group already."""
+    import ray.train
+
+    sys.path.insert(0, config["root"])
+    from train.main import run
+
+    def on_save(metrics: dict[str, Any], path: str | None) -> None:
+        # A barrier for all ranks. The checkpoint stays where the trainer put it: no second copy.
+        ray.train.report({**metrics, "checkpoint": str(path or "")})
+
+    run(config["manifest"], config["overrides"], on_save=on_save, stop=Path(config["stop"]).exists)
+
+
+def ray_train(manifest: str, overrides: list[str], workers: int, stop: Path) -> bool:
+    """Train with `workers` ranks through Ray Train; a lost worker resumes from the last checkpoint.
+
+    False when it was stopped by the file `stop`, which the first rank looks for at each step: in a worker of Ray the
+    loop is not in the main thread, so signals do not reach it, and SIGTERM to a worker ends that worker.
+    Raises DataError.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpus = ray.cluster_resources().get("GPU", 0) >= workers
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+    resources = {"CPU": 1} if gpus else {"CPU": cpus}
+    out = next(o.removeprefix("train.out=") for o in overrides if o.startswith("train.out="))
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"root": str(ROOT), "manifest": manifest, "overrides": overrides, "stop": str(stop)},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="ray", storage_path=str(Path(out).parent), failure_config=FailureConfig(max_failures=3)
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray Train wraps whatever the loop raised
+        cause = str(error).strip().splitlines()
+        raise DataError(f"training under Ray Train failed: {cause[-1] if cause else error!r}") from error
+    return (Path(out) / "summary.json").exists()

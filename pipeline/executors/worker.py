@@ -1,0 +1,175 @@
+"""One unit, run to its record: what happens inside a worker, whichever executor started it.
+
+A worker of the pool serves units over a socket, one JSON message each way, and dies with its driver: the moment
+the socket closes it exits, in the middle of a unit if need be.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import queue
+import resource
+import shutil
+import socket
+import struct
+import threading
+import time
+import traceback
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from pipeline.engine.store import Store, sha256_file
+from pipeline.executors.train_job import launcher
+from stages.base import Artifact, DataError, Record, Task, TransientError, Unfinished, find_work
+
+TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
+FILES_AT_A_TIME = 4  # hashed and synced; a unit seldom has more
+
+DISK_FULL = "no space left on the disk of --out; free some and run the same command again"
+
+
+def run_unit(spec: dict[str, Any]) -> dict[str, Any]:
+    """Run the unit described by `spec`. Returns {"record": ...} or {"error": {kind, message, trace}}.
+
+    kind: transient (try again), permanent (the input is at fault or the code is), fatal (stop the run), unfinished.
+    """
+    store = Store(spec["out"])
+    attempt = uuid.uuid4().hex[:12]
+    try:
+        folder = store.attempt_folder(spec["stage"], spec["key"])
+    except OSError as error:
+        return {"error": _classify(error)}
+    try:
+        return {"record": _run(store, spec, attempt, folder).to_dict()}
+    except Exception as error:
+        for leftover in folder.glob(f"{attempt}.*"):
+            leftover.unlink(missing_ok=True)
+        return {"error": _classify(error)}
+    finally:
+        store.drop_scratch()
+        if not store.local:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(store: Store, spec: dict[str, Any], attempt: str, folder: Path) -> Record:
+    _reset_peak()
+    started = time.time()
+    inputs = [Artifact(**a) for a in spec["inputs"]]
+    task = Task(spec["params"], inputs, folder, attempt, store.fetch, spec["places"], launcher(spec["executor"]))
+    find_work(spec["work"])(task)
+    outputs = _seal(store, spec, task.outputs)
+    finished = time.time()
+    record = Record(
+        key=spec["key"],
+        stage=spec["stage"],
+        label=spec["label"],
+        inputs=[a.digest for a in inputs],
+        outputs=outputs,
+        counts=dict(sorted(task.counts.items())),
+        seconds=round(finished - started, 3),
+        peak_mb=_peak_mb(),
+        versions=spec["versions"],
+        started=started,
+        finished=finished,
+        attempt=attempt,
+    )
+    return store.put_record(record)
+
+
+def _seal(store: Store, spec: dict[str, Any], outputs: list[Artifact]) -> list[Artifact]:
+    """The outputs as the store holds them. Files are hashed and made durable side by side, each of them once."""
+    known = {output.path: output.sha256 for output in outputs if output.sha256}
+    files = {output.path: output for output in outputs}  # slices of one file share it
+
+    def seal(output: Artifact) -> Artifact:
+        sha256 = known.get(output.path) or sha256_file(output.path)
+        return store.seal(spec["stage"], spec["key"], output, sha256)
+
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        sealed = dict(zip(files, pool.map(seal, files.values()), strict=True))
+    found = []
+    for output in outputs:
+        file = sealed[output.path]
+        meta = {**output.meta, "stamp": file.meta["stamp"]}
+        digest = output.digest or file.sha256
+        found.append(replace(output, path=file.path, bytes=file.bytes, sha256=file.sha256, digest=digest, meta=meta))
+    return found
+
+
+def _classify(error: Exception) -> dict[str, str]:
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = "fatal"
+        message = f"{DISK_FULL} ({message})"
+    elif isinstance(error, MemoryError):
+        kind, message = "transient", "out of memory; use fewer --workers"
+    elif isinstance(error, TRANSIENT):
+        kind = "transient"
+    elif isinstance(error, DataError):
+        kind = "permanent"
+    elif isinstance(error, Unfinished):
+        kind = "unfinished"
+    else:
+        kind, message = "permanent", f"{type(error).__name__}: {message}"
+    return {"kind": kind, "message": message, "trace": traceback.format_exc()}
+
+
+def _reset_peak() -> None:
+    """Let the kernel count peak memory from here (Linux); elsewhere the peak is the process's own."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_mb() -> float:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    except OSError:
+        pass
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def send(stream: IO[bytes], message: Any) -> None:
+    """Write one length-prefixed JSON message."""
+    data = json.dumps(message).encode()
+    stream.write(struct.pack("<Q", len(data)) + data)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Any:
+    """Read one message. Raises EOFError when the other side is gone."""
+    head = stream.read(8)
+    if len(head) < 8:
+        raise EOFError
+    (length,) = struct.unpack("<Q", head)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return json.loads(data)
+
+
+def serve(connection: socket.socket) -> None:
+    """Serve units until the other side closes `connection`. Never returns."""
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    stream = cast(BinaryIO, connection.makefile("rwb"))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what a library prints is not a result of the command
+
+    def listen() -> None:
+        while True:
+            try:
+                requests.put(receive(stream))
+            except (EOFError, OSError):
+                os._exit(0)  # the driver is gone: nobody would read the reply
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        send(stream, run_unit(requests.get()))

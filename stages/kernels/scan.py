@@ -1,0 +1,247 @@
+"""One pass over a document's UTF-8: its words, its lines, and what the rules count. Compiled.
+
+Offsets are bytes into the batch; lengths in `chars` are code points. Everything is equal to what `str.split`,
+`str.splitlines` and `str.split("\\n")` give, which the tests prove.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stages.kernels.jit import compiled, get, load, lowest, uint64
+from stages.kernels.unicode import ALNUM, ALPHA, BREAK, END, LIMIT, MARK, SPACE
+
+# Counters of a document.
+CHARS, WORDS, LINES, NEWLINES, SOLID, SOLID_CHARS, ALPHABETIC, HASHES, ELLIPSES, ROWS, BULLETS, ELLIPSIS_ROWS, STOPS = (
+    range(13)
+)
+ANY, NOT_BLANK, ENDED = 0, 1, 2  # what a line is
+
+ZEROS = uint64(0x3030303030303030)
+TOPS = uint64(0x8080808080808080)
+MIX = uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio
+ONE = uint64(1)
+HASH, DOT, DASH, NEWLINE, RETURN = 0x23, 0x2E, 0x2D, 0x0A, 0x0D
+BULLET, ELLIPSIS = 0x2022, 0x2026
+# Stop words as little-endian numbers of four bytes, their length above.
+STOPPED = (b"the", b"be", b"to", b"of", b"and", b"that", b"have", b"with")
+STOP_CODES = np.array([int.from_bytes(word, "little") | len(word) << 32 for word in STOPPED], np.int64)
+STRIPPED = np.zeros(128, np.bool_)
+STRIPPED[list(b".,;:!?()[]\"'`*")] = True
+
+
+@compiled
+def decode(data: Any, i: int) -> tuple[int, int]:
+    """(code point, bytes) of the character at `i`, which is not ASCII. The text must be valid UTF-8."""
+    c = get(data, i)
+    if c < 0xE0:
+        return (c & 0x1F) << 6 | (get(data, i + 1) & 0x3F), 2
+    if c < 0xF0:
+        return (c & 0x0F) << 12 | (get(data, i + 1) & 0x3F) << 6 | (get(data, i + 2) & 0x3F), 3
+    high = (c & 0x07) << 18 | (get(data, i + 1) & 0x3F) << 12
+    return high | (get(data, i + 2) & 0x3F) << 6 | (get(data, i + 3) & 0x3F), 4
+
+
+@compiled
+def stop_word(data: Any, a: int, b: int) -> int:
+    """The bit of the stop word that [a, b) is, in any case and with punctuation around, or 0."""
+    while a < b and get(data, a) < 128 and STRIPPED[get(data, a)]:
+        a += 1
+    while a < b and get(data, b - 1) < 128 and STRIPPED[get(data, b - 1)]:
+        b -= 1
+    if b - a < 2 or b - a > 4:
+        return 0
+    code = (b - a) << 32
+    for i in range(a, b):
+        c = get(data, i)
+        if 65 <= c <= 90:
+            c += 32
+        code |= c << (8 * (i - a))
+    for k in range(len(STOP_CODES)):
+        if STOP_CODES[k] == code:
+            return 1 << k
+    return 0
+
+
+@compiled
+def ends_in_ellipsis(data: Any, a: int, b: int) -> bool:
+    """Whether [a, b) ends in `...` or `…`."""
+    if b - a < 3:
+        return False
+    x, y, z = get(data, b - 3), get(data, b - 2), get(data, b - 1)
+    return (x == DOT and y == DOT and z == DOT) or (x == 0xE2 and y == 0x80 and z == 0xA6)
+
+
+@compiled
+def hash_bytes(data: Any, a: int, b: int) -> Any:
+    """A hash of the bytes [a, b), eight at a time."""
+    h = uint64(b - a) * MIX
+    while a + 8 <= b:
+        h = (h ^ load(data, a)) * MIX
+        h ^= h >> uint64(32)
+        a += 8
+    if a < b:
+        h = (h ^ (load(data, a) & ((ONE << uint64(8 * (b - a))) - ONE))) * MIX
+    return h ^ (h >> uint64(29))
+
+
+@compiled
+def plain_end(data: Any, i: int, b: int) -> int:
+    """Where the bytes of [i, b) end that are ASCII from "0" on: neither white space nor marked. Eight at a time."""
+    while i < b:
+        eight = load(data, i)
+        others = ((eight - ZEROS) | eight) & TOPS  # lower bytes borrow only if they are others themselves
+        if others:
+            return min(b, i + (lowest(others) >> 3))
+        i += 8
+    return b
+
+
+@compiled
+def word_end(data: Any, i: int, b: int, table: Any, marks: Any) -> tuple[int, int, int, int]:
+    """The word that begins at `i`: (end, bytes that begin no character, flags of all, flags of the last).
+
+    Counts its `#` and ellipses.
+    """
+    start, extra, kinds, flags = i, 0, 0, 0
+    while True:
+        first, i = i, plain_end(data, i, b)
+        if i > first:  # most of a word
+            flags = get(table, get(data, i - 1))
+            kinds |= get(table, get(data, first)) | flags
+            while not kinds & ALPHA and first < i:
+                kinds |= get(table, get(data, first))
+                first += 1
+        if i == b:
+            break
+        c, width = get(data, i), 1
+        now = get(table, c)
+        if now & SPACE:
+            break
+        if c >= 128:
+            c, width = decode(data, i)
+            now = get(table, c) if c < LIMIT else 0
+            if now & SPACE:
+                break
+        flags = now
+        kinds |= now
+        if now & MARK:
+            if c == HASH:
+                marks[HASHES] += 1
+            elif c == ELLIPSIS:
+                marks[ELLIPSES] += 1
+            elif i == start or get(data, i - 1) != DOT:
+                run = i + 1
+                while run < b and get(data, run) == DOT:
+                    run += 1
+                marks[ELLIPSES] += (run - i) // 3
+        extra += width - 1
+        i += width
+    return i, extra, kinds, flags
+
+
+@compiled
+def scan(data: Any, a: int, b: int, table: Any, stops_wanted: int, marks: Any, words: Any, lines: Any) -> None:
+    """Scan [a, b): counters into `marks`; words and the lines that are not empty, and the hash of each.
+
+    `words` is (table (n, 3) of start, end, characters before; hashes), `lines` (table (n, 4) of start, end, characters,
+    kind; hashes). Stop words are looked for until `stops_wanted` different ones are found.
+    """
+    word_table, word_hashes = words
+    marks[:] = 0
+    n = extra = line_extra = kind = stops = chars = 0
+    line_at, row_at, row_end = a, a, -1  # a row is a line as str.splitlines cuts it
+    word_table[0, 2] = 0
+    i = a
+    while i < b:
+        c, width = get(data, i), 1
+        if c >= 128:
+            c, width = decode(data, i)
+        flags = get(table, c) if c < LIMIT else 0
+        if not flags & SPACE:
+            if row_end < 0:
+                marks[BULLETS] += c in (DASH, BULLET)
+            start = i
+            i, more, kinds, last = word_end(data, i, b, table, marks)
+            extra += more
+            chars += i - start - more
+            word_table[n, 0], word_table[n, 1], word_table[n + 1, 2] = start, i, chars
+            word_hashes[n] = hash_bytes(data, start, i)
+            n += 1
+            row_end, kind = i, NOT_BLANK | (ENDED if last & END else 0)
+            if kinds & ALNUM:
+                marks[SOLID] += 1
+                marks[SOLID_CHARS] += i - start - more
+                marks[ALPHABETIC] += (kinds & ALPHA) != 0
+                if marks[STOPS] < stops_wanted:
+                    bit = stop_word(data, start, i)
+                    marks[STOPS] += bit & ~stops != 0
+                    stops |= bit
+            continue
+        if c == NEWLINE:
+            end_line(data, lines, marks, line_at, i, extra - line_extra, kind)
+            marks[NEWLINES] += 1
+            line_at, line_extra, kind = i + 1, extra, 0
+        extra += width - 1
+        i += width
+        if flags & BREAK and not (c == RETURN and i < b and get(data, i) == NEWLINE):
+            marks[ROWS] += 1
+            marks[ELLIPSIS_ROWS] += ends_in_ellipsis(data, row_at, row_end)
+            row_at, row_end = i, -1
+    marks[ROWS] += b > row_at
+    marks[ELLIPSIS_ROWS] += ends_in_ellipsis(data, row_at, row_end)
+    end_line(data, lines, marks, line_at, b, extra - line_extra, kind)
+    marks[CHARS], marks[WORDS] = b - a - extra, n
+
+
+@compiled
+def end_line(data: Any, lines: Any, marks: Any, a: int, b: int, extra: int, kind: int) -> None:
+    """Note the line [a, b), `extra` of whose bytes begin no character, unless it is empty."""
+    if b > a:
+        line_table, hashes = lines
+        n = marks[LINES]
+        line_table[n, 0], line_table[n, 1], line_table[n, 2], line_table[n, 3] = a, b, b - a - extra, kind
+        hashes[n] = hash_bytes(data, a, b)
+        marks[LINES] = n + 1
+
+
+@compiled
+def kind_of_line(data: Any, a: int, b: int, table: Any) -> int:
+    """What the line [a, b) is, by its last character that is no white space."""
+    while b > a:
+        b -= 1
+        while get(data, b) & 0xC0 == 0x80:
+            b -= 1
+        c = get(data, b)
+        if c >= 128:
+            c = decode(data, b)[0]
+        flags = get(table, c) if c < LIMIT else 0
+        if not flags & SPACE:
+            return NOT_BLANK | (ENDED if flags & END else 0)
+    return ANY
+
+
+@compiled
+def scan_lines(data: Any, a: int, b: int, table: Any, marks: Any, lines: Any) -> None:
+    """The part of `scan` that rules about lines need: `lines`, and the counters CHARS, WORDS, LINES and NEWLINES."""
+    marks[:] = 0
+    words = newlines = extra = 0
+    gap, at, i = 1, a, a
+    line_extra = 0
+    while i < b:
+        c, width = get(data, i), 1
+        if c >= 128:
+            c, width = decode(data, i)
+        space = (get(table, c) & SPACE) // SPACE if c < LIMIT else 0
+        words += gap & ~space
+        gap = space
+        if c == NEWLINE:
+            end_line(data, lines, marks, at, i, extra - line_extra, kind_of_line(data, at, i, table))
+            newlines += 1
+            at, line_extra = i + 1, extra
+        extra += width - 1
+        i += width
+    end_line(data, lines, marks, at, b, extra - line_extra, kind_of_line(data, at, b, table))
+    marks[CHARS], marks[WORDS], marks[NEWLINES] = b - a - extra, words, newlines

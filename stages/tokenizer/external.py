@@ -1,0 +1,157 @@
+"""A tokenizer that somebody else trained: a tokenizer.json, a folder that holds one, or a model of the hub.
+
+It is taken byte for byte, once it is certain that every token of the shards can be accounted for: text must come back
+as it was, every id must stand for a known number of bytes, and no text may spell a special token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from stages.base import Artifact, DataError
+from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
+from stages.tokenizer.report import byte_alphabet
+from stages.tokenizer.spec import load_text_encoder, special_ids, token_bytes
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+# What separates documents, by the names tokenizers give it; the first that the file has is taken.
+KNOWN_BOS = (
+    "<|bos|>",
+    "<|endoftext|>",
+    "<|begin_of_text|>",
+    "<bos>",
+    "<s>",
+    "[BOS]",
+    "<|end_of_text|>",
+    "<eos>",
+    "</s>",
+)
+KNOWN_PAD = ("<|pad|>", "<pad>", "<|padding|>", "[PAD]")
+LOSSLESS = ("Split", "ByteLevel", "Digits", "Punctuation", "UnicodeScripts")  # steps that only cut
+
+
+def locate(source: str) -> Artifact:
+    """The tokenizer.json that `source` names, with `source` as its name and its sha256 as digest.
+
+    `source` is a file, a folder with a tokenizer.json, or `owner/name[@revision]` of the hub, whose commit is resolved
+    here. Raises DataError when there is none.
+    """
+    file = Path(source)
+    if file.is_dir():
+        file = file / "tokenizer.json"
+    if file.is_file():
+        path, data = str(file.resolve()), file.read_bytes()
+    elif HUB_ID.fullmatch(source):
+        cached = hub_file(source)
+        name, commit = source.partition("@")[0], Path(cached).parent.name
+        path, data = f"hub:{name}@{commit}", Path(cached).read_bytes()
+    else:
+        raise DataError(
+            f"tokenizer.from: {source} is no tokenizer.json, no folder with one, and no owner/name of the hub"
+        )
+    return Artifact(path, hashlib.sha256(data).hexdigest(), name=source, bytes=len(data))
+
+
+def hub_file(source: str) -> str:
+    """A local copy of tokenizer.json of `owner/name[@revision]`. Raises DataError."""
+    from huggingface_hub import hf_hub_download
+
+    name, _, revision = source.partition("@")
+    why, path = attempt(lambda: hf_hub_download(name, "tokenizer.json", revision=revision or None))
+    if why:
+        raise DataError(
+            f"tokenizer.from: {source} is not a file here and could not be had from the hub ({why}); "
+            "check the name, or download tokenizer.json and name the file"
+        )
+    return str(path)
+
+
+def read(artifact: Artifact) -> bytes:
+    """The contents of what `locate` found. Raises DataError when they are not the same any more."""
+    path = hub_file(artifact.path.removeprefix("hub:")) if artifact.path.startswith("hub:") else artifact.path
+    data = Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != artifact.digest:
+        raise DataError(f"tokenizer.from: {path} changed since the run was planned; run again")
+    return data
+
+
+def steps(part: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or a pre-tokenizer; `inside` is where a sequence keeps its own."""
+    if not part:
+        return []
+    return [s for one in part[inside] for s in steps(one, inside)] if part["type"] == "Sequence" else [part]
+
+
+def faults(definition: dict[str, Any]) -> list[str]:
+    """Why text could not be had back from ids, or bytes not be counted; one phrase each."""
+    model, found = definition["model"], []
+    if model.get("type", "BPE") != "BPE":
+        return [f"its model is {model['type']}, not byte-level BPE"]
+    cuts = steps(definition.get("pre_tokenizer"), "pretokenizers")
+    if not any(step["type"] == "ByteLevel" for step in cuts):
+        kinds = ", ".join(step["type"] for step in cuts) or "none"
+        return [f"it is not byte-level (pre-tokenizer: {kinds}), so that bytes cannot be counted by token"]
+    for step in steps(definition.get("normalizer"), "normalizers"):
+        found.append(f"its normalizer {step['type']} changes text")
+    for step in cuts:
+        if step["type"] not in LOSSLESS or step.get("behavior") == "Removed":
+            found.append(f"its pre-tokenizer {step['type']} drops or changes characters")
+        elif step.get("add_prefix_space"):
+            found.append("add_prefix_space puts a blank in front of every text")
+    if (definition.get("decoder") or {}).get("type") != "ByteLevel":
+        found.append("its decoder is not ByteLevel")
+    missing = sum(c not in model["vocab"] for c in byte_alphabet())
+    if missing:
+        found.append(f"{missing} of the 256 bytes have no token")
+    if model.get("dropout"):
+        found.append("its dropout makes ids random")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            found.append(f"{key} {model[key]!r} is not text")
+    eaters = [t["content"] for t in definition["added_tokens"] if not t["special"] and (t["lstrip"] or t["rstrip"])]
+    if eaters:
+        found.append(f"added tokens {eaters[:3]} swallow the blanks beside them")
+    return found
+
+
+def check(path: str, source: str, texts: list[str]) -> None:
+    """Raises DataError, naming what is wrong, for a tokenizer that cannot be accounted for."""
+    why, definition = attempt(lambda: json.loads(Path(path).read_text(encoding="utf-8")))
+    if why or not {"model", "added_tokens"} <= set(definition):
+        raise DataError(f"tokenizer.from: {source} is not a tokenizer.json of the tokenizers library")
+    found = faults(definition)
+    if found:
+        raise DataError(f"tokenizer.from: {source} cannot be used: {'; '.join(found)}; choose a byte-level tokenizer")
+    size = len(token_bytes(path))
+    if size > MAX_VOCAB:
+        raise DataError(
+            f"tokenizer.from: {source} has {size:,} ids, but shards store ids as uint16, so at most {MAX_VOCAB:,}; "
+            "choose one with a smaller vocabulary (GPT-2's has 50,257)"
+        )
+    why, encoder = attempt(lambda: load_text_encoder(path))
+    if why:
+        raise DataError(f"tokenizer.from: the tokenizers library cannot read {source}: {why}")
+    moved = [t["content"] for t in definition["added_tokens"] if encoder.token_to_id(t["content"]) != t["id"]]
+    if moved:
+        raise DataError(f"tokenizer.from: {source} states other ids for {moved[:3]} than the tokenizers library gives")
+    strings = [*texts, *hostile(special_ids(path))]
+    for text, encoding in zip(strings, encoder.encode_batch(strings, add_special_tokens=False), strict=True):
+        if encoder.decode(encoding.ids, skip_special_tokens=False) != text:
+            raise DataError(f"tokenizer.from: {source} does not give text back as it was, such as {text[:60]!r}")
+
+
+def boundary(path: str, source: str, bos: str | None) -> tuple[int, int | None]:
+    """(BOS id, pad id or None): `bos` by name, else the first known name. Raises DataError when there is none."""
+    specials = special_ids(path)
+    found = [name for name in ([bos] if bos else KNOWN_BOS) if name in specials]
+    if not found:
+        have = ", ".join(specials) or "none"
+        raise DataError(
+            f"tokenizer.{'bos' if bos else 'from'}: no special token of {source} is "
+            f"{repr(bos) if bos else 'known to separate documents'}; name one with tokenizer.bos (it has: {have})"
+        )
+    return specials[found[0]], next((specials[name] for name in KNOWN_PAD if name in specials), None)

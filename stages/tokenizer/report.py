@@ -1,0 +1,155 @@
+"""What `tokenizer/` holds beside tokenizer.json: report.json for people, two files for `transformers`.
+
+report.json says nothing of the engine that encoded the sample: engines are proven equal, and the file must come out
+the same whichever was there. The record's counts name it.
+
+`AutoTokenizer.from_pretrained(".../tokenizer")` then encodes without adding anything: there is no post-processor, so
+whoever wants documents as in the shards puts `bos_token_id` in front of each. `eos_token` is the BOS too: BOS
+predicted means the text has ended. Pass `split_special_tokens=True` for text with special tokens written in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.base import Task
+from stages.tokenizer.encoder import Encoder, open_encoder
+from stages.tokenizer.sample import Sample
+from stages.tokenizer.spec import special_ids, token_bytes
+
+SHOWN = 20  # tokens listed of each kind
+ODD_BYTES = 8  # a token of blanks, or of one character, is odd from this length on
+NO_LIMIT = int(1e30)  # what transformers writes where a tokenizer sets no longest input: the model does
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The byte behind each character of GPT-2's byte-level alphabet: printable Latin-1 as it is, others from U+0100."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [b for b in range(256) if b not in set(plain)]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(moved)}
+
+
+def token_texts(path: str) -> dict[int, bytes]:
+    """The bytes of every id that stands for text."""
+    definition = json.loads(Path(path).read_text(encoding="utf-8"))
+    alphabet = byte_alphabet()
+    added = {t["id"]: t for t in definition["added_tokens"]}
+    found = {i: t["content"].encode() for i, t in added.items() if not t["special"]}
+    vocab = definition["model"]["vocab"].items()
+    return found | {i: bytes(alphabet[c] for c in token) for token, i in vocab if i not in added}
+
+
+def measure(encoder: Encoder, documents: list[tuple[bytes, str]], times: NDArray[np.int64]) -> dict[str, Any]:
+    """Sizes of one source's part of the sample; adds to `times` how often each id occurs in it."""
+    size = words = tokens = 0
+    for start in range(0, len(documents), 1000):
+        batch = [text for _, text in documents[start : start + 1000]]
+        size += sum(len(text.encode()) for text in batch)
+        words += sum(len(text.split()) for text in batch)
+        ids, _ = encoder.encode(batch)
+        tokens += len(ids)
+        times += np.bincount(ids, minlength=len(times))
+    return {
+        "documents": len(documents),
+        "text_bytes": size,
+        "words": words,
+        "tokens": tokens,
+        "bytes_per_token": round(size / tokens, 4) if tokens else None,
+        "fertility": round(tokens / words, 4) if words else None,  # tokens a word between blanks
+    }
+
+
+def partial(text: bytes) -> bool:
+    """Whether bytes of a multi-byte token are cut in the middle of a character."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return len(text) > 1
+    return False
+
+
+def oddest(texts: Mapping[int, bytes], times: NDArray[np.int64]) -> dict[str, list[dict[str, Any]]]:
+    """Tokens that say something of the corpus: long blanks, one character over and over, cut characters, hardly used.
+
+    Each list is longest first (hardly used: rarest first, of what is not a single byte), at most SHOWN.
+    """
+
+    def show(ids: list[int]) -> list[dict[str, Any]]:
+        return [
+            {"id": i, "text": texts[i].decode(errors="backslashreplace"), "times": int(times[i])} for i in ids[:SHOWN]
+        ]
+
+    longest = sorted(texts, key=lambda i: (-len(texts[i]), i))
+    long = [i for i in longest if len(texts[i]) >= ODD_BYTES]
+    merged = [i for i in sorted(texts, key=lambda i: (int(times[i]), i)) if len(texts[i]) > 1]
+    return {
+        "blank": show([i for i in long if not texts[i].strip()]),
+        "one_character": show(
+            [i for i in long if texts[i].strip() and len(set(texts[i].decode(errors="replace"))) == 1]
+        ),
+        "cut_characters": show([i for i in longest if partial(texts[i])]),
+        "hardly_used": show(merged),
+        "longest": show(longest),
+    }
+
+
+def describe(path: str, chosen: Sample, origin: dict[str, Any], task: Task) -> None:
+    """Write `report` and what `transformers` needs, for the tokenizer at `path`. Counts the sample's bytes and tokens.
+
+    `origin` is where it comes from, with `bos_id` and `pad_id`.
+    """
+    encoder = open_encoder(path, [text for _, documents in chosen for _, text in documents[:20]])
+    lengths, specials, texts = token_bytes(path), special_ids(path), token_texts(path)
+    times = np.zeros(len(lengths), np.int64)
+    sources = {name: measure(encoder, documents, times) for name, documents in chosen}
+    unused = [i for i in sorted(texts) if not times[i]]
+    total = {key: sum(s[key] for s in sources.values()) for key in ("text_bytes", "tokens")}
+    report = {
+        **origin,
+        "vocab_size": len(lengths),
+        "special_ids": specials,
+        "sample_bytes": total["text_bytes"],
+        "sample_tokens": total["tokens"],
+        "sources": sources,
+        "bytes_per_token": {name: s["bytes_per_token"] for name, s in sources.items() if s["tokens"]},
+        "unused": {"count": len(unused), "ids": unused},
+        **oddest(texts, times),
+        "token_bytes": lengths,
+    }
+    write_json(task, "report", report)
+    names = {i: name for name, i in specials.items()}
+    for name, value in transformers_files(names, origin["bos_id"], origin["pad_id"]).items():
+        write_json(task, name, value)
+    task.count("text_bytes", total["text_bytes"])
+    task.count("tokens", total["tokens"])
+    task.count(f"encoded_by.{encoder.note}")
+
+
+def transformers_files(names: Mapping[int, str], bos_id: int, pad_id: int | None) -> dict[str, dict[str, Any]]:
+    """`tokenizer_config` and `special_tokens_map` for a tokenizer whose special tokens are `names`."""
+    tokens: dict[str, Any] = {"bos_token": names[bos_id], "eos_token": names[bos_id]}
+    if pad_id is not None:
+        tokens["pad_token"] = names[pad_id]
+    rest = [name for i, name in names.items() if i not in (bos_id, pad_id)]
+    tokens |= {"additional_special_tokens": rest} if rest else {}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **tokens,
+        "model_max_length": NO_LIMIT,
+        "model_input_names": ["input_ids", "attention_mask"],  # no token_type_ids, which no causal model takes
+        "clean_up_tokenization_spaces": False,
+    }
+    return {"tokenizer_config": config, "special_tokens_map": tokens}
+
+
+def write_json(task: Task, name: str, value: Any) -> None:
+    """Write an output as JSON, in one fixed layout."""
+    path = task.output(f"{name}.json")
+    Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    task.add(name, path)

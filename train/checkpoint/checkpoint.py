@@ -1,0 +1,204 @@
+"""Checkpoints: safetensors and JSON, no pickle; whole or not there.
+
+    <run>/checkpoints/step_000120/model.safetensors       fp32 weights by parameter name
+                                  optimizer.safetensors   momentum, moments and averages by parameter name
+                                  state.json              step, data position, configuration, sha256 of the two above
+    <run>/checkpoints/latest                              the newest one's name
+                      best                                the name of the one with the lowest validation loss
+                      decay_start                         the name of the one where the learning rate began to fall
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed; `latest` and `best` are replaced after
+that. A kill at any moment leaves the previous ones. Nothing in it depends on the number of ranks, so any number
+continues it. Training does not wait for any of this: see train/checkpoint/background.py.
+
+Randomness needs no stored state: weights, data order, dropout and samples are each drawn from (seed, step, rank) when
+they are used (`rng` in state.json says so).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from train.config import TrainError
+from train.data.loader import sha256_of
+
+FORMAT = 1  # of state.json
+LATEST, BEST, DECAY_START = "latest", "best", "decay_start"  # files that name a checkpoint
+TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
+RNG_RULE = "stateless: weights from seed, order from (seed, epoch), dropout from (seed, step, rank)"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint whose files are as long as, and hash to, what state.json says."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        return int(self.state["step"])
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """One of TENSOR_FILES, on CPU."""
+        return load_file(self.folder / name)
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+    names: tuple[str, ...] = (),
+) -> Path:
+    """Write step `step` into `folder` (a run's checkpoints/), to be called `names` besides `latest`.
+
+    Raises TrainError when the disk refuses.
+    """
+    final = folder / name_of(step)
+    if final.exists():
+        raise TrainError(f"{final} is there already, and checkpoints are never overwritten; choose another train.out")
+    part = folder / f".part-{step:06d}-{os.getpid()}"
+    try:
+        part.mkdir(parents=True)
+        if DECAY_START in names:  # first: a kill in between leaves a name that the next start fills
+            write_atomic(folder / DECAY_START, final.name + "\n")
+        files = {}
+        for name, tensors in zip(TENSOR_FILES, (model, optimizer), strict=True):
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
+            files[name] = {"bytes": (part / name).stat().st_size, "sha256": sha256_of(part / name)}
+        value = {"format": FORMAT, "step": step, "rng": RNG_RULE, **state, "files": files}
+        (part / "state.json").write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for path in (*part.iterdir(), part):
+            flush(path)
+        part.rename(final)
+        for pointer in (
+            (LATEST, BEST) if BEST in names else (LATEST,)
+        ):  # a kill in between: the next start names the best again
+            write_atomic(folder / pointer, final.name + "\n")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise TrainError(
+            f"{final}: not written: {error}; earlier checkpoints are whole. Make room and resume"
+        ) from None
+    return final
+
+
+def name_of(step: int) -> str:
+    """The folder's name of a checkpoint."""
+    return f"step_{step:06d}"
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints (0: none), the best one, and the one where the decay began.
+
+    Each is renamed first, so that no half one is ever seen.
+    """
+    spared = {named(folder, BEST), named(folder, DECAY_START)}
+    for old in [p for p in steps(folder)[keep:] if p.name not in spared] if keep else []:
+        trash = old.with_name(f".old-{old.name}")
+        old.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def named(folder: Path, pointer: str) -> str:
+    """The name in one of the files LATEST, BEST and DECAY_START of a checkpoints/; empty when it is not there."""
+    path = folder / pointer
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a kill left half written. Only for the process that owns the run."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith((".part-", ".old-")):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints in a run's checkpoints/, newest first, intact or not."""
+    found = [p for p in folder.glob("step_*") if p.name[5:].isdigit() and p.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`. Raises TrainError, in one line, when it is missing, cut or damaged."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = state["files"]
+        if state["format"] != FORMAT:
+            raise TrainError(f"{folder}: checkpoint format {state['format']}, this program reads {FORMAT}")
+        for name in TENSOR_FILES:
+            size = (folder / name).stat().st_size
+            if size != files[name]["bytes"]:
+                raise TrainError(f"{folder / name}: cut: {size:,} bytes, {files[name]['bytes']:,} were written")
+            if sha256_of(folder / name) != files[name]["sha256"]:
+                raise TrainError(f"{folder / name}: damaged: its sha256 is not the one written beside it")
+        return Checkpoint(folder, state)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise TrainError(f"{folder}: not a whole checkpoint ({error})") from None
+
+
+def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run's checkpoints/ that is whole, and what is wrong with each newer one."""
+    broken: list[str] = []
+    for path in steps(folder):
+        try:
+            return read(path), broken
+        except TrainError as error:
+            broken.append(str(error))
+    return None, broken
+
+
+def find(path: Path, key: str) -> Checkpoint:
+    """The checkpoint that `path` names: a step's folder, or the newest of a run or its checkpoints/ folder.
+
+    checkpoints/best, a file, stands for the checkpoint that it names, and so do its like.
+    Raises TrainError when there is none, and when it is damaged: then naming the newest whole one, not taking it.
+    """
+    if path.is_file():
+        path = path.parent / named(path.parent, path.name)
+    for folder in (path / "checkpoints", path):
+        if steps(folder):
+            chosen = steps(folder)[0]
+            break
+    else:
+        if not (path / "state.json").exists():
+            other = "none" if key == "train.init_from" else "auto"
+            raise TrainError(f"{path}: no checkpoint there; name one with --set {key}=PATH, or --set {key}={other}")
+        chosen, folder = path, path.parent
+    try:
+        return read(chosen)
+    except TrainError as error:
+        whole, _ = newest_intact(folder)
+        hint = f"the newest whole one is {whole.folder}" if whole else "and there is no whole one beside it"
+        raise TrainError(f"{error}\n{hint}; name one with --set {key}=PATH") from None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small file: the old text or the new one, never a part, also after a power cut."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    flush(part)
+    part.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or a folder's names are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,133 @@
+"""A trained model as its users get it: from a run's folder or a checkpoint to weights, tokenizer and provenance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import Checkpoint
+from train.config import ModelConfig, TrainError
+from train.data.loader import sha256_of
+from train.data.manifest import Manifest, load_manifest
+from train.model.transformer import Model
+from train.overrides import from_dict
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint with the manifest of what it was trained on. `cfg` is the checkpoint's, not the recipe's."""
+
+    point: Checkpoint
+    cfg: ModelConfig
+    manifest: Manifest
+    average: str = ""  # ema or swa: that average's weights; empty: the trained ones
+
+    def weights(self) -> dict[str, Tensor]:
+        """fp32 on CPU, by parameter name. Raises TrainError when the checkpoint has no such average."""
+        if not self.average:
+            return self.point.tensors("model.safetensors")
+        usable = [name for name, count in self.point.state.get("averages", {}).items() if count]
+        if self.average not in usable:
+            raise TrainError(f"{self.point.folder}: no {self.average} in it (averages: {', '.join(usable) or 'none'})")
+        prefix = f"{self.average}."
+        held = self.point.tensors("optimizer.safetensors")
+        return {name.removeprefix(prefix): tensor for name, tensor in held.items() if name.startswith(prefix)}
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of the windows it was trained on."""
+        return int(self.point.state["identity"]["train"]["seq_len"])
+
+    @property
+    def tokenizer(self) -> Path:
+        """tokenizer.json, proven to be the one the model was trained with."""
+        return self.manifest.file(self.manifest.tokenizer.path)
+
+    def model(self, device: torch.device, dtype: torch.dtype) -> Model:
+        """The weights in `dtype` on `device`, to be read only: training keeps its own in fp32."""
+        model = Model(self.cfg, self.manifest.tokenizer.vocab_size)
+        model.load_state_dict(self.weights())
+        for parameter in model.parameters():  # not the rotary tables, which stay fp32
+            parameter.data = parameter.data.to(device, dtype)
+        model.dtype = dtype
+        return model.to(device).eval().requires_grad_(False)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights come from, for the files that leave the house."""
+        return {
+            "name": self.manifest.name,
+            "phase": self.point.state["identity"]["phase"],
+            "build_id": self.point.state["identity"]["build_id"],
+            "tokenizer_sha256": self.manifest.tokenizer.sha256,
+            "step": self.point.step,
+            "average": self.average,
+            "checkpoint_sha256": self.point.state["files"]["model.safetensors"]["sha256"],
+            "trained_on_windows_of": self.seq_len,
+        }
+
+
+def open_trained(path: Path, manifest: Path | None = None, average: str = "", name: str = "latest") -> Trained:
+    """What `path` names: a step's folder, or of a run the checkpoint `name`. `manifest`: where run.json's is now.
+
+    Raises TrainError or ManifestError: no whole checkpoint, no manifest, another tokenizer than the model's.
+    """
+    folder = _checkpoint_in(path, name)
+    point = checkpoint.read(folder)
+    identity = point.state["identity"]
+    found = load_manifest(manifest or _manifest_of(folder.absolute().parents[1]))
+    tokenizer = found.file(found.tokenizer.path)
+    if found.tokenizer.sha256 != identity["tokenizer_sha256"]:
+        raise TrainError(f"{found.folder}: its tokenizer is not the one {folder} was trained with; name its manifest")
+    if not tokenizer.exists() or sha256_of(tokenizer) != found.tokenizer.sha256:
+        raise TrainError(f"{tokenizer}: missing, or changed since it was packed; build the mixture again")
+    return Trained(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found, average)
+
+
+def _checkpoint_in(path: Path, name: str) -> Path:
+    """A step's folder, from a run's, or its checkpoints/, and `latest` (the newest), `best` or the step's name."""
+    if path.is_file():  # checkpoints/best, and its like
+        path, name = path.parent, path.name
+    inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    held = {p.name: p for p in checkpoint.steps(inside)}
+    if not held:
+        if name != "latest" or not (path / "state.json").exists():
+            raise TrainError(f"{path}: no checkpoint there; name a run's folder, or a step's inside its checkpoints/")
+        return path
+    wanted = next(iter(held)) if name == checkpoint.LATEST else checkpoint.named(inside, name) or name
+    if wanted not in held:
+        raise TrainError(f"{inside}: no checkpoint {name!r} there; there are {', '.join(['latest', *held])}")
+    return held[wanted]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names a trained model on a command line; `given_model` reads them."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
+    parser.add_argument("--checkpoint", default="latest", metavar="NAME", help="of a run: latest, best or step_000120")
+    parser.add_argument("--average", choices=("ema", "swa"), default="", help="its weights, where the run held one")
+    parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
+
+
+def given_model(given: argparse.Namespace) -> Trained:
+    """The model that the arguments name. Raises as open_trained does."""
+    return open_trained(given.run, given.manifest, given.average, given.checkpoint)
+
+
+def _manifest_of(run: Path) -> Path:
+    """The manifest that a run's run.json names."""
+    try:
+        relative = json.loads((run / "run.json").read_text(encoding="utf-8"))["manifest"]
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise TrainError(f"{run / 'run.json'}: does not say which manifest ({error}); give --manifest M") from None
+    # as the system reads it, and as it was written, which differ where the run was reached through a link
+    for path in (run / str(relative), Path(os.path.normpath(run / str(relative)))):
+        if path.exists():
+            return path
+    raise TrainError(f"{path}: the mixture that {run} was trained on is not there; give --manifest M")

@@ -1,0 +1,271 @@
+"""How a run starts: whether its folder may be used, and where its weights come from.
+
+`resume` continues everything, `init_from` takes weights. A run continues on the manifest and with the settings that it
+began with, but for those that change neither its past nor its order (runfolder.FREE); `allow_new_manifest` lifts the
+first: another build of the same data, under the same tokenizer and the same rule for validation. The step then counts
+on, and what it reads is a function of the new build: rows that were read may come again, and others never. Which build
+a step read stands in run.json (`builds`), and `pipeline trace` asks for that one. Nothing here overwrites a folder that
+holds checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import Checkpoint
+from train.checkpoint.run_folder import SHAPE, differences, short
+from train.config import ConfigError, TrainConfig, TrainError
+from train.data.manifest import Manifest
+from train.optim.schedule import Pace, decay_start, settled
+
+
+@dataclass(frozen=True)
+class Start:
+    """What rank 0 decided: where to write, and the checkpoint to continue or to take weights from."""
+
+    folder: Path
+    builds: list[dict[str, Any]]  # {build_id, from_step}: the build that was read after so many updates
+    resumed: Path | None = None
+    weights: Path | None = None
+    best: dict[str, Any] | None = None  # the best score so far: step, val_loss, tokens
+
+
+def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Start:
+    """Decide and check where a run writes and what it starts from. Raises TrainError where the contract says no."""
+    if cfg.resume == "auto" and cfg.out is None:
+        raise ConfigError("train.resume=auto needs train.out=FOLDER, the run to continue")
+    folder = _new_folder(manifest) if cfg.out is None else Path(cfg.out)
+    if folder.exists() and not folder.is_dir():
+        raise TrainError(f"train.out: {folder} is a file; name a folder")
+    point = None
+    if cfg.resume == "auto":
+        point = _continue(folder, ours, cfg)
+    elif cfg.resume in ("refuse", "never"):
+        _refuse_used(folder, ours, cfg.resume == "never")
+    else:
+        point = _resume_path(folder, Path(cfg.resume), ours, cfg)
+    weights = None if point else _initial_weights(manifest, cfg, ours)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"train.out: {folder} cannot be made: {error.strerror}; name another folder") from None
+    builds = builds_after(point, manifest.build_id)
+    if point is None:
+        return Start(folder, builds, weights=weights)
+    return Start(folder, builds, point.folder, best=_best_so_far(folder / "checkpoints", point, manifest.build_id))
+
+
+def builds_after(point: Checkpoint | None, build_id: str) -> list[dict[str, Any]]:
+    """Which build each step of a run read, or will, when `point` is continued on `build_id`."""
+    if point is None:
+        return [{"build_id": build_id, "from_step": 0}]
+    past = point.state.get("builds") or [{"build_id": point.state["identity"]["build_id"], "from_step": 0}]
+    kept = [build for build in past if build["from_step"] < point.step]
+    if kept[-1]["build_id"] == build_id:
+        return kept
+    print(
+        f"note: on build {build_id[:16]} from step {point.step + 1} on, {kept[-1]['build_id'][:16]} before: "
+        "which of its rows were read already is not known",
+        flush=True,
+    )
+    return [*kept, {"build_id": build_id, "from_step": point.step}]
+
+
+def _best_so_far(folder: Path, point: Checkpoint, build_id: str) -> dict[str, Any] | None:
+    """The best score that `point` knows of; None where its checkpoint is gone or other documents were scored.
+
+    `best` is made to name it again: a kill may have come between a checkpoint and its name.
+    """
+    best: dict[str, Any] | None = point.state.get("best")
+    name = checkpoint.name_of(best["step"]) if best else ""
+    if best is None or not (folder / name).is_dir():
+        if not (folder / checkpoint.named(folder, checkpoint.BEST)).is_dir():
+            (folder / checkpoint.BEST).unlink(missing_ok=True)
+        return None
+    if checkpoint.named(folder, checkpoint.BEST) != name:
+        checkpoint.write_atomic(folder / checkpoint.BEST, name + "\n")
+    return best if point.state["identity"]["build_id"] == build_id else None
+
+
+def _other_build(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether two identities differ in the build of the data, and in nothing else."""
+    return ours != theirs and {**theirs, "build_id": ours["build_id"]} == ours
+
+
+def _build_refused(where: object, ours: dict[str, Any], theirs: dict[str, Any]) -> TrainError:
+    return TrainError(
+        f"{where} was trained on build {theirs['build_id'][:16]} of its data, this manifest is of "
+        f"{ours['build_id'][:16]}\nto go on with this one say --set train.allow_new_manifest=true: the step counts on, "
+        "but its order is another, and which rows were read before is not known"
+    )
+
+
+def _new_folder(manifest: Manifest) -> Path:
+    """runs/<name>-<phase>-001, or the next number that is free."""
+    for number in range(1, 1_000_000):
+        folder = Path("runs") / f"{manifest.name}-{manifest.phase}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise TrainError("runs/: a million runs are there; name a folder with --set train.out=FOLDER")
+
+
+def _refuse_used(folder: Path, ours: dict[str, Any], never: bool) -> None:
+    """Raises TrainError when `folder` holds checkpoints, or (unless `never`) a run that has none yet."""
+    theirs = _identity_in(folder)
+    held = checkpoint.steps(folder / "checkpoints")
+    if not held and (theirs is None or never):
+        return
+    if theirs == ours:
+        raise TrainError(
+            f"{folder} holds this very run{f', saved at step {int(held[0].name[5:])}' if held else ''}\n"
+            "continue it with --set train.resume=auto, or choose another train.out"
+        )
+    what = f"differs in {', '.join(differences(ours, theirs)[:4])}" if theirs else "it has checkpoints but no run.json"
+    raise TrainError(f"{folder} holds another run ({what})\nit is never overwritten: choose another train.out")
+
+
+def _continue(folder: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoint | None:
+    """The checkpoint to continue in `folder`; None when nothing is there yet, or nothing was saved yet."""
+    theirs = _identity_in(folder)
+    held = checkpoint.steps(folder / "checkpoints")
+    if theirs is None and not held:
+        return None
+    other = _other_build(ours, theirs or {})
+    if other and not cfg.allow_new_manifest:
+        raise _build_refused(folder, ours, theirs or {})
+    if theirs != ours and not other:
+        what = f"differs in {', '.join(differences(ours, theirs)[:4])}" if theirs else "there is no run.json"
+        raise TrainError(
+            f"train.resume=auto: {folder} holds another run ({what})\n"
+            "give the same manifest and settings, or choose another train.out"
+        )
+    whole, broken = checkpoint.newest_intact(folder / "checkpoints")
+    if broken and whole is None:
+        raise TrainError(f"{broken[0]}\nno checkpoint in {folder} is whole; start again with another train.out")
+    for message, path in zip(broken, held, strict=False):
+        print(f"warning: {message}", file=sys.stderr)
+        path.rename(path.with_name(f"{path.name}.broken"))
+    if broken and whole:
+        print(f"warning: continuing from the newest whole one, {whole.folder}", file=sys.stderr, flush=True)
+    if whole:
+        _same_run(whole, ours, cfg)
+        _same_past(whole, cfg)
+    return whole
+
+
+def _resume_path(folder: Path, path: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoint:
+    """A named checkpoint, continued in its own folder or a fresh one."""
+    chosen = checkpoint.find(path, "train.resume")
+    _same_run(chosen, ours, cfg)
+    _same_past(chosen, cfg)
+    theirs = _identity_in(folder)
+    held = checkpoint.steps(folder / "checkpoints")
+    same = theirs in (None, ours) or (cfg.allow_new_manifest and _other_build(ours, theirs or {}))
+    if not same or (held and theirs is None):
+        raise TrainError(f"{folder} holds another run, never overwritten: choose another train.out")
+    if held and int(held[0].name[5:]) > chosen.step:
+        raise TrainError(f"{folder} holds {held[0].name}, later than {chosen.folder}: choose another train.out")
+    return chosen
+
+
+def _same_run(chosen: Checkpoint, ours: dict[str, Any], cfg: TrainConfig) -> None:
+    theirs = chosen.state.get("identity", {})
+    if _other_build(ours, theirs):
+        if not cfg.allow_new_manifest:
+            raise _build_refused(chosen.folder, ours, theirs)
+    elif theirs != ours:
+        raise TrainError(
+            f"{chosen.folder} is of another run: {', '.join(differences(ours, theirs)[:4])}\n"
+            "to take only its weights, say train.init_from instead of train.resume"
+        )
+
+
+def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
+    """Raises TrainError where a run as long as `cfg` says would have had other learning rates up to `chosen`."""
+    then = chosen.state.get("schedule")
+    if then is None or (then["steps"], then["seconds"]) == (cfg.steps, cfg.schedule.seconds):
+        return
+    seconds = cfg.schedule.seconds
+    total = cfg.steps if seconds is None else Pace(*then.get("pace", ())).total(cfg.steps, seconds)
+    length = f"train.steps={cfg.steps}" + ("" if seconds is None else f" train.schedule.seconds={seconds:g}")
+    if not settled(chosen.step, then["total"], cfg.schedule):
+        kept = [p for p in checkpoint.steps(chosen.folder.parent) if _settled(p, cfg)]
+        hint = f"--set train.resume={kept[0]} train.out=NEW {length}" if kept else "no checkpoint from there was kept"
+        raise TrainError(
+            f"{chosen.folder}: its learning rate had begun to fall, to the end of {then['total']:g} steps; {length} is "
+            f"another run\ncontinue from before the fall: {hint}; or take weights only: train.init_from"
+        )
+    start = decay_start(total, cfg.schedule)
+    if not settled(chosen.step, total, cfg.schedule):
+        raise TrainError(
+            f"{length}: its learning rate falls after step {max(0, math.ceil(start))}, before {chosen.folder}\n"
+            "name more steps, or an earlier checkpoint"
+        )
+    falls = "never" if math.isinf(start) or start >= total else f"after step {math.ceil(start)}"
+    print(
+        f"note: {total:g} steps instead of {then['total']:g}: all up to step {chosen.step} is the same in both; "
+        f"the learning rate now falls {falls}",
+        flush=True,
+    )
+
+
+def _settled(path: Path, cfg: TrainConfig) -> bool:
+    """Whether a checkpoint is from before the fall, by the length its run was to have then: by the clock that moves."""
+    try:
+        point = checkpoint.read(path)
+    except TrainError:
+        return False
+    return settled(point.step, point.state["schedule"]["total"], cfg.schedule)
+
+
+def _identity_in(folder: Path) -> dict[str, Any] | None:
+    """The identity in a folder's run.json; None when there is none; {} when it cannot be read."""
+    path = folder / "run.json"
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = value["identity"]
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return {}
+    return found
+
+
+def _initial_weights(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Path | None:
+    """The checkpoint train.init_from names, checked to fit. A word without "/" is a phase of the same recipe."""
+    name = cfg.init_from
+    if name == "none":
+        return None
+    path = Path(name)
+    phases = manifest.recipe.get("train") or {}
+    if name in phases or not (path.exists() or "/" in name):
+        # beside the link that the manifest was reached through, not beside what it points to
+        path = Path(manifest.folder).parent / "train" / name
+        if not checkpoint.steps(path / "checkpoints"):
+            raise TrainError(
+                f"train.init_from={name}: no checkpoint in {path / 'checkpoints'}\n"
+                f"train that phase first, or name one with --set train.init_from=PATH, or start afresh with "
+                "--set train.init_from=none"
+            )
+    chosen = checkpoint.find(path, "train.init_from")
+    theirs = chosen.state["identity"]
+    for key, what in (("val_rule", "validation documents were chosen"), ("tokenizer_sha256", "tokenizer was made")):
+        if theirs.get(key) != ours[key]:
+            raise TrainError(
+                f"train.init_from={name}: {chosen.folder} is from a run whose {what} differently "
+                f"({key} {short(theirs.get(key))} there, {short(ours[key])} here)\n"
+                "its scores would mean nothing here: train that phase again, or --set train.init_from=none"
+            )
+    wrong = differences({k: ours["model"].get(k) for k in SHAPE}, {k: theirs["model"].get(k) for k in SHAPE}, "model.")
+    if wrong:
+        raise TrainError(f"train.init_from={name}: {chosen.folder} holds another model: {', '.join(wrong[:4])}")
+    return chosen.folder

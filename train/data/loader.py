@@ -1,0 +1,330 @@
+"""Reading the tokens of a step: shards mapped and checked, rows gathered into one block. The order is
+train/data/sampler.py's.
+
+Long rows are cast one by one, from the map into the block. Of short rows the T inputs are a record of 2 T bytes, and
+a shard is an array of them, so those a step takes of it are one `take`: a memcpy a row, without Python. (Indexing
+uint16 instead copies token by token, a third as fast.) The last target of each row is one more; then all are cast.
+The block is one of two in turn, each the same memory every time: pinned, where the tokens go on to a GPU.
+
+Where documents begin is what the shard's `.idx` says; no token is read for it. Packing that fills windows up
+(`best_fit`) leaves padding that no document covers: there the target is IGNORE and the loss does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import resource
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from train.config import TrainConfig, TrainError
+from train.data.index import MappedIndex
+from train.data.manifest import HEADER_BYTES, Header, Manifest, ManifestError, Shard
+from train.data.sampler import I64, Order, windows_of
+from train.model.attention import sent
+from train.model.loss import IGNORE
+
+HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
+LONG = 1024  # tokens a row, from which on Python's microsecond a row is less than a second copy
+OPEN_SHARDS = 2**15  # mapped at once, if half the descriptors of the process are as many: a map holds one
+
+Tokens = NDArray[np.uint16]
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shards
+
+
+def check_shard(manifest: Manifest, shard: Shard) -> None:
+    """Compare a shard's header and size with the manifest. Raises ManifestError when it is not what is named."""
+    path = manifest.file(shard.path)
+    try:
+        with path.open("rb") as f:
+            header = Header.unpack(f.read(HEADER_BYTES), str(path))
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: the manifest names it, but it is not there; pack again") from None
+    wanted = (shard.tokens, manifest.build_id[:16], manifest.tokenizer.vocab_size, manifest.tokenizer.bos_id)
+    found = (header.tokens, header.build_id, header.vocab_size, header.bos_id)
+    if found != wanted:
+        names = ("tokens", "build_id", "vocabulary", "BOS id")
+        wrong = "; ".join(f"{n} {f}, not {w}" for n, f, w in zip(names, found, wanted, strict=True) if f != w)
+        raise ManifestError(f"{path}: the header is not this manifest's ({wrong}); pack again")
+    if size != HEADER_BYTES + 2 * shard.tokens:
+        raise ManifestError(
+            f"{path}: {size} bytes, {HEADER_BYTES + 2 * shard.tokens} expected: cut or overwritten; pack again"
+        )
+
+
+def shards_to_hold() -> int:
+    """How many shards may stay mapped. Raises this process's limit of open files as far as it may.
+
+    A short row comes from any shard, so one that is not held is opened for a few rows: 0.2 ms.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * OPEN_SHARDS if hard == resource.RLIM_INFINITY else min(hard, 2 * OPEN_SHARDS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OPEN_SHARDS if soft == resource.RLIM_INFINITY else min(OPEN_SHARDS, soft // 2)
+
+
+def open_shard(manifest: Manifest, shard: Shard) -> Tokens:
+    """The tokens of one shard, (n,) uint16, mapped and not read. Raises ManifestError as `check_shard`."""
+    check_shard(manifest, shard)
+    # np.memmap is a slow class to index: take its memory as a plain array once
+    path = manifest.file(shard.path)
+    return np.asarray(np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(shard.tokens,)))
+
+
+def check_hashes(manifest: Manifest, rank: int, world: int) -> bool:
+    """Compare the sha256 of this rank's share of the shards. False, and headers only, above HASH_LIMIT bytes.
+
+    Raises ManifestError naming the file that differs.
+    """
+    small = sum(s.bytes for s in manifest.shards) <= HASH_LIMIT
+    for shard in manifest.shards[rank::world]:
+        check_shard(manifest, shard)
+        path = manifest.file(shard.path)
+        if small and sha256_of(path) != shard.sha256:
+            raise ManifestError(f"{path}: sha256 differs from the manifest's: damaged since it was packed; pack again")
+    return small
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, as hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def ranges(low: I64, high: I64) -> I64:
+    """The whole numbers of [low, high), range after range."""
+    length = high - low
+    return np.repeat(low - (np.cumsum(length) - length), length) + np.arange(length.sum())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+class Batch(NamedTuple):
+    """One rank's rows of a step, on the loader's device. Valid until the next but one: the memory is reused."""
+
+    tokens: Tensor  # (B / world, T + 1) int64
+    world: int
+    counted_in_step: int  # targets that count in the whole step, over all ranks
+    masked: Tensor | None = None  # (B / world, T) int64: the targets where some do not count, and are IGNORE
+    counted: I64 | None = None  # (B / world,): targets that count in each row; None: all
+    borders: Tensor | None = None  # (documents + 1,) int32 on the CPU: where they begin in the flattened inputs, and
+    # the end: what varlen calls name cu_seqlens
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B / world, T) int64, a view."""
+        return self.tokens[:, :-1]
+
+    @property
+    def targets(self) -> Tensor:
+        """(B / world, T) int64, a view; IGNORE where it does not count."""
+        return self.tokens[:, 1:] if self.masked is None else self.masked
+
+    def micros(self, rows: int) -> Iterator[Micro]:
+        """`rows` at a time."""
+        parts = zip(self.inputs.split(rows), self.targets.split(rows), strict=True)
+        for i, (inputs, targets) in enumerate(parts):
+            borders = None if self.borders is None else self._borders(i * inputs.numel(), (i + 1) * inputs.numel())
+            if self.counted is None:
+                yield Micro(inputs, targets, None, 1 / (len(self.tokens) // rows * self.world), borders)
+            else:
+                counted = int(self.counted[i * rows : (i + 1) * rows].sum())
+                yield Micro(inputs, targets, counted, counted / max(1, self.counted_in_step), borders)
+
+    def _borders(self, first: int, last: int) -> Tensor:
+        """Those of tokens [first, last), between which rows begin and end, counted from `first`."""
+        assert self.borders is not None
+        low, high = torch.searchsorted(self.borders, torch.tensor([first, last], dtype=torch.int32)).tolist()
+        return self.borders[low : high + 1] - first
+
+
+class Micro(NamedTuple):
+    """Some rows of a batch."""
+
+    ids: Tensor  # (rows, T)
+    targets: Tensor  # (rows, T)
+    counted: int | None  # targets that count; None: all
+    share: float  # of them in the whole step's
+    borders: Tensor | None  # of documents, as the batch's
+
+
+class Recent(Generic[T]):
+    """`make(key)`, remembered for the keys used last."""
+
+    def __init__(self, make: Callable[[int], T], limit: int) -> None:
+        self.make, self.limit = make, limit
+        self.held: OrderedDict[int, T] = OrderedDict()
+
+    def __getitem__(self, key: int) -> T:
+        if key in self.held:
+            self.held.move_to_end(key)
+        else:
+            self.held[key] = self.make(key)
+            if len(self.held) > self.limit:
+                self.held.popitem(last=False)
+        return self.held[key]
+
+
+class Loader:
+    """Rows of any step for one rank. Shards are opened when first read; the state is the step: the caller has it."""
+
+    def __init__(
+        self, manifest: Manifest, cfg: TrainConfig, rank: int = 0, world: int = 1, device: torch.device | None = None
+    ) -> None:
+        if cfg.batch_size % world:
+            near = max(world, cfg.batch_size // world * world)
+            raise TrainError(
+                f"train.batch_size = {cfg.batch_size} sequences cannot be shared by {world} processes: set "
+                f"train.batch_size={near}, or start a number of processes that divides {cfg.batch_size}"
+            )
+        share = cfg.batch_size // world
+        self.micro = cfg.micro_batch or share
+        if share % self.micro:
+            raise TrainError(
+                f"train.micro_batch = {self.micro} does not divide the {share} sequences that each of {world} "
+                f"processes takes of train.batch_size = {cfg.batch_size}; take a divisor of {share}"
+            )
+        self.manifest, self.cfg, self.rank, self.world = manifest, cfg, rank, world
+        self.shards = manifest.split("train")
+        self.counts = windows_of(manifest, cfg.seq_len)
+        self.device = device or torch.device("cpu")
+        self.padded = any(s.padding for s in self.shards)
+        self._order = Order(self.counts, cfg, rank, world)
+        self._whole = Order(self.counts, cfg, 0, 1) if self.padded else None
+        held = shards_to_hold()
+        half = held // 2  # an index is mapped too
+        indexed = self.padded or cfg.document_mask
+        self._open = Recent(lambda s: open_shard(manifest, self.shards[s]), half if indexed else held)
+        self._indices = Recent(lambda s: MappedIndex(manifest, self.shards[s]), half)
+        self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
+        self._rows, self._last = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
+        self._records = self._rows.view(f"V{2 * cfg.seq_len}")[:, 0]
+        cuda, shape = self.device.type == "cuda", (share, cfg.seq_len + 1)
+        # two in turn: on a CPU the batch is the block, and the next one may be read while it is used
+        # (train/data/prefetch.py)
+        self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(2)]
+        self._arrays = [block.numpy() for block in self._blocks]
+        self._copied: list[torch.cuda.Event | None] = [None] * len(self._blocks)
+        self._turn = 0
+
+    def batch(self, step: int, documents: bool = False) -> Batch:
+        """This rank's rows of 0-based `step`; with `documents`, where these begin.
+
+        Raises ManifestError when a shard read is not the one that the manifest names, or holds an id it cannot hold.
+        """
+        shard, window, order = self._order.rows(step)
+        block = self._block()
+        if self.cfg.seq_len < LONG:
+            self._read_short(block, shard, window, order)
+        else:
+            self._read_long(block, shard, window)
+        if not self.verified:
+            self._check(block, step, shard)
+        tokens = self._on_device()
+        batch = Batch(tokens, self.world, self.cfg.batch_size * self.cfg.seq_len)
+        if self._whole is not None:
+            counts, _ = self._uncounted(*self._whole.rows(step)[:2])
+            in_step = batch.counted_in_step - int(counts.sum())
+            counts, flat = self._uncounted(shard, window)
+            targets = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
+            targets.view(-1).index_fill_(0, sent(torch.from_numpy(flat), self.device), IGNORE)
+            batch = Batch(tokens, self.world, in_step, targets, self.cfg.seq_len - counts)
+        if documents:
+            batch = batch._replace(borders=self._borders(shard, window))
+        return batch
+
+    def _block(self) -> I64:
+        """The block to write next, (B / world, T + 1). A pinned one is free when its copy to the device has ended."""
+        copied = self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()
+        return self._arrays[self._turn]
+
+    def _read_short(self, block: I64, shard: I64, window: I64, order: I64) -> None:
+        T = self.cfg.seq_len
+        for number, rows in groups(shard, order):
+            tokens, n = self._open[number], self.counts[number]
+            inputs, last = tokens[: n * T].view(self._records.dtype), tokens[T::T]
+            if len(rows) == len(shard):
+                inputs.take(window, out=self._records, mode="clip")  # mode `raise` would go through a copy of `out`
+                self._last[:] = last[window]
+            else:
+                self._records[rows] = inputs.take(window[rows])
+                self._last[rows] = last[window[rows]]
+        block[:, :-1] = self._rows
+        block[:, -1] = self._last
+
+    def _read_long(self, block: I64, shard: I64, window: I64) -> None:
+        numbers, T = shard.tolist(), self.cfg.seq_len
+        tokens = {number: self._open[number] for number in set(numbers)}
+        for row, number, start in zip(block, numbers, (window * T).tolist(), strict=True):
+            row[:] = tokens[number][start : start + T + 1]
+
+    def _check(self, block: I64, step: int, shard: I64) -> None:
+        vocab, top = self.manifest.tokenizer.vocab_size, int(block.max())
+        if top >= vocab:
+            names = sorted({self.shards[s].path for s in shard[(block >= vocab).any(1)]})
+            raise ManifestError(
+                f"step {step} read token {top}, the vocabulary has {vocab}: damaged: {', '.join(names)}; "
+                "run `python -m pipeline verify`"
+            )
+
+    def _on_device(self) -> Tensor:
+        """The block just written, on the device; the other is next."""
+        turn, self._turn = self._turn, 1 - self._turn
+        tokens = self._blocks[turn].to(self.device, non_blocking=True)  # on a CPU the block itself
+        if self.device.type == "cuda":
+            copied = self._copied[turn] = self._copied[turn] or torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(self.device))
+        return tokens
+
+    def _uncounted(self, shard: I64, window: I64) -> tuple[I64, I64]:
+        """(targets a row that do not count (rows,), their places in the flattened targets)."""
+        T = self.cfg.seq_len
+        counts = np.zeros(len(shard), np.int64)
+        found = []
+        for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
+            for first, last in self._indices[number].uncounted(start, start + T):
+                counts[row] += last - first
+                found.append((first + row * T - start, last + row * T - start))
+        return counts, ranges(*np.array(found, np.int64).reshape(-1, 2).T)
+
+    def _borders(self, shard: I64, window: I64) -> Tensor:
+        """(documents + 1,) int32: a document begins with each row, and where the index says."""
+        T = self.cfg.seq_len
+        borders = []
+        for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
+            borders.append(row * T)
+            inside = self._indices[number].starts(start + 1, start + T)
+            if inside:
+                borders += [place + row * T - start for place in inside]
+        return torch.tensor([*borders, len(shard) * T], dtype=torch.int32)
+
+
+def groups(shard: I64, order: I64) -> Iterator[tuple[int, I64]]:
+    """(shard number, its rows) for each shard of a step, from what `Order.rows` gives."""
+    if shard[order[0]] == shard[order[-1]]:
+        yield int(shard[0]), order
+        return
+    sorted_shard = shard[order]
+    cuts = np.flatnonzero(sorted_shard[1:] != sorted_shard[:-1]) + 1
+    for rows in np.split(order, cuts):
+        yield int(shard[rows[0]]), rows

@@ -1,0 +1,277 @@
+"""The manifest and the shard header: the contract between what packs tokens and what trains on them.
+
+Standard library only, so that a bare GPU image reads it. `stages` writes it, `train` reads it.
+
+A shard is 256 little-endian int32 followed by uint16 little-endian tokens, exactly 1024 + 2 * tokens bytes:
+the layout of llm.c, modded-nanogpt and parameter-golf, whose readers look at slots 0 to 2 only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import struct
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAGIC = 20240520  # llm.c, dev/data/data_common.py
+FORMAT_VERSION = 1  # ours, slot 3; raised when the meaning of a shard's bytes changes
+SCHEMA_VERSION = 1  # of manifest.json
+HEADER_BYTES = 1024
+
+
+class ManifestError(Exception):
+    """The manifest or a shard is missing, damaged, or does not belong together. One line, for people."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first 1024 bytes of a shard."""
+
+    tokens: int
+    vocab_size: int
+    bos_id: int
+    documents: int
+    build_id: str  # the first 8 bytes of the manifest's build_id, as hex
+
+    def pack(self) -> bytes:
+        """The header's 1024 bytes."""
+        slots = [MAGIC, 1, self.tokens, FORMAT_VERSION, self.vocab_size, self.bos_id, self.documents]
+        head = struct.pack("<7i", *slots) + bytes.fromhex(self.build_id[:16])
+        return head.ljust(HEADER_BYTES, b"\0")
+
+    @classmethod
+    def unpack(cls, raw: bytes, where: str) -> Header:
+        """Raises ManifestError when `raw` is no header of ours."""
+        if len(raw) < HEADER_BYTES:
+            raise ManifestError(f"{where}: {len(raw)} bytes is shorter than a shard's header; build it again")
+        magic, version, tokens, fmt, vocab, bos, documents = struct.unpack("<7i", raw[:28])
+        if (magic, version) != (MAGIC, 1):
+            raise ManifestError(f"{where}: not a token shard (magic {magic}, version {version})")
+        if fmt != FORMAT_VERSION:
+            raise ManifestError(f"{where}: shard format {fmt}, this program reads {FORMAT_VERSION}")
+        return cls(tokens, vocab, bos, documents, raw[28:36].hex())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One `.bin` with its `.idx` and `.rows.parquet`. Paths are relative to the manifest's folder."""
+
+    path: str
+    split: str  # train | val
+    tokens: int
+    documents: int
+    bytes: int
+    sha256: str
+    index: str
+    index_sha256: str
+    rows: str
+    rows_sha256: str
+    rows_digest: str  # of the table's values
+    source: str = ""  # of a validation shard: the one source it holds; empty for the mixture
+    padding: int = 0  # of its tokens, how many only fill windows up (best_fit packing) and belong to no document
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer the tokens came from. `token_bytes[id]` is the length of its text in bytes, 0 for specials."""
+
+    path: str
+    sha256: str
+    vocab_size: int
+    bos_id: int
+    pad_id: int
+    special_ids: dict[str, int]
+    token_bytes: list[int]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that was read, under its name in the lineage; of installed packages, a batch of their files."""
+
+    name: str
+    bytes: int
+    digest: str  # sha256 of the contents; of a remote file, of its revision, etag and size
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one source gave to this mixture. Ratios and epochs are of training tokens."""
+
+    name: str
+    kind: str
+    origin: str
+    revision: str
+    licence: str
+    rows_in: int
+    rows_kept: int
+    dropped: dict[str, int]  # by reason
+    quarantined: int
+    available_tokens: int
+    tokens: int
+    documents: int
+    ratio_asked: float
+    ratio_got: float
+    epochs: float  # how often its tokens repeat; at most its cap
+    max_epochs: float
+    val_tokens: int
+    val_documents: int
+    files_lost: int = 0  # corrupt files left out, within quarantine.files
+
+
+@dataclass(frozen=True)
+class ValidationIds:
+    """Sorted 16-byte ids of every document held out, and the rule that chose them."""
+
+    path: str
+    sha256: str
+    count: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Questions with choices, encoded for this tokenizer (train/data/evalset.py)."""
+
+    name: str
+    path: str
+    sha256: str
+    items: int
+    prompt: str  # what a choice follows; {question} stands for the question
+    kind: str
+    origin: str
+    revision: str
+    licence: str
+    files: list[SourceFile]  # what they were read from
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All there is to know about one packed mixture. `folder` is where it was read from, not stored."""
+
+    schema_version: int
+    build_id: str
+    name: str
+    phase: str
+    mixture: str
+    seed: int
+    tokens: int  # of all training shards, padding left out
+    val_tokens: int  # of the mixture's validation shard
+    documents: int
+    tokenizer: Tokenizer
+    shards: list[Shard]
+    sources: list[Source]
+    val_ids: ValidationIds
+    recipe: dict[str, Any]  # the whole recipe, resolved
+    source_tree: str  # hash of the code that built it
+    versions: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)  # module -> digest, of all that its units ran
+    # What was read, by source: all of the recipe's, as those outside this mixture shaped tokenizer and deduplication.
+    files: dict[str, list[SourceFile]] = field(default_factory=dict)
+    evals: list[EvalSet] = field(default_factory=list)  # left out of the file where there are none
+    digest: str = ""  # of all the above, so that `verify` sees a figure changed by hand
+    folder: str = field(default="", compare=False)
+
+    def split(self, name: str, source: str = "") -> list[Shard]:
+        """The shards of `train` or `val`, in order; of `val` those of the mixture, or of one source."""
+        return [s for s in self.shards if s.split == name and s.source == source]
+
+    def files_read(self) -> dict[str, list[SourceFile]]:
+        """Every file that was read, by the name of its source or evaluation set; no two have the same."""
+        return {**self.files, **{asked.name: asked.files for asked in self.evals}}
+
+    def file(self, relative: str) -> Path:
+        """The absolute path of a file the manifest names."""
+        return Path(self.folder) / relative
+
+    def asked(self, *keys: str) -> Any:
+        """What the recipe has at a path of keys. Raises ManifestError that names the key which is not there."""
+        node: Any = self.recipe
+        for depth, key in enumerate(keys, 1):
+            if not isinstance(node, dict) or key not in node:
+                where = ".".join(("recipe", *keys[:depth]))
+                raise ManifestError(f"{self.file('manifest.json')}: {where} is missing: it was edited; pack again")
+            node = node[key]
+        return node
+
+    def to_json(self) -> str:
+        """The text of manifest.json: sorted keys, so that equal manifests are equal bytes."""
+        value = dataclasses.asdict(self)
+        del value["folder"]
+        if not self.evals:
+            del value["evals"]
+        return manifest_text(value)
+
+
+def manifest_text(value: dict[str, Any]) -> str:
+    """manifest.json of plain values, its digest filled in."""
+    rest = {key: item for key, item in value.items() if key != "digest"}
+    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()
+    rest["digest"] = hashlib.sha256(canonical).hexdigest()
+    return json.dumps(rest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+@functools.cache
+def hints(cls: Any) -> dict[str, Any]:
+    """Field -> type, of a dataclass."""
+    return typing.get_type_hints(cls)
+
+
+def check_types(value: Any, hint: Any, where: str) -> None:
+    """Raises TypeError that names the key, `where`, whose JSON value is not of the type `hint`."""
+    if hint is Any or (hint in (int, float, str) and type(value) is hint):
+        return
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        for name, of in hints(kind).items():
+            check_types(getattr(value, name), of, f"{where}.{name}".lstrip("."))
+    elif type(value) is not kind and (kind, type(value)) != (float, int):
+        raise TypeError(f"{where} is {str(value)[:60]!r}, not of type {kind.__name__}")
+    elif kind is dict:
+        for key, item in value.items():
+            check_types(item, inner[1], f"{where}.{key}")
+    elif kind is list and any(type(item) is not inner[0] or inner[0] is not int for item in value):
+        for number, item in enumerate(value):
+            check_types(item, inner[0], f"{where}.{number}")
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """Read a manifest.json (or the folder that holds one). Raises ManifestError with the way to mend it."""
+    # abspath, not resolve: the published folder is a link, and phases are found beside the link.
+    file = Path(path).absolute()
+    if file.is_dir():
+        file = file / "manifest.json"
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{file}: no such manifest; build one with `python -m pipeline run pack_pretrain`"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{file}: not valid JSON ({error}); build it again") from None
+    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+        found = value.get("schema_version") if isinstance(value, dict) else None
+        raise ManifestError(f"{file}: schema version {found}, this program reads {SCHEMA_VERSION}")
+    try:
+        manifest = Manifest(
+            **{
+                **value,
+                "tokenizer": Tokenizer(**value["tokenizer"]),
+                "shards": [Shard(**s) for s in value["shards"]],
+                "sources": [Source(**s) for s in value["sources"]],
+                "files": {name: [SourceFile(**f) for f in files] for name, files in value.get("files", {}).items()},
+                "val_ids": ValidationIds(**value["val_ids"]),
+                "evals": [
+                    EvalSet(**{**e, "files": [SourceFile(**f) for f in e["files"]]}) for e in value.get("evals", [])
+                ],
+                "folder": str(file.parent),
+            }
+        )
+        check_types(manifest, Manifest, "")
+        return manifest
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ManifestError(f"{file}: not a manifest of ours ({error})") from None

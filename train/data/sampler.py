@@ -1,0 +1,260 @@
+"""Which tokens a step reads: a pure function of (manifest, seed, step), whatever the number of ranks.
+
+A shard of n tokens holds (n - 1) // T windows; window k is tokens [k T, k T + T + 1): T inputs and, one further on,
+T targets. Windows never cross shards; what is left at a shard's end is counted and reported. All windows of all
+training shards, in the manifest's order, are numbered 0..n-1. Each epoch visits them in the order of a permutation
+keyed by (seed, epoch), so step s takes rows [s B, (s+1) B) of the epochs written one after another, and rank r takes
+every world-th of them, from r on.
+
+The permutation is a Feistel network with cycle walking: any position costs the same, no list of windows is held, and
+a loader's whole state is the step. It runs backwards as well, so the step that reads a token is found without a search.
+(nanochat and parameter-golf give each rank a stretch of a stream: there the order depends on the number of ranks.)
+
+Numpy and the standard library only: lineage asks these questions without loading torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.config import TrainConfig, TrainError
+from train.data.manifest import Manifest
+
+ROUNDS = 6  # of the Feistel network; 4 are the proven least for pseudo-randomness (Luby-Rackoff). Even: see Permutation
+CHUNK = 2**12  # positions that go through the network at once: 32 KB an array, so that they stay in the nearest cache
+BLOCK = 2**16  # rows whose order is worked out at once by `Order`: a few milliseconds, 3 MB
+
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The permutation
+
+
+def permute(position: U64, n: int, seed: int, epoch: int) -> U64:
+    """Positions in [0, n) -> items in [0, n), one to one for each (seed, epoch). Any shape; the input is kept."""
+    return _walk(lambda x: _network(x, n, list(enumerate(_keys(seed, epoch)))), position, n)
+
+
+def unpermute(item: U64, n: int, seed: int, epoch: int) -> U64:
+    """The inverse of `permute`: items in [0, n) -> positions in [0, n)."""
+    return _walk(lambda x: _network(x, n, list(enumerate(_keys(seed, epoch)))[::-1]), item, n)
+
+
+def _network(x: U64, n: int, rounds: list[tuple[int, np.uint64]]) -> U64:
+    """One pass: each round changes one half by a hash of the other, so its inverse is the same rounds backwards."""
+    bits = _halves(n)
+    low, high = x & np.uint64(2 ** bits[0] - 1), x >> np.uint64(bits[0])
+    for number, key in rounds:
+        if number % 2:
+            low = low ^ _mix(high + key) & np.uint64(2 ** bits[0] - 1)
+        else:
+            high = high ^ _mix(low + key) & np.uint64(2 ** bits[1] - 1)
+    return (high << np.uint64(bits[0])) | low
+
+
+class Permutation:
+    """`permute` for many positions of one epoch, four times as fast: what a round adds is looked up, not computed.
+
+    A round's table has an entry for each value of the half it reads, about the square root of n: 6 MB in all for
+    10**10 windows.
+    """
+
+    def __init__(self, n: int, seed: int, epoch: int) -> None:
+        self.n, self.bits = n, _halves(n)
+        self.tables = []
+        for number, key in enumerate(_keys(seed, epoch)):
+            reads, writes = self.bits if number % 2 == 0 else self.bits[::-1]
+            found = _mix(np.arange(2**reads, dtype=np.uint64) + key) & np.uint64(2**writes - 1)
+            self.tables.append(found.astype(np.int64))
+
+    def __call__(self, position: I64) -> I64:
+        """Positions (k,) -> items (k,)."""
+        item = self._network(position)
+        outside = np.flatnonzero(item >= self.n)
+        while len(outside):
+            x = self._network(item[outside])
+            item[outside] = x
+            outside = outside[x >= self.n]
+        return item
+
+    def _network(self, x: I64) -> I64:
+        y = np.empty_like(x)
+        found = np.empty(min(len(x), CHUNK), np.int64)
+        for i in range(0, len(x), CHUNK):
+            low, high = x[i : i + CHUNK] & (2 ** self.bits[0] - 1), x[i : i + CHUNK] >> self.bits[0]
+            for table in self.tables:
+                high ^= table.take(low, out=found[: len(low)], mode="clip")  # `raise` would copy `out`
+                low, high = high, low
+            np.bitwise_or(high << self.bits[0], low, out=y[i : i + CHUNK])
+        return y
+
+
+def _halves(n: int) -> tuple[int, int]:
+    """Bits of the low and the high half: the network permutes [0, 2**bits), n at least and under 2 n (n > 2)."""
+    bits = max(2, (n - 1).bit_length())
+    return bits // 2, bits - bits // 2
+
+
+def _keys(seed: int, epoch: int) -> U64:
+    digest = hashlib.sha512(f"shardmill order {seed} {epoch}".encode()).digest()
+    return np.frombuffer(digest, "<u8")[:ROUNDS].astype(np.uint64)
+
+
+def _mix(x: U64) -> U64:
+    """splitmix64's finaliser: every input bit reaches every output bit (Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _walk(network: Callable[[U64], U64], start: U64, n: int) -> U64:
+    """Apply `network` until inside [0, n): once at least, under twice on average."""
+    x = network(start.astype(np.uint64))
+    outside = x >= n
+    while outside.any():
+        x[outside] = network(x[outside])
+        outside = x >= n
+    return x
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows and epochs
+
+
+def windows_of(manifest: Manifest, seq_len: int) -> list[int]:
+    """Windows in each training shard."""
+    return [max(0, (s.tokens - 1) // seq_len) for s in manifest.split("train")]
+
+
+def tail_tokens(manifest: Manifest, seq_len: int) -> int:
+    """Training tokens that are no target of any window: the shards' ends, and each shard's first token."""
+    return sum(s.tokens for s in manifest.split("train")) - seq_len * sum(windows_of(manifest, seq_len))
+
+
+def epochs_needed(manifest: Manifest, cfg: TrainConfig) -> float:
+    """Passes over the mixture's windows that `cfg` makes. Raises TrainError when there are none."""
+    windows = sum(windows_of(manifest, cfg.seq_len))
+    if windows == 0:
+        raise TrainError(
+            f"no training shard of {manifest.folder} holds train.seq_len + 1 = {cfg.seq_len + 1} tokens; "
+            "shorten train.seq_len, or pack more text"
+        )
+    return cfg.steps * cfg.batch_size / windows
+
+
+def check_epochs(manifest: Manifest, cfg: TrainConfig) -> float:
+    """`epochs_needed`. Raises TrainError with the figures when that is more than train.epochs allows."""
+    needed = epochs_needed(manifest, cfg)
+    if needed > cfg.epochs:
+        windows = sum(windows_of(manifest, cfg.seq_len))
+        rows = int(windows * cfg.epochs)
+        allowed = rows // cfg.batch_size
+        less = f"train.steps={allowed}" if allowed else f"train.batch_size={rows} or less"
+        raise TrainError(
+            f"{cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} tokens are {needed:.3f} epochs of this mixture "
+            f"({windows:,} windows), train.epochs allows {cfg.epochs:g}\n"
+            f"set {less}, or train.epochs={int(needed * 1000 + 1) / 1000:g}, or pack more tokens"
+        )
+    return needed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps and tokens, both ways
+
+
+def locate(counts: list[int], cfg: TrainConfig, step: int) -> tuple[I64, I64]:
+    """Shard number and window number within it, (B,) each, of the rows of 0-based `step`. counts: windows a shard."""
+    ends = np.cumsum(np.array(counts, np.int64))
+    n = int(ends[-1])
+    row = np.arange(step * cfg.batch_size, (step + 1) * cfg.batch_size)
+    epoch, position = np.divmod(row, n)
+    item = np.empty_like(row)
+    for e in range(int(epoch[0]), int(epoch[-1]) + 1):
+        inside = epoch == e
+        item[inside] = permute(position[inside].astype(np.uint64), n, cfg.seed, e)
+    shard = np.searchsorted(ends, item, side="right")
+    return shard, item - (ends - counts)[shard]
+
+
+class Order:
+    """The rows of one rank, many steps worked out at once. What it keeps is a cache: any step may be asked for next."""
+
+    def __init__(self, counts: list[int], cfg: TrainConfig, rank: int, world: int) -> None:
+        self.cfg, self.rank, self.world = cfg, rank, world
+        self.ends = np.cumsum(np.array(counts, np.int64))
+        self.starts = self.ends - counts
+        self.share = cfg.batch_size // world
+        self.steps = max(1, min(BLOCK, int(self.ends[-1])) // self.share)  # in a block
+        self.block = -1
+        self._epochs: dict[int, Permutation] = {}
+
+    def rows(self, step: int) -> tuple[I64, I64, I64]:
+        """(shard, window within it, rows sorted by shard) of 0-based `step`, (B / world,) each: do not write to them.
+
+        The first two are rows rank, rank + world, ... of `locate`.
+        """
+        block, i = divmod(step, self.steps)
+        if block != self.block:
+            self._fill(block)
+        return self.shard[i], self.window[i], self.sorted[i]
+
+    def _fill(self, block: int) -> None:
+        n = int(self.ends[-1])
+        first = block * self.steps * self.cfg.batch_size + self.rank
+        row = first + self.world * np.arange(self.steps * self.share)
+        wanted = range(first // n, int(row[-1]) // n + 1)
+        self._epochs = {e: self._epochs.get(e) or Permutation(n, self.cfg.seed, e) for e in wanted}
+        cuts = np.searchsorted(row, [e * n for e in wanted[1:]])
+        parts = zip(wanted, np.split(row, cuts), strict=True)
+        item = np.concatenate([self._epochs[e](part - e * n) for e, part in parts])
+        shard = np.searchsorted(self.ends, item, side="right")
+        shape = (self.steps, self.share)
+        self.shard, self.window = shard.reshape(shape), (item - self.starts[shard]).reshape(shape)
+        narrow = np.uint16 if len(self.ends) <= 2**16 else np.int64  # numpy sorts 16 bits by radix, three times as fast
+        self.sorted = self.shard.astype(narrow).argsort(1, kind="stable")
+        self.block = block
+
+
+def rows_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[tuple[str, int]]:
+    """(shard path, first token) of every row of 0-based `step`, in the order of the global batch.
+
+    A row's inputs are seq_len tokens from there on; its targets lie one further.
+    """
+    shard, window = locate(windows_of(manifest, cfg.seq_len), cfg, step)
+    paths = [s.path for s in manifest.split("train")]
+    return list(zip([paths[s] for s in shard], (window * cfg.seq_len).tolist(), strict=True))
+
+
+def steps_that_read(manifest: Manifest, cfg: TrainConfig, shard_path: str, start: int, stop: int) -> list[int]:
+    """The 0-based steps, ascending, of a run of cfg.steps that read any token of [start, stop) of that shard.
+
+    As input or as target; `start` and `stop` count tokens from the shard's first. Empty for a validation shard, for
+    the tokens at a shard's end that no window covers, and for windows that a partial epoch leaves out. Raises
+    TrainError when the manifest has no such shard, or the range is not inside it.
+    """
+    shard = next((s for s in manifest.shards if s.path == shard_path), None)
+    if shard is None:
+        raise TrainError(f"{manifest.folder}: the manifest names no shard {shard_path}")
+    if not 0 <= start <= stop <= shard.tokens:
+        raise TrainError(f"{shard_path}: tokens [{start}, {stop}) are not inside its {shard.tokens:,}")
+    if shard.split != "train" or start == stop:
+        return []
+    counts = windows_of(manifest, cfg.seq_len)
+    number = manifest.split("train").index(shard)
+    # Window k reads [k T, k T + T]: both its ends, so a token on a border is in two.
+    first = max(0, (start - 1) // cfg.seq_len)
+    last = min(counts[number] - 1, (stop - 1) // cfg.seq_len)
+    items = sum(counts[:number]) + np.arange(first, last + 1).astype(np.uint64)
+    n = sum(counts)
+    rows = cfg.steps * cfg.batch_size
+    steps: set[int] = set()
+    for epoch in range(-(-rows // n) if len(items) else 0):
+        row = epoch * n + unpermute(items, n, cfg.seed, epoch).astype(np.int64)
+        steps.update((row[row < rows] // cfg.batch_size).tolist())
+    return sorted(steps)

@@ -1,0 +1,197 @@
+"""Multiple choice by likelihood: which of a question's choices the model holds most likely.
+
+A choice's log-likelihood is the sum over its tokens, after BOS and the item's prompt (stages/evals/encode.py says how
+text is cut into the two). Of n items,
+
+    acc           the answer has the largest log-likelihood
+    acc_norm      ... the largest log-likelihood per byte of the choice, so that long choices are not put off
+    choice_nats   mean of -ln(p(answer) / sum of p(choices)), p = exp(log-likelihood / bytes): ln(choices) for a model
+                  that prefers none. (Of plain likelihoods it would measure how unlike in length the choices are.)
+    answer_bits_per_byte    mean of -log2 of the answer's likelihood, per byte
+
+with the standard error of each mean, and chance, the mean of 1 / choices. acc and acc_norm are lm-evaluation-harness's,
+whose acc_norm divides by characters (its acc_bytes by bytes): the same for ASCII, as all choices of ARC's validation
+splits are. The last two move before a small model's accuracies do; bits per byte of the answer are what task scaling
+laws are fitted to (arXiv:2412.04403).
+
+Rows are padded at their ends, which under causal attention changes nothing before, to few lengths, and run without
+torch.compile: an evaluation is a few hundred thousand tokens, less work than compiling for another shape. Whole batches
+go to the ranks in turn and sums are fp64, so that figures do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from train.config import TrainError
+from train.data.evalset import Item, read_evalset
+from train.data.loader import sha256_of
+from train.data.manifest import Manifest, ManifestError
+from train.model.loss import token_losses
+from train.model.transformer import Model
+
+BATCH_TOKENS = 16_384  # of a forward pass, about
+STEP = 32  # lengths are multiples of it
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """How a set of questions went; see the module. A `stderr` is of the mean before it, nan for a single item."""
+
+    items: int
+    chance: float
+    acc: float
+    acc_stderr: float
+    acc_norm: float
+    acc_norm_stderr: float
+    choice_nats: float
+    choice_nats_stderr: float
+    answer_bits_per_byte: float
+    answer_bits_per_byte_stderr: float
+
+    @classmethod
+    def of(cls, items: list[Item], nats: list[list[float]]) -> ChoiceScore:
+        """From the nats (-log-likelihood) of each item's choices."""
+        each = []
+        for item, losses in zip(items, nats, strict=True):
+            log_p = -np.array(losses)
+            per_byte = log_p / item.bytes
+            answer = per_byte[item.answer]
+            right = (np.argmax(log_p) == item.answer, np.argmax(per_byte) == item.answer)
+            each.append((*right, np.logaddexp.reduce(per_byte) - answer, -answer / math.log(2)))
+        values = np.array(each, np.float64)  # (n, 4)
+        n = len(items)
+        errors = values.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.full(4, np.nan)
+        pairs = np.stack([values.mean(0), errors], 1).flatten().tolist()
+        return cls(n, sum(1 / len(losses) for losses in nats) / n, *pairs)
+
+    def metrics(self) -> dict[str, float]:
+        """What a logged step says of it."""
+        return {name: getattr(self, name) for name in ("acc", "acc_norm", "choice_nats", "answer_bits_per_byte")}
+
+    def __str__(self) -> str:
+        return (
+            f"acc {100 * self.acc:.1f} ± {100 * self.acc_stderr:.1f} %, acc_norm {100 * self.acc_norm:.1f} ± "
+            f"{100 * self.acc_norm_stderr:.1f} % (chance {100 * self.chance:.1f} %), choice_nats "
+            f"{self.choice_nats:.4f}, {self.answer_bits_per_byte:.4f} bits/byte of the answers"
+        )
+
+
+class Row(NamedTuple):
+    """BOS, prompt and choice, of which the last `choice` tokens are scored."""
+
+    ids: list[int]
+    choice: int
+
+
+class Choices:
+    """The questions of a manifest's evaluation sets, as rows to score, fixed for a run."""
+
+    def __init__(
+        self, manifest: Manifest, max_len: int, limit: int | None, group: Any = None, rank: int = 0, world: int = 1
+    ) -> None:
+        """max_len: tokens the model reads at most. limit: items of each set, evenly spread; 0 for all, None for none.
+
+        Raises ManifestError for a file that is not the manifest's, TrainError for a choice longer than `max_len`.
+        """
+        self.group, self.rank, self.world, self.max_len = group, rank, world, max_len
+        self.sets: dict[str, list[Item]] = {}
+        self.notes: list[str] = []  # what a person should know before the first score
+        for said in manifest.evals if limit is not None else []:
+            path = manifest.file(said.path)
+            items = read_evalset(path, said, manifest.tokenizer.vocab_size)
+            if sha256_of(path) != said.sha256:
+                raise ManifestError(f"{path}: changed since it was packed; pack it again")
+            count = min(limit or len(items), len(items))
+            items = [items[i * len(items) // count] for i in range(count)]
+            self.sets[said.name] = [cut(item, max_len, said.name) for item in items]
+            shorter = sum(len(a.prompt) < len(b.prompt) for a, b in zip(self.sets[said.name], items, strict=True))
+            if shorter:
+                self.notes.append(
+                    f"note: evals.{said.name}: the beginning of {shorter} of {count} prompts is left out, as with a "
+                    f"choice they are longer than model.max_seq_len = {max_len}"
+                )
+        rows = [
+            Row([manifest.tokenizer.bos_id, *item.prompt, *choice], len(choice))
+            for items in self.sets.values()
+            for item in items
+            for choice in item.choices
+        ]
+        self.order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))  # the longest first
+        self.rows = [rows[i] for i in self.order]
+        self.batches: list[range] = []
+        start = 0
+        while start < len(rows):
+            stop = min(start + max(1, BATCH_TOKENS // self._padded(self.rows[start])), len(rows))
+            self.batches.append(range(start, stop))
+            start = stop
+
+    def score(self, model: Model, device: torch.device) -> dict[str, ChoiceScore]:
+        """The score of each set. Every rank calls it, with the model in evaluation mode, and gets the same."""
+        nats = self.nats(model, device)
+        if self.world > 1 and len(nats):  # exact: every element is 0 on all ranks but one
+            dist.all_reduce(torch.from_numpy(nats), group=self.group)
+        left = iter(nats.tolist())
+        found = {}
+        for name, items in self.sets.items():
+            found[name] = ChoiceScore.of(items, [[next(left) for _ in item.choices] for item in items])
+        return found
+
+    def nats(self, model: Model, device: torch.device) -> NDArray[np.float64]:
+        """(choices of all items,) nats of those that are this rank's to score, 0 for the others."""
+        nats = np.zeros(len(self.rows))
+        for batch in self.batches[self.rank :: self.world]:
+            nats[[self.order[i] for i in batch]] = self._nats(model, [self.rows[i] for i in batch], device)
+        return nats
+
+    def _padded(self, row: Row) -> int:
+        """The length of a batch whose longest row this is."""
+        return min(-(-(len(row.ids) - 1) // STEP) * STEP, self.max_len)
+
+    @torch.no_grad()
+    def _nats(self, model: Model, rows: list[Row], device: torch.device) -> NDArray[np.float64]:
+        """(n,) nats of the choice of each row; the first row is the longest."""
+        batch = np.zeros((len(rows), self._padded(rows[0])), np.int64)
+        for number, row in enumerate(rows):
+            batch[number, : len(row.ids) - 1] = row.ids[:-1]
+        # the head sees the states ahead of the choices' tokens alone: most tokens are prompt
+        counts = np.array([row.choice for row in rows])
+        ends = np.array([len(row.ids) - 1 for row in rows])
+        picked = (
+            np.repeat(np.arange(len(rows)), counts),
+            np.concatenate([np.arange(end - n, end) for end, n in zip(ends, counts, strict=True)]),
+            np.concatenate([row.ids[-row.choice :] for row in rows]),
+        )
+        ids, where, columns, targets = (torch.from_numpy(a).to(device) for a in (batch, *picked))
+        states = model.trunk(ids)[where, columns]
+        losses = token_losses(states, model.head_weight, targets, model.cfg.lm_head_logit_cap)
+        return np.add.reduceat(losses.double().cpu().numpy(), np.cumsum(counts) - counts)
+
+
+def cut(item: Item, max_len: int, name: str) -> Item:
+    """The item with as much of its prompt's end as BOS, prompt and its longest choice may be, the last target apart."""
+    room = max_len - max(map(len, item.choices))
+    if room < 0:
+        raise TrainError(
+            f"evals.{name}: item {item.id} has a choice of {max_len - room} tokens, above model.max_seq_len = "
+            f"{max_len}; raise that, or set train.eval_items=null"
+        )
+    return item if len(item.prompt) <= room else replace(item, prompt=item.prompt[len(item.prompt) - room :])
+
+
+@torch.no_grad()
+def reference(model: Model, item: Item, bos_id: int) -> list[float]:
+    """Nats of an item's choices, one after the other: what `Choices.score` must agree with."""
+    found = []
+    for choice in item.choices:
+        ids = torch.tensor([bos_id, *item.prompt, *choice])
+        log_p = torch.log_softmax(model.logits(model.trunk(ids[None, :-1]))[0].double(), -1)
+        found.append(-sum(float(log_p[i, ids[i + 1]]) for i in range(len(item.prompt), len(ids) - 1)))
+    return found

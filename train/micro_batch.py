@@ -1,0 +1,151 @@
+"""How many sequences a forward pass takes, where `train.micro_batch` does not say: as many as fit into memory.
+
+The global batch stays what it is; a smaller micro-batch adds up the same gradient in more parts, so sums round
+otherwise in their last bits. For an exact resume the choice is therefore in each checkpoint, and made again only where
+it does not fit any more, or for another number of processes.
+
+On a GPU sizes are tried: one forward and one backward pass of the next step's batch, with all else (weights, optimiser,
+averages) in its place, must leave a tenth of the memory. Each size may cost a compilation, so the first one tried is
+the one that an estimate expects, and hopeless ones are left out. On a CPU, memory that has run out kills, and nothing
+can be tried: there the estimate decides.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from train import loop
+from train.config import ModelConfig, TrainError
+from train.distributed import hardware
+from train.loop import Run
+from train.model.loss import CHUNK_CPU, CHUNK_CUDA
+from train.model.transformer import count_parameters
+
+USABLE = 0.9  # of the memory: fragments, evaluation and the optimiser's temporaries need the rest
+FIXED = 0.25  # of what a trial took, the share that may not grow with the size
+
+
+def choose(run: Run, state: dict[str, Any]) -> int:
+    """Sequences a forward pass on each rank, a divisor of the rank's share: the largest that fits on all of them.
+
+    state: of the checkpoint that is continued, or {}. Raises TrainError when not one sequence fits on a GPU.
+    """
+    cfg, rt = run.cfg, run.rt
+    if cfg.micro_batch is not None:
+        return cfg.micro_batch
+    share = cfg.batch_size // rt.world
+    before = state.get("micro_batch", 0) if state.get("world_size") == rt.world else 0
+    sizes = [n for n in range(1, (before or share) + 1) if share % n == 0]
+    tries = Tries(run) if rt.device.type == "cuda" else None
+    there = hardware.available_bytes(rt.device)
+    if tries is None:  # the processes of a machine share its memory; a GPU is one process's
+        there /= int(os.environ.get("LOCAL_WORLD_SIZE", rt.world))
+    held, itemsize = hardware.held_bytes(rt.device), run.model.dtype.itemsize
+    needs = {}
+    for n in sizes:
+        needs[n] = held + activation_bytes(run.model.cfg, run.model.vocab_size, n * cfg.seq_len, itemsize)
+        if tries is None:
+            needs[n] += mask_bytes(run.model.cfg, n if cfg.document_mask else 0, cfg.seq_len, itemsize)
+    expected = int(rt.firsts(max((n for n in sizes if needs[n] <= USABLE * there), default=1)))
+    if tries is None:
+        chosen, fit = largest(sizes, lambda n: not rt.any(needs[n] > USABLE * there), expected)
+    else:
+        chosen, fit = largest(sizes, lambda n: not rt.any(not tries.fit(n, held, USABLE * there)), expected)
+        needs |= tries.needs
+    if not fit and tries is not None:
+        raise TrainError(
+            f"not one sequence of train.seq_len = {cfg.seq_len} tokens fits into {USABLE:.0%} of {there / 1e9:.1f} GB\n"
+            "shorten train.seq_len, make the model smaller, or name a size with train.micro_batch=1 to go to the limit"
+        )
+    memory = f"{needs[chosen] / 1e9:.3g} of {there / 1e9:.3g} GB, {'estimated' if tries is None else 'tried'}"
+    rt.say(f"memory     micro-batch {chosen} of {share} sequences a process: {memory}")
+    if not fit:
+        rt.say("warning: even that may be more than there is; shorten train.seq_len, or make the model smaller")
+    if before and chosen != before:
+        rt.say(f"warning: the checkpoint's micro-batch {before} does not fit here: sums will differ in their last bits")
+    return chosen
+
+
+def largest(sizes: list[int], fits: Callable[[int], bool], expected: int) -> tuple[int, bool]:
+    """The largest of the ascending `sizes` that fits, and whether it does: the smallest is returned if none does.
+
+    What is larger than one that does not fit does not fit either. Few are asked for when `expected` is near.
+    """
+    at = sizes.index(expected)
+    if fits(sizes[at]):
+        while at + 1 < len(sizes) and fits(sizes[at + 1]):
+            at += 1
+        return sizes[at], True
+    while at > 0:
+        at -= 1
+        if fits(sizes[at]):
+            return sizes[at], True
+    return sizes[0], False
+
+
+class Tries:
+    """The sizes tried, and the bytes that each needed: infinite where memory ran out."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.needs: dict[int, float] = {}
+
+    def fit(self, size: int, held: float, limit: float) -> bool:
+        """Whether `size` stays within `limit` bytes, of which `held` are there without it."""
+        for smaller, need in self.needs.items():
+            if smaller < size and held + (need - held) * (FIXED + (1 - FIXED) * size / smaller) > limit:
+                return False
+        self.needs[size] = trial(self.run, size)
+        return self.needs[size] <= limit
+
+
+def trial(run: Run, size: int) -> float:
+    """Bytes in use at the peak of one forward and backward pass of `size` sequences; infinite where they ran out.
+
+    Leaves weights, gradients (zeros) and random states as they were.
+    """
+    device = run.rt.device
+    batch = run.loader.batch(run.step, run.cfg.document_mask)
+    hardware.forget_peak(device)
+    need = math.inf
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            loop.backward(run, next(batch.micros(size)))
+            need = hardware.peak_bytes(device)
+        except torch.OutOfMemoryError:
+            pass  # what the failed pass holds is let go only after this clause
+    run.optimizer.reduced.zero_()
+    gc.collect()
+    hardware.forget_peak(device)
+    return need
+
+
+def activation_bytes(cfg: ModelConfig, vocab_size: int, tokens: int, itemsize: int) -> float:
+    """About how much one forward and backward pass of `tokens` tokens holds beside weights and gradients, in bytes.
+
+    Kept for the backward pass, a token and block, in elements: 9 dim (the stream twice, both norms, q, k, v, and what
+    attention gives before and after its heads are put together) and 4 hidden (gate, its silu, up, their product). Two
+    blocks' worth more for what the backward pass makes meanwhile, and 4 dim around the blocks. In bf16 the cast weights
+    are kept too. The head holds the logits of a chunk about three times in fp32; of all tokens without cap and z-loss.
+    A quarter is added for what allocators lose: the process grew so in fp32 on a CPU; a compiled model keeps less.
+    """
+    block = 9 * cfg.dim + 4 * cfg.hidden + (2 * cfg.dim if cfg.dropout else 0)
+    logits = tokens * vocab_size
+    if cfg.lm_head_logit_cap is not None or cfg.z_loss_weight > 0:
+        logits = min(logits, CHUNK_CUDA if itemsize == 2 else CHUNK_CPU)
+    cast = 2 * count_parameters(cfg, vocab_size) if itemsize == 2 else 0
+    return 1.25 * (tokens * itemsize * ((cfg.n_layers + 2) * block + 4 * cfg.dim) + cast + 12 * logits)
+
+
+def mask_bytes(cfg: ModelConfig, cut: int, length: int, itemsize: int) -> float:
+    """What dense masks of rows of `length` take: one in bool, and one a layer in the activations' type, which the
+    kernel makes of it and keeps. `cut`: rows that documents cut, each of which has masks of its own; 0: none are."""
+    slides = cfg.sliding_window < length
+    layers = cfg.n_layers if cut else sum(slides and not cfg.is_global(i) for i in range(cfg.n_layers))
+    return 1.25 * max(1, cut) * length**2 * (layers * itemsize + 1) if layers else 0.0

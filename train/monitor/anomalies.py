@@ -1,0 +1,165 @@
+"""Watching a run: losses that are no number, spikes of loss and gradient norm, slow steps, data that is waited for.
+
+Each step is judged on the device, so nobody waits for the verdict: a loss or gradient norm is a spike when it lies
+more than `spike_sigma` standard deviations above its running mean. What was judged is kept in a small table there and
+read when a line is printed; every step found bad becomes an event, with the gradient norm of each module and the
+documents that its batch was made of. `python -m pipeline trace --run RUN --step N` shows their text and source rows.
+
+Only where a bad step must not be applied (`on_spike: skip` or `stop`) is the verdict of every step waited for.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.config import TrainConfig, TrainError
+from train.data.index import open_index
+from train.data.manifest import Manifest
+from train.data.sampler import rows_of_step
+
+WARM = 32  # steps seen before the first is judged
+RATES = 0.1, 0.02  # of the running mean, which must keep up with a falling loss, and of the variance around it
+CLIP = 3.0  # sigmas above the mean that a step may move them: a spike does not hide the next, a new level is learned
+FLOOR = (0.02, 0.05)  # least sigma of the loss (nats) and of the norm (its logarithm): a flat stretch has none
+NOT_FINITE, LOSS, NORM = 1, 2, 4  # bits of a verdict
+NAMES = {NOT_FINITE: "not finite", LOSS: "loss spike", NORM: "gradient spike"}
+NO_GRADIENT = "no gradient"  # a norm of 0, whose logarithm is not finite: all logits at the cap, say
+SKIPS_IN_A_ROW = 10  # then the run stops: it is not the batch
+TABLE = 1000  # steps kept on the device at most
+SLOW = 2.0  # times the median step of the run so far
+STALL = 0.05  # share of the time spent waiting for data
+INTERVALS = 50  # whose median is what a step usually takes
+
+
+class Sentinel:
+    """The judge of one run. `stats` is its whole memory, and goes into checkpoints."""
+
+    def __init__(self, manifest: Manifest, cfg: TrainConfig, modules: list[str], device: torch.device) -> None:
+        """`modules`: whose gradient norms `judge` is given; none unless spike_sigma is above 0."""
+        self.manifest, self.cfg = manifest, cfg
+        self.modules = modules if cfg.spike_sigma > 0 else []
+        self.last: dict[str, float] = {}  # module -> its gradient's norm, in the step read last
+        self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
+        self.floor = torch.tensor(FLOOR, device=device)
+        columns = 3 + len(self.modules)  # verdict, loss, norm, norms
+        self.table = torch.zeros(min(cfg.log_every, TABLE), columns, device=device)
+        self.filled = self.skipped = 0
+        self.waits = cfg.on_spike != "warn"
+        self.paces: deque[float] = deque(maxlen=INTERVALS)
+
+    @property
+    def full(self) -> bool:
+        """Whether the table must be read before the next step."""
+        return self.filled == len(self.table)
+
+    @torch.no_grad()
+    def judge(self, loss: Tensor, norm: Tensor, norms: Tensor) -> bool:
+        """Judge a step by its global loss and gradient norm (scalars on the device); note them and the modules' norms.
+
+        Whether to apply the step: always true where the verdict is not waited for.
+        """
+        verdict = judge(self.stats, torch.stack([loss, norm.log()]), self.floor, self.cfg.spike_sigma)
+        self.table[self.filled] = torch.cat([torch.stack([verdict, loss, norm]), norms])
+        self.filled += 1
+        if not self.waits:
+            return True
+        bad = bool(verdict)
+        self.skipped = self.skipped + 1 if bad else 0
+        return not bad
+
+    def events(self, step: int) -> list[dict[str, Any]]:
+        """What happened in the steps up to `step` that were not read yet. The host waits for the device here."""
+        rows = self.table[: self.filled].tolist()
+        found = []
+        for number, (verdict, loss, norm, *norms) in enumerate(rows, step - self.filled + 1):
+            if verdict:
+                name = NO_GRADIENT if norm == 0 else named(int(verdict))
+                event = {"step": number, "event": name, "loss": loss, "grad_norm": norm}
+                event["applied"] = not self.waits
+                event["grad_norms"] = dict(zip(self.modules, norms, strict=True))
+                found.append(event | {"batch": documents_of_step(self.manifest, self.cfg, number - 1)})
+            self.last = dict(zip(self.modules, norms, strict=True))
+        self.filled = 0
+        return found
+
+    def pace(self, step: int, seconds: float, steps: int, waited: float) -> list[dict[str, Any]]:
+        """Events of the time that the last `steps` took, `waited` of it for data; seconds."""
+        found: list[dict[str, Any]] = []
+        usual = statistics.median(self.paces) if len(self.paces) >= 3 else math.inf
+        each = seconds / steps
+        if each > SLOW * usual:
+            found.append({"step": step, "event": "slow steps", "seconds": each, "usually": usual})
+        if waited > STALL * seconds and len(self.paces):
+            found.append({"step": step, "event": "waiting for data", "share": waited / seconds})
+        self.paces.append(each)
+        return found
+
+    def check(self, events: list[dict[str, Any]], folder: object) -> None:
+        """Raises TrainError when the run cannot or shall not go on after `events`."""
+        for event in events:
+            broken = event["event"] in (NAMES[NOT_FINITE], NO_GRADIENT) and self.cfg.on_spike == "warn"
+            if broken or (self.cfg.on_spike == "stop" and "batch" in event):
+                raise TrainError(
+                    f"step {event['step']}: {said(event)}; its batch and gradients are in {folder}/events.jsonl\n"
+                    "see its documents with `python -m pipeline trace --run`; go on without it: train.resume=auto "
+                    "train.on_spike=skip; or train anew with lower rates or a longer train.schedule.warmup"
+                )
+        if self.skipped >= SKIPS_IN_A_ROW:
+            raise TrainError(
+                f"{self.skipped} steps in a row were skipped: it is not their batches; see {folder}/events.jsonl\n"
+                "give an earlier checkpoint's weights (train.init_from) to a run with lower rates"
+            )
+
+
+def judge(stats: Tensor, x: Tensor, floor: Tensor, sigmas: float) -> Tensor:
+    """The verdict on x = (loss, log of the norm), a scalar of bits; `stats` (5,) learns from it in place.
+
+    d = x - m, at most CLIP sigma; m += r d; v += s (d^2 - v). The rates r and s are 1 / steps while few were seen.
+    """
+    n, mean, variance = stats[0], stats[1:3], stats[3:5]
+    finite = x.isfinite().all()
+    sigma = torch.maximum(variance.sqrt(), floor)
+    d = torch.where(finite, x - mean, 0.0)
+    warm = n >= WARM
+    high = (d > sigmas * sigma) & warm if sigmas > 0 else torch.zeros_like(d, dtype=torch.bool)
+    d = torch.where(warm, torch.minimum(d, CLIP * sigma), d)
+    rates = [torch.clamp(1 / (n + 1), min=rate) * finite for rate in RATES]
+    stats[3:5] = variance + rates[1] * (d.square() - variance)
+    stats[1:3] = mean + rates[0] * d
+    stats[0] = n + finite
+    return NOT_FINITE * (~finite).float() + LOSS * high[0].float() + NORM * high[1].float()
+
+
+def named(verdict: int) -> str:
+    """A verdict in words."""
+    return ", ".join(name for bit, name in NAMES.items() if verdict & bit)
+
+
+def said(event: dict[str, Any]) -> str:
+    """An event in one line."""
+    if "batch" in event:
+        how = "" if event["applied"] else ", not applied"
+        return f"{event['event']}: loss {event['loss']:.4f}, gradient norm {event['grad_norm']:.3f}{how}"
+    if "share" in event:
+        return f"{event['event']}: {event['share']:.0%} of the time"
+    return f"{event['event']}: {event['seconds']:.3f} s each, usually {event['usually']:.3f} s"
+
+
+def documents_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[dict[str, Any]]:
+    """The rows of 0-based `step`: shard, first token, and the ordinals of the first and last document in the `.idx`."""
+    rows = rows_of_step(manifest, cfg, step)
+    read = {path for path, _ in rows}
+    starts = {s.path: open_index(manifest, s).starts for s in manifest.shards if s.path in read}
+    found = []
+    for path, token in rows:
+        places = np.array([token, token + cfg.seq_len])
+        first, last = np.maximum(np.searchsorted(starts[path], places, "right") - 1, 0).tolist()
+        found.append({"shard": path, "token": token, "documents": [first, last]})
+    return found
