@@ -1,25 +1,31 @@
-"""What a model and a training run are told: frozen dataclasses, standard library only.
+"""The keys of a model and of a training run, each with its default, unit and documentation (see train/keys.py).
 
-The recipe's pydantic models embed these classes as they stand (`__pydantic_config__` makes pydantic reject unknown
-keys, without our importing it); the trainer builds them (train/overrides.py) from the manifest's resolved recipe and
-the `--set` overrides. Every key has a default, a unit and a line of documentation, and `__post_init__` checks the
-values, so that both ways in give the same messages.
+The recipe's pydantic models embed these classes as they stand; the trainer builds them (train/overrides.py) from the
+manifest's resolved recipe and the `--set` overrides. Both ways in run the same checks.
 
-Defaults that the seed (Shard-40m-v1, config.py) states are the seed's. Those it is silent about are marked "ours".
+Where the config.py of the seed (Shard-40m: docs/trainer-math.md, "The seed") states a default, it is taken over.
+Defaults on which the seed is silent are marked "ours".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from train.keys import ConfigError, Keys, TrainError, key
 
-class TrainError(ValueError):
-    """Something a person can mend. The text is one or two lines: what, where, how."""
-
-
-class ConfigError(TrainError):
-    """A key or a value that the trainer does not take: wrong usage, exit status 2."""
+__all__ = [
+    "AdamWConfig",
+    "ConfigError",
+    "EMAConfig",
+    "ModelConfig",
+    "MuonConfig",
+    "RankLossConfig",
+    "SWAConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "TrainError",
+]
 
 
 def _check(holds: bool, message: str) -> None:
@@ -28,31 +34,58 @@ def _check(holds: bool, message: str) -> None:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The Shard architecture (trainers.md 1.15). The defaults are Shard-40m-v1: 54,538,752 parameters."""
+class ModelConfig(Keys):
+    """The Shard architecture. The defaults are Shard-40m's: 54,538,752 parameters with a vocabulary of 8192 ids."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    where = "model"
 
-    dim: int = 512  # width of the residual stream
-    n_layers: int = 12  # blocks; even for gemma4
-    n_heads: int = 8  # attention heads; every head has its own keys and values
-    head_dim: int | None = None  # width of a head; null: dim // n_heads (n_heads * head_dim must be dim)
-    mlp_hidden: int | None = None  # width inside the SwiGLU; null: 4 * dim
-    max_seq_len: int = 8192  # tokens the rotary table covers; train.seq_len may not exceed it
-    attention_pattern: Literal["all_global", "gemma4"] = "gemma4"  # gemma4: layer i sees all iff i is odd
-    sliding_window: int = 1024  # tokens a sliding layer sees, itself included
-    rope_base: float = 10000.0  # base of the rotary frequencies, the same for both kinds of layer
-    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
-    engram_enabled: bool = False  # a bank of learned keys and values, read by every position
-    engram_slots: int = 512  # pairs in the bank
-    engram_inject_layer: int = 6  # it is read ahead of this block, counted from 0
-    dropout: float = 0.0  # probability, on the output of attention and of the MLP
-    tie_embeddings: bool = True  # the head is the embedding
-    lm_head_logit_cap: float | None = 30.0  # logits become cap * tanh(z / cap); null: off
-    z_loss_weight: float = 1e-4  # times the mean square of the log-partition; 0: off
-    init_std: float = 0.02  # standard deviation of every matrix at the start
-    expect_params: int | None = None  # the count is asserted at the start; null: not asserted
-    vocab_size: int | None = None  # ids; null: the tokenizer's. Another figure than the tokenizer's is an error
+    dim: int = key(512, "Width of the residual stream.", above=0, fixed_by="weights")
+    n_layers: int = key(12, "Number of blocks; even for gemma4.", above=0, fixed_by="weights")
+    n_heads: int = key(8, "Attention heads; every head has its own keys and values.", above=0, fixed_by="weights")
+    head_dim: int | None = key(
+        None, "Width of a head; null: dim / n_heads. n_heads * head_dim must be dim.", fixed_by="weights"
+    )
+    mlp_hidden: int | None = key(None, "Width inside the SwiGLU; null: 4 * dim.", above=0, fixed_by="weights")
+    max_seq_len: int = key(
+        8192, "Tokens that the table of rotary positions covers; train.seq_len may not exceed it.", above=0
+    )
+    attention_pattern: Literal["all_global", "gemma4"] = key(
+        "gemma4",
+        "Which layers see the whole row. gemma4: the odd ones, counted from 0; the even ones have a sliding window.",
+        fixed_by="weights",
+    )
+    sliding_window: int = key(
+        1024, "Tokens that a layer with a sliding window sees, its own included.", above=0, fixed_by="weights"
+    )
+    rope_base: float = key(
+        10000.0, "Base of the rotary frequencies, the same in all layers.", above=0, fixed_by="weights"
+    )
+    norm_eps: float = key(1e-5, "Added to the mean square in RMSNorm.", above=0, fixed_by="weights")
+    engram_enabled: bool = key(
+        False,
+        "Have a bank of learned keys and values, the engram, that every position reads.",
+        fixed_by="weights",
+        switch="engram_enabled",
+    )
+    engram_slots: int = key(
+        512, "Pairs of key and value in the engram.", above=0, fixed_by="weights", switch="engram_enabled"
+    )
+    engram_inject_layer: int = key(
+        6, "The block, counted from 0, ahead of which the engram is read.", fixed_by="weights", switch="engram_enabled"
+    )
+    dropout: float = key(0.0, "Probability of dropout on the output of attention and of the MLP.", at_least=0, below=1)
+    tie_embeddings: bool = key(True, "Use the embedding as the head too.", fixed_by="weights")
+    lm_head_logit_cap: float | None = key(30.0, "Logits z become cap * tanh(z / cap); null: no cap.", above=0)
+    z_loss_weight: float = key(1e-4, "Weight of the z-loss, the mean square of the log-partition; 0: none.", at_least=0)
+    init_std: float = key(0.02, "Standard deviation of every matrix at the start.", at_least=0)
+    expect_params: int | None = key(
+        None, "The number of parameters that this model must turn out to have; null: not asserted."
+    )
+    vocab_size: int | None = key(
+        None,
+        "The number of ids that the tokenizer must turn out to have; null: not asserted.",
+        fixed_by="weights",
+    )
 
     @property
     def head_size(self) -> int:
@@ -65,19 +98,20 @@ class ModelConfig:
         return 4 * self.dim if self.mlp_hidden is None else self.mlp_hidden
 
     def is_global(self, layer: int) -> bool:
-        """Whether `layer` attends to everything before it. Odd ones do, so the last layer of an even stack does."""
+        """Return whether `layer` attends to everything before it. Odd ones do, so the last of an even number does."""
         return self.attention_pattern == "all_global" or layer % 2 == 1
 
+    def fixed_by_run(self) -> dict[str, Any]:
+        """Return what `Keys.fixed_by_run` does, with the defaults that follow from other keys filled in."""
+        return super().fixed_by_run() | {"head_dim": self.head_size, "mlp_hidden": self.hidden}
+
     def __post_init__(self) -> None:
-        for name in ("dim", "n_layers", "n_heads", "max_seq_len", "sliding_window", "engram_slots"):
-            _check(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)}: must be above 0")
+        super().__post_init__()
         _check(
             self.n_heads * self.head_size == self.dim,
             f"model.n_heads * model.head_dim = {self.n_heads} * {self.head_size}: must be model.dim = {self.dim}",
         )
         _check(self.head_size % 2 == 0, f"model.head_dim = {self.head_size}: must be even (rotary halves)")
-        _check(self.hidden > 0, f"model.mlp_hidden = {self.hidden}: must be above 0")
-        one_of("model.attention_pattern", self.attention_pattern, ("all_global", "gemma4"))
         _check(
             self.attention_pattern != "gemma4" or self.n_layers % 2 == 0,
             f"model.n_layers = {self.n_layers}: gemma4 needs an even number, so that the last layer is global",
@@ -86,211 +120,238 @@ class ModelConfig:
             not self.engram_enabled or 0 <= self.engram_inject_layer < self.n_layers,
             f"model.engram_inject_layer = {self.engram_inject_layer}: must be in [0, model.n_layers = {self.n_layers})",
         )
-        _check(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: must be in [0, 1)")
-        cap = self.lm_head_logit_cap
-        _check(cap is None or cap > 0, f"model.lm_head_logit_cap = {cap}: must be above 0, or null for none")
-        for name in ("rope_base", "norm_eps"):
-            _check(getattr(self, name) > 0, f"model.{name} = {getattr(self, name)}: must be above 0")
-        for name in ("z_loss_weight", "init_std"):
-            _check(getattr(self, name) >= 0, f"model.{name} = {getattr(self, name)}: must be at least 0")
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning rate over the steps, as a factor of each group's lr (train/optim/schedule.py, trainers.md 1.8)."""
+class ScheduleConfig(Keys):
+    """The learning rate over the steps, as a factor of each group's lr (train/optim/schedule.py)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    where = "train.schedule"
 
-    kind: Literal["wsd", "cosine", "constant", "warmdown"] = "wsd"  # wsd: warm-up, stable, decay over a share
-    warmup: int = 0  # steps of linear warm-up, in every kind
-    decay_frac: float = 0.2  # wsd: the share of the steps after warm-up that decay
-    warmdown: int = 0  # warmdown: the number of steps at the end that decay
-    decay_shape: Literal["sqrt", "linear", "cosine"] | None = None  # null: sqrt (1 - sqrt(p)) for wsd, which is ours;
-    # linear for warmdown, as in the records
-    min_ratio: float = 0.0  # the factor that a decay ends at
-    seconds: float | None = None  # of training (scores, checkpoints and compiling left out): the run ends then, or
-    # after train.steps, and decays towards whichever comes first; null: by steps. Not bit-exact
-    # (train/optim/schedule.py)
+    kind: Literal["wsd", "cosine", "constant", "warmdown"] = key(
+        "wsd", "The curve: wsd warms up, stays, and decays over a share of the steps; warmdown over a number of them."
+    )
+    warmup: int = key(0, "Steps of linear warm-up, in every kind.", at_least=0)
+    decay_frac: float = key(0.2, "wsd: share of the steps after warm-up that decay.", at_least=0, at_most=1)
+    warmdown: int = key(0, "warmdown: number of steps at the end that decay.")
+    decay_shape: Literal["sqrt", "linear", "cosine"] | None = key(
+        None, "Shape of the decay. null: sqrt, which is 1 - sqrt(p), for wsd (ours); linear for warmdown."
+    )
+    min_ratio: float = key(0.0, "The factor that a decay ends at.", at_least=0, at_most=1)
+    seconds: float | None = key(
+        None,
+        "Seconds of training, without scores, checkpoints and compiling: the run ends then, or after train.steps, and "
+        "decays towards whichever comes first. Such runs do not repeat to the bit. null: by steps alone.",
+        above=0,
+        fixed_by=None,
+    )
 
     @property
     def shape(self) -> str:
-        """Of the decay."""
+        """Shape of the decay, with the default of the kind filled in."""
         if self.kind == "cosine":
             return "cosine"
         return self.decay_shape or ("sqrt" if self.kind == "wsd" else "linear")
 
     def __post_init__(self) -> None:
-        where = "train.schedule"
-        one_of(f"{where}.kind", self.kind, ("wsd", "cosine", "constant", "warmdown"))
-        one_of(f"{where}.decay_shape", self.decay_shape, ("sqrt", "linear", "cosine", None))
-        _check(self.warmup >= 0, f"{where}.warmup = {self.warmup}: must be at least 0 steps")
+        super().__post_init__()
         _check(
             self.warmdown > 0 if self.kind == "warmdown" else self.warmdown == 0,
-            f"{where}.warmdown = {self.warmdown}: must be above 0 steps for kind warmdown, 0 for others ({self.kind})",
+            f"{self.where}.warmdown = {self.warmdown}: must be above 0 steps for kind warmdown, "
+            f"0 for others ({self.kind})",
         )
-        _check(self.seconds is None or self.seconds > 0, f"{where}.seconds = {self.seconds}: must be above 0, or null")
-        _check(0 <= self.decay_frac <= 1, f"{where}.decay_frac = {self.decay_frac}: must be in [0, 1]")
-        _check(0 <= self.min_ratio <= 1, f"{where}.min_ratio = {self.min_ratio}: must be in [0, 1]")
 
 
 @dataclass(frozen=True)
-class MuonConfig:
-    """Muon for the matrices inside the blocks (train/optim/muon.py, trainers.md 1.6 "Shard Muon")."""
+class MuonConfig(Keys):
+    """Muon for the matrices inside the blocks (train/optim/muon.py)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    where = "train.muon"
 
-    lr: float = 2e-3  # ours. An update has root mean square .18 * lr (scale .18 * sqrt(max(rows, cols)))
-    momentum: float = 0.95  # Nesterov, sum form: buf = momentum * buf + g
-    weight_decay: float = 0.1  # decoupled: w *= 1 - lr * weight_decay, with the scheduled lr
-    # Newton-Schulz: 5 Jordan steps; or 8 of them and 2 of (2, -1.5, .5); or the 5 of Polar Express
-    ns: Literal["jordan5", "dsv4", "polar_express"] = "dsv4"
-    ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
-
-    def __post_init__(self) -> None:
-        one_of("train.muon.ns", self.ns, ("jordan5", "dsv4", "polar_express"))
-        one_of("train.muon.ns_dtype", self.ns_dtype, ("auto", "float32", "bfloat16"))
-        _check(0 <= self.momentum < 1, f"train.muon.momentum = {self.momentum}: must be in [0, 1)")
-        for name in ("lr", "weight_decay"):
-            _check(getattr(self, name) >= 0, f"train.muon.{name} = {getattr(self, name)}: must be at least 0")
+    lr: float = key(
+        2e-3, "Learning rate (ours). An update has a root mean square of 0.18 * lr, whatever the shape.", at_least=0
+    )
+    momentum: float = key(
+        0.95, "Nesterov momentum, as a sum: buffer = momentum * buffer + gradient.", at_least=0, below=1
+    )
+    weight_decay: float = key(0.1, "Decoupled: w *= 1 - lr * weight_decay, with the scheduled lr.", at_least=0)
+    ns: Literal["jordan5", "dsv4", "polar_express"] = key(
+        "dsv4",
+        "Newton-Schulz steps: 5 of Jordan's; or 8 of those and 2 of (2, -1.5, 0.5); or the 5 of Polar Express.",
+    )
+    ns_dtype: Literal["auto", "float32", "bfloat16"] = key(
+        "auto", "Type that Newton-Schulz computes in. auto: bfloat16 on CUDA, float32 elsewhere."
+    )
 
 
 @dataclass(frozen=True)
-class AdamWConfig:
+class AdamWConfig(Keys):
     """AdamW for embeddings, norms and an untied head; for everything when train.optimizer is adamw."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    where = "train.adamw"
 
-    lr: float = 2e-3  # ours
-    betas: tuple[float, float] = (0.9, 0.95)  # of the first and second moment
-    eps: float = 1e-10  # ours: gradients of rare tokens are far below the usual 1e-8
-    weight_decay: float = 0.0  # decoupled, on matrices only; norms and the engram never decay
-
-    def __post_init__(self) -> None:
-        _check(all(0 <= b < 1 for b in self.betas), f"train.adamw.betas = {list(self.betas)}: must be in [0, 1)")
-        _check(self.eps > 0, f"train.adamw.eps = {self.eps}: must be above 0")
-        for name in ("lr", "weight_decay"):
-            _check(getattr(self, name) >= 0, f"train.adamw.{name} = {getattr(self, name)}: must be at least 0")
+    lr: float = key(2e-3, "Learning rate (ours).", at_least=0)
+    betas: tuple[float, float] = key((0.9, 0.95), "Decay of the first and second moment.", at_least=0, below=1)
+    eps: float = key(
+        1e-10, "Added to the root of the second moment (ours): gradients of rare tokens are far below 1e-8.", above=0
+    )
+    weight_decay: float = key(0.0, "Decoupled, on matrices only: norms and the engram never decay.", at_least=0)
 
 
 @dataclass(frozen=True)
-class EMAConfig:
-    """An exponential moving average of the weights (train/optim/averages.py, trainers.md 1.9)."""
+class EMAConfig(Keys):
+    """An exponential moving average of the weights (train/optim/averages.py)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    where = "train.ema"
 
-    decay: float = 0.0  # what stays of it at each update; 0: off. Seed S4: 0.997
-    every: int = 10  # steps between updates; seed S4
-
-    def __post_init__(self) -> None:
-        _check(0 <= self.decay < 1, f"train.ema.decay = {self.decay}: must be in [0, 1)")
-        _check(self.every > 0, f"train.ema.every = {self.every}: must be above 0 steps")
+    decay: float = key(0.0, "What stays of the average at each update; 0: no average.", at_least=0, below=1)
+    every: int = key(10, "Steps between updates.", above=0)
 
 
 @dataclass(frozen=True)
-class SWAConfig:
-    """The mean of the weights over the end of the decay (train/optim/averages.py, trainers.md 1.9)."""
+class SWAConfig(Keys):
+    """The mean of the weights over the end of the decay (train/optim/averages.py)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    where = "train.swa"
 
-    start_frac: float = 0.0  # weights count while the learning rate's factor is below this; 0: off. Seed S2: 0.5
-    every: int = 50  # steps between snapshots; seed S2
-
-    def __post_init__(self) -> None:
-        _check(0 <= self.start_frac <= 1, f"train.swa.start_frac = {self.start_frac}: must be in [0, 1]")
-        _check(self.every > 0, f"train.swa.every = {self.every}: must be above 0 steps")
+    start_frac: float = key(
+        0.0, "Weights count while the learning rate's factor is below this; 0: no mean.", at_least=0, at_most=1
+    )
+    every: int = key(50, "Steps between snapshots.", above=0)
 
 
 @dataclass(frozen=True)
-class RankLossConfig:
-    """The watch over the singular values of Muon's matrices (train/monitor/singular_values.py, trainers.md 1.7)."""
+class RankLossConfig(Keys):
+    """The watch over the singular values of Muon's matrices (train/monitor/singular_values.py)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    where = "train.rank_loss"
 
-    every: int = 1000  # steps in which each matrix is looked at once; 0: off
-    floor: float = 1e-4  # smallest over largest singular value, below which it is an event
-    policy: Literal["warn", "stop"] = "warn"  # stop: save and end the run
-
-    def __post_init__(self) -> None:
-        _check(self.every >= 0, f"train.rank_loss.every = {self.every}: must be at least 0 steps")
-        _check(0 <= self.floor <= 1, f"train.rank_loss.floor = {self.floor}: must be in [0, 1]")
-        one_of("train.rank_loss.policy", self.policy, ("warn", "stop"))
+    every: int = key(1000, "Steps in which each matrix is looked at once; 0: never.", at_least=0)
+    floor: float = key(1e-4, "Smallest over largest singular value, below which it is an event.", at_least=0, at_most=1)
+    policy: Literal["warn", "stop"] = key("warn", "What an event does. stop: save and end the run.")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Keys):
     """One phase of training. Batch, rates and lengths are ours: the seed states only the kinds."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    where = "train"
 
-    mixture: str = ""  # the mixture this phase is for; informational, the manifest decides
-    steps: int = 1000  # optimiser steps
-    batch_size: int = 16  # sequences a step, over all ranks
-    seq_len: int = 256  # tokens a sequence (it reads one more, the last target)
-    micro_batch: int | None = None  # sequences a rank and forward pass; null: as many as fit (train/micro_batch.py)
-    document_mask: bool = False  # attention stays inside a document; off: it sees the whole row, as the seed
-    attention: Literal["auto", "flex", "varlen", "sdpa"] = "auto"  # the kernel: one result, up to rounding.
-    # auto: flex on CUDA, else sdpa
-    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for matrices in blocks, AdamW for the rest
-    muon: MuonConfig = field(default_factory=MuonConfig)
-    adamw: AdamWConfig = field(default_factory=AdamWConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    ema: EMAConfig = field(default_factory=EMAConfig)
-    swa: SWAConfig = field(default_factory=SWAConfig)
-    grad_clip: float = 1.0  # largest L2 norm of the whole gradient; 0: no clipping
-    spike_sigma: float = 6.0  # a loss or gradient norm so many deviations above its running mean is an event; 0: off,
-    # and then the gradient norms by module, which events and logged lines have, are not taken either
-    on_spike: Literal["warn", "skip", "stop"] = "warn"  # skip: leave the step out; stop: leave it out and end the run
-    rank_loss: RankLossConfig = field(default_factory=RankLossConfig)
-    eval_every: int = 0  # steps between validations; 0: only before the first step and after the last
-    eval_tokens: int = 1_000_000  # validation tokens scored, always the same first ones; 0: all
-    eval_items: int | None = 0  # questions of each of the recipe's evals that are asked, evenly spread; 0: all;
-    # null: none
-    checkpoint_every: int = 500  # steps between checkpoints; 0: only where a decay begins and at the end
-    keep_last: int = 2  # checkpoints kept, beside the best one and the one where a decay begins; 0: all
-    keep_best: bool = True  # a validation loss below all before saves too, as checkpoints/best: see eval_every
-    log_every: int = 10  # steps between lines of metrics.jsonl and on the screen
-    seed: int = 0  # of weights, data order, dropout and samples
-    init_from: str = "none"  # a phase, or a path of a run or checkpoint: weights only; none: fresh weights
-    out: str | None = None  # the run's folder; null: a new folder under runs/
-    resume: str = "refuse"  # auto | never | PATH of a checkpoint; refuse: a folder that holds a run is an error
-    allow_new_manifest: bool = False  # resume on another build of the data, from the checkpoint's step of its order
-    epochs: float = 1.0  # passes over the mixture that training may make; more is an error
-    prompts: tuple[str, ...] = ("The", "In order to", "For example,")  # samples are drawn for these at the end
-    sample_tokens: int = 48  # tokens a sample; 0: no samples
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations. auto: bfloat16 on CUDA, else float32
-    compile: bool | Literal["auto"] = "auto"  # torch.compile. auto: on CUDA
-    deterministic: bool = False  # on a GPU: only kernels that repeat to the bit, slower. On a CPU all do
-    tensorboard: bool = False  # also write TensorBoard event files into the run's folder
-    wandb: bool | str = False  # also log to Weights & Biases, in the project of this name; true: shardmill
-    peak_tflops: float | None = None  # of a device, for MFU; null: its datasheet's, dense bf16
+    mixture: str = key(
+        "", "The mixture that this phase is for; empty: the one of its own name. The manifest decides.", fixed_by=None
+    )
+    steps: int = key(1000, "Optimizer steps.", above=0, fixed_by=None)
+    batch_size: int = key(16, "Sequences a step, over all processes.", above=0)
+    seq_len: int = key(256, "Tokens a sequence; one more is read, as the last target.", above=0)
+    micro_batch: int | None = key(
+        None, "Sequences a process and forward pass; null: as many as fit.", above=0, fixed_by=None
+    )
+    document_mask: bool = key(
+        False, "Keep attention inside a document. false: it sees the whole row, as the seed does."
+    )
+    attention: Literal["auto", "flex", "varlen", "sdpa"] = key(
+        "auto",
+        "The attention kernel; all give one result, up to rounding. auto: flex on CUDA, sdpa elsewhere.",
+        fixed_by=None,
+    )
+    optimizer: Literal["muon", "adamw"] = key("muon", "muon: for the matrices in blocks, with AdamW for the rest.")
+    muon: MuonConfig = key(MuonConfig(), "Muon's keys.")
+    adamw: AdamWConfig = key(AdamWConfig(), "AdamW's keys.")
+    schedule: ScheduleConfig = key(ScheduleConfig(), "The learning rate over the steps.")
+    ema: EMAConfig = key(EMAConfig(), "An exponential moving average of the weights.")
+    swa: SWAConfig = key(SWAConfig(), "The mean of the weights over the end of the decay.")
+    grad_clip: float = key(1.0, "Largest L2 norm of the whole gradient; 0: no clipping.", at_least=0)
+    spike_sigma: float = key(
+        6.0,
+        "A loss or gradient norm so many deviations above its running mean is an event. 0: none is, and gradient "
+        "norms by module, which events and logged lines have, are not taken.",
+        at_least=0,
+    )
+    on_spike: Literal["warn", "skip", "stop"] = key(
+        "warn",
+        "What such an event does. skip: leave the step out; stop: leave it out and end the run.",
+        fixed_by=None,  # who could not change it would meet the same batch again
+    )
+    rank_loss: RankLossConfig = key(
+        RankLossConfig(), "The watch over the singular values of Muon's matrices.", fixed_by=None
+    )
+    eval_every: int = key(
+        0,
+        "Steps between validations; 0: only before the first step and after the last.",
+        at_least=0,
+        fixed_by=None,
+    )
+    eval_tokens: int = key(
+        1_000_000, "Validation tokens scored, always the same first ones; 0: all.", at_least=0, fixed_by=None
+    )
+    eval_items: int | None = key(
+        0,
+        "Questions asked of each of the recipe's evals, evenly spread; 0: all; null: none.",
+        at_least=0,
+        fixed_by=None,
+    )
+    checkpoint_every: int = key(
+        500,
+        "Steps between checkpoints; 0: only where a decay begins and at the end.",
+        at_least=0,
+        fixed_by=None,
+    )
+    keep_last: int = key(
+        2,
+        "Checkpoints kept, beside the best one and the one where a decay begins; 0: all.",
+        at_least=0,
+        fixed_by=None,
+    )
+    keep_best: bool = key(
+        True,
+        "Save at a validation loss below all before too, as checkpoints/best; see eval_every.",
+        fixed_by=None,
+    )
+    log_every: int = key(10, "Steps between lines of metrics.jsonl and on the screen.", above=0, fixed_by=None)
+    seed: int = key(0, "Seed of weights, data order, dropout and samples.")
+    init_from: str = key(
+        "none", "A phase, or the path of a run or checkpoint, whose weights are the first ones; none: fresh weights."
+    )
+    out: str | None = key(None, "The run's folder; null: a new folder under runs/.", fixed_by=None)
+    resume: str = key(
+        "refuse",
+        "auto, never, or the path of a checkpoint to go on from. refuse: a folder that holds a run is an error.",
+        fixed_by=None,
+    )
+    allow_new_manifest: bool = key(
+        False,
+        "Allow to resume on another build of the data, from the checkpoint's step of its order.",
+        fixed_by=None,
+    )
+    epochs: float = key(
+        1.0, "Passes over the mixture that training may make; more is an error.", above=0, fixed_by=None
+    )
+    prompts: tuple[str, ...] = key(
+        ("The", "In order to", "For example,"), "Samples are drawn for these at the end.", fixed_by=None
+    )
+    sample_tokens: int = key(48, "Tokens a sample; 0: no samples.", at_least=0, fixed_by=None)
+    dtype: Literal["auto", "float32", "bfloat16"] = key(
+        "auto", "Type of activations. auto: bfloat16 on CUDA, float32 elsewhere."
+    )
+    compile: bool | Literal["auto"] = key("auto", "Use torch.compile. auto: on CUDA.", fixed_by=None)
+    deterministic: bool = key(
+        False,
+        "Use only GPU kernels that repeat to the bit, which are slower. On a CPU all do.",
+        fixed_by=None,
+    )
+    tensorboard: bool = key(False, "Write TensorBoard event files into the run's folder too.", fixed_by=None)
+    wandb: bool | str = key(
+        False, "Log to Weights & Biases too, in the project of this name; true: shardmill.", fixed_by=None
+    )
+    peak_tflops: float | None = key(
+        None,
+        "TFLOP/s of a device, for its utilization (MFU); null: its datasheet's, dense bf16.",
+        above=0,
+        fixed_by=None,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "log_every"):
-            _check(getattr(self, name) > 0, f"train.{name} = {getattr(self, name)}: must be above 0")
-        for name in (
-            "grad_clip",
-            "spike_sigma",
-            "eval_every",
-            "eval_tokens",
-            "checkpoint_every",
-            "keep_last",
-            "sample_tokens",
-        ):
-            _check(getattr(self, name) >= 0, f"train.{name} = {getattr(self, name)}: must be at least 0")
-        _check(self.eval_items is None or self.eval_items >= 0, f"train.eval_items = {self.eval_items}: at least 0")
-        _check(self.micro_batch is None or self.micro_batch > 0, f"train.micro_batch = {self.micro_batch}: above 0")
-        peak = self.peak_tflops
-        _check(peak is None or peak > 0, f"train.peak_tflops = {peak}: must be above 0, or null")
-        _check(self.epochs > 0, f"train.epochs = {self.epochs}: must be above 0")
+        super().__post_init__()
         _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
-        one_of("train.attention", self.attention, ("auto", "flex", "varlen", "sdpa"))
-        one_of("train.optimizer", self.optimizer, ("muon", "adamw"))
-        one_of("train.on_spike", self.on_spike, ("warn", "skip", "stop"))
-        one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _check(bool(self.init_from), "train.init_from is empty: name a phase or a path, or say none")
         _check(bool(self.resume), "train.resume is empty: say auto, never, refuse or a path")
-
-
-def one_of(where: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raises ConfigError when `value` is not in `allowed`."""
-    _check(value in allowed, f"{where} = {value!r}: must be one of {', '.join(map(str, allowed))}")

@@ -35,14 +35,8 @@ from train.generate import TEMPERATURE, TOP_P
 from train.model.transformer import count_parameters
 
 MODELING = Path(__file__).with_name("export_hf_model.py")
-CARD_MODULES = (
-    "__init__.py",
-    "config.py",
-    "model/__init__.py",
-    "model/attention.py",
-    "model/loss.py",
-    "model/transformer.py",
-)  # export_seed_card.py and all that it imports
+# What export_seed_card.py imports, below train/
+CARD_MODULES = ("__init__.py", "config.py", "keys.py", "model/*.py")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Our parameter names as the Hugging Face file has them, which are Llama's where Llama has the part
@@ -191,8 +185,8 @@ def write_card(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Pa
     shutil.copyfile(trained.tokenizer, out / "models/tokenizer.json")
     here = MODELING.parent
     (out / "code/train/model").mkdir(parents=True)
-    for name in CARD_MODULES:
-        shutil.copyfile(here / name, out / "code/train" / name)
+    for path in (path for pattern in CARD_MODULES for path in here.glob(pattern)):
+        shutil.copyfile(path, out / "code/train" / path.relative_to(here))
     shutil.copyfile(here / "export_seed_card.py", out / "code/model.py")
     for module, name in (("config", "Config"), ("tokenizer", "load_tokenizer")):
         (out / f"code/{module}.py").write_text(f'from model import {name}\n\n__all__ = ["{name}"]\n')

@@ -12,28 +12,32 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from train.config import ConfigError, ModelConfig, TrainConfig, one_of
+from train.config import ConfigError, ModelConfig, TrainConfig
+from train.keys import Keys, one_of, type_hints, type_text
 
-T = TypeVar("T")
+GroupT = TypeVar("GroupT", bound=Keys)
 
 
-def from_dict(cls: type[T], value: Any, where: str) -> T:
-    """`value` as a `cls`. Unknown keys raise ConfigError naming the nearest; figures written as text are read."""
+def from_dict(group: type[GroupT], value: object, where: str) -> GroupT:
+    """Build a `group` of keys from a dictionary; figures may be written as text.
+
+    Raises ConfigError, whose text begins with `where`, for an unknown key, naming the nearest, and for a wrong value.
+    """
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected keys and values, found {value!r}")
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    hints = type_hints(group)
+    known = [field.name for field in dataclasses.fields(group)]
     for key in value:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5) or known
             raise ConfigError(f"{where}.{key}: no such key; did you mean {', '.join(near)}?")
-    return cls(**{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    return group(**{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()})
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """`value` as type `hint`, one of those that the classes above use."""
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
+    """Return `value` as the type `hint`, one of those that the keys in train/config.py have."""
+    if isinstance(hint, type) and issubclass(hint, Keys):
+        return from_dict(hint, value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _read_union(args, value, where)
@@ -57,7 +61,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             pass
     if type(value) is hint:
         return value
-    raise ConfigError(f"{where} = {value!r}: expected {_name(hint)}")
+    raise ConfigError(f"{where} = {value!r}: expected {type_text(hint)}")
 
 
 def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -68,19 +72,11 @@ def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
             return _read(arg, value, where)
         except ConfigError:
             continue
-    raise ConfigError(f"{where} = {value!r}: expected {' or '.join(_name(a) for a in args)}")
+    raise ConfigError(f"{where} = {value!r}: expected {' or '.join(type_text(a) for a in args)}")
 
 
 def _digits(text: str) -> bool:
     return text.strip().lstrip("+-").isdigit()
-
-
-def _name(hint: Any) -> str:
-    if hint is types.NoneType:
-        return "null"
-    if typing.get_origin(hint) is Literal:
-        return ", ".join(map(str, typing.get_args(hint)))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
 def apply_overrides(value: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+
 import pytest
 
-from train.config import ConfigError, ModelConfig, TrainConfig
+from train.config import AdamWConfig, ConfigError, ModelConfig, MuonConfig, ScheduleConfig, TrainConfig
+from train.keys import documented, keys_fixed_by_weights
 from train.overrides import apply_overrides, configs, from_dict
 
 
@@ -41,7 +46,7 @@ def test_model_refusals():
         ({"n_layers": 3}, "gemma4 needs an even number"),
         ({"dim": 100}, "n_heads"),
         ({"attention_pattern": "none"}, "all_global, gemma4"),
-        ({"lm_head_logit_cap": 0}, "null for none"),
+        ({"lm_head_logit_cap": 0}, "must be above 0, or null"),
     ):
         with pytest.raises(ConfigError, match=message):
             from_dict(ModelConfig, value, "model")
@@ -94,3 +99,44 @@ def test_pydantic_takes_the_classes_as_they_are():
     for wrong in ({"model": {"dims": 3}}, {"train": {"a": {"muon": {"x": 1}}}}, {"model": {"n_layers": 3}}):
         with pytest.raises(pydantic.ValidationError):
             Recipe(**wrong)
+
+
+@pytest.mark.parametrize("group", [ModelConfig, TrainConfig])
+def test_every_key_is_documented_and_the_schema_says_the_same(group):
+    pydantic = pytest.importorskip("pydantic")
+    rows = documented(group)
+    assert all(row.doc.endswith(".") and row.type for row in rows)
+    schema = pydantic.TypeAdapter(group).json_schema()
+    for row in rows:
+        *nested, name = row.key.split(".")
+        part = schema["$defs"][type(getattr(group(), nested[0])).__name__] if nested else schema
+        assert part["properties"][name]["description"] == row.doc
+        assert json.loads(row.default) == part["properties"][name]["default"]
+
+
+def test_bounds_are_told_as_they_are_checked():
+    for group, key, wrong, message in (
+        (MuonConfig, "momentum", 1, "train.muon.momentum = 1: must be in [0, 1)"),
+        (ScheduleConfig, "min_ratio", 1.5, "train.schedule.min_ratio = 1.5: must be in [0, 1]"),
+        (AdamWConfig, "betas", (0.9, 1), "train.adamw.betas = (0.9, 1): must be in [0, 1)"),
+        (TrainConfig, "keep_last", -1, "train.keep_last = -1: must be at least 0"),
+        (TrainConfig, "micro_batch", 0, "train.micro_batch = 0: must be above 0, or null"),
+        (ScheduleConfig, "decay_shape", "step", "train.schedule.decay_shape = 'step': must be one of sqrt, linear"),
+        (TrainConfig, "seed", 2**63, "must be in [0, 2**63)"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            group(**{key: wrong})
+
+
+def test_what_a_run_is_fixed_by():
+    """All keys of the model but those of a part that is off; of training, what changes its past."""
+    cfg = ModelConfig(dim=64, n_heads=4)
+    fixed = cfg.fixed_by_run()
+    assert fixed["head_dim"] == 16 and fixed["mlp_hidden"] == 256 and fixed["dropout"] == 0
+    engram = {"engram_enabled", "engram_slots", "engram_inject_layer"}
+    assert {*vars(cfg)} - {*fixed} == engram
+    assert engram <= {*dataclasses.replace(cfg, engram_enabled=True).fixed_by_run()}
+    assert engram | {"dim", "vocab_size"} <= {*keys_fixed_by_weights(ModelConfig)} <= {*vars(cfg)} - {"dropout"}
+    train = TrainConfig().fixed_by_run()
+    assert {"seed", "batch_size", "muon"} <= {*train} and not {"steps", "rank_loss", "out"} & {*train}
+    assert "kind" in train["schedule"] and "seconds" not in train["schedule"]

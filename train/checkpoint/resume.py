@@ -1,11 +1,11 @@
 """How a run starts: whether its folder may be used, and where its weights come from.
 
 `resume` continues everything, `init_from` takes weights. A run continues on the manifest and with the settings that it
-began with, but for those that change neither its past nor its order (runfolder.FREE); `allow_new_manifest` lifts the
-first: another build of the same data, under the same tokenizer and the same rule for validation. The step then counts
-on, and what it reads is a function of the new build: rows that were read may come again, and others never. Which build
-a step read stands in run.json (`builds`), and `pipeline trace` asks for that one. Nothing here overwrites a folder that
-holds checkpoints.
+began with, but for those that change neither its past nor its order (`fixed_by=None` in train/config.py).
+`allow_new_manifest` lifts the first: another build of the same data, under the same tokenizer and the same rule for
+validation. The step then counts on, and what it reads is a function of the new build: rows that were read may come
+again, and others never. Which build a step read stands in run.json (`builds`), and `pipeline trace` asks for that one.
+Nothing here overwrites a folder that holds checkpoints.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 
 from train.checkpoint import checkpoint
 from train.checkpoint.checkpoint import Checkpoint
-from train.checkpoint.run_folder import SHAPE, differences, short
-from train.config import ConfigError, TrainConfig, TrainError
+from train.checkpoint.run_folder import differences, short
+from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
+from train.keys import keys_fixed_by_weights
 from train.optim.schedule import Pace, decay_start, settled
 
 
@@ -265,7 +266,8 @@ def _initial_weights(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any])
                 f"({key} {short(theirs.get(key))} there, {short(ours[key])} here)\n"
                 "its scores would mean nothing here: train that phase again, or --set train.init_from=none"
             )
-    wrong = differences({k: ours["model"].get(k) for k in SHAPE}, {k: theirs["model"].get(k) for k in SHAPE}, "model.")
+    keys = keys_fixed_by_weights(ModelConfig)
+    wrong = differences({k: ours["model"].get(k) for k in keys}, {k: theirs["model"].get(k) for k in keys}, "model.")
     if wrong:
         raise TrainError(f"train.init_from={name}: {chosen.folder} holds another model: {', '.join(wrong[:4])}")
     return chosen.folder

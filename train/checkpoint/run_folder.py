@@ -13,7 +13,6 @@ How a run starts in it, or goes on, is in start.py.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -27,38 +26,16 @@ from train.config import ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.distributed.runtime import Runtime
 
-# Keys that may differ between a run and its continuation: they change neither weights nor the order of the data.
-# `on_spike` says what is done about the next one: who could not change it would meet the same batch again.
-# `steps`, and `seconds` of the schedule, change the learning rate from there on: start.py allows it where the
-# decay had not begun. That is how a run is made longer.
-FREE = (
-    *("steps", "epochs", "out", "resume", "eval_every", "eval_tokens", "eval_items", "checkpoint_every", "keep_last"),
-    *("log_every", "prompts", "sample_tokens", "tensorboard", "wandb", "peak_tflops", "micro_batch", "compile"),
-    "deterministic",
-    *("attention", "mixture", "on_spike", "rank_loss", "keep_best", "allow_new_manifest"),
-)
-# Keys of the model that its weights depend on
-SHAPE = (
-    *("dim", "n_layers", "n_heads", "head_dim", "mlp_hidden", "attention_pattern", "sliding_window", "rope_base"),
-    *("norm_eps", "tie_embeddings", "vocab_size", "engram_enabled", "engram_slots", "engram_inject_layer"),
-)
-
 
 def identity(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     """What makes a run the same run, in JSON's types: stored in run.json and in each checkpoint."""
-    shape = dataclasses.asdict(model) | {"head_dim": model.head_size, "mlp_hidden": model.hidden}
-    shape |= {"vocab_size": manifest.tokenizer.vocab_size}
-    if not model.engram_enabled:  # a bank that is not there has no size
-        shape = {k: v for k, v in shape.items() if not k.startswith("engram_")}
-    kept = {k: v for k, v in dataclasses.asdict(train).items() if k not in FREE}
-    kept["schedule"] = {k: v for k, v in kept["schedule"].items() if k != "seconds"}
     value = {
         "build_id": manifest.build_id,
         "phase": manifest.phase,
         "tokenizer_sha256": manifest.tokenizer.sha256,
         "val_rule": manifest.val_ids.rule,
-        "model": shape,
-        "train": kept,
+        "model": model.fixed_by_run() | {"vocab_size": manifest.tokenizer.vocab_size},
+        "train": train.fixed_by_run(),
     }
     result: dict[str, Any] = json.loads(json.dumps(value))
     return result
