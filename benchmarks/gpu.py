@@ -44,9 +44,9 @@ from benchmarks.gpu_checks import ceilings, checks, synchronize
 from benchmarks.reader import VOCAB, write_shards
 from train import loop
 from train.config import ModelConfig
-from train.data.loader import sha256_of
 from train.data.manifest import load_manifest
 from train.distributed.runtime import Runtime
+from train.files import sha256_file
 from train.main import repeatable, set_up
 from train.model.flops import flops_per_token
 from train.overrides import configs
@@ -132,7 +132,7 @@ def write_mixture(folder: Path, tokens: int, model: dict[str, Any], settings: di
     ids = (np.random.default_rng(0).random(tokens) ** 4 * (VOCAB - 1)).astype(np.uint16)
     path = write_shards(folder, ids, 5)
     made = load_manifest(path)
-    shards = [dataclasses.replace(s, sha256=sha256_of(folder / s.path)) for s in made.shards]
+    shards = [dataclasses.replace(s, sha256=sha256_file(folder / s.path)) for s in made.shards]
     shards[-1] = dataclasses.replace(shards[-1], split="val")
     held = shards[-1].tokens
     recipe = {"model": model, "train": {"pretrain": settings}}

@@ -29,8 +29,9 @@ import torch
 
 from benchmarks import measure
 from train.config import TrainConfig
+from train.data.format import HEADER_BYTES, Header
 from train.data.loader import Loader, check_hashes
-from train.data.manifest import HEADER_BYTES, Header, Manifest, Shard, Tokenizer, ValidationIds, load_manifest
+from train.data.manifest import Manifest, Shard, Tokenizer, ValidationIds, load_manifest
 
 SHAPES = ((16, 8192), (512, 128))
 TARGETS = {

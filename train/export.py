@@ -195,8 +195,8 @@ def write_card(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Pa
 def readme(trained: Trained) -> str:
     """The model card: what it is, how to load it, and what it read, which the manifest says only of its own run."""
     found, made = trained.manifest, trained.provenance()
-    read = [f"| {s.name} | {s.tokens:,} | {s.licence or 'not stated'} |" for s in found.sources]
-    table = ["", "| source | tokens in the mixture | licence |", "|---|---|---|", *read] if read else []
+    read = [f"| {s.name} | {s.tokens:,} | {s.license or 'not stated'} |" for s in found.sources]
+    table = ["", "| source | tokens in the mixture | license |", "|---|---|---|", *read] if read else []
     lines = [
         *("---", "library_name: transformers", "pipeline_tag: text-generation", "---", ""),
         *(f"# {made['name']}, {made['phase']}, step {made['step']:,}{trained.average and ', ' + trained.average}", ""),

@@ -34,6 +34,7 @@ from train.monitor import anomalies, singular_values
 from train.monitor.anomalies import Sentinel
 from train.monitor.metrics import Metrics
 from train.monitor.singular_values import RankLoss
+from train.monitor.text import clock_text
 from train.optim.averages import Averages
 from train.optim.muon import Optimizer
 from train.optim.schedule import Pace, decay_begins, lr_factor
@@ -234,13 +235,6 @@ def _report(run: Run, events: list[dict[str, Any]]) -> None:
         if run.metrics is not None:
             run.metrics.event(event)
     run.sentinel.check(events, run.folder)
-
-
-def clock_text(seconds: float) -> str:
-    """h:mm:ss or m:ss."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
 def score_averages(run: Run) -> dict[str, Score]:

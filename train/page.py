@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import checkpoint
 from train.config import TrainError
+from train.files import write_atomic
 from train.monitor.anomalies import said
 from train.monitor.metrics import lines
 from train.monitor.svg import Series, chart
+from train.monitor.text import clock_text
 
 FIRST = 5  # events shown, and rows of a batch of each
 Record = dict[str, Any]
@@ -53,10 +54,10 @@ def write(folder: Path) -> Path:
     (folder / "plots").mkdir(exist_ok=True)
     names = []
     for name, svg in plots(records, events).items():
-        checkpoint.write_atomic(folder / "plots" / f"{name}.svg", svg)
+        write_atomic(folder / "plots" / f"{name}.svg", svg)
         names.append(name)
     page = folder / "summary.md"
-    checkpoint.write_atomic(page, text(run, records, events, summary, names))
+    write_atomic(page, text(run, records, events, summary, names))
     return page
 
 
@@ -153,7 +154,10 @@ def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
                 f"of {run['peak_tflops']:g} TFLOP/s (dense bf16)"
             )
         rows += [
-            ("time", f"{duration(last['seconds'])} in steps, {median(lined, 'waiting_for_data'):.1%} waiting for data"),
+            (
+                "time",
+                f"{clock_text(last['seconds'])} in steps, {median(lined, 'waiting_for_data'):.1%} waiting for data",
+            ),
             (
                 "speed",
                 f"{median(lined, 'tokens_per_second'):,.0f} tokens/s, {median(lined, 'model_tflops'):.3g} "
@@ -270,12 +274,6 @@ def fenced(content: str, language: str = "") -> str:
 def median(records: list[Record], key: str) -> float:
     """Of a figure of the records that have it."""
     return statistics.median([r[key] for r in records if key in r] or [0.0])
-
-
-def duration(seconds: float) -> str:
-    """h:mm:ss."""
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
 
 
 def _figure(value: float | None) -> str:

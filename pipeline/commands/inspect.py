@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.commands.report import grid, mixture
 from pipeline.errors import UserError
-from stages.pack.format import open_shard
+from train.data.format import read_shard
 from train.data.manifest import Manifest
 
 
@@ -32,7 +32,7 @@ def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> N
     rows = [(i, s.path, s.tokens, s.documents, s.sha256[:16]) for i, s in enumerate(manifest.shards)]
     console.print(grid("Shards", ("number", "file", "tokens", "documents", "sha256"), rows))
     if manifest.evals:
-        said = ", ".join(f"{e.name} ({e.items:,} items{e.licence and f', {e.licence}'})" for e in manifest.evals)
+        said = ", ".join(f"{e.name} ({e.items:,} items{e.license and f', {e.license}'})" for e in manifest.evals)
         console.print(f"\nAsked while training: {said}", markup=False)
     console.print()
     window(manifest, shard, token, length, console)
@@ -47,7 +47,7 @@ def window(manifest: Manifest, shard: int, token: int, length: int, console: Con
     chosen = manifest.shards[shard]
     if token >= chosen.tokens:
         raise UserError(f"--token {token}: {chosen.path} has {chosen.tokens:,} tokens")
-    _, tokens = open_shard(manifest.file(chosen.path))
+    _, tokens = read_shard(manifest.file(chosen.path))
     stop = min(token + length, chosen.tokens)
     tokenizer = Tokenizer.from_file(str(manifest.file(manifest.tokenizer.path)))
     rows = pq.read_table(manifest.file(chosen.rows))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine import fingerprint
-from pipeline.engine.store import Store, sha256_file
+from pipeline.engine.store import Store
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, parse_recipe
 from stages.base import DataError
@@ -22,6 +22,7 @@ from stages.lineage.diff import changes
 from stages.pack.stage import STAGE_OF
 from stages.sources.registry import SOURCES, describe, pin
 from train.data.manifest import Manifest, SourceFile, load_manifest
+from train.files import sha256_file
 
 
 def recipe_of(manifest: Manifest, places: Mapping[str, str]) -> Recipe:
@@ -136,18 +137,15 @@ def check(manifest: Manifest, recipe: Recipe, store: Store, places: Mapping[str,
 
 def differences(manifest: Manifest, folder: Path, places: Mapping[str, str]) -> Iterator[str]:
     """Every file of the mixture whose bytes are not the manifest's, and every figure in which the manifests differ."""
-    named = [(manifest.tokenizer.path, manifest.tokenizer.sha256), (manifest.val_ids.path, manifest.val_ids.sha256)]
-    named += [(e.path, e.sha256) for e in manifest.evals]
-    for s in manifest.shards:
-        named += [(s.path, s.sha256), (s.index, s.index_sha256), (s.rows, s.rows_sha256)]
-    for name, digest in named:
+    packed = manifest.packed_files()
+    for name, digest in packed:
         file = folder / name
         if not file.is_file():
             yield f"{name}: was not built"
         elif sha256_file(file) != digest:
             yield f"{name}: its bytes are not the manifest's"
     for file in sorted(folder.iterdir()):
-        if file.name not in {name for name, _ in named} | {"manifest.json"}:
+        if file.name not in {name for name, _ in packed} | {"manifest.json"}:
             yield f"{file.name}: was not in the manifest"
     again = dataclasses.asdict(load_manifest(folder))
     before = dataclasses.asdict(manifest)
@@ -186,8 +184,8 @@ def compare(manifest: Manifest, out: str, places: Mapping[str, str]) -> None:
         print(f"differs: {line}")
     if found:
         raise UserError(f"{folder}: {found} differences; the rebuild is not what the manifest says")
-    files = 2 + 3 * len(manifest.shards) + len(manifest.evals)
-    print(f"{folder}: {files} files rebuilt, every sha256 as the manifest has it, build {manifest.build_id[:16]}")
+    count = len(manifest.packed_files())
+    print(f"{folder}: {count} files rebuilt, every sha256 as the manifest has it, build {manifest.build_id[:16]}")
 
 
 def stage_of(manifest: Manifest) -> str:

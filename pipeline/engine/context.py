@@ -134,7 +134,7 @@ class Context:
         return fingerprint.versions(tuple(sorted(libraries)))
 
     def describe_source(self, name: str) -> dict[str, str]:
-        """origin, revision and licence of a source, for the manifest."""
+        """origin, revision and license of a source, for the manifest."""
         return describe(self.recipe.sources[name])
 
     def fingerprint(self, module: str) -> str:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stages.base import Record
+from train.monitor.text import clock_text
 
 PLAIN_EVERY = 10.0  # seconds between lines when output is a file or a pipe
 
@@ -123,7 +124,7 @@ class Progress:
             parts.append(f"{row.done_bytes / elapsed / 1e6:.1f} MB/s")
         left = row.left()
         if left is not None:
-            parts.append(f"{clock(left)} left")
+            parts.append(f"{clock_text(left)} left")
         sources = [f"{name} {n:,}" for name, n in sorted(row.per_source.items()) if n]
         if sources:
             parts.append("documents " + ", ".join(sources[:6]) + (" …" if len(sources) > 6 else ""))
@@ -147,13 +148,5 @@ class Progress:
         if not self.quiet and self.rows:
             done = sum(r.done for r in self.rows.values())
             cached = sum(r.cached for r in self.rows.values())
-            self.line(f"{done} units, {cached} cached, {clock(seconds)}")
+            self.line(f"{done} units, {cached} cached, {clock_text(seconds)}")
         sys.stderr.flush()
-
-
-def clock(seconds: float) -> str:
-    """`75` -> `1:15`."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, secs = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"

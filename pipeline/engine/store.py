@@ -27,33 +27,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from stages.base import Artifact, Record
 from stages.sources.files import remote_identity
+from train.files import fsync_path, sha256_file, write_atomic
 
 RECORD = "record.json"
 RUNNING = "running"  # a file here, and a lock on it, for each run
 LOCK = "lock"  # held by all who use the store; see pipeline/engine/locks.py
 UNITS = "units"  # <out>/<recipe>/units/<stage>.json: the units of the last build
 BIG = 1 << 20  # input files above this have their digest cached
-
-
-def sha256_file(path: str | Path) -> str:
-    """sha256 of a local file, as hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a local file by `text` in one step, on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class Store:
@@ -170,7 +150,7 @@ class Store:
                 self.fs.pipe_file(f"{folder}/{RECORD}", text.encode())
             return found or record
         temporary = Path(folder) / f"{record.attempt}.{RECORD}"
-        write_atomic(temporary, text)
+        write_atomic(temporary, text, sync_name=False)  # the record's own name is synced below
         final = Path(folder) / RECORD
         try:
             os.link(temporary, final)
@@ -182,7 +162,7 @@ class Store:
             temporary.replace(final)  # the record that stood there names outputs that are gone
         else:
             temporary.unlink()
-        sync_folder(Path(folder))
+        fsync_path(Path(folder))
         return record
 
     def fetch(self, artifact: Artifact) -> str:
@@ -230,7 +210,8 @@ class Store:
             pass
         digest = sha256_file(path)
         if remember:
-            write_atomic(cache, json.dumps({"path": path, "stamp": stamp, "sha256": digest}))
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(cache, json.dumps({"path": path, "stamp": stamp, "sha256": digest}), sync_name=False)
         return digest, info.st_size
 
     # -- results -------------------------------------------------------------------------------------
@@ -291,7 +272,8 @@ class Store:
             if self.fs.cat_file(path) == text.encode():
                 return
         if self.local:
-            write_atomic(Path(path), text)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(Path(path), text, sync_name=False)
         else:
             self.fs.pipe_file(path, text.encode())
 
@@ -317,15 +299,6 @@ class Store:
             return [path.rstrip("/").rpartition("/")[2] for path in self.fs.ls(folder, detail=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a local folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.errors import UsageError, UserError
 from pipeline.executors import ray_cleanup
 from pipeline.executors.forkserver import Nursery
 from pipeline.executors.worker import receive, run_unit, send
+from train.distributed.launch_env import cores
 
 
 class WorkerLost(Exception):  # noqa: N818 - reads as what happened
@@ -39,11 +40,6 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Stop all workers; units in flight are lost."""
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 @dataclass(eq=False)

@@ -23,9 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from pipeline.engine.store import Store, sha256_file
+from pipeline.engine.store import Store
 from pipeline.executors.train_job import launcher
 from stages.base import Artifact, DataError, Record, Task, TransientError, Unfinished, find_work
+from train.files import sha256_file
 
 TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
 FILES_AT_A_TIME = 4  # hashed and synced; a unit seldom has more

@@ -16,7 +16,7 @@ from train.data.manifest import Manifest, SourceFile
 BUCKET_ROWS = 20_000_000  # rows compared at a time, about 2 GB; more are split by the first bits of their id
 ABSENT = "absent"
 SOURCE_FACTS = (
-    *("kind", "origin", "revision", "licence", "rows_in", "rows_kept", "quarantined", "dropped", "files_lost"),
+    *("kind", "origin", "revision", "license", "rows_in", "rows_kept", "quarantined", "dropped", "files_lost"),
     *("available_tokens", "ratio_asked", "ratio_got", "tokens", "documents", "epochs", "max_epochs"),
     *("val_tokens", "val_documents"),
 )

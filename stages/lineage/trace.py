@@ -26,10 +26,11 @@ from stages.decontaminate.ngrams import cut
 from stages.filter.edits import edited, parse_edits
 from stages.filter.rules import EDITING, Document, judge, parse_rules
 from stages.lineage.reread import moved, read_again
-from stages.pack.format import ROWS, open_shard
+from stages.pack.format import ROWS
 from stages.schemas import ID, document_id
 from stages.sources.base import BadRow
 from stages.sources.registry import SourceConfig, pin
+from train.data.format import read_shard
 from train.data.manifest import Manifest, Shard
 
 Span: TypeAlias = tuple[str, int, int]  # shard, and [start, stop) of its tokens
@@ -157,7 +158,7 @@ class Decoder:
     def tokens(self, shard: str) -> np.ndarray:
         """The tokens (n,) of a shard, mapped."""
         if shard not in self._open:
-            self._open[shard] = open_shard(self.manifest.file(shard))[1]
+            self._open[shard] = read_shard(self.manifest.file(shard))[1]
         return self._open[shard]
 
     def pieces(self, shard: str, start: int, stop: int) -> list[bytes]:

@@ -90,7 +90,7 @@ def describe_evals(context: Any, name: str, record: Record) -> EvalSet:
         kind=config.kind,
         origin=config.where,
         revision=hub.commits(config.path, config.revision) or config.revision,
-        licence=config.licence,
+        license=config.license,
         files=context.source_files(name),
     )
 

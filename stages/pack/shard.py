@@ -12,9 +12,9 @@ from stages import hashing
 from stages.base import Task
 from stages.pack.allocate import Part, cut_at, selected, with_facts
 from stages.pack.best_fit import best_fit
-from stages.pack.format import ROWS, write_index
+from stages.pack.format import ROWS
 from stages.tokenize.token_file import GROUP, TOKENISED, Unit, full_order, pieces_of, write_joined
-from train.data.manifest import Header
+from train.data.format import Header, write_index
 
 # The in-shard hash decides; the others only make the order total where duplicates were left in.
 TIES = ("document_id", "part", "copy", "source", "source_file", "source_row")

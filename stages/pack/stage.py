@@ -23,7 +23,8 @@ from stages.pack.mixture import largest_remainder, solve
 from stages.pack.shard import shard
 from stages.tokenize.regroup import ABOVE, Ranged, held, ranged, total_histogram
 from stages.tokenize.token_file import BY_POSITION, HELD_BY_TAKE, Tokenised, ring
-from train.data.manifest import FORMAT_VERSION, Tokenizer
+from train.data.format import FORMAT_VERSION
+from train.data.manifest import Tokenizer
 
 
 @dataclass(frozen=True)

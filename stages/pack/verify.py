@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,18 +15,14 @@ import pyarrow.parquet as pq
 from stages import hashing
 from stages.pack.allocate import rotate
 from stages.pack.best_fit import best_fit
-from stages.pack.format import ROWS, open_shard, read_index
+from stages.pack.format import ROWS
 from stages.schemas import table_digest
 from stages.sources.questions import EvalConfig
 from stages.tokenizer.spec import BOS, PAD, special_ids, token_bytes
 from train.data.evalset import read_evalset
-from train.data.manifest import HEADER_BYTES, Manifest, ManifestError, Shard
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from train.data.format import HEADER_BYTES, read_index, read_shard, shard_bytes
+from train.data.manifest import Manifest, ManifestError, Shard
+from train.files import sha256_file
 
 
 @dataclass
@@ -45,25 +39,20 @@ class Tally:
 def verify(manifest: Manifest) -> Iterator[str]:
     """Every difference between the manifest and what lies beside it.
 
-    What came before packing (rows in, kept and dropped, origin, revision, licence, versions, the hash of the
+    What came before packing (rows in, kept and dropped, origin, revision, license, versions, the hash of the
     source tree, the recipe's other keys, the second half of the build id) cannot be known from the folder: for
     these only the manifest's own digest speaks.
     """
-    if json.loads(manifest.to_json())["digest"] != manifest.digest:
+    if not manifest.digest_matches():
         yield "manifest: its digest is not of what it says; it was changed after it was written"
     yield from verify_manifest(manifest)
-    named = [(manifest.tokenizer.path, manifest.tokenizer.sha256)]
-    named.append((manifest.val_ids.path, manifest.val_ids.sha256))
-    named += [(asked.path, asked.sha256) for asked in manifest.evals]
-    for shard in manifest.shards:
-        named += [(shard.path, shard.sha256), (shard.index, shard.index_sha256), (shard.rows, shard.rows_sha256)]
     damaged = set()
-    for path, expected in named:
+    for path, expected in manifest.packed_files():
         if Path(path).is_absolute() or ".." in Path(path).parts:
             yield f"{path}: leads out of the manifest's folder"
         elif not manifest.file(path).is_file():
             yield f"{path}: missing"
-        elif sha256(manifest.file(path)) != expected:
+        elif sha256_file(manifest.file(path)) != expected:
             yield f"{path}: sha256 differs from the manifest's"
         else:
             continue
@@ -102,7 +91,7 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
             yield f"manifest: the files of {shard.path} are not named {stem}"
         if shard.split not in ("train", "val"):
             yield f"manifest: {shard.path} is of split {shard.split!r}"
-        if shard.bytes != HEADER_BYTES + 2 * shard.tokens:
+        if shard.bytes != shard_bytes(shard.tokens):
             yield f"manifest: {shard.path} cannot have {shard.bytes:,} bytes and {shard.tokens:,} tokens"
     recipe = manifest.recipe
     asked = recipe.get("mixtures", {}).get(manifest.mixture) or {}
@@ -116,7 +105,7 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
     for name, (said, wanted) in facts.items():
         if said != wanted:
             yield f"manifest: {name} is {said!r}, its recipe says {wanted!r}"
-    said = {e.name: (e.path, e.kind, e.prompt, e.origin, e.revision, e.licence) for e in manifest.evals}
+    said = {e.name: (e.path, e.kind, e.prompt, e.origin, e.revision, e.license) for e in manifest.evals}
     wished = {name: expected_evals(name, value) for name, value in recipe.get("evals", {}).items()}
     if said != wished:
         yield f"manifest: evals are {said}, its recipe says {wished}"
@@ -134,9 +123,9 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
 
 
 def expected_evals(name: str, value: dict[str, Any]) -> tuple[str, ...]:
-    """What a manifest says of an evaluation set, by its recipe: path, kind, prompt, origin, revision, licence."""
+    """What a manifest says of an evaluation set, by its recipe: path, kind, prompt, origin, revision, license."""
     config = EvalConfig.model_validate(value)
-    return f"eval_{name}.json", config.kind, config.prompt, config.where, config.revision, config.licence
+    return f"eval_{name}.json", config.kind, config.prompt, config.where, config.revision, config.license
 
 
 def verify_tokenizer(manifest: Manifest) -> Iterator[str]:
@@ -171,7 +160,7 @@ def read_ids(manifest: Manifest) -> list[bytes]:
 def verify_shard(manifest: Manifest, shard: Shard, held: set[bytes], tally: Tally) -> Iterator[str]:
     """Header, index, rows and tokens of one shard agree with each other and with the manifest."""
     name, bos = shard.path, manifest.tokenizer.bos_id
-    header, tokens = open_shard(manifest.file(shard.path))
+    header, tokens = read_shard(manifest.file(shard.path))
     if header.build_id != manifest.build_id[:16]:
         yield f"{name}: header is of build {header.build_id}, the manifest of {manifest.build_id[:16]}"
     facts = (header.tokens, header.documents, header.vocab_size, header.bos_id)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.base import Task
-from stages.sources.base import BadRow, FieldError, FilesConfig, Identify, Row, UnitSpec, common_params
+from stages.sources.base import LICENSE_KEYS, BadRow, FieldError, FilesConfig, Identify, Row, UnitSpec, common_params
 from stages.sources.files import files_of
 from stages.sources.parquet import SUFFIXES, convert_rows, cut, decode
 from stages.sources.questions import Question, write_items
@@ -34,7 +34,11 @@ class Config(FilesConfig):
         default="hf://datasets/allenai/ai2_arc/ARC-*/train-*.parquet",
         description="A file, a folder, a glob, or a list of them; local or a URI. Leave test splits out.",
     )
-    licence: str = Field(default="CC-BY-SA-4.0", description="Licence of the text; not interpreted.")
+    license: str = Field(
+        default="CC-BY-SA-4.0",
+        validation_alias=LICENSE_KEYS,
+        description="License of the text; not interpreted.",
+    )
 
 
 def units(config: Config, identify: Identify) -> list[UnitSpec]:

@@ -31,6 +31,7 @@ DOCUMENT_BYTES = 4096  # of a document, about, to size the units of a budget in 
 LARGEST = 128 << 20  # bytes of a document that no source's key says otherwise of
 MAX_RATIO = 200.0  # bytes that a compressed file may unpack to, by its own
 SECRET = ("key", "token", "secret", "pass", "credential", "sas", "signature")  # in the names of storage options
+LICENSE_KEYS = AliasChoices("license", "licence")  # recipes may spell it either way
 
 
 class BaseConfig(BaseModel):
@@ -45,7 +46,11 @@ class BaseConfig(BaseModel):
     edit: list[Literal["mojibake", "control_characters", "pii"]] = Field(
         default_factory=list, description="Edits made before the rules: see `stages/filter/edits.py`. None by default."
     )
-    licence: str = Field(default="", description="Licence of the text, repeated in the manifest; not interpreted.")
+    license: str = Field(
+        default="",
+        validation_alias=LICENSE_KEYS,
+        description="License of the text, repeated in the manifest; not interpreted.",
+    )
     origin: str = Field(default="", description="Where the text comes from, for the manifest.")
     revision: str = Field(
         default="",

@@ -56,20 +56,20 @@ class Config(BaseConfig):
 
 
 def describe(config: Config) -> dict[str, str]:
-    """Origin, revision and licence of the text, for the manifest."""
-    versions, licences = [], []
+    """Origin, revision and license of the text, for the manifest."""
+    versions, licenses = [], []
     for package in config.packages:
         if package == STDLIB:
             versions.append(f"python {platform.python_version()}")
-            licences.append("PSF-2.0")
+            licenses.append("PSF-2.0")
         else:
             about: Any = metadata.metadata(package)
             versions.append(f"{package} {about['Version']}")
-            licences.append(about.get("License-Expression") or about.get("License", "").split("\n")[0])
+            licenses.append(about.get("License-Expression") or about.get("License", "").split("\n")[0])
     return {
         "origin": config.origin or "docstrings of installed packages",
         "revision": config.revision or ", ".join(versions),
-        "licence": config.licence or ", ".join(dict.fromkeys(filter(None, licences))),
+        "license": config.license or ", ".join(dict.fromkeys(filter(None, licenses))),
     }
 
 

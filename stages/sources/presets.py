@@ -2,7 +2,7 @@
 
 `{from: fineweb_edu, subset: sample-10BT}` is a source of plain parquet with these keys filled in; the resolved recipe
 in a manifest shows them all. Any key can be given instead: `path` for a copy of the files, another `template`.
-Locations, columns and licences are those of the datasets' cards on the hub. AI2 ARC has a module of its own.
+Locations, columns and licenses are those of the datasets' cards on the hub. AI2 ARC has a module of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Known:
     module: ModuleType
     repository: str
     files: dict[str, str]
-    licence: str
+    license: str
     keys: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,7 +94,9 @@ def filled(name: str, known: Known) -> Callable[[Any, Any], Any]:
     def fill(cls: Any, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        keys: dict[str, Any] = {"licence": known.licence, **known.keys}
+        keys: dict[str, Any] = {"license": known.license, **known.keys}
+        if "licence" in value:
+            keys.pop("license")
         if not {"template", "text", "text_column"}.isdisjoint(value):
             keys.pop("template", None)
         if not value.get("path"):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stages.base import DataError, Task
 from stages.schemas import ID, document_id
-from stages.sources.base import BadRow
+from stages.sources.base import LICENSE_KEYS, BadRow
 
 KINDS = ("ai2_arc", "jsonl")
 PROMPT = "Question: {question}\nAnswer:"
@@ -51,7 +51,11 @@ class EvalConfig(BaseModel):
         description="What a choice, after one blank, must follow: {question} is the question. The default is "
         "lm-evaluation-harness's for ARC.",
     )
-    licence: str = Field("", description="Licence of the questions, repeated in the manifest; not interpreted.")
+    license: str = Field(
+        "",
+        validation_alias=LICENSE_KEYS,
+        description="License of the questions, repeated in the manifest; not interpreted.",
+    )
     origin: str = Field("", description="Where they come from, for the manifest; `path` by default.")
     revision: str = Field("", description="Which version of them, for the manifest.")
 

@@ -46,7 +46,7 @@ def place(config: BaseConfig) -> str | list[str]:
 
 
 def describe(config: BaseConfig) -> dict[str, str]:
-    """Origin, revision and licence of a source, for the manifest; empty where nothing is known.
+    """Origin, revision and license of a source, for the manifest; empty where nothing is known.
 
     Of files on the hub the revision is the commit that they are read at.
     """
@@ -55,7 +55,7 @@ def describe(config: BaseConfig) -> dict[str, str]:
     path = place(config)
     origin = config.origin or (path if isinstance(path, str) else ", ".join(path))
     revision = hub.commits(path, config.revision) or config.revision
-    return {"origin": origin, "revision": revision, "licence": config.licence}
+    return {"origin": origin, "revision": revision, "license": config.license}
 
 
 def pin(config: BaseConfig, revision: str) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.engine.locks import run_lock
-from pipeline.engine.store import RECORD, Store, sha256_file, switch_link
+from pipeline.engine.store import RECORD, Store, switch_link
 from stages.base import Artifact, Record
+from train.files import sha256_file
 
 
 def make_record(store: Store, tmp_path: Path, attempt: str, content: bytes, key: str = "ab" * 20) -> Record:

@@ -14,8 +14,8 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.store import Store
 from pipeline.executors.worker import run_unit
 from pipeline.recipe import parse_recipe
-from stages.pack.verify import sha256
 from train.data.manifest import manifest_text
+from train.files import sha256_file
 
 RNG = random.Random(4)
 WORDS = ["".join(RNG.choices("aeioubdgklmnrst", k=RNG.randint(2, 7))) for _ in range(300)]
@@ -104,7 +104,7 @@ def patch_hashes(folder: Path) -> None:
         for entry in (value["tokenizer"], value["val_ids"], *value["shards"]):
             for name in ("path", "index", "rows"):
                 if name in entry and (folder / entry[name]).is_file():
-                    entry["sha256" if name == "path" else f"{name}_sha256"] = sha256(folder / entry[name])
+                    entry["sha256" if name == "path" else f"{name}_sha256"] = sha256_file(folder / entry[name])
 
     edit(folder, change)
 

@@ -18,10 +18,10 @@ from stage_harness import MiniContext, run_unit
 from stages import hashing
 from stages.base import Artifact, Record, Task
 from stages.pack.config import Mixture
-from stages.pack.format import open_shard
 from stages.pack.stage import Layout, lay_out, training_shards, validation_shards
 from stages.tokenize.stage import cut, histogram
 from stages.tokenize.token_file import TOKENISED, Tokenised, write_docs, write_histogram
+from train.data.format import read_shard
 
 BUILD_ID = "0123456789abcdef" * 4
 VOCAB, BOS, PAD = 500, 0, 1
@@ -161,7 +161,7 @@ def pack(
         return layout, train, await validation_shards(context, "pack", common, layout, mixtures[name])
 
     def read(record: Record) -> tuple[Record, list[dict[str, Any]], np.ndarray]:
-        header, tokens = open_shard(record.output("bin").path)
+        header, tokens = read_shard(record.output("bin").path)
         rows = pq.read_table(record.output("rows").path).to_pylist()
         assert (header.tokens, header.documents, header.build_id) == (len(tokens), len(rows), BUILD_ID[:16])
         return record, rows, np.array(tokens)

@@ -14,8 +14,8 @@ from pipeline.errors import UsageError
 from pipeline.recipe import parse_recipe
 from stages import hashing
 from stages.pack.best_fit import best_fit
-from stages.pack.format import read_index
 from stages.pack.verify import verify
+from train.data.format import read_index
 from train.data.manifest import load_manifest
 
 COUNTS = st.lists(st.integers(1, 40) | st.integers(1, 150), max_size=60)

@@ -142,7 +142,7 @@ def test_what_cannot_be_read_is_an_error_that_names_the_set(tmp_path):
         ({"from": "parquet", "path": "x"}, "evals.q.from: a source of kind 'parquet' gives no questions with choices"),
         ({"path": "x"}, "evals.q.from: is required"),
         ({"from": "jsonl"}, "evals.q.path: is required"),
-        ({"from": "jsonl", "path": "x", "rules": []}, "evals.q.rules: unknown key; allowed: from, licence, origin, "),
+        ({"from": "jsonl", "path": "x", "rules": []}, "evals.q.rules: unknown key; allowed: from, license, origin, "),
         ({"from": "jsonl", "path": "x", "prompt": "Answer:"}, "must have {question} in it, once"),
         ({"from": "jsonl", "path": "x", "prompt": "{question} "}, "ends with a blank"),
         (3, "evals.q: must be a group of keys"),
@@ -262,7 +262,7 @@ def test_a_mixture_is_the_same_with_and_without(built):
 def test_the_manifest_lists_them_and_verify_finds_any_bit(built, tmp_path, capsys):
     folder = copy_of(built[1], tmp_path / "copy")
     manifest = load_manifest(folder)
-    assert [(e.name, e.items, e.licence, e.path) for e in manifest.evals] == [
+    assert [(e.name, e.items, e.license, e.path) for e in manifest.evals] == [
         ("arc", 9, "CC-BY-SA-4.0", "eval_arc.json"),
         ("mine", 1, "", "eval_mine.json"),
     ]

@@ -18,8 +18,8 @@ import zstandard
 from stage_harness import REPO, SHARED, needs_shared
 from tokenizers import Tokenizer
 
-from stages.pack.format import open_shard
 from stages.pack.verify import verify
+from train.data.format import read_shard
 from train.data.manifest import load_manifest
 
 pytestmark = needs_shared
@@ -143,7 +143,7 @@ def decoded(manifest, found):
     tokens = []
     for row in found:
         shard = manifest.split("train")[row["shard"]]
-        tokens += open_shard(manifest.file(shard.path))[1][row["token_start"] :][: row["token_count"]].tolist()
+        tokens += read_shard(manifest.file(shard.path))[1][row["token_start"] :][: row["token_count"]].tolist()
     assert tokens[0] == manifest.tokenizer.bos_id
     return Tokenizer.from_file(str(manifest.file("tokenizer.json"))).decode(tokens[1:], skip_special_tokens=False)
 
@@ -187,7 +187,7 @@ def test_inspect_decodes_a_window_of_real_text(out, manifest, rows):
     command = [sys.executable, "-m", "pipeline", "inspect", str(out / "anneal" / "manifest.json"), "--shard", "2"]
     command += ["--token", str(row["token_start"] + 1), "--length", "20"]
     said = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
-    tokens = open_shard(manifest.file(manifest.shards[2].path))[1][row["token_start"] + 1 :][:20]
+    tokens = read_shard(manifest.file(manifest.shards[2].path))[1][row["token_start"] + 1 :][:20]
     tokenizer = Tokenizer.from_file(str(manifest.file("tokenizer.json")))
     assert tokenizer.decode(np.array(tokens).tolist(), skip_special_tokens=False) in said
     where = f"from numina:{row['source_file']} row {row['source_row']}  id {row['document_id'].hex()}"

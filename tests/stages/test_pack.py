@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from pipeline.commands.inspect import print_manifest
 from stages.base import DataError
-from stages.pack.format import open_shard
+from train.data.format import read_shard
 from train.data.manifest import load_manifest
 
 
@@ -57,7 +57,7 @@ def test_inspect_decodes_the_window_and_names_its_rows(folder, capsys, token, le
     token = rows[3]["token_start"] if token is None else token  # where one row ends and the next begins
     print_manifest(manifest, 1, token, length)
     said = capsys.readouterr().out
-    tokens = open_shard(folder / shard.path)[1][token : token + length]
+    tokens = read_shard(folder / shard.path)[1][token : token + length]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     title = f"{shard.path}, tokens {token:,} to {token + len(tokens):,}:\n"
     assert title + tokenizer.decode(tokens.tolist(), skip_special_tokens=False) + "\n\n" in said

@@ -12,8 +12,8 @@ from built import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.pack.format import open_shard, read_index, write_index
-from train.data.manifest import HEADER_BYTES, Header, ManifestError, load_manifest
+from train.data.format import HEADER_BYTES, Header, read_index, read_shard, write_index
+from train.data.manifest import ManifestError, load_manifest
 
 BUILD = "00ff10203040506070"
 
@@ -87,7 +87,7 @@ class MegatronIndex:
 def test_llm_c_readers_agree(folder):
     manifest = load_manifest(folder)
     for shard in manifest.shards:
-        _, ours = open_shard(folder / shard.path)
+        _, ours = read_shard(folder / shard.path)
         for reader in (llm_c, modded_nanogpt, parameter_golf):
             assert np.array_equal(reader(folder / shard.path), ours)
         assert (folder / shard.path).stat().st_size == shard.bytes == 1024 + 2 * shard.tokens < 2**31
@@ -148,7 +148,7 @@ def test_a_shard_round_trips(tmp_path, values):
     tokens = np.array(values, np.uint16)
     path = tmp_path / "x.bin"
     path.write_bytes(Header(len(tokens), 65_536, 0, 1, BUILD).pack() + tokens.tobytes())
-    header, back = open_shard(path)
+    header, back = read_shard(path)
     assert np.array_equal(back, tokens) and header.tokens == len(tokens)
     assert path.stat().st_size == 1024 + 2 * len(tokens)
     assert path.read_bytes()[1024:] == b"".join(struct.pack("<H", v) for v in values)
@@ -194,12 +194,12 @@ def test_a_damaged_shard(tmp_path, data, message):
     path = tmp_path / "x.bin"
     path.write_bytes(data)
     with pytest.raises(ManifestError, match=rf"x\.bin: .*{message}"):
-        open_shard(path)
+        read_shard(path)
 
 
 def test_a_missing_shard(tmp_path):
     with pytest.raises(ManifestError, match=r"x\.bin: missing; build it again"):
-        open_shard(tmp_path / "x.bin")
+        read_shard(tmp_path / "x.bin")
 
 
 @pytest.mark.parametrize("at", [0, 9, 17, 18, 26, -1])

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stage_harness import REPO
 
-from stages.pack.format import ROWS, write_index
+from stages.pack.format import ROWS
 from stages.pack.verify import verify
 from stages.schemas import table_digest
-from train.data.manifest import Header, ManifestError, load_manifest
+from train.data.format import Header, write_index
+from train.data.manifest import ManifestError, load_manifest, manifest_text
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_any_figure_changed_by_hand_is_seen(folder):
     for old, new in (
         ('"rows_in": ', '"rows_in": 1'),
         ('"source_tree": "', '"source_tree": "0'),
-        ('"licence": "', '"licence": "x'),
+        ('"license": "', '"license": "x'),
     ):
         assert old in text
         replace(path, text.replace(old, new, 1).encode())
@@ -87,9 +88,26 @@ def test_any_figure_changed_by_hand_is_seen(folder):
     assert not problems(folder)
 
 
+def test_a_manifest_of_before_with_licence_loads_and_verifies(folder):
+    path = folder / "manifest.json"
+    value = json.loads(path.read_text())
+    entries = [*value["sources"], *value["evals"], *value["recipe"]["sources"].values()]
+    entries += value["recipe"]["evals"].values()
+    for number, entry in enumerate(entries):
+        del entry["license"]
+        entry["licence"] = f"old {number % (len(value['sources']) + len(value['evals']))}"
+    replace(path, manifest_text(value).encode())
+    manifest = load_manifest(folder)
+    assert [s.license for s in manifest.sources] == ["old 0", "old 1"] and manifest.evals[0].license == "old 2"
+    assert '"licence"' not in manifest.to_json()
+    assert problems(folder) == []
+    replace(path, path.read_bytes().replace(b"old 1", b"new 1", 1))
+    assert any("changed after it was written" in problem for problem in problems(folder))
+
+
 UNKNOWABLE = {"source_tree", "versions", "code", "files", "phase"}
 UNKNOWABLE_OF_SOURCES = {
-    *("kind", "origin", "revision", "licence", "rows_in", "rows_kept"),
+    *("kind", "origin", "revision", "license", "rows_in", "rows_kept"),
     *("dropped", "quarantined", "files_lost"),
 }
 

@@ -19,7 +19,7 @@ from train.checkpoint import checkpoint
 from train.main import main
 
 KIND, _, REST = os.environ["TEST_DISK"].partition(":")
-flush = checkpoint.flush
+flush = checkpoint.fsync_path
 
 
 def commanded(path: Path) -> None:
@@ -34,5 +34,5 @@ def commanded(path: Path) -> None:
     flush(path)
 
 
-checkpoint.flush = commanded
+checkpoint.fsync_path = commanded
 sys.exit(main())

@@ -12,8 +12,9 @@ import torch
 from trainer_harness import VOCAB
 
 from train.config import TrainConfig
+from train.data.format import HEADER_BYTES
 from train.data.loader import Loader
-from train.data.manifest import HEADER_BYTES, ManifestError
+from train.data.manifest import ManifestError
 from train.data.prefetch import Ahead
 
 CFG = TrainConfig(steps=10, batch_size=8, seq_len=32, seed=3)

@@ -25,7 +25,8 @@ from trainer_harness import (
 )
 
 from train.config import ModelConfig
-from train.data.manifest import Header, load_manifest
+from train.data.format import Header
+from train.data.manifest import load_manifest
 from train.eval import validation
 from train.eval.validation import Score, Validation
 from train.main import run

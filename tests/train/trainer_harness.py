@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.data.manifest import Header, Manifest, Shard, Tokenizer, ValidationIds
+from train.data.format import Header
+from train.data.manifest import Manifest, Shard, Tokenizer, ValidationIds
 
 ROOT = Path(__file__).parents[2]
 BOS, PAD = 256, 257

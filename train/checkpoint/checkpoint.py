@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.config import TrainError
-from train.data.loader import sha256_of
+from train.files import fsync_path, sha256_file, write_atomic
 
 FORMAT = 1  # of state.json
 LATEST, BEST, DECAY_START = "latest", "best", "decay_start"  # files that name a checkpoint
@@ -77,11 +77,11 @@ def save(
         files = {}
         for name, tensors in zip(TENSOR_FILES, (model, optimizer), strict=True):
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
-            files[name] = {"bytes": (part / name).stat().st_size, "sha256": sha256_of(part / name)}
+            files[name] = {"bytes": (part / name).stat().st_size, "sha256": sha256_file(part / name)}
         value = {"format": FORMAT, "step": step, "rng": RNG_RULE, **state, "files": files}
         (part / "state.json").write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for path in (*part.iterdir(), part):
-            flush(path)
+            fsync_path(path)
         part.rename(final)
         for pointer in (
             (LATEST, BEST) if BEST in names else (LATEST,)
@@ -143,7 +143,7 @@ def read(folder: Path) -> Checkpoint:
             size = (folder / name).stat().st_size
             if size != files[name]["bytes"]:
                 raise TrainError(f"{folder / name}: cut: {size:,} bytes, {files[name]['bytes']:,} were written")
-            if sha256_of(folder / name) != files[name]["sha256"]:
+            if sha256_file(folder / name) != files[name]["sha256"]:
                 raise TrainError(f"{folder / name}: damaged: its sha256 is not the one written beside it")
         return Checkpoint(folder, state)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -184,21 +184,3 @@ def find(path: Path, key: str) -> Checkpoint:
         whole, _ = newest_intact(folder)
         hint = f"the newest whole one is {whole.folder}" if whole else "and there is no whole one beside it"
         raise TrainError(f"{error}\n{hint}; name one with --set {key}=PATH") from None
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file: the old text or the new one, never a part, also after a power cut."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    flush(part)
-    part.replace(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or a folder's names are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,8 +15,8 @@ from torch import Tensor
 from train.checkpoint import checkpoint
 from train.checkpoint.checkpoint import Checkpoint
 from train.config import ModelConfig, TrainError
-from train.data.loader import sha256_of
 from train.data.manifest import Manifest, load_manifest
+from train.files import sha256_file
 from train.model.transformer import Model
 from train.overrides import from_dict
 
@@ -86,7 +86,7 @@ def open_trained(path: Path, manifest: Path | None = None, average: str = "", na
     tokenizer = found.file(found.tokenizer.path)
     if found.tokenizer.sha256 != identity["tokenizer_sha256"]:
         raise TrainError(f"{found.folder}: its tokenizer is not the one {folder} was trained with; name its manifest")
-    if not tokenizer.exists() or sha256_of(tokenizer) != found.tokenizer.sha256:
+    if not tokenizer.exists() or sha256_file(tokenizer) != found.tokenizer.sha256:
         raise TrainError(f"{tokenizer}: missing, or changed since it was packed; build the mixture again")
     return Trained(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found, average)
 

@@ -22,6 +22,7 @@ from train.checkpoint.checkpoint import Checkpoint
 from train.checkpoint.run_folder import differences, short
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
+from train.files import write_atomic
 from train.keys import keys_fixed_by_weights
 from train.optim.schedule import Pace, decay_start, settled
 
@@ -90,7 +91,7 @@ def _best_so_far(folder: Path, point: Checkpoint, build_id: str) -> dict[str, An
             (folder / checkpoint.BEST).unlink(missing_ok=True)
         return None
     if checkpoint.named(folder, checkpoint.BEST) != name:
-        checkpoint.write_atomic(folder / checkpoint.BEST, name + "\n")
+        write_atomic(folder / checkpoint.BEST, name + "\n")
     return best if point.state["identity"]["build_id"] == build_id else None
 
 

@@ -25,6 +25,7 @@ from train.checkpoint import checkpoint
 from train.config import ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.distributed.runtime import Runtime
+from train.files import write_atomic
 
 
 def identity(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def write_run(folder: Path, ours: dict[str, Any], facts: dict[str, Any], start: 
     if path.exists():
         starts = json.loads(path.read_text(encoding="utf-8")).get("starts", [])
     value = {**facts, "identity": ours, "starts": [*starts, start], "versions": versions()}
-    checkpoint.write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def versions() -> dict[str, str]:

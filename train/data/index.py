@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
-import struct
 from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.manifest import HEADER_BYTES, Manifest, ManifestError, Shard
+from train.data.format import HEADER_BYTES, TOKEN_BYTES, map_index, read_index
+from train.data.manifest import Manifest, ManifestError, Shard
 from train.data.sampler import I64
-
-INDEX_HEAD = 34  # bytes: magic 9, version uint64, dtype uint8, sequences uint64, documents uint64
 
 
 @dataclass(frozen=True)
@@ -25,17 +22,12 @@ class Index:
 
 
 def open_index(manifest: Manifest, shard: Shard) -> Index:
-    """Read a shard's Megatron `.idx` (MMIDIDX version 1). Raises ManifestError when it does not fit the shard."""
+    """Read a shard's Megatron `.idx`. Raises ManifestError when it does not fit the shard."""
     path = manifest.file(shard.index)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: the manifest names it, but it is not there; pack again") from None
-    n = shard.documents
-    if raw[:INDEX_HEAD] != b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, n, n + 1) or len(raw) != INDEX_HEAD + 20 * n + 8:
-        raise ManifestError(f"{path}: not the Megatron index of {n} uint16 documents; pack again")
-    counts = np.frombuffer(raw, "<i4", n, INDEX_HEAD)
-    starts = (np.frombuffer(raw, "<i8", n, INDEX_HEAD + 4 * n) - HEADER_BYTES) >> 1
+    counts, pointers = read_index(path)
+    if len(counts) != shard.documents:
+        raise ManifestError(f"{path}: {len(counts):,} documents, the manifest says {shard.documents:,}; pack again")
+    starts = (pointers - HEADER_BYTES) // TOKEN_BYTES
     first, last = np.append(0, starts + counts), np.append(starts, shard.tokens)  # of the gaps between documents
     if (last < first).any():
         raise ManifestError(f"{path}: its documents overlap, or leave the shard; pack again")
@@ -55,36 +47,30 @@ def counted_targets(manifest: Manifest, shard: Shard) -> NDArray[np.bool_]:
 
 
 class MappedIndex:
-    """A shard's index where it lies, searched a few rows at a time: thousands of them in memory would be gigabytes.
-
-    Its columns are not aligned, so numpy would copy the whole of one to search it; a memoryview reads in place.
-    """
+    """A shard's index where it lies, searched a few rows at a time: thousands of them in memory would be gigabytes."""
 
     def __init__(self, manifest: Manifest, shard: Shard) -> None:
         """Raises ManifestError as `open_index`, which reads it once to check it."""
         open_index(manifest, shard)
-        n, self.tokens = shard.documents, shard.tokens
-        with manifest.file(shard.index).open("rb") as f:
-            view = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
-        self.counts = view[INDEX_HEAD : INDEX_HEAD + 4 * n].cast("i")
-        self.bytes = view[INDEX_HEAD + 4 * n : INDEX_HEAD + 12 * n].cast("q")  # where each document begins, in the file
+        self.tokens = shard.tokens
+        self.counts, self.pointers = map_index(manifest.file(shard.index), shard.documents)
 
     def starts(self, first: int, last: int) -> list[int]:
         """Where documents begin, in [first, last)."""
         low, high = self._documents(first, last)
-        return [(place - HEADER_BYTES) >> 1 for place in self.bytes[low:high]]
+        return [(place - HEADER_BYTES) >> 1 for place in self.pointers[low:high]]
 
     def _documents(self, first: int, last: int) -> tuple[int, int]:
         """The documents that begin in [first, last): no more than tokens, as each has one."""
-        low = bisect_left(self.bytes, HEADER_BYTES + 2 * first)
-        most = min(len(self.bytes), low + last - first)
-        return low, bisect_left(self.bytes, HEADER_BYTES + 2 * last, low, most)
+        low = bisect_left(self.pointers, HEADER_BYTES + 2 * first)
+        most = min(len(self.pointers), low + last - first)
+        return low, bisect_left(self.pointers, HEADER_BYTES + 2 * last, low, most)
 
     def uncounted(self, first: int, last: int) -> list[tuple[int, int]]:
         """The ranges within [first, last) of inputs whose target does not count."""
         low, high = self._documents(first + 1, last)
         low, high = max(0, low - 1), high + 1  # also the document that `first` is in or behind, and the next one
-        starts = [(place - HEADER_BYTES) >> 1 for place in self.bytes[low:high]]
+        starts = [(place - HEADER_BYTES) >> 1 for place in self.pointers[low:high]]
         ends = [start + count for start, count in zip(starts, self.counts[low:high], strict=True)]
         gaps = zip([0, *ends], [*starts, self.tokens], strict=True)  # the first may be none, but ends by `first` then
         return [(max(a - 1, first), min(b, last)) for a, b in gaps if a < b > first and a <= last]

@@ -13,22 +13,21 @@ Where documents begin is what the shard's `.idx` says; no token is read for it. 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from train.config import TrainConfig, TrainError
+from train.data.format import Tokens, map_tokens, read_header, shard_bytes
 from train.data.index import MappedIndex
-from train.data.manifest import HEADER_BYTES, Header, Manifest, ManifestError, Shard
+from train.data.manifest import Manifest, ManifestError, Shard
 from train.data.sampler import I64, Order, windows_of
+from train.files import sha256_file
 from train.model.attention import sent
 from train.model.loss import IGNORE
 
@@ -36,7 +35,6 @@ HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: abou
 LONG = 1024  # tokens a row, from which on Python's microsecond a row is less than a second copy
 OPEN_SHARDS = 2**15  # mapped at once, if half the descriptors of the process are as many: a map holds one
 
-Tokens = NDArray[np.uint16]
 T = TypeVar("T")
 
 
@@ -47,21 +45,17 @@ T = TypeVar("T")
 def check_shard(manifest: Manifest, shard: Shard) -> None:
     """Compare a shard's header and size with the manifest. Raises ManifestError when it is not what is named."""
     path = manifest.file(shard.path)
-    try:
-        with path.open("rb") as f:
-            header = Header.unpack(f.read(HEADER_BYTES), str(path))
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: the manifest names it, but it is not there; pack again") from None
+    header = read_header(path)
     wanted = (shard.tokens, manifest.build_id[:16], manifest.tokenizer.vocab_size, manifest.tokenizer.bos_id)
     found = (header.tokens, header.build_id, header.vocab_size, header.bos_id)
     if found != wanted:
         names = ("tokens", "build_id", "vocabulary", "BOS id")
         wrong = "; ".join(f"{n} {f}, not {w}" for n, f, w in zip(names, found, wanted, strict=True) if f != w)
         raise ManifestError(f"{path}: the header is not this manifest's ({wrong}); pack again")
-    if size != HEADER_BYTES + 2 * shard.tokens:
+    size = path.stat().st_size
+    if size != shard_bytes(shard.tokens):
         raise ManifestError(
-            f"{path}: {size} bytes, {HEADER_BYTES + 2 * shard.tokens} expected: cut or overwritten; pack again"
+            f"{path}: {size:,} bytes, {shard_bytes(shard.tokens):,} expected: cut or overwritten; pack again"
         )
 
 
@@ -80,11 +74,9 @@ def shards_to_hold() -> int:
 
 
 def open_shard(manifest: Manifest, shard: Shard) -> Tokens:
-    """The tokens of one shard, (n,) uint16, mapped and not read. Raises ManifestError as `check_shard`."""
+    """Map the tokens of one shard, (n,) uint16, without reading them. Raises ManifestError as `check_shard` does."""
     check_shard(manifest, shard)
-    # np.memmap is a slow class to index: take its memory as a plain array once
-    path = manifest.file(shard.path)
-    return np.asarray(np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(shard.tokens,)))
+    return map_tokens(manifest.file(shard.path), shard.tokens)
 
 
 def check_hashes(manifest: Manifest, rank: int, world: int) -> bool:
@@ -96,15 +88,9 @@ def check_hashes(manifest: Manifest, rank: int, world: int) -> bool:
     for shard in manifest.shards[rank::world]:
         check_shard(manifest, shard)
         path = manifest.file(shard.path)
-        if small and sha256_of(path) != shard.sha256:
+        if small and sha256_file(path) != shard.sha256:
             raise ManifestError(f"{path}: sha256 differs from the manifest's: damaged since it was packed; pack again")
     return small
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, as hex."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def ranges(low: I64, high: I64) -> I64:

@@ -1,9 +1,7 @@
-"""The manifest and the shard header: the contract between what packs tokens and what trains on them.
+"""The manifest: the contract between what packs tokens and what trains on them.
 
-Standard library only, so that a bare GPU image reads it. `stages` writes it, `train` reads it.
-
-A shard is 256 little-endian int32 followed by uint16 little-endian tokens, exactly 1024 + 2 * tokens bytes:
-the layout of llm.c, modded-nanogpt and parameter-golf, whose readers look at slots 0 to 2 only.
+Standard library only, so that a bare GPU image reads it. `stages` writes it, `train` reads it. The bytes of the shards
+that it names are described in train/data/format.py.
 """
 
 from __future__ import annotations
@@ -12,49 +10,18 @@ import dataclasses
 import functools
 import hashlib
 import json
-import struct
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-MAGIC = 20240520  # llm.c, dev/data/data_common.py
-FORMAT_VERSION = 1  # ours, slot 3; raised when the meaning of a shard's bytes changes
 SCHEMA_VERSION = 1  # of manifest.json
-HEADER_BYTES = 1024
+OLD_LICENSE_KEY = "licence"  # what manifests written before version 0.2 call `license`
 
 
 class ManifestError(Exception):
     """The manifest or a shard is missing, damaged, or does not belong together. One line, for people."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """The first 1024 bytes of a shard."""
-
-    tokens: int
-    vocab_size: int
-    bos_id: int
-    documents: int
-    build_id: str  # the first 8 bytes of the manifest's build_id, as hex
-
-    def pack(self) -> bytes:
-        """The header's 1024 bytes."""
-        slots = [MAGIC, 1, self.tokens, FORMAT_VERSION, self.vocab_size, self.bos_id, self.documents]
-        head = struct.pack("<7i", *slots) + bytes.fromhex(self.build_id[:16])
-        return head.ljust(HEADER_BYTES, b"\0")
-
-    @classmethod
-    def unpack(cls, raw: bytes, where: str) -> Header:
-        """Raises ManifestError when `raw` is no header of ours."""
-        if len(raw) < HEADER_BYTES:
-            raise ManifestError(f"{where}: {len(raw)} bytes is shorter than a shard's header; build it again")
-        magic, version, tokens, fmt, vocab, bos, documents = struct.unpack("<7i", raw[:28])
-        if (magic, version) != (MAGIC, 1):
-            raise ManifestError(f"{where}: not a token shard (magic {magic}, version {version})")
-        if fmt != FORMAT_VERSION:
-            raise ManifestError(f"{where}: shard format {fmt}, this program reads {FORMAT_VERSION}")
-        return cls(tokens, vocab, bos, documents, raw[28:36].hex())
 
 
 @dataclass(frozen=True)
@@ -106,7 +73,7 @@ class Source:
     kind: str
     origin: str
     revision: str
-    licence: str
+    license: str
     rows_in: int
     rows_kept: int
     dropped: dict[str, int]  # by reason
@@ -145,8 +112,15 @@ class EvalSet:
     kind: str
     origin: str
     revision: str
-    licence: str
+    license: str
     files: list[SourceFile]  # what they were read from
+
+
+class PackedFile(NamedTuple):
+    """A file beside the manifest, and the sha256 that it must have."""
+
+    path: str  # relative to the manifest's folder
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -184,8 +158,19 @@ class Manifest:
         """Every file that was read, by the name of its source or evaluation set; no two have the same."""
         return {**self.files, **{asked.name: asked.files for asked in self.evals}}
 
+    def packed_files(self) -> list[PackedFile]:
+        """List every file that lies beside the manifest, with the sha256 to check it by."""
+        files = [PackedFile(self.tokenizer.path, self.tokenizer.sha256)]
+        files.append(PackedFile(self.val_ids.path, self.val_ids.sha256))
+        files += [PackedFile(evalset.path, evalset.sha256) for evalset in self.evals]
+        for shard in self.shards:
+            files.append(PackedFile(shard.path, shard.sha256))
+            files.append(PackedFile(shard.index, shard.index_sha256))
+            files.append(PackedFile(shard.rows, shard.rows_sha256))
+        return files
+
     def file(self, relative: str) -> Path:
-        """The absolute path of a file the manifest names."""
+        """Return the absolute path of a file the manifest names."""
         return Path(self.folder) / relative
 
     def asked(self, *keys: str) -> Any:
@@ -199,20 +184,47 @@ class Manifest:
         return node
 
     def to_json(self) -> str:
-        """The text of manifest.json: sorted keys, so that equal manifests are equal bytes."""
+        """Return the text of manifest.json: sorted keys, so that equal manifests are equal bytes."""
+        return manifest_text(self._to_dict())
+
+    def digest_matches(self) -> bool:
+        """Return whether `digest` is of what the manifest says, so that a figure changed by hand is seen."""
+        value = self._to_dict()
+        if self.digest == manifest_digest(value):
+            return True
+        for entry in _licensed_entries(value):
+            entry[OLD_LICENSE_KEY] = entry.pop("license")
+        return self.digest == manifest_digest(value)
+
+    def _to_dict(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
         if not self.evals:
             del value["evals"]
-        return manifest_text(value)
+        return value
+
+
+def manifest_digest(value: dict[str, Any]) -> str:
+    """Return the sha256 of a manifest's values, its own digest left out, as hex."""
+    rest = {key: item for key, item in value.items() if key != "digest"}
+    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()
+    return hashlib.sha256(canonical).hexdigest()
 
 
 def manifest_text(value: dict[str, Any]) -> str:
-    """manifest.json of plain values, its digest filled in."""
-    rest = {key: item for key, item in value.items() if key != "digest"}
-    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()
-    rest["digest"] = hashlib.sha256(canonical).hexdigest()
-    return json.dumps(rest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """Write manifest.json of plain values, with its digest filled in."""
+    signed = {**value, "digest": manifest_digest(value)}
+    return json.dumps(signed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _licensed_entries(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what has a license in a manifest's values: sources and evaluation sets, and those of its recipe."""
+    yield from value.get("sources", [])
+    yield from value.get("evals", [])
+    recipe = value.get("recipe", {})
+    against = recipe.get("decontaminate", {}).get("against", {})
+    for group in (recipe.get("sources", {}), recipe.get("evals", {}), against):
+        yield from (entry for entry in group.values() if "license" in entry or OLD_LICENSE_KEY in entry)
 
 
 @functools.cache
@@ -257,6 +269,9 @@ def load_manifest(path: str | Path) -> Manifest:
         found = value.get("schema_version") if isinstance(value, dict) else None
         raise ManifestError(f"{file}: schema version {found}, this program reads {SCHEMA_VERSION}")
     try:
+        for entry in _licensed_entries(value):
+            if OLD_LICENSE_KEY in entry:
+                entry["license"] = entry.pop(OLD_LICENSE_KEY)
         manifest = Manifest(
             **{
                 **value,

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from train.config import TrainError
 from train.data.evalset import Item, read_evalset
-from train.data.loader import sha256_of
 from train.data.manifest import Manifest, ManifestError
+from train.files import sha256_file
 from train.model.loss import token_losses
 from train.model.transformer import Model
 
@@ -107,7 +107,7 @@ class Choices:
         for said in manifest.evals if limit is not None else []:
             path = manifest.file(said.path)
             items = read_evalset(path, said, manifest.tokenizer.vocab_size)
-            if sha256_of(path) != said.sha256:
+            if sha256_file(path) != said.sha256:
                 raise ManifestError(f"{path}: changed since it was packed; pack it again")
             count = min(limit or len(items), len(items))
             items = [items[i * len(items) // count] for i in range(count)]

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.config import TrainError
+from train.data.format import Tokens
 from train.data.index import counted_targets, open_index
-from train.data.loader import Tokens, open_shard
+from train.data.loader import open_shard
 from train.data.manifest import Manifest
 from train.data.sampler import I64
 from train.eval.multiple_choice import Choices, ChoiceScore

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from train.checkpoint import checkpoint
 from train.config import TrainConfig, TrainError
+from train.files import write_atomic
 
 PROJECT = "shardmill"  # in wandb, where train.wandb says only `true`
 
@@ -79,7 +79,7 @@ def _opened(path: Path, step: int) -> TextIO:
     """A file of JSON lines to append to, without those after `step`."""
     # step 0 is scored before the first step: a start from 0 scores it again
     kept = [value for value in lines(path) if value["step"] <= step] if step else []
-    checkpoint.write_atomic(path, "".join(json.dumps(value) + "\n" for value in kept))
+    write_atomic(path, "".join(json.dumps(value) + "\n" for value in kept))
     return path.open("a", encoding="utf-8")
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from train import page
-from train.checkpoint import checkpoint, run_folder
+from train.checkpoint import run_folder
 from train.config import ModelConfig
 from train.data import sampler
 from train.data.manifest import Manifest
 from train.distributed import hardware
 from train.eval.validation import Score, samples
+from train.files import write_atomic
 from train.loop import Run, score_averages
 from train.monitor.metrics import Metrics
 
@@ -146,7 +147,7 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
         "folder": str(this.folder),
     }
     if rt.first:
-        checkpoint.write_atomic(this.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(this.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
         page.refresh(this.folder)
     rt.say(f"bits/byte  {compared(this.before, unigram, after)}")
     for name, score in after.sources.items():
