@@ -186,7 +186,7 @@ def timed(path: Path, variant: Variant, out: Path, device: torch.device, warm: i
             "seconds_a_step": round(seconds / steps, 4),
             "waiting_for_data": round(run.waited / seconds, 5),
             "set_up_and_warm_up_seconds": round(start - begun, 1),
-            "kernel": run.model.masker.kernel,
+            "kernel": run.model.mask_builder.kernel,
             "losses": [round(x, 4) for x in losses],
         }
         if device.type == "cuda":

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from train.config import ModelConfig
-from train.model.attention import Masker, attend
-from train.model.loss import chunk_values_pure, head_loss, reference
+from train.model.attention import attend
+from train.model.loss import chunk_values_pure, head_loss, head_loss_reference
+from train.model.masks import MaskBuilder
 from train.model.transformer import build
 from train.optim.muon import newton_schulz
 
@@ -45,7 +46,7 @@ def attention(kernel: str, dtype: torch.dtype, documents: bool, device: torch.de
     ids = torch.zeros(2, T, device=device)
     inputs = [torch.randn(2, cfg.n_heads, T, D, device=device).to(dtype) for _ in range(4)]
     worst = 0.0
-    for fast, dense in zip(Masker(cfg, kernel)(ids, borders), Masker(cfg)(ids, borders), strict=True):
+    for fast, dense in zip(MaskBuilder(cfg, kernel)(ids, borders), MaskBuilder(cfg)(ids, borders), strict=True):
         found = []
         for mask, precision in ((fast, dtype), (dense, torch.float32)):
             q, k, v = (x.to(precision).requires_grad_() for x in inputs[:3])
@@ -75,7 +76,7 @@ def loss(cap: float | None, z_weight: float, padded: bool, device: torch.device,
             counted = rows - rows // 3 if padded else None
             total, ce = head_loss(a, b, targets, cap, z_weight, counted, values)
         else:
-            total, ce = reference(a, b, targets, cap, z_weight)
+            total, ce = head_loss_reference(a, b, targets, cap, z_weight)
         total.backward()
         found.append([total.detach(), ce.detach(), a.grad, b.grad])
     return apart(*found)  # type: ignore[arg-type]
@@ -89,7 +90,7 @@ def compiled(kernel: str, device: torch.device, dtype: torch.dtype, cfg: ModelCo
     ids = torch.randint(0, 8192, (4, T + 1), generator=torch.Generator().manual_seed(0)).to(device)
     borders = torch.tensor([0, T // 3, T, 2 * T, 3 * T, 4 * T], dtype=torch.int32)
     eager = model(ids[:, :-1], ids[:, 1:], None, borders)[0]
-    model.masker = Masker(model.cfg, kernel)
+    model.mask_builder = MaskBuilder(model.cfg, kernel)
     model.compile_parts()
     return abs(float(model(ids[:, :-1], ids[:, 1:], None, borders)[0]) - float(eager))
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from train.checkpoint.load_model import Trained, add_arguments, given_model
 from train.config import TrainError
 from train.data.manifest import ManifestError
-from train.model.attention import attend, row_mask
+from train.model.attention import attend
+from train.model.masks import row_mask
 from train.model.transformer import Model
 
 TEMPERATURE, TOP_P = 0.7, 0.9  # the seed's card
@@ -83,7 +84,7 @@ class Cache:
     def __init__(self, model: Model, size: int, padding: Tensor | None = None) -> None:
         """padding: (B,) columns in front of each text that hold none of it; None: there are none."""
         self.model, self.size, self.padding, self.length = model, size, padding, 0
-        self.layers = [LayerCache(self, block.attn.window) for block in model.blocks]  # type: ignore[union-attr, arg-type]
+        self.layers = [LayerCache(self, block.attn.window) for block in model.blocks]
 
     def hidden(self, columns: Tensor) -> Tensor | None:
         """(B, len(columns)) which of these are padding; None where none can be."""

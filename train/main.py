@@ -48,7 +48,8 @@ from train.distributed.runtime import Runtime, processes, stop_requests
 from train.eval.multiple_choice import Choices
 from train.eval.validation import Score, Validation
 from train.loop import OnSave, Run
-from train.model.attention import Masker, choose_kernel
+from train.model.attention import choose_kernel
+from train.model.masks import MaskBuilder
 from train.model.transformer import build, check_parameters
 from train.monitor import report
 from train.monitor.anomalies import Sentinel
@@ -125,7 +126,7 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
     bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
     model.dtype = torch.bfloat16 if bf16 else torch.float32
     kernel = choose_kernel(cfg.attention, model_cfg, cfg.seq_len, cfg.document_mask, rt.device, model.dtype)
-    model.masker = Masker(model_cfg, kernel)
+    model.mask_builder = MaskBuilder(model_cfg, kernel)
     if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
         model.compile_parts()
     optimizer = Optimizer(model, cfg, rt.rank, rt.world)

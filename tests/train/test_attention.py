@@ -14,7 +14,8 @@ from torch.nn.attention import varlen
 
 from train.config import ConfigError, ModelConfig
 from train.model import attention
-from train.model.attention import FLEX_BLOCK, Mask, Masker, attend, block_mask, choose_kernel, dense_mask, number
+from train.model.attention import attend, choose_kernel
+from train.model.masks import FLEX_BLOCK, Mask, MaskBuilder, block_mask, dense_mask, document_ids
 from train.model.transformer import build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -30,11 +31,11 @@ def some_borders(draw, rows, length):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), rows=st.integers(1, 3), length=st.integers(1, 20), window=st.none() | st.integers(1, 24))
 def test_the_dense_mask_is_the_rule_in_words(data, rows, length, window):
-    borders = some_borders(data.draw, rows, length)
-    mask = dense_mask(length, window, number(borders, rows, CPU), CPU)
+    cu_seqlens = some_borders(data.draw, rows, length)
+    mask = dense_mask(length, window, document_ids(cu_seqlens, rows, CPU), CPU)
     plain = dense_mask(length, window, None, CPU)
     for b in range(rows):
-        of = [int((borders <= b * length + i).sum()) for i in range(length)]
+        of = [int((cu_seqlens <= b * length + i).sum()) for i in range(length)]
         for i in range(length):
             for j in range(length):
                 near = i - j >= 0 and (window is None or i - j < window)
@@ -46,10 +47,10 @@ def test_the_dense_mask_is_the_rule_in_words(data, rows, length, window):
 def test_blocks_hold_every_pair_and_full_ones_no_other(data, rows, blocks, window):
     length = blocks * FLEX_BLOCK
     near = data.draw(st.sets(st.sampled_from([1, FLEX_BLOCK - 1, FLEX_BLOCK, FLEX_BLOCK + 1])))  # where mistakes are
-    borders = torch.tensor(
+    cu_seqlens = torch.tensor(
         sorted({*some_borders(data.draw, rows, length).tolist(), *(n for n in near if n < length)}), dtype=torch.int32
     )
-    documents = number(borders, rows, CPU) if data.draw(st.booleans()) else None
+    documents = document_ids(cu_seqlens, rows, CPU) if data.draw(st.booleans()) else None
     tiles = dense_mask(length, window, documents, CPU).view(-1, 1, blocks, FLEX_BLOCK, blocks, FLEX_BLOCK)
     some, every = tiles.any(-1).any(3), tiles.all(-1).all(3)  # (B, 1, blocks, blocks)
     made = block_mask(length, window, documents, CPU)
@@ -68,22 +69,22 @@ def test_blocks_hold_every_pair_and_full_ones_no_other(data, rows, blocks, windo
 
 @pytest.mark.filterwarnings(UNFUSED)
 @pytest.mark.parametrize("window", [None, 1, 100, 200])
-@pytest.mark.parametrize("borders", [None, [0, 3, 128, 256, 300, 512]])
-def test_flex_is_the_dense_mask(window, borders):
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 3, 128, 256, 300, 512]])
+def test_flex_is_the_dense_mask(window, cu_seqlens):
     rows, length = 2, 2 * FLEX_BLOCK
-    documents = None if borders is None else number(torch.tensor(borders, dtype=torch.int32), rows, CPU)
+    documents = None if cu_seqlens is None else document_ids(torch.tensor(cu_seqlens, dtype=torch.int32), rows, CPU)
     q, k, v = torch.randn(3, rows, 2, length, 16, generator=torch.Generator().manual_seed(0))
     a = attend(q, k, v, Mask(blocks=block_mask(length, window, documents, CPU)))
     assert torch.allclose(a, attend(q, k, v, Mask(dense=dense_mask(length, window, documents, CPU))), atol=1e-5)
 
 
-def flash(q, k, v, borders, _, max_q, max_k, *, window_size):
+def flash(q, k, v, cu_seqlens, _, max_q, max_k, *, window_size):
     """What varlen_attn says it does, one document at a time: it runs on CUDA only."""
-    assert borders.dtype == torch.int32 and max_q == max_k >= borders.diff().max()
+    assert cu_seqlens.dtype == torch.int32 and max_q == max_k >= cu_seqlens.diff().max()
     before, after = window_size
     assert after == 0
     out = torch.empty_like(q)
-    for a, b in zip(borders.tolist(), borders.tolist()[1:], strict=False):
+    for a, b in zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:], strict=False):
         i = torch.arange(b - a)
         far = i[:, None] - i
         mask = (far >= 0) & ((far <= before) if before >= 0 else True)
@@ -96,21 +97,22 @@ def flash(q, k, v, borders, _, max_q, max_k, *, window_size):
 @settings(max_examples=20, deadline=None)
 @given(data=st.data(), rows=st.integers(1, 3), length=st.integers(2, 20), window=st.integers(1, 24))
 def test_varlen_is_given_the_same_masks(data, rows, length, window):
-    """Its layout, its borders and its window, which counts tokens before its own; not its kernel."""
+    """Its layout, its cu_seqlens and its window, which counts tokens before its own; not its kernel."""
     cfg = dataclasses.replace(TINY, sliding_window=window)
-    borders = some_borders(data.draw, rows, length) if data.draw(st.booleans()) else None
+    cu_seqlens = some_borders(data.draw, rows, length) if data.draw(st.booleans()) else None
     q, k, v = torch.randn(3, rows, 2, length, 16, generator=torch.Generator().manual_seed(0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(varlen, "varlen_attn", flash)
         ids = torch.zeros(rows, length)
-        for a, b in zip(Masker(cfg, "varlen")(ids, borders), Masker(cfg)(ids, borders), strict=True):
+        for a, b in zip(MaskBuilder(cfg, "varlen")(ids, cu_seqlens), MaskBuilder(cfg)(ids, cu_seqlens), strict=True):
             assert torch.allclose(attend(q, k, v, a), attend(q, k, v, b), atol=1e-5)
 
 
 def test_borders_for_varlen_keep_one_size_while_they_fit():
-    masker, ids = Masker(TINY, "varlen"), torch.zeros(2, 50)
+    mask_builder, ids = MaskBuilder(TINY, "varlen"), torch.zeros(2, 50)
     sizes = [
-        len(masker(ids, torch.tensor([*range(n), 100], dtype=torch.int32)).whole.borders) for n in (5, 3, 8, 6, 15, 2)
+        len(mask_builder(ids, torch.tensor([*range(n), 100], dtype=torch.int32)).whole.cu_seqlens)
+        for n in (5, 3, 8, 6, 15, 2)
     ]
     assert sizes == [8, 8, 16, 16, 16, 16]
 
@@ -121,8 +123,8 @@ def test_nothing_crosses_a_border(window, cut, seed):
     """Of a whole model: a document's logits are those it has on its own, up to the rounding of rotary positions."""
     model = build(dataclasses.replace(TINY, sliding_window=window), 50, seed)
     ids = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(seed))
-    borders = torch.tensor([0, cut, 24, 48], dtype=torch.int32)
-    masks = model.masker(ids, borders)
+    cu_seqlens = torch.tensor([0, cut, 24, 48], dtype=torch.int32)
+    masks = model.mask_builder(ids, cu_seqlens)
     whole = model.trunk(ids, masks=masks)
     for part in (slice(0, cut), slice(cut, 24)):
         assert torch.allclose(whole[0, part], model.trunk(ids[:1, part])[0], atol=1e-4)
@@ -140,7 +142,7 @@ def test_the_trunk_is_one_graph_and_stays_it(kernel, documents):
     does not run there at all: it is only traced."""
     torch._dynamo.reset()
     model = build(dataclasses.replace(TINY, sliding_window=100, engram_enabled=True, engram_inject_layer=1), 50, 0)
-    model.masker = Masker(model.cfg, kernel)
+    model.mask_builder = MaskBuilder(model.cfg, kernel)
     ids = torch.randint(0, 50, (2, 256), generator=torch.Generator().manual_seed(0))
     graphs = []
 
@@ -149,12 +151,12 @@ def test_the_trunk_is_one_graph_and_stays_it(kernel, documents):
         return graph.forward if kernel == "flex" else lambda *given: (torch.zeros(2, 256, 32),)
 
     run = torch.compile(model.trunk, dynamic=False, fullgraph=True, backend=count)
-    dense = Masker(model.cfg)
+    dense = MaskBuilder(model.cfg)
     with torch.no_grad():
         for cut in (10, 128, 200):
-            borders = torch.tensor([0, cut, 256, 300, 512], dtype=torch.int32) if documents else None
-            got = run(ids, masks=model.masker(ids, borders))
-            assert kernel != "flex" or torch.allclose(got, model.trunk(ids, masks=dense(ids, borders)), atol=1e-4)
+            cu_seqlens = torch.tensor([0, cut, 256, 300, 512], dtype=torch.int32) if documents else None
+            got = run(ids, masks=model.mask_builder(ids, cu_seqlens))
+            assert kernel != "flex" or torch.allclose(got, model.trunk(ids, masks=dense(ids, cu_seqlens)), atol=1e-4)
     assert len(graphs) == 1
     torch._dynamo.reset()
 

@@ -9,7 +9,7 @@ import torch
 
 from train.config import ModelConfig, ScheduleConfig
 from train.eval.validation import Score
-from train.model.loss import head_loss, reference
+from train.model.loss import head_loss, head_loss_reference
 from train.model.transformer import Model, count_parameters
 from train.optim.muon import newton_schulz, newton_schulz_reference
 from train.optim.schedule import lr_factor
@@ -44,7 +44,7 @@ def test_newton_schulz_of_a_tall_matrix_with_its_scale():
 
 def test_cap_and_z_loss():
     z, target = torch.tensor([[10.0, -5.0, 40.0]]), torch.tensor([0])
-    for loss in (reference, head_loss):  # h = z, weight = identity
+    for loss in (head_loss_reference, head_loss):  # h = z, weight = identity
         total, ce = loss(z, torch.eye(3), target, 30.0, 1e-4)
         assert float(ce) == pytest.approx(16.456468, abs=2e-6)
         assert float(total) == pytest.approx(16.524598, abs=2e-6)

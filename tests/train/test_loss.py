@@ -8,7 +8,7 @@ import torch._dynamo
 import torch.nn.functional as F
 
 from train.model import loss as module
-from train.model.loss import IGNORE, chunk_values, chunk_values_pure, head_loss, reference, token_losses
+from train.model.loss import IGNORE, chunk_values, chunk_values_pure, head_loss, head_loss_reference, token_losses
 
 
 def gradients(f, h, w, *rest):
@@ -26,7 +26,7 @@ def test_chunks_are_the_whole(monkeypatch, cap, z_weight, values):
     torch.manual_seed(0)
     h, w = torch.randn(23, 8) * 3, torch.randn(37, 8)
     t = torch.randint(0, 37, (23,))
-    want = gradients(reference, h, w, t, cap, z_weight)
+    want = gradients(head_loss_reference, h, w, t, cap, z_weight)
     for mine, theirs in zip(gradients(head_loss, h, w, t, cap, z_weight, None, values), want, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     assert torch.allclose(token_losses(h, w, t, cap).mean(), want[1], rtol=1e-5)

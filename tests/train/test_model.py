@@ -14,7 +14,8 @@ from torch import nn
 
 from train.config import AdamWConfig, ConfigError, ModelConfig, TrainConfig
 from train.model.attention import attend
-from train.model.transformer import Linear, build, check_parameters, joined, products
+from train.model.layers import Linear, fused_linear, project
+from train.model.transformer import build, check_parameters
 from train.optim.muon import Optimizer
 
 PLAIN = ModelConfig(
@@ -114,7 +115,7 @@ def test_a_sliding_layer_sees_exactly_the_window():
     assert model.blocks[0].attn.window == 8 and model.blocks[1].attn.window is None  # even slides, odd is global
     x = torch.randn(1, 24, 16, requires_grad=True)
     cos, sin = model.cos[:24, None], model.sin[:24, None]
-    sliding, whole = (partial(attend, mask=mask) for mask in model.masker(torch.zeros(1, 24)))
+    sliding, whole = (partial(attend, mask=mask) for mask in model.mask_builder(torch.zeros(1, 24)))
     model.blocks[0].attn(x, cos, sin, sliding)[0, 20].sum().backward()
     seen = (x.grad[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist()
     assert seen == list(range(13, 21))  # 0 <= 20 - j < 8
@@ -155,11 +156,11 @@ def test_a_window_as_long_as_the_sequence_is_plain_causal():
     assert build(shorter, 50, 1)(ids[:, :-1], ids[:, 1:])[0] != build(cap, 50, 1)(ids[:, :-1], ids[:, 1:])[0]
 
 
-def test_products_joined_are_those_apart():
+def test_fused_projections_are_those_apart():
     linears = [Linear(16, n) for n in (16, 16, 24)]
     x = torch.randn(2, 5, 16, requires_grad=True)
     results = []
-    for f in (products, joined):
+    for f in (project, fused_linear):
         outs = f(x, *linears)
         torch.autograd.backward(outs, [torch.ones_like(y) for y in outs])
         results.append([*outs, x.grad, *(linear.weight.grad for linear in linears)])
@@ -168,7 +169,7 @@ def test_products_joined_are_those_apart():
             linear.weight.grad = None
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
-    bf16 = joined(x.bfloat16(), *linears)
+    bf16 = fused_linear(x.bfloat16(), *linears)
     assert [y.shape[-1] for y in bf16] == [16, 16, 24] and bf16[0].dtype == torch.bfloat16
 
 

@@ -28,8 +28,8 @@ from train.data.index import MappedIndex
 from train.data.manifest import Manifest, ManifestError, Shard
 from train.data.sampler import I64, Order, windows_of
 from train.files import sha256_file
-from train.model.attention import sent
 from train.model.loss import IGNORE
+from train.model.masks import to_device
 
 HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
 LONG = 1024  # tokens a row, from which on Python's microsecond a row is less than a second copy
@@ -231,7 +231,7 @@ class Loader:
             in_step = batch.counted_in_step - int(counts.sum())
             counts, flat = self._uncounted(shard, window)
             targets = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
-            targets.view(-1).index_fill_(0, sent(torch.from_numpy(flat), self.device), IGNORE)
+            targets.view(-1).index_fill_(0, to_device(torch.from_numpy(flat), self.device), IGNORE)
             batch = Batch(tokens, self.world, in_step, targets, self.cfg.seq_len - counts)
         if documents:
             batch = batch._replace(borders=self._borders(shard, window))

@@ -1,6 +1,6 @@
-"""Floating-point operations of training, per token, by the two conventions in use (trainers.md 3.1).
+"""Floating-point operations of training, per token, by the two conventions in use (docs/trainer-math.md, "FLOPs").
 
-    6 * weights that multiply  +  12 * dim * sum over layers of the tokens attended to
+    6 * weights that multiply  +  12 * width of the heads * tokens attended to, summed over the layers
 
 A multiplication and an addition for each weight forward, twice that backward: 6. Attention multiplies twice (q k and
 p v), forward and backward again thrice in all: 12 a channel and attended token. The conventions differ in the latter:
@@ -8,7 +8,7 @@ p v), forward and backward again thrice in all: 12 a channel and attended token.
 * causal: what the mask leaves, (T + 1) / 2 on average in a global layer, less in a window. Work that must be done.
 * full: T in a global layer and the window in a sliding one, as nanochat, torchtitan and PaLM count.
 
-Say which one a utilisation (MFU) is in. Document masks leave less still; it is not counted, as it depends on the data.
+Say which one a utilization (MFU) is in. Document masks leave less still; it is not counted, as it depends on the data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from train.config import ModelConfig
+from train.model.transformer import on_meta_device
 
 
 class Flops(NamedTuple):
@@ -26,10 +27,19 @@ class Flops(NamedTuple):
 
 
 def flops_per_token(cfg: ModelConfig, vocab_size: int, seq_len: int) -> Flops:
-    """Of training `cfg` on windows of `seq_len` tokens. Looking an embedding up, norms and activations cost nothing."""
-    weights = cfg.n_layers * (4 * cfg.dim * cfg.dim + 3 * cfg.dim * cfg.hidden) + vocab_size * cfg.dim
-    if cfg.engram_enabled:
-        weights += 2 * cfg.engram_slots * cfg.dim
-    windows = [seq_len if cfg.is_global(layer) else min(cfg.sliding_window, seq_len) for layer in range(cfg.n_layers)]
-    attended = sum((w * (w + 1) / 2 + (seq_len - w) * w) / seq_len for w in windows)
-    return Flops(6 * weights + 12 * cfg.dim * attended, 6 * weights + 12 * cfg.dim * sum(windows))
+    """Count the operations of training `cfg` on windows of `seq_len` tokens.
+
+    Every matrix of the model multiplies once a token, but for an embedding that is not the head: looking it up costs
+    nothing. Neither do norms and activations.
+    """
+    model = on_meta_device(cfg, vocab_size)
+    matrices = {p for p in model.parameters() if p.ndim == 2} - {model.embed.weight} | {model.head_weight}
+    weights = sum(matrix.numel() for matrix in matrices)
+    causal = full = 0.0
+    for block in model.blocks:
+        window = seq_len if block.attn.window is None else min(block.attn.window, seq_len)
+        pairs = window * (window + 1) / 2 + (seq_len - window) * window  # of tokens that see each other in a row
+        heads = block.attn.o.weight.shape[1]  # channels of all heads
+        causal += heads * pairs / seq_len
+        full += heads * window
+    return Flops(6 * weights + 12 * causal, 6 * weights + 12 * full)

@@ -6,8 +6,8 @@
 
 At 8192 ids the fp32 logits of 64k tokens are 2 GB, several times over in autograd. So rows are taken in chunks, and
 each chunk's gradient is computed beside its value: three matrix products in all, as many as plain autograd, and no
-logits kept. `reference` says the same in four lines; tests compare values and gradients.
-Formulae and golden values: trainers.md 1.14.
+logits kept. `head_loss_reference` says the same in four lines; tests compare values and gradients.
+Formulas and golden values: docs/trainer-math.md, "Logit cap and z-loss".
 
 What lies between the products has two forms: `chunk_values` works in place, for a CPU; `chunk_values_pure` is for
 torch.compile, which makes of it one pass over the logits for the sums and one for the gradient.
@@ -33,12 +33,14 @@ ChunkValues = Callable[[Tensor, Tensor, float | None, float, bool], tuple[Tensor
 
 
 def cap_logits(z: Tensor, cap: float | None) -> Tensor:
-    """z (..., V) in fp32, capped; untouched when cap is None."""
+    """Return z (..., V), in fp32, capped; as it is when cap is None."""
     return z if cap is None else cap * torch.tanh(z / cap)
 
 
-def reference(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float) -> tuple[Tensor, Tensor]:
-    """(total, ce): h (N, d), weight (V, d), targets (N,), at least one not IGNORE. The readable form."""
+def head_loss_reference(
+    h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Return what `head_loss` does, in its readable form; at least one target must not be IGNORE."""
     h, targets = h[targets != IGNORE], targets[targets != IGNORE]
     c = cap_logits((h @ weight.to(h.dtype).T).float(), cap)
     lse = torch.logsumexp(c, -1)
@@ -49,7 +51,7 @@ def reference(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None, z_w
 def chunk_values(
     z: Tensor, targets: Tensor, cap: float | None, z_weight: float, ignores: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`ChunkValues`, in place wherever it can be (z is lost if fp32): on a CPU this part is bound by memory."""
+    """Compute `ChunkValues` in place wherever it can be (z is lost if fp32): on a CPU this part is bound by memory."""
     weights = (targets != IGNORE).float() if ignores else None
     targets = targets.clamp(min=0) if ignores else targets
     z = z.float()
@@ -77,7 +79,7 @@ def chunk_values(
 def chunk_values_pure(
     z: Tensor, targets: Tensor, cap: float | None, z_weight: float, ignores: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`ChunkValues` without scatter and in-place steps, so that it fuses; the gradient in the dtype of z.
+    """Compute `ChunkValues` without scatter and in-place steps, so that it fuses; the gradient in the dtype of z.
 
     Nothing it is given changes from batch to batch but tensors: it is compiled once for each shape.
     """
@@ -99,13 +101,13 @@ def head_loss(
     targets: Tensor,
     cap: float | None,
     z_weight: float,
-    counted: int | None = None,
+    num_targets: int | None = None,
     values: ChunkValues = chunk_values,
 ) -> tuple[Tensor, Tensor]:
-    """(total, ce), two scalars: h (N, d), weight (V, d), targets (N,). Gradients flow through `total` only.
+    """Return (total, ce), two scalars: h (N, d), weight (V, d), targets (N,). Gradients flow through `total` only.
 
-    counted: how many targets are not IGNORE, over which the means are taken (0 of none); None says that all are. The
-    caller knows, so nothing waits for the device to count.
+    num_targets: how many targets are not IGNORE, over which the means are taken (0 of none); None says that all are.
+    The caller knows, so nothing waits for the device to count.
 
     On a CPU, with cap None and z_weight 0, this is F.cross_entropy to the bit, at the price of all logits at once: the
     seed promises that its levers, when off, leave the plain baseline. On a GPU, where sums have no fixed order to
@@ -113,17 +115,17 @@ def head_loss(
     """
     if cap is None and z_weight == 0 and not h.is_cuda:
         logits = F.linear(h, weight.to(h.dtype)).float()
-        if counted is None:
+        if num_targets is None:
             ce = F.cross_entropy(logits, targets)
         else:
-            ce = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / max(1, counted)
+            ce = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / max(1, num_targets)
         return ce, ce.detach()
-    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight, counted, values)
+    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight, num_targets, values)
     return total, ce
 
 
 def token_losses(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
-    """Cross-entropy of every token, (N,) fp32, without gradient: h (N, d), weight (V, d), targets (N,)."""
+    """Return every token's cross-entropy, (N,) fp32, without gradient: h (N, d), weight (V, d), targets (N,)."""
     weight = weight.to(h.dtype)
     parts = []
     for rows in _chunks(h, weight):
@@ -133,7 +135,7 @@ def token_losses(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None) 
 
 
 def _chunks(h: Tensor, weight: Tensor) -> list[slice]:
-    """Of rows; on a GPU of one size as near as can be, because each size is compiled."""
+    """Cut the rows into chunks; on a GPU of one size as near as can be, because each size is compiled."""
     size = max(1, (CHUNK_CUDA if h.is_cuda else CHUNK_CPU) // weight.shape[0])
     if h.is_cuda:
         size = -(-h.shape[0] // -(-h.shape[0] // size))
@@ -151,17 +153,17 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         cap: float | None,
         z_weight: float,
-        counted: int | None,
+        num_targets: int | None,
         values: ChunkValues,
     ) -> tuple[Tensor, Tensor]:
-        n = h.shape[0] if counted is None else max(1, counted)
+        n = h.shape[0] if num_targets is None else max(1, num_targets)
         w = weight.to(h.dtype)
         dh = torch.empty_like(h)
         dw = torch.zeros_like(weight, dtype=torch.float32)  # fp32: bf16 sums over chunks lose quality (Liger #827)
         ce = torch.zeros((), device=h.device)
         zz = torch.zeros((), device=h.device)
         for rows in _chunks(h, w):
-            ce_sum, zz_sum, dz = values(h[rows] @ w.T, targets[rows], cap, z_weight, counted is not None)
+            ce_sum, zz_sum, dz = values(h[rows] @ w.T, targets[rows], cap, z_weight, num_targets is not None)
             ce += ce_sum
             zz += zz_sum
             dz = dz.to(h.dtype)
@@ -180,7 +182,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float) -> None:
-    """total += factor * a @ b, total in fp32."""
+    """Add factor * a @ b to `total`, which is fp32."""
     if total.dtype == a.dtype:
         total.addmm_(a, b, alpha=factor)
     elif a.is_cuda:
