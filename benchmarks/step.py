@@ -34,7 +34,8 @@ from train.data.loader import Loader
 from train.data.manifest import load_manifest
 from train.distributed.runtime import Runtime
 from train.loop import Run, one_step
-from train.model.transformer import build, rope_tables
+from train.model.attention import rope_tables
+from train.model.transformer import build
 from train.monitor.anomalies import Sentinel
 from train.monitor.singular_values import RankLoss
 from train.optim.averages import Averages

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.config import ModelConfig
-from train.model.transformer import Model, rope_tables
+from train.model.attention import rope_tables
+from train.model.transformer import Model
 
 
 @dataclass

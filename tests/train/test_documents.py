@@ -24,7 +24,7 @@ from train.data.sampler import rows_of_step, tail_tokens
 from train.eval.validation import Validation
 from train.main import run
 from train.model import loss as loss_module
-from train.model.loss import IGNORE, cap_logits, head_loss, reference
+from train.model.loss import IGNORE, cap_logits, head_loss, head_loss_reference
 from train.model.transformer import build
 
 
@@ -121,7 +121,7 @@ def test_ignored_targets_give_no_loss_and_no_gradient(monkeypatch, cap, z_weight
     t[3:9] = IGNORE  # a whole chunk, and parts of its neighbours
     t[22] = IGNORE
     results = []
-    for f in (reference, lambda *given: head_loss(*given, int((t != IGNORE).sum()))):
+    for f in (head_loss_reference, lambda *given: head_loss(*given, int((t != IGNORE).sum()))):
         a, b = h.clone().requires_grad_(), w.clone().requires_grad_()
         total, ce = f(a, b, t, cap, z_weight)
         (total * 0.5).backward()

@@ -15,7 +15,8 @@ from trainer_harness import losses, sets
 from train.checkpoint.run_folder import identity
 from train.config import AdamWConfig, ModelConfig, TrainConfig, TrainError
 from train.main import run
-from train.model.transformer import Engram, build, count_parameters
+from train.model.engram import Engram
+from train.model.transformer import build, count_parameters
 from train.optim.muon import Optimizer
 
 OFF = ModelConfig(
