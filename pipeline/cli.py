@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Shardmill: from raw text to a trained small language model, with every token accounted for.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=Path(sys.argv[0]).stem == "shardmill",  # a shell completes a command, not `python -m pipeline`
     pretty_exceptions_enable=False,
 )
 

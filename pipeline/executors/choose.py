@@ -16,7 +16,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, cast
 
-from pipeline.engine.fingerprint import ROOT
+from pipeline.engine.fingerprint import PROJECT, ROOT
 from pipeline.engine.signals import kept_handlers
 from pipeline.errors import UsageError, UserError
 from pipeline.executors import ray_cleanup
@@ -136,8 +136,8 @@ class RayExecutor:
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if self.address:
-                excludes = [".venv", "build", "runs", ".git", "tests", "benchmarks"]
-                environment = {"working_dir": str(ROOT), "excludes": excludes}
+                # The three packages alone: beside them lies a clone's build folder, or all of site-packages.
+                environment = {"py_modules": [str(ROOT / package) for package in PROJECT]}
                 with kept_handlers():
                     ray.init(address=self.address, runtime_env=environment, **options)
                 self.slots = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
