@@ -285,15 +285,19 @@ def diff_manifests(
 
 
 @app.command()
-def schema(what: Annotated[str, typer.Argument(help="recipe or manifest")]) -> None:
-    """The JSON Schema of recipes or manifests, generated from the models."""
+def schema(what: Annotated[str, typer.Argument(help="recipe, manifest or reference.")]) -> None:
+    """The JSON Schema of recipes or manifests, or the page docs/reference.md, generated from the models."""
     from pydantic import TypeAdapter
 
+    from pipeline.commands.reference import reference_page
     from pipeline.recipe import Recipe
     from train.data.manifest import Manifest
 
+    if what == "reference":
+        print(reference_page(typer.main.get_group(app)), end="")
+        return
     if what not in ("recipe", "manifest"):
-        raise UsageError(f"schema {what}: allowed are recipe, manifest")
+        raise UsageError(f"schema {what}: allowed are recipe, manifest, reference")
     value = Recipe.model_json_schema(by_alias=True) if what == "recipe" else TypeAdapter(Manifest).json_schema()
     print(json.dumps(value, indent=1, sort_keys=True))
 
