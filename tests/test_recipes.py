@@ -86,8 +86,8 @@ def test_the_readmes_recipe_is_valid():
         assert 0.9 < config.steps * config.batch_size * config.seq_len / held <= config.epochs, phase
 
 
-def test_the_readme_names_every_dependency():
-    text = (ROOT / "README.md").read_text()
+def test_the_docs_name_every_dependency_with_its_reason():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
     for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
         name = requirement.split(">=")[0]
         assert any(name in line for line in text.splitlines() if line.startswith("| ")), name
