@@ -82,9 +82,9 @@ def torch_muon(run: loop.Run) -> None:
     def step(factor: float) -> None:
         muon.param_groups[0]["lr"] = cfg.lr * factor
         muon.step()
-        stacks, optimizer.stacks = optimizer.stacks, []
+        groups, optimizer.muon_groups = optimizer.muon_groups, []
         whole(factor)
-        optimizer.stacks = stacks
+        optimizer.muon_groups = groups
 
     optimizer.step = step  # type: ignore[method-assign]
 

@@ -39,7 +39,7 @@ from train.model.transformer import build
 from train.monitor.anomalies import Sentinel
 from train.monitor.singular_values import RankLoss
 from train.optim.averages import Averages
-from train.optim.muon import Optimizer
+from train.optim.optimizer import Optimizer
 
 TARGET = 1.0  # plain / ours: at least as fast
 LR, DECAY = 1e-3, 0.1

@@ -36,7 +36,7 @@ from train.monitor.metrics import Metrics
 from train.monitor.singular_values import RankLoss
 from train.monitor.text import clock_text
 from train.optim.averages import Averages
-from train.optim.muon import Optimizer
+from train.optim.optimizer import Optimizer
 from train.optim.schedule import Pace, decay_begins, lr_factor
 
 LONG_WAIT = 1.0  # seconds that a save may wait for the one before it without saying so
@@ -162,10 +162,10 @@ def one_step(run: Run) -> tuple[Tensor, Tensor]:
     started = time.perf_counter()
     batch = run.source.batch(run.step, cfg.document_mask)
     run.waited += time.perf_counter() - started
-    optimizer.reduced.zero_()
+    optimizer.grads_and_loss.zero_()
     for micro in batch.micros(run.loader.micro):
         backward(run, micro)
-    rt.sum_(optimizer.reduced)
+    rt.sum_(optimizer.grads_and_loss)
     norms = optimizer.norms() if run.sentinel.modules else optimizer.loss.new_empty(0)
     norm = optimizer.clip()
     run.factor = lr_factor(run.step, run.total, cfg.schedule)

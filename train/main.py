@@ -55,7 +55,7 @@ from train.monitor import report
 from train.monitor.anomalies import Sentinel
 from train.monitor.singular_values import RankLoss
 from train.optim.averages import Averages
-from train.optim.muon import Optimizer
+from train.optim.optimizer import Optimizer
 from train.optim.schedule import Pace
 from train.overrides import configs
 
@@ -134,7 +134,7 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
         dist.broadcast(optimizer.weights, src=0)
     averages = Averages(model, cfg)
     watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
-    lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon} if rt.first else {}, cfg.rank_loss)
+    lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon_names} if rt.first else {}, cfg.rank_loss)
     state = {"identity": ours, "builds": start.builds}
     this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, state, watch, lost)
     this.on_save = on_save

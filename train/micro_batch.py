@@ -120,7 +120,7 @@ def trial(run: Run, size: int) -> float:
             need = hardware.peak_bytes(device)
         except torch.OutOfMemoryError:
             pass  # what the failed pass holds is let go only after this clause
-    run.optimizer.reduced.zero_()
+    run.optimizer.grads_and_loss.zero_()
     gc.collect()
     hardware.forget_peak(device)
     return need

@@ -17,7 +17,7 @@ from train.config import AdamWConfig, ModelConfig, TrainConfig, TrainError
 from train.main import run
 from train.model.engram import Engram
 from train.model.transformer import build, count_parameters
-from train.optim.muon import Optimizer
+from train.optim.optimizer import Optimizer
 
 OFF = ModelConfig(
     dim=32, n_layers=4, n_heads=2, max_seq_len=32, sliding_window=8, engram_slots=10, engram_inject_layer=2
@@ -84,7 +84,7 @@ def test_the_gate_learns_first_then_all_and_none_decays(optimizer):
     cfg = TrainConfig(optimizer=optimizer, grad_clip=0, adamw=AdamWConfig(lr=0.01, weight_decay=0.5))
     rule = Optimizer(model, cfg)
     bank = [n for n, _ in model.named_parameters() if n.startswith("engram.")]
-    assert set(bank) <= {n for m in rule.moments for n in m.names}  # AdamW's, also under Muon
+    assert set(bank) <= {n for m in rule.adamw_groups for n in m.names}  # AdamW's, also under Muon
     before = {n: model.get_parameter(n).clone() for n in bank}
 
     def update():
@@ -98,7 +98,7 @@ def test_the_gate_learns_first_then_all_and_none_decays(optimizer):
         assert torch.equal(before[name], model.get_parameter(name)) == (name != "engram.gate"), name
     update()
     assert all(not torch.equal(before[n], model.get_parameter(n)) for n in bank)
-    (decaying,) = (m.names for m in rule.moments if m.decays)
+    (decaying,) = (m.names for m in rule.adamw_groups if m.decays)
     assert "embed.weight" in decaying and not any("engram" in n for n in decaying)
 
 

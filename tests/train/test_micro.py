@@ -66,7 +66,7 @@ def ready(pretrain, tmp_path):
 
 def bits(run):
     """All that a trial must leave alone."""
-    tensors = [*run.model.state_dict().values(), run.optimizer.reduced, *run.optimizer.state_tensors().values()]
+    tensors = [*run.model.state_dict().values(), run.optimizer.grads_and_loss, *run.optimizer.state_tensors().values()]
     return [*(t.clone() for t in tensors), run.sentinel.stats.clone(), torch.get_rng_state()]
 
 

@@ -16,7 +16,7 @@ from train.config import AdamWConfig, ConfigError, ModelConfig, TrainConfig
 from train.model.attention import attend
 from train.model.layers import Linear, fused_linear, project
 from train.model.transformer import build, check_parameters
-from train.optim.muon import Optimizer
+from train.optim.optimizer import Optimizer
 
 PLAIN = ModelConfig(
     dim=32,

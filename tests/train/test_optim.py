@@ -12,7 +12,8 @@ from torch import nn
 
 from train.config import AdamWConfig, ModelConfig, MuonConfig, TrainConfig
 from train.model.transformer import build
-from train.optim.muon import SCHEDULES, Optimizer, newton_schulz, newton_schulz_reference
+from train.optim.muon import NEWTON_SCHULZ, newton_schulz, newton_schulz_reference
+from train.optim.optimizer import Optimizer
 
 TINY = ModelConfig(dim=16, n_layers=2, n_heads=2, max_seq_len=32, sliding_window=8)
 SIZES = st.tuples(st.integers(1, 48), st.integers(1, 48))
@@ -22,7 +23,7 @@ def fill(optimizer: Optimizer, step: int) -> None:
     optimizer.grads.copy_(torch.randn(optimizer.grads.shape, generator=torch.Generator().manual_seed(step)))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", NEWTON_SCHULZ)
 @settings(max_examples=20, deadline=None)
 @given(shape=SIZES, seed=st.integers(0, 9))
 def test_the_batched_form_is_the_readable_one(schedule, shape, seed):
@@ -33,7 +34,7 @@ def test_the_batched_form_is_the_readable_one(schedule, shape, seed):
 
 def test_dsv4_is_orthogonal_and_polar_express_nearer_than_jordan():
     g = torch.randn(3, 24, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    values = {name: torch.linalg.svdvals(newton_schulz(g, name)) for name in SCHEDULES}
+    values = {name: torch.linalg.svdvals(newton_schulz(g, name)) for name in NEWTON_SCHULZ}
     away = {name: (v - 1).abs().max().item() for name, v in values.items()}
     assert away["dsv4"] < 5e-3 and away["dsv4"] < away["polar_express"] < away["jordan5"] < 0.35
 
@@ -41,11 +42,13 @@ def test_dsv4_is_orthogonal_and_polar_express_nearer_than_jordan():
 def test_groups_hidden_matrices_are_muons_and_nothing_else():
     model = build(TINY, 50, 0)
     optimizer = Optimizer(model, TrainConfig())
-    muon = {n for s in optimizer.stacks for n in s.names}
-    assert muon == {n for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2} == set(optimizer.muon)
-    assert {n for m in optimizer.moments for n in m.names} == {n for n, _ in model.named_parameters()} - muon
-    assert {n for m in optimizer.moments if m.decays for n in m.names} == {"embed.weight"}
-    assert not Optimizer(model, TrainConfig(optimizer="adamw")).stacks
+    muon = {n for s in optimizer.muon_groups for n in s.names}
+    assert (
+        muon == {n for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2} == set(optimizer.muon_names)
+    )
+    assert {n for m in optimizer.adamw_groups for n in m.names} == {n for n, _ in model.named_parameters()} - muon
+    assert {n for m in optimizer.adamw_groups if m.decays for n in m.names} == {"embed.weight"}
+    assert not Optimizer(model, TrainConfig(optimizer="adamw")).muon_groups
 
 
 @pytest.mark.parametrize("rule", ["muon", "adamw"])
@@ -60,7 +63,7 @@ def test_parameters_keep_their_values_and_share_the_flat_buffers(rule):
     assert sum(p.numel() for p in model.parameters()) == len(optimizer.weights) == len(optimizer.grads)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", NEWTON_SCHULZ)
 def test_muon_is_its_formula(schedule):
     model = build(TINY, 50, 0)
     cfg = TrainConfig(muon=MuonConfig(lr=0.02, ns=schedule))
@@ -172,7 +175,7 @@ def test_state_goes_out_and_in(rule):
         a.step(1.0)
     other.load_state_dict(model.state_dict())
     state = {k: t.clone() for k, t in a.state_tensors().items()}
-    assert len(state) == sum(1 if n in a.muon else 2 for n, _ in model.named_parameters())
+    assert len(state) == sum(1 if n in a.muon_names else 2 for n, _ in model.named_parameters())
     b.load(state, a.steps)
     for optimizer in (a, b):
         fill(optimizer, 9)

@@ -19,7 +19,7 @@ from train.main import run
 from train.model.transformer import build
 from train.monitor import anomalies
 from train.monitor.anomalies import CLIP, FLOOR, LOSS, NORM, NOT_FINITE, RATES, WARM, documents_of_step, judge
-from train.optim.muon import Optimizer
+from train.optim.optimizer import Optimizer
 
 STEPS, GARBAGE = 90, 11  # the document that is planted in the first shard
 PHASE = {"muon": {"lr": 0.003}, "adamw": {"lr": 0.003}, "schedule": {"kind": "constant"}}

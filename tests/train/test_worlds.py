@@ -19,7 +19,7 @@ from train.config import ModelConfig, TrainConfig, TrainError
 from train.distributed.runtime import processes
 from train.main import run
 from train.model.transformer import build
-from train.optim.muon import Optimizer
+from train.optim.optimizer import Optimizer
 
 WORLDS = (1, 2, 4)
 # three blocks: stacks of 12, 6 and 3 matrices, so that some ranks own fewer than a share and the last of four none
@@ -81,12 +81,12 @@ def updates(out: str, start: str | None = None) -> None:
             optimizer.grads.copy_(torch.randn(len(optimizer.grads), generator=torch.Generator().manual_seed(step)))
             optimizer.step(1.0)
         if rt.world > 1:
-            share = {s.weights.shape[0]: (len(s.momentum), s.own.stop - s.own.start) for s in optimizer.stacks}
+            share = {s.weights.shape[0]: (len(s.momentum), s.own.stop - s.own.start) for s in optimizer.muon_groups}
             wanted = [-(-k // rt.world) for k in (12, 6, 3)]
             own = [max(0, min(k, (rt.rank + 1) * w) - rt.rank * w) for k, w in zip((12, 6, 3), wanted, strict=True)]
             assert share == dict(zip((12, 6, 3), zip(wanted, own, strict=True), strict=True))
         state = optimizer.state_tensors()  # by all
-        assert len(state) == sum(1 if n in optimizer.muon else 2 for n in optimizer.parameters)
+        assert len(state) == sum(1 if n in optimizer.muon_names else 2 for n in optimizer.parameters)
         if rt.first:
             torch.save({"model": model.state_dict(), "optimizer": state, "steps": optimizer.steps}, out)
 

@@ -1,0 +1,160 @@
+"""The optimizer: Muon for the matrices inside the blocks, AdamW for the rest, over one flat buffer of each kind.
+
+Layout: [matrices of shape 1 | of shape 2 | ... | AdamW's that decay | AdamW's that do not], for weights and gradients
+alike; the model's parameters and their .grad are views. A group is so a view: nothing is gathered by copying.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from train.config import TrainConfig
+from train.optim.adamw import AdamWGroup
+from train.optim.muon import MuonGroup
+
+
+class Optimizer:
+    """Both update rules over one model, the flat weights, and the flat gradient they read.
+
+    Makes the model's parameters views of `weights`: build it when the model is on its device.
+    """
+
+    def __init__(self, model: nn.Module, cfg: TrainConfig, rank: int = 0, world: int = 1) -> None:
+        self.cfg, self.world = cfg, world
+        self.steps = 0  # updates made
+        self.parameters = dict(model.named_parameters())
+        by_shape, by_decay = _group_names(self.parameters, cfg.optimizer == "muon")
+        groups = [*by_shape, *by_decay.values()]
+        order = [name for names in groups for name in names]
+        self.weights = torch.cat([self.parameters[name].detach().flatten() for name in order])
+        # One buffer: one all-reduce, one norm, one clip, in an order that never changes. (DDP re-buckets after its
+        # first step, so with 3 or more ranks a resumed run would sum in another order than an undisturbed one.)
+        # Its last place is the loss's, which so comes to be known to all without a message of its own.
+        self.grads_and_loss = self.weights.new_zeros(len(self.weights) + 1)
+        self.grads, self.loss = self.grads_and_loss[:-1], self.grads_and_loss[-1]
+        sizes = [self.parameters[name].numel() for name in order]
+        for name, w, g in zip(order, self.weights.split(sizes), self.grads.split(sizes), strict=True):
+            parameter = self.parameters[name]
+            parameter.data, parameter.grad = w.view_as(parameter), g.view_as(parameter)
+
+        group_sizes = [sum(self.parameters[name].numel() for name in names) for names in groups]
+        views = zip(self.weights.split(group_sizes), self.grads.split(group_sizes), strict=True)
+        self.muon_groups: list[MuonGroup] = []
+        for names in by_shape:
+            w, g = next(views)
+            stacked = (len(names), *self.parameters[names[0]].shape)
+            self.muon_groups.append(MuonGroup(names, w.view(stacked), g.view(stacked), cfg.muon, rank, world))
+        self.adamw_groups: list[AdamWGroup] = []
+        for decay, names in by_decay.items():
+            w, g = next(views)
+            shapes = {name: self.parameters[name].shape for name in names}
+            self.adamw_groups.append(AdamWGroup(shapes, w, g, decay, cfg.adamw))
+
+        stacked_names = {name for names in by_shape for name in names}
+        self.muon_names = [name for name in self.parameters if name in stacked_names]
+        self.modules = list(dict.fromkeys(module_of(name) for name in self.parameters))
+        self._prepare_norms()
+
+    def _prepare_norms(self) -> None:
+        """Prepare what `norms` reads: a norm for each of Muon's matrices, and for each run of a module in AdamW's."""
+        owners = [module_of(name) for group in self.muon_groups for name in group.names]
+        self._runs: list[Tensor] = []
+        for group in self.adamw_groups:
+            start = 0
+            for module, names in itertools.groupby(group.names, module_of):
+                size = sum(self.parameters[name].numel() for name in names)
+                self._runs.append(group.grads[start : start + size])
+                owners.append(module)
+                start += size
+        pieces = [[i for i, owner in enumerate(owners) if owner == module] for module in self.modules]
+        longest, none = max(map(len, pieces)), len(owners)  # a 0 stands behind the last piece
+        table = [[*own, *[none] * (longest - len(own))] for own in pieces]
+        self._pieces = torch.tensor(table, device=self.grads.device)
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """Return the L2 norm of each module's gradient, (modules,) in the order of `modules`. Stays on the device."""
+        pieces = [torch.linalg.vector_norm(group.grads, dim=(1, 2)) for group in self.muon_groups]
+        pieces += [torch.stack([run.norm() for run in self._runs]), self.grads.new_zeros(1)]
+        return torch.linalg.vector_norm(torch.cat(pieces)[self._pieces], dim=1)
+
+    @torch.no_grad()
+    def clip(self) -> Tensor:
+        """Scale the gradient down to a norm of at most grad_clip. Returns its L2 norm before, on the device."""
+        norm = self.grads.norm()
+        if self.cfg.grad_clip > 0:
+            self.grads.mul_((self.cfg.grad_clip / (norm + 1e-6)).clamp_(max=1.0))
+        return norm
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """Make one update with every lr times `factor`; leaves the gradients as they are. All ranks must call it."""
+        self.steps += 1
+        coming: list[tuple[MuonGroup, Tensor, dist.Work]] = []  # gathered while the next group is computed
+        for group in self.muon_groups:
+            update = group.update()
+            if self.world == 1:
+                group.apply(update, factor)
+            else:
+                coming.append((group, *group.gather(update)))
+        for adamw_group in self.adamw_groups:
+            adamw_group.step(factor)
+        for group, updates, message in coming:
+            message.wait()
+            group.apply(updates, factor)
+
+    @torch.no_grad()
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return all state by parameter name, for a checkpoint. All ranks must call it; each gets everything.
+
+        Most are views of what the next step changes. Momentum is stored wide: a tall matrix's transposed.
+        """
+        tensors = self._own_state()
+        if self.world > 1:
+            for group in self.muon_groups:
+                tensors |= group.gathered_state()
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Put back what `state_tensors` gave, at any number of ranks. Raises KeyError when one is missing."""
+        for name, tensor in self._own_state().items():
+            tensor.copy_(tensors[name])
+        for group in self.adamw_groups:
+            group.steps.fill_(steps)
+        self.steps = steps
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """Return this rank's state by name, as views."""
+        groups: list[MuonGroup | AdamWGroup] = [*self.muon_groups, *self.adamw_groups]
+        return {name: tensor for group in groups for name, tensor in group.state()}
+
+
+def module_of(name: str) -> str:
+    """Return what a parameter is counted with: its block, and outside the blocks its first name."""
+    return ".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1])
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Return whether AdamW's weight decay acts on a parameter.
+
+    On matrices it does, but not on the engram's: a slot that no text reads should keep its value.
+    """
+    return parameter.ndim >= 2 and not name.startswith("engram.")
+
+
+def _group_names(parameters: dict[str, nn.Parameter], muon: bool) -> tuple[list[list[str]], dict[bool, list[str]]]:
+    """Return names of Muon's matrices by shape, the largest group first, and of AdamW's by whether they decay."""
+    by_shape: dict[torch.Size, list[str]] = {}
+    by_decay: dict[bool, list[str]] = {True: [], False: []}
+    for name, parameter in parameters.items():
+        if muon and name.startswith("blocks.") and parameter.ndim == 2:
+            by_shape.setdefault(parameter.shape, []).append(name)
+        else:
+            by_decay[decays(name, parameter)].append(name)
+    largest_first = sorted(by_shape.values(), key=lambda names: -len(names) * parameters[names[0]].numel())
+    return largest_first, by_decay
