@@ -29,12 +29,12 @@ import zstandard
 
 from benchmarks import measure
 from benchmarks.filter import spread, write_part
-from stages.base import Artifact, Task
 from stages.decontaminate.ngrams import found_in, frequent_words, ngrams, passages_of, sieved
 from stages.decontaminate.search import Opened, index, look, stretch
 from stages.evals.passages import PASSAGES_OF
 from stages.kernels.ngrams import Index
 from stages.sources.questions import ITEMS
+from stages.task import Artifact, Task
 
 GROUP = 1000  # documents in a column
 LIBRARIES = ("numba", "numpy", "pyarrow", "datatrove")

@@ -31,13 +31,15 @@ from pipeline.engine.context import Context, drive
 from pipeline.engine.progress import Progress
 from pipeline.engine.store import RECORD, Store
 from pipeline.recipe import parse_recipe
-from stages.base import Artifact, Record
-from stages.dedup import stage as dedup
+from stages.dedup import work as dedup
 from stages.filter import work as apply_rules
 from stages.pack import shard as pack_shard
+from stages.registry import STAGES
 from stages.sources import parquet
-from stages.tokenize import stage as tokenize
-from stages.tokenize.token_file import Tokenised
+from stages.stage import Record, Unit
+from stages.task import Artifact
+from stages.tokenize import work as tokenize
+from stages.tokenize.stage import TokenizedUnit
 
 SOURCES = ("web", "code", "books", "maths")
 SLOTS = 200  # two cores on each of 100 nodes
@@ -162,13 +164,14 @@ async def graph(context: Context, units: int) -> None:
             "groups": [[i, i + 1]],
         }
         label = f"{name}[{i}:{i + 1}]"
-        raw = await context.run("download", parquet.work, params, [file], label, source, UNIT_BYTES)
+        raw = await context.run(STAGES["download"], Unit(parquet.work, params, [file], label, source, UNIT_BYTES))
         part = raw.output("part-000")
         rules = {"rules": [["gopher_quality", {}]]}
-        record = await context.run("filter", apply_rules.work, rules, [part], f"{label} part-000", source, UNIT_BYTES)
+        unit = Unit(apply_rules.work, rules, [part], f"{label} part-000", source, UNIT_BYTES)
+        record = await context.run(STAGES["filter"], unit)
         return record.output("docs")
 
-    async def source_of(source: str) -> list[Tokenised]:  # keeps what the stages keep
+    async def source_of(source: str) -> list[TokenizedUnit]:  # keeps what the stages keep
         filtered = await context.gather(chain(source, i) for i in range(each))
         drops = [
             Artifact("dedup/x/drops.parquet", f"{source:>8}{i:056x}", "drops", 1, rows_from=i, rows_to=i + 9)
@@ -177,7 +180,8 @@ async def graph(context: Context, units: int) -> None:
 
         async def deduplicated(i: int, part: Artifact, drop: Artifact) -> Artifact:
             label = f"{i:05d}"
-            record = await context.run("dedup", dedup.work, {"source": source}, [part, drop], label, source, UNIT_BYTES)
+            unit = Unit(dedup.work, {"source": source}, [part, drop], label, source, UNIT_BYTES)
+            record = await context.run(STAGES["dedup"], unit)
             return record.output("docs")
 
         pairs = zip(filtered, drops, strict=True)
@@ -185,10 +189,11 @@ async def graph(context: Context, units: int) -> None:
         tokenizer = Artifact("build_tokenizer/x/tokenizer.json", "f" * 64, "tokenizer", 1 << 20)
         params = {"seed": 0, "shard_tokens": 130_000_000, "bos_id": 0}
 
-        async def tokenised(i: int, part: Artifact) -> Tokenised:
+        async def tokenised(i: int, part: Artifact) -> TokenizedUnit:
             label = f"{i:05d}"
-            record = await context.run("tokenize", tokenize.work, params, [part, tokenizer], label, source, UNIT_BYTES)
-            return Tokenised(record)
+            unit = Unit(tokenize.work, params, [part, tokenizer], label, source, UNIT_BYTES)
+            record = await context.run(STAGES["tokenize"], unit)
+            return TokenizedUnit(record)
 
         return await context.gather(tokenised(i, part) for i, part in enumerate(curated))
 
@@ -199,9 +204,9 @@ async def graph(context: Context, units: int) -> None:
         for unit in units_of[: MERGED // len(SOURCES)]
         for a in map(unit.output, ("docs", "tokens"))
     ]
-    await context.gather(
-        context.run("pack_pretrain", pack_shard.shard, {"shard": i}, slices, f"train {i:06d}", weight=260_000_000)
-        for i in range(shards)
+    await context.map(
+        STAGES["pack_pretrain"],
+        (Unit(pack_shard.shard, {"shard": i}, slices, f"train {i:06d}", weight=260_000_000) for i in range(shards)),
     )
 
 

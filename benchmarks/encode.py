@@ -34,7 +34,7 @@ from benchmarks import measure
 from stages.tokenizer.encoder import ENGINES, HOSTILE, Engine, attempt, difference, hostile, open_encoder, reference
 from stages.tokenizer.report import token_texts
 from stages.tokenizer.spec import SPECIALS, special_ids, text_definition
-from stages.tokenizer.stage import GPT2_SPLIT, GPT4_SPLIT, canonical, train
+from stages.tokenizer.work import GPT2_SPLIT, GPT4_SPLIT, canonical, train
 
 VOCAB = 8192
 TRAINED_ON = 20  # MB

@@ -31,11 +31,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import measure
-from stages.base import Artifact, Task
 from stages.filter.rules import Document, judge, parse_rules
 from stages.filter.work import apply, text_hashes, work
 from stages.sources.base import Row
 from stages.sources.writer import write_parts
+from stages.task import Artifact, Task
 
 RULES = ["gopher_repetition", "gopher_quality", "c4", "fineweb"]
 GROUP = 1000  # documents in a column

@@ -10,7 +10,8 @@ Signatures: ours over arrow columns, and as the unit `sign`, parquet in and keys
 feed it, with word 5-grams as Python strings; datatrove's MinhashDedupSignature over a share of the same documents.
 
 Recall: pairs of known true similarity, in texts of plain words so that all agree on what a word is; found means kept
-together by the whole stage (`stages.dedup.work`), beside what the S-curve says and rensa's RMinHashLSH at 16 x 8 finds.
+together by the whole stage (`stages.dedup.clusters`), beside what the S-curve says and rensa's RMinHashLSH at 16 x 8
+finds.
 
 Whole: sign, match, join, drops and apply, every unit of the stage `dedup` in this process, by step.
 """
@@ -26,7 +27,7 @@ import random
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ import pyarrow.parquet as pq
 from benchmarks import measure
 from benchmarks.curate_peer import signature
 from benchmarks.filter import GROUP, spread, write_part
-from pipeline.recipe import Dedup, parse_recipe
-from stages.base import Artifact, Record, Task
-from stages.dedup import minhash
+from pipeline.recipe import parse_recipe
+from stages.dedup import clusters, minhash
 from stages.dedup import stage as dedup
-from stages.dedup import work as clusters
+from stages.dedup.config import Dedup
 from stages.filter import work as apply_rules
+from stages.filter.stage import Filtered
+from stages.stage import Record, Stage, Unit
+from stages.task import Artifact, Task
 
 WORDS, LEAST = 300, 10  # of a document, at most and at least
 FIXED = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -62,7 +65,7 @@ class Timed:
         self.seconds: dict[str, float] = defaultdict(float)
         self.counted: dict[str, Counter[str]] = defaultdict(Counter)
 
-    def counts(self, _: str, source: str) -> Counter[str]:
+    def counts(self, _: Stage[Any], source: str) -> Counter[str]:
         """A source's counters."""
         return self.counted[source]
 
@@ -70,25 +73,23 @@ class Timed:
         """Where a result lies."""
         return artifact.path
 
-    async def stage(self, _: str) -> dict[str, list[Artifact]]:
+    async def stage(self, _: Stage[Any]) -> Filtered:
         """What is deduplicated."""
-        return self.filtered
+        return Filtered(self.filtered, {}, False)
 
-    async def gather(self, units: Iterable[Awaitable[Any]]) -> list[Any]:
+    async def map(self, stage: Stage[Any], units: Iterable[Unit]) -> list[Record]:
         """Each in turn."""
-        return [await unit for unit in units]
+        return [await self.run(stage, unit) for unit in units]
 
-    async def run(
-        self, _: str, work: Any, params: Any, inputs: Any, label: str, source: str = "", weight: int = 0
-    ) -> Record:
+    async def run(self, _: Stage[Any], unit: Unit) -> Record:
         """One unit."""
         start = time.process_time()
-        task = Task(params, inputs, self.folder, label.replace(" ", "-"), lambda a: a.path)
-        work(task)
-        step = label.split()[0]
+        task = Task(unit.params, list(unit.inputs), self.folder, unit.label.replace(" ", "-"), lambda a: a.path)
+        unit.work(task)
+        step = unit.label.split()[0]
         self.seconds["apply" if step.isdigit() else step] += time.process_time() - start
-        self.counted[source].update(task.counts)
-        return Record("", "", label, [], [sealed(a) for a in task.outputs], {}, 0, 0, {}, 0, 0, "")
+        self.counted[unit.source].update(task.counts)
+        return Record("", "", unit.label, [], [sealed(a) for a in task.outputs], {}, 0, 0, {}, 0, 0, "")
 
 
 def sealed(artifact: Artifact) -> Artifact:

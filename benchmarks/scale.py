@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import measure
-from stages.dedup.work import ENTRIES, PAIRS, ranges_for
+from stages.dedup.clusters import ENTRIES, PAIRS, ranges_for
 from stages.sources.base import UNIT_BYTES
 from stages.tokenize.regroup import ABOVE, GROUP
 from stages.tokenize.stage import MOST_BYTES
 from stages.tokenize.token_file import GROUP as ROWS
 
 # Bytes a row of a parquet table takes on disk, and of a spec an artifact takes; seen on 100 MB of real text.
-TOKENISED_ROW, ROWS_ROW, ARTIFACT = 62, 70, 420
+TOKENIZED_ROW, ROWS_ROW, ARTIFACT = 62, 70, 420
 BANDS, ALIKE, ROUNDS = 14, 0.1, 3  # keys a document; share of documents with a like one, and rounds of joins: guesses
 OPENS_PER_FILE = 2  # a parquet footer and its row groups, or a map and its pages: requests to an object store
 
@@ -64,13 +64,13 @@ def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: f
         },
         "bytes read": {
             "tokenize": text,
-            "merge": merges * GROUP * merge_rows * TOKENISED_ROW + (2 * tokens if groups else 0),
-            "histograms, held-out, cut": units * (131_072 + 2 * rows_of_unit * TOKENISED_ROW),
-            "shards": 2 * tokens + shards * files * slice_rows * TOKENISED_ROW,
+            "merge": merges * GROUP * merge_rows * TOKENIZED_ROW + (2 * tokens if groups else 0),
+            "histograms, held-out, cut": units * (131_072 + 2 * rows_of_unit * TOKENIZED_ROW),
+            "shards": 2 * tokens + shards * files * slice_rows * TOKENIZED_ROW,
         },
         "bytes written": {
-            "tokenize": 2 * tokens + documents * TOKENISED_ROW,
-            "merge": (2 * tokens + documents * TOKENISED_ROW) if groups else 0,
+            "tokenize": 2 * tokens + documents * TOKENIZED_ROW,
+            "merge": (2 * tokens + documents * TOKENIZED_ROW) if groups else 0,
             "shards": 2 * tokens + documents * (ROWS_ROW + 12),
         },
         "bytes of specs the driver sends": {

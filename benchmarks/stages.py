@@ -27,7 +27,7 @@ from rich.table import Table
 from benchmarks import measure
 from benchmarks.processes import observed
 from pipeline.engine.store import RECORD, Store
-from stages.base import Record
+from stages.stage import Record
 
 SAMPLE, TOKENS = "40MB", "30M"
 FEW = 60  # documents of each source, to begin with

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from pipeline.errors import Stopped, UsageError, UserError
 from pipeline.executors.no_pandas import without_pandas
-from stages.base import DataError
+from stages.errors import DataError
 from train.data.manifest import ManifestError, load_manifest
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Recipe
+    from stages.recipe import Recipe
 
 app = typer.Typer(
     help="Shardmill: from raw text to a trained small language model, with every token accounted for.",
@@ -53,20 +53,20 @@ def make_context(
 ) -> Any:
     """A Context for one command. Raises UserError."""
     from pipeline.engine.context import Context
-    from pipeline.engine.graph import order
+    from pipeline.engine.graph import find_stage
     from pipeline.engine.progress import Progress
     from pipeline.engine.store import Store
     from pipeline.executors.choose import choose_executor
     from pipeline.executors.forkserver import Nursery
     from pipeline.recipe import load_recipe
 
-    order(stage)
+    find_stage(stage)
     loaded = load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe
     kind = executor or ("ray" if address else loaded.executor)
-    if kind not in ("auto", "ray", "local"):
-        raise UsageError(f"--executor {kind}: allowed are auto, ray, local")
+    if kind not in ("auto", "ray", "local", "inline"):
+        raise UsageError(f"--executor {kind}: allowed are auto, ray, local, inline")
     context: Any
-    nursery = None if kind == "ray" or options.get("dry") else Nursery()  # before there are threads
+    nursery = None if kind in ("ray", "inline") or options.get("dry") else Nursery()  # before there are threads
 
     def start() -> Any:
         return choose_executor(kind, address, workers, context.progress.known_bytes(), nursery)
@@ -81,10 +81,10 @@ def list_stages() -> None:
     from pipeline.commands.report import grid
     from stages.registry import STAGES
 
-    rows = [(s.name, ", ".join(s.after) or "-", s.reads, s.writes) for s in STAGES.values()]
-    table = grid("Stages", ("stage", "after", "reads", "writes"), rows)
+    rows = [(s.name, ", ".join(needed.name for needed in s.after) or "-", s.reads, s.writes) for s in STAGES.values()]
+    header = ("stage", "after", "reads", "writes")
+    table = grid("Stages", header, rows, left=header)
     for column in table.columns:
-        column.justify = "left"
         column.overflow = "fold"
     Console(highlight=False).print(table)
 
@@ -110,7 +110,7 @@ def run(
     recipe: RecipeOption = "quickstart",
     overrides: SetOption = None,
     out: OutOption = "build",
-    executor: Annotated[str | None, typer.Option(help="auto, ray or local; the recipe's by default.")] = None,
+    executor: Annotated[str | None, typer.Option(help="auto, ray, local or inline; the recipe's by default.")] = None,
     address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster to join.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run STAGE's units again, whatever is cached.")] = False,
@@ -119,17 +119,18 @@ def run(
     """Build STAGE and everything it needs that is not built yet."""
     from pipeline.commands.report import print_report
     from pipeline.engine.context import drive
+    from pipeline.engine.graph import find_stage
     from pipeline.engine.locks import use
 
     forced = frozenset([stage]) if force else frozenset()
     context = make_context(stage, recipe, overrides, out, executor, address, workers, force=forced, debug=debug)
     with use(context.store):
         try:
-            result = drive(context, context.stage(stage))
+            drive(context, context.stage(find_stage(stage)))
         finally:
             if context.started_executor or context.published:
                 context.save_state()
-    print_report(context, stage, result)
+    print_report(context)
 
 
 @app.command()
@@ -249,7 +250,7 @@ def rebuild_mixture(
     manifest: ManifestArgument,
     places: PlacesOption = None,
     out: Annotated[str | None, typer.Option(help="An empty folder; by default rebuild/<build id>.")] = None,
-    executor: Annotated[str | None, typer.Option(help="auto, ray or local; the recipe's by default.")] = None,
+    executor: Annotated[str | None, typer.Option(help="auto, ray, local or inline; the recipe's by default.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Build though code or versions differ.")] = False,
     debug: DebugOption = False,
@@ -258,6 +259,7 @@ def rebuild_mixture(
     from pipeline.commands import rebuild
     from pipeline.commands.trace import places_of
     from pipeline.engine.context import drive
+    from pipeline.engine.graph import find_stage
 
     loaded, moved = load_manifest(manifest), places_of(places)
     folder = out or f"rebuild/{loaded.build_id[:16]}"
@@ -266,7 +268,7 @@ def rebuild_mixture(
     context = make_context(stage, rebuild.recipe_of(loaded, moved), None, folder, executor, None, workers, debug=debug)
     rebuild.check(loaded, context.recipe, context.store, moved, anyway)
     try:
-        drive(context, context.stage(stage))
+        drive(context, context.stage(find_stage(stage)))
     finally:
         context.save_state()
     rebuild.compare(loaded, folder, moved)
@@ -290,7 +292,7 @@ def schema(what: Annotated[str, typer.Argument(help="recipe, manifest or referen
     from pydantic import TypeAdapter
 
     from pipeline.commands.reference import reference_page
-    from pipeline.recipe import Recipe
+    from stages.recipe import Recipe
     from train.data.manifest import Manifest
 
     if what == "reference":

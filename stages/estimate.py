@@ -25,17 +25,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.base import DataError, Task
-from stages.dedup import stage as dedup
-from stages.dedup.work import sign
+from stages.dedup import work as dedup
+from stages.dedup.clusters import sign
+from stages.errors import DataError
 from stages.filter import work as apply_rules
 from stages.filter.edits import parse_edits
 from stages.filter.rules import parse_rules
-from stages.sources.base import BadRow, BaseConfig, Row, UnitSpec
+from stages.sources.base import BadRow, BaseConfig, Row, SourceUnit
 from stages.sources.files import opened
 from stages.sources.parquet import columns_of
 from stages.sources.registry import SOURCES
 from stages.sources.writer import reject, write_parts
+from stages.task import Task
 
 TEXT_BYTES = 2 << 20  # text of a source that goes through the rules and the tokenizer
 FILE_BYTES = 2 << 20  # read of files that are streamed
@@ -100,7 +101,7 @@ class Estimate:
     error: float
 
 
-def pieces_of(specs: list[UnitSpec]) -> list[Piece]:
+def pieces_of(specs: list[SourceUnit]) -> list[Piece]:
     """All units cut into files, in an order that says nothing about what is in them."""
     found = []
     for spec in specs:
@@ -250,9 +251,9 @@ def thin(reading: Reading, limit: float, share: float, pieces: int, bad: Counter
     return chunks
 
 
-def sample_source(config: BaseConfig, specs: list[UnitSpec], folder: Path) -> Sample:
+def sample_source(config: BaseConfig, specs: list[SourceUnit], folder: Path) -> Sample:
     """Read a sample of a source whose units are `specs`. Raises DataError (or an OSError) when it cannot be read."""
-    kind: str = config.kind  # type: ignore[attr-defined]
+    kind: str = config.kind
     module, pieces = SOURCES[kind], pieces_of(specs)
     weight = sum(p.weight for p in pieces)
     if kind == "hub_dataset":

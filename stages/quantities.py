@@ -1,4 +1,4 @@
-"""Quantities as people write them in recipes: 300k tokens, 20MB of text."""
+"""Quantities and shares as people write them in recipes: 300k tokens, 20MB of text, 80%."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def quantity(value: Any) -> Any:
     number, binary, prefix = match.groups()
     power = 1024 ** (1 + "kmgt".index(binary.lower())) if binary else UNITS[prefix.lower()]
     return round(float(number.replace("_", "")) * power)
+
+
+def ratio(value: Any) -> Any:
+    """`80%` -> 0.8; plain numbers. Raises ValueError."""
+    if isinstance(value, str):
+        try:
+            return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a ratio; write 80% or 0.8") from None
+    return value

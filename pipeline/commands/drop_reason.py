@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 
 from pipeline.engine.changes import Units
 from pipeline.engine.store import UNITS, Store
-from stages.base import Artifact, Record
 from stages.filter.edits import edited, parse_edits
 from stages.filter.rules import Document, parse_rules
 from stages.filter.rules import judge as judge_document
 from stages.filter.work import META
 from stages.lineage.find import Found, Key, Query
 from stages.schemas import ID
+from stages.stage import Record
+from stages.task import Artifact
 from train.data.manifest import Manifest
 
 SHOWN = 120  # characters of a stretch that contaminates

@@ -19,16 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.context import Context
-from pipeline.recipe import Recipe, TokenizerConfig
-from stages.base import Artifact, DataError, TransientError
-from stages.download.stage import Kept, within_budget
+from stages.download.stage import DOWNLOAD, Kept, within_budget
+from stages.errors import DataError, TransientError
 from stages.estimate import Estimate, Sample, estimate, sample_source
 from stages.hashing import VALIDATION_THRESHOLD
 from stages.pack.mixture import largest_remainder, weights
-from stages.sources.base import UnitSpec
+from stages.recipe import Recipe
+from stages.registry import STAGES
+from stages.sources.base import SourceUnit
 from stages.sources.registry import SOURCES
+from stages.task import Artifact
+from stages.tokenize.stage import TOKENIZE
 from stages.tokenizer import external
-from stages.tokenizer import stage as build_tokenizer
+from stages.tokenizer import work as bpe
+from stages.tokenizer.config import TokenizerConfig
 from stages.tokenizer.encoder import open_encoder
 from stages.tokenizer.spec import SPECIALS, token_bytes
 
@@ -61,7 +65,7 @@ class Forecast:
 class Survey:
     """All that a plan knows of the sources."""
 
-    units: dict[str, list[UnitSpec]] = field(default_factory=dict)
+    units: dict[str, list[SourceUnit]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)  # source -> why it cannot be listed or sampled
     samples: dict[str, Sample] = field(default_factory=dict)
     forecasts: dict[str, Forecast] = field(default_factory=dict)
@@ -97,7 +101,7 @@ def in_time(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
 def list_sources(context: Context, survey: Survey) -> None:
     """Fill in the units of each source, or why they cannot be known."""
 
-    def call(config: Any) -> Callable[[], list[UnitSpec]]:
+    def call(config: Any) -> Callable[[], list[SourceUnit]]:
         return lambda: SOURCES[config.kind].units(config, context.identify)
 
     sources = context.recipe.sources
@@ -209,8 +213,8 @@ def stratified(samples: dict[str, Sample]) -> list[str]:
 def trained(texts: list[str], config: TokenizerConfig, path: Path) -> Path:
     """The file of a tokenizer trained on `texts` as the recipe says. Raises DataError when they support too few ids."""
     specials = [*SPECIALS, *config.reserved_names()]
-    tokenizer = build_tokenizer.train(texts, config.vocab_size or 0, config.split, config.digits, specials)
-    path.write_text(build_tokenizer.canonical(tokenizer), encoding="utf-8")
+    tokenizer = bpe.train(texts, config.vocab_size or 0, config.split, config.digits, specials)
+    path.write_text(bpe.canonical(tokenizer), encoding="utf-8")
     return path
 
 
@@ -231,17 +235,17 @@ def counted(context: Context) -> bool:
 
 def from_records(context: Context, name: str) -> Forecast:
     """What a finished build has counted of a source."""
-    totals = context.counts("tokenize", name)
+    totals = context.counts(TOKENIZE, name)
     return Forecast(
         documents=totals.get("documents", 0),
-        text=context.counts("download", name).get("text_bytes", 0),
+        text=context.counts(DOWNLOAD, name).get("text_bytes", 0),
         kept_text=totals.get("text_bytes", 0),
         tokens=totals.get("train_tokens", 0),
         counted=True,
     )
 
 
-def from_sample(config: Any, specs: list[UnitSpec], guess: Estimate, tokenizer_error: float) -> Forecast:
+def from_sample(config: Any, specs: list[SourceUnit], guess: Estimate, tokenizer_error: float) -> Forecast:
     """A source's estimate, cut to the units that its budget takes, in the order in which a run takes them."""
     share, error = 1.0, guess.error + tokenizer_error
     if config.has_budget:
@@ -332,7 +336,7 @@ def seconds(context: Context, survey: Survey, stages: list[str]) -> dict[str, fl
     for stage in stages:
         state = context.states.get(stage)
         ahead = state.reasons.total() / len(state.units) if state and state.units else 1.0
-        text = context.counts(stage).get("text_bytes", 0)
+        text = context.counts(STAGES[stage]).get("text_bytes", 0)
         if not ahead:
             continue
         if stage in packs(recipe):

@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from pipeline.commands.report import grid, mixture
+from pipeline.commands.report import grid
 from pipeline.errors import UserError
+from stages.report import mixture
 from train.data.format import read_shard
 from train.data.manifest import Manifest
 
@@ -19,7 +20,8 @@ def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> N
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{manifest.name}, phase {manifest.phase}, build {manifest.build_id[:16]}", markup=False)
     console.print()
-    console.print(mixture(asdict(manifest)))
+    shares = mixture(asdict(manifest))
+    console.print(grid(shares.title, shares.header, shares.rows))
     console.print()
     reasons = [
         (s.name, s.rows_in, s.rows_kept, ", ".join(f"{k} {v:,}" for k, v in s.dropped.items()) or "-")

@@ -17,11 +17,12 @@ from rich.console import Console
 from pipeline.commands.estimate import PACKS, Survey, disk, forecast, list_sources, pool, pretrain_takes, seconds
 from pipeline.commands.report import grid
 from pipeline.engine.context import Context, drive
-from pipeline.engine.graph import order
+from pipeline.engine.graph import find_stage
 from pipeline.errors import NotBuilt, UserError
-from pipeline.recipe import Recipe
-from stages.base import DataError
+from stages.errors import DataError
+from stages.evals.stage import EVALS
 from stages.pack.mixture import asked, capacity, largest_remainder, solve, weights
+from stages.recipe import Recipe
 from train.config import ModelConfig
 
 WIDTH = 100  # where the output is no terminal
@@ -31,7 +32,7 @@ MANY = 32  # workers for which a time is named, beside this machine's
 def explore(context: Context, target: str) -> str:
     """Walk the graph as far as the store knows it. Returns why it stopped, or nothing."""
     try:
-        drive(context, context.stage(target))
+        drive(context, context.stage(find_stage(target)))
     except NotBuilt as error:
         return f"stages after {error.stage} follow from what it will write"
     except (DataError, UserError) as error:
@@ -53,9 +54,9 @@ def stage_rows(context: Context, target: str) -> list[tuple[Any, ...]]:
     """One row a stage: units known, cached, to run, and why."""
     rows: list[tuple[Any, ...]] = []
     blocked = False
-    for stage in order(target):
+    for stage in find_stage(target).upstream():
         state = context.states.get(stage.name)
-        if context.built(stage.name) is not None and not context.state(stage.name).units:
+        if context.built(stage) is not None and not context.state(stage.name).units:
             rows.append((stage.name, 0, 0, 0, "nothing to do"))
             continue
         if state is None or (not state.units and not state.reasons):
@@ -301,7 +302,7 @@ def print_plan(context: Context, target: str) -> None:
     with tempfile.TemporaryDirectory(prefix="shardmill-plan-", ignore_cleanup_errors=True) as folder:
         forecast(context, survey, Path(folder))
     print_sources(console, context, survey)
-    stages = [stage.name for stage in order(target)]
+    stages = [stage.name for stage in find_stage(target).upstream()]
     names = [n for stage, n in PACKS.items() if stage in stages and n in recipe.mixtures]
     for name in names:
         rows, said = mixture_rows(context, name, survey)
@@ -320,7 +321,7 @@ def print_plan(context: Context, target: str) -> None:
     console.print(time_line(context, survey, stages), markup=False)
     console.print(f"Model: {parameters(recipe)}", markup=False)
     if recipe.evals:
-        known = context.built("evals") or {}
+        known = context.built(EVALS) or {}
         sets = (f"{n} ({known[n].output('items').rows:,} items)" if n in known else n for n in recipe.evals)
         console.print(f"Asked while training: {', '.join(sets)}", markup=False)
     if recipe.train:

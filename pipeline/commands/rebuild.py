@@ -15,11 +15,12 @@ from typing import Any
 from pipeline.engine import fingerprint
 from pipeline.engine.store import Store
 from pipeline.errors import UserError
-from pipeline.recipe import Recipe, parse_recipe
-from stages.base import DataError
+from pipeline.recipe import parse_recipe
+from stages.errors import DataError
 from stages.evals.stage import units_of
 from stages.lineage.diff import changes
-from stages.pack.stage import STAGE_OF
+from stages.pack.stage import PACK
+from stages.recipe import Recipe
 from stages.sources.registry import SOURCES, describe, pin
 from train.data.manifest import Manifest, SourceFile, load_manifest
 from train.files import sha256_file
@@ -190,4 +191,4 @@ def compare(manifest: Manifest, out: str, places: Mapping[str, str]) -> None:
 
 def stage_of(manifest: Manifest) -> str:
     """The stage that packs the manifest's mixture."""
-    return STAGE_OF[manifest.mixture]
+    return PACK[manifest.mixture].name

@@ -13,8 +13,8 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
-from pipeline.recipe import Recipe
 from stages.filter.rules import RULES
+from stages.recipe import Recipe
 from stages.sources.presets import KNOWN
 
 INTRODUCTION = """\

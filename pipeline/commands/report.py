@@ -1,220 +1,41 @@
-"""What a run says when it ends: documents by reason, the tokenizer, mixtures asked and got, training, places."""
+"""What a run says when it ends, on standard output."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
 from pipeline.engine.context import Context
-from stages.base import Record
-from stages.pack.manifest import reasons
-
-ENCODED = "encoded_by."  # then the engine: a counter of tokenised units
+from stages.report import report
+from stages.stage import Table
 
 
-def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A plain table; columns after the first are right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
+def grid(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[str] = ()
+) -> rich_table.Table:
+    """Lay out a plain table; columns that are not in `left`, by default the first alone, are right-aligned."""
+    table = rich_table.Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for name in header:
+        table.add_column(name, justify="left" if name in (left or header[:1]) else "right")
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     return table
 
 
-def dropped(context: Context, source: str) -> dict[str, int]:
-    """Documents dropped from `source`, by reason, most frequent first."""
-    return dict(sorted(reasons(context, source).items(), key=lambda item: (-item[1], item[0])))
-
-
-def documents(context: Context) -> Table:
-    """Documents in, quarantined, dropped and kept, per source."""
-    last = "dedup" if context.state("dedup").done else "filter"
-    rows = []
-    for source in context.recipe.sources:
-        left = dropped(context, source)
-        said = ", ".join(f"{name} {n:,}" for name, n in left.items()) or "-"
-        counts = context.counts("download", source)
-        kept = context.counts(last, source).get("kept", 0) - left.get("contaminated", 0) - left.get("excluded", 0)
-        rows.append((source, counts.get("rows_in", 0), counts.get("quarantined", 0), sum(left.values()), kept, said))
-    table = grid("Documents", ("source", "in", "quarantined", "dropped", "kept", "dropped by reason"), rows)
-    table.columns[-1].justify = "left"
-    return table
-
-
-def duplicates(context: Context) -> Table | None:
-    """Documents dropped for another, by source of both; None where there are none."""
-    rows = []
-    for source in context.recipe.sources:
-        counts = context.counts("dedup", source)
-        same, near = (
-            {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
-            for prefix in ("duplicate_of.", "near_duplicate_of.")
-        )
-        for kept in sorted({*same, *near}):
-            both = same.get(kept, 0), near.get(kept, 0)
-            rows.append((source, kept, *both, f"{sum(both) / counts['rows_in']:.2%}"))
-    if not rows:
-        return None
-    table = grid("Duplicates", ("source", "kept in", "same text", "nearly the same", "of its documents"), rows)
-    table.columns[1].justify = "left"
-    return table
-
-
-def exclusion(context: Context) -> list[str]:
-    """One line about what the recipe's `exclude` took out, if it did."""
-    counts = context.counts("exclude")
-    n, size = counts.get("dropped.excluded", 0), counts.get("excluded_bytes", 0)
-    if not n:
-        return []
-    tokens = 0.0
-    for source in context.recipe.sources:  # each at its own bytes per token
-        left, lost = context.counts("tokenize", source), context.counts("exclude", source)
-        tokens += lost.get("excluded_bytes", 0) * left.get("tokens", 0) / max(1, left.get("text_bytes", 0))
-    about = f", about {tokens:,.0f} tokens" if tokens else ""
-    return [f"Excluded: {n:,} documents, {size:,} bytes of text{about}; `diff` of two manifests says what moved"]
-
-
-def decontamination(context: Context) -> list[str]:
-    """One line about what held pieces of evaluation sets, if anything did."""
-    counts = context.counts("decontaminate")
-    n, cut, size = (counts.get(name, 0) for name in ("dropped.contaminated", "cut", "contaminated_bytes"))
-    if not n + cut:
-        return []
-    return [
-        f"Contaminated: {n:,} documents dropped, {cut:,} cut, {size:,} bytes of text; the evidence is in contaminated/"
-    ]
-
-
-def tokens(context: Context) -> Table:
-    """Bytes per token, per source."""
-    rows = []
-    for source in context.recipe.sources:
-        counts = context.counts("tokenize", source)
-        text, n = counts.get("text_bytes", 0), counts.get("tokens", 0)
-        held = counts.get("val_tokens", 0)
-        rows.append((source, text, n, f"{text / n:.3f}" if n else "-", counts.get("train_tokens", 0), held))
-    header = ("source", "text bytes", "tokens", "bytes/token", "to train on", "held out")
-    tokenizer = context.built("build_tokenizer")
-    return grid(f"Tokens ({tokenizer.output('tokenizer').meta['vocab_size']:,} ids)", header, rows)
-
-
-def engines(context: Context) -> Iterator[str]:
-    """A line for each engine that encoded, and why faster ones did not."""
-    units = {name: n for name, n in context.counts("tokenize").items() if name.startswith(ENCODED)}
-    for name, n in sorted(units.items(), key=lambda item: -item[1]):
-        share = f" ({n:,} of {sum(units.values()):,} units)" if len(units) > 1 else ""
-        yield f"Encoded by {name.removeprefix(ENCODED)}{share}, proven equal to tokenizers at the start of each process"
-
-
-def mixture(value: dict[str, Any], window: int | None = None) -> Table:
-    """Ratios asked and got; with a `window` of tokens, how many documents of each source meet in one."""
-    rows = [
-        (
-            s["name"],
-            f"{s['ratio_asked']:.2%}",
-            f"{s['ratio_got']:.4%}",
-            s["tokens"],
-            s["documents"],
-            f"{s['epochs']:.3f}",
-            f"{s['max_epochs']:g}",
-            *([f"{window * s['documents'] / max(1, s['tokens']):.2f}"] if window else []),
-        )
-        for s in value["sources"]
-    ]
-    shards = sum(1 for s in value["shards"] if s["split"] == "train")
-    title = (
-        f"Mixture {value['mixture']}: {value['tokens']:,} tokens in {shards} shards, {value['val_tokens']:,} held out"
-    )
-    header = (
-        "source",
-        "asked",
-        "got",
-        "tokens",
-        "documents",
-        "epochs",
-        "cap",
-        *(["documents/window"] if window else []),
-    )
-    return grid(title, header, rows)
-
-
-def compared(*scores: dict[str, Any] | None) -> list[str]:
-    """Bits per byte before, of a unigram model, and after; and the last against the second."""
-    before, unigram, after = (s["bits_per_byte"] if s else None for s in scores)
-    gain = "-"
-    if after and unigram:
-        gain = f"{abs(1 - after / unigram):.1%} {'below' if after < unigram else 'above'}"
-    return [*(f"{x:.4f}" if x else "-" for x in (before, unigram, after)), gain]
-
-
-def training(context: Context, done: dict[str, Record]) -> tuple[list[Table], list[str]]:
-    """Bits per byte on held-out documents, of the mixture per phase and of each source; choices; and the samples."""
-    rows, by_source, asked, samples = [], [], [], []
-    for phase, record in done.items():
-        summary = json.loads(Path(context.artifact_path(record.output("summary.json"))).read_text())
-        scores = [summary[name] for name in ("before", "unigram", "after")]
-        rate = f"{summary['tokens_per_second']:,.0f}"
-        rows.append((phase, summary["parameters"], summary["steps"], rate, *compared(*scores)))
-        for source, score in scores[-1].get("sources", {}).items():
-            each = (s and s["sources"].get(source) for s in scores)
-            by_source.append((phase, source, score["tokens"], score["bytes"], *compared(*each)))
-        before = (scores[0] or {}).get("choices", {})
-        for name, score in scores[-1].get("choices", {}).items():
-            row = [phase, name, score["items"], f"{score['chance']:.1%}"]
-            for what in ("acc", "acc_norm"):
-                row.append(f"{before[name][what]:.1%}" if name in before else "-")
-                error = score[f"{what}_stderr"]  # null of a single question
-                row.append(f"{score[what]:.1%}" + ("" if error is None else f" ± {error:.1%}"))
-            asked.append(row)
-        samples += [f"[{phase}] {s['prompt']!r} -> {s['text']!r}" for s in summary.get("samples", [])]
-    shown = ("before", "unigram", "after", "vs unigram")
-    title = "Bits per byte on held-out documents"
-    tables = [grid(title, ("phase", "parameters", "steps", "tokens/s", *shown), rows)]
-    if by_source:
-        tables.append(grid(f"{title}, by source", ("phase", "source", "tokens", "bytes", *shown), by_source))
-        tables[-1].columns[1].justify = "left"
-    if asked:
-        header = ("phase", "set", "items", "chance", "acc before", "acc", "acc_norm before", "acc_norm")
-        tables.append(grid("Multiple choice", header, asked))
-        tables[-1].columns[1].justify = "left"
-    return tables, samples
-
-
-def print_report(context: Context, stage: str, result: Any) -> None:
-    """Everything worth knowing after `run stage`, on standard output."""
+def print_report(context: Context) -> None:
+    """Print everything worth knowing after a run."""
     console = Console(highlight=False, soft_wrap=True)
-    if context.state("download").done:
-        console.print(documents(context))
+    for part in report(context):
+        for item in part:
+            if isinstance(item, Table):
+                console.print(grid(item.title, item.header, item.rows, item.left))
+            else:
+                console.print(item, markup=False)
         console.print()
-        if found := duplicates(context):
-            console.print(found)
-            console.print()
-    if context.state("tokenize").done:
-        console.print(tokens(context))
-        for line in engines(context):
-            console.print(line, markup=False)
-        console.print()
-    for name in ("pack_pretrain", "pack_anneal_mix"):
-        built = context.built(name)
-        if built:
-            value = built["manifest"]
-            console.print(mixture(value, context.recipe.window_of(value["mixture"])))
-            console.print()
-    if stage == "train":
-        tables, samples = training(context, result)
-        for table in tables:
-            console.print(table)
-            console.print()
-        for sample in samples:
-            console.print(sample, markup=False)
-        console.print()
-    for line in (*decontamination(context), *exclusion(context), *context.warnings):
+    for line in context.warnings:
         console.print(line, markup=False)
         console.print()
     console.print("Where everything lies", style="bold")

@@ -15,8 +15,8 @@ from pipeline.engine.changes import Units
 from pipeline.engine.locks import runs, use
 from pipeline.engine.store import RECORD, RUNNING, UNITS, Store
 from pipeline.errors import UserError
-from stages.base import Record
 from stages.registry import STAGES
+from stages.stage import Record
 
 
 def running(store: Store) -> dict[str, Any] | None:

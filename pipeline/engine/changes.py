@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.engine import fingerprint
@@ -50,7 +50,7 @@ class Units:
         """The key of the unit called `label`, or an empty text."""
         return self.rows.get(label, b"")[:20].hex()
 
-    def add(self, label: str, key: str, facts: dict[str, Any]) -> None:
+    def add(self, label: str, key: str, facts: Mapping[str, Any]) -> None:
         """Note the unit called `label` and what its key is made of."""
         modules = fingerprint.modules_of(facts["work"].split(":")[0])
         params = tuple((name, fact_digest(value)) for name, value in facts["params"].items())

@@ -1,4 +1,4 @@
-"""The engine: keys, reuse, retries, a bounded window of units in flight, and the dry run.
+"""The engine: keys, reuse, a bounded window of units in flight, and the dry run.
 
 `Context` is what a stage's `build` sees. It turns "run this work on these inputs" into a key, looks the key
 up in the store, and only then asks the executor. The driver holds no truth: whatever it knew, the records
@@ -8,41 +8,49 @@ say again after it was killed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextvars import ContextVar
+from typing import Any, TypedDict, TypeVar
 
 from pipeline.engine import fingerprint, quarantine
 from pipeline.engine.changes import Units, fact_digest, reason
-from pipeline.engine.graph import order
-from pipeline.engine.locks import run_lock
+from pipeline.engine.dispatch import Dispatcher
+from pipeline.engine.executor import Executor, UnitSpec, work_name
 from pipeline.engine.progress import Progress
-from pipeline.engine.signals import Stops
 from pipeline.engine.state import StageState, slim
 from pipeline.engine.store import UNITS, Store
-from pipeline.errors import NotBuilt, Stopped, UnitFailed
-from pipeline.executors.choose import Executor, WorkerLost
-from pipeline.recipe import Recipe
-from stages.base import Artifact, Record, Stage, Task, work_name
+from pipeline.errors import NotBuilt, UnitFailed
+from stages.recipe import Recipe
 from stages.registry import STAGES
-from stages.sources.base import UnitSpec
-from stages.sources.registry import describe
+from stages.sources.base import SourceUnit
+from stages.stage import Record, Stage, Unit
+from stages.task import Artifact
 from train.data.manifest import SourceFile
 
-RETRIES = 5  # transient errors: 1, 2, 4, 8, 16 s and then give up
-LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
-NEWS_EVERY = 10.0  # seconds between the lines of a long unit
 WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
+
+Result = TypeVar("Result")
+BUILDING: ContextVar[Stage[Any] | None] = ContextVar("building", default=None)  # the stage whose `build` runs
+
+
+class Facts(TypedDict):
+    """What a unit's key is the hash of."""
+
+    stage: str
+    work: str
+    code: str
+    versions: dict[str, str]
+    params: dict[str, Any]
+    inputs: list[str]  # digests
 
 
 class Context:
-    """One build of one recipe: what stages call, and what the command line reports on."""
+    """One build of one recipe: what stages call (`stages.stage.BuildContext`), and what commands report on."""
 
     def __init__(
         self,
@@ -56,190 +64,68 @@ class Context:
         debug: bool = False,
     ):
         self.recipe, self.store, self.progress = recipe, store, progress
-        self.dry, self.force, self.debug = dry, force, debug
+        self.dry, self.force = dry, force
+        self.dispatcher = Dispatcher(executor, store, progress, " ".join(sys.argv), debug)
         self.states: dict[str, StageState] = {}
-        self.listed: dict[str, list[UnitSpec]] = {}  # units of sources that a plan has listed already
-        self._make_executor = executor
-        self._executor: Executor | None = None
-        self._slots: asyncio.Semaphore | None = None
-        self._stages: dict[str, asyncio.Task[Any]] = {}
-        self._flying: dict[str, asyncio.Future[Record]] = {}  # key -> a unit that is being looked up or run
-        self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
-        self._files: dict[str, set[tuple[str, int, str]]] = {}  # source -> files its download units read
-        self._fatal: UnitFailed | None = None
+        self.listed: dict[str, list[SourceUnit]] = {}  # units of sources that a plan has listed already
         self.published: list[str] = []  # folders that this run changed
         self.folders: list[str] = []  # folders that it stands behind
         self.warnings: list[str] = []
-        self.lock = run_lock(store, " ".join(sys.argv))
-        self.stops = Stops()
         self.complete = False  # whether the build came to its end
-        self._before: dict[str, Units] = {}  # of the last build, read when a unit has to run
+        self._stages: dict[str, asyncio.Task[Any]] = {}
+        self._flying: dict[str, asyncio.Future[Record]] = {}  # key -> a unit that is being looked up or run
+        self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
+        self._files: dict[str, set[tuple[str, int, str]]] = {}  # source or evaluation set -> files its units read
+        self._last_units: dict[str, Units] = {}  # of the last build, read when a unit has to run
 
     # -- what stages call ----------------------------------------------------------------------------
 
-    async def stage(self, name: str) -> Any:
-        """The result of another stage's build; each is built once."""
-        if name not in self._stages:
-            self._stages[name] = asyncio.ensure_future(self._build(STAGES[name]))
-        return await asyncio.shield(self._stages[name])
+    async def stage(self, stage: Stage[Result]) -> Result:
+        """Return what `stage` built; each stage is built once."""
+        asking = BUILDING.get()
+        assert asking is None or stage in asking.after, f"{asking.name} asks for {stage.name}, not in its `after`"
+        if stage.name not in self._stages:
+            self._stages[stage.name] = asyncio.ensure_future(self._build(stage))
+        result: Result = await asyncio.shield(self._stages[stage.name])
+        return result
 
-    async def _build(self, stage: Stage) -> Any:
+    async def _build(self, stage: Stage[Result]) -> Result:
+        BUILDING.set(stage)  # this task's own
         self.state(stage.name)
         result = await stage.build(self)
         if stage.publish and not self.dry:
             for folder, files in stage.publish(result).items():
-                self.folders.append(folder)
-                if self.store.publish(self.recipe.name, folder, files):
-                    self.published.append(folder)
+                self.publish(folder, files)
         if stage.check:
             stage.check(self, result)
         return result
 
-    def warn(self, text: str) -> None:
-        """Say once what a person should know; the run goes on, and its report says it again."""
-        if text not in self.warnings:
-            self.warnings.append(text)
-            self.progress.line(f"warning: {text}")
-
-    def identify(self, path: str) -> tuple[str, int]:
-        """(digest of the contents, bytes) of a source file."""
-        return self.store.identify(path, remember=not self.dry)
-
-    def folder(self, name: str) -> str:
-        """The published folder `name` of this recipe."""
-        return f"{self.store.out}/{self.recipe.name}/{name}"
-
-    def code_digest(self, stage: str) -> str:
-        """One digest of all the code that `stage` and the stages before it ran."""
-        names = {s.name for s in order(stage)}
-        used = sorted((work, digest) for (name, work), digest in self._codes.items() if name in names)
-        return fact_digest(used)
-
-    def modules(self, stage: str) -> dict[str, str]:
-        """Digest of every project module that units of `stage` and of the stages before it ran."""
-        names = {s.name for s in order(stage)}
-        found: dict[str, str] = {}
-        for name, work in self._codes:
-            if name in names:
-                found |= fingerprint.modules_of(work.partition(":")[0])
-        return dict(sorted(found.items()))
-
-    def source_files(self, name: str) -> list[SourceFile]:
-        """Every file that was read for source, or evaluation set, `name`, by name."""
-        return [SourceFile(*file) for file in sorted(self._files.get(name, ()))]
-
-    def versions(self, stage: str) -> dict[str, str]:
-        """Versions of the libraries that `stage` and the stages before it declare."""
-        libraries = {library for s in order(stage) for library in s.libraries}
-        return fingerprint.versions(tuple(sorted(libraries)))
-
-    def describe_source(self, name: str) -> dict[str, str]:
-        """origin, revision and license of a source, for the manifest."""
-        return describe(self.recipe.sources[name])
-
-    def fingerprint(self, module: str) -> str:
-        """Fingerprint of a module that a unit runs without importing it in the driver."""
-        return fingerprint.fingerprint(module)
-
-    def artifact_path(self, artifact: Artifact) -> str:
-        """A local path for a small result that `build` itself must read, such as a solved mixture."""
-        return self.store.fetch(artifact)
-
-    async def gather(self, awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
-        """Await many units, a window at a time, in order.
-
-        A unit that failed on its input gives None while `quarantine.files` allows for it; the rest goes on,
-        and the first failure beyond that is raised once all have ended. In a dry run every unit is looked at
-        before NotBuilt is raised.
-        """
-        window = asyncio.Semaphore(WINDOW)
-        results: list[Any] = []
-        errors: dict[bool, NotBuilt | UnitFailed] = {}  # the first that might be tolerated, the first that is not
-        faults: list[Exception] = []
-        alive: set[asyncio.Task[None]] = set()
-
-        async def one(place: int, awaitable: Awaitable[Any]) -> None:
-            try:
-                results[place] = await awaitable
-            except (NotBuilt, UnitFailed) as error:
-                lost = isinstance(error, UnitFailed) and error.stage == "download" and not error.fatal
-                errors.setdefault(lost, error)
-            except Exception as error:
-                faults.append(error)
-            finally:
-                window.release()
-
-        for awaitable in awaitables:
-            await window.acquire()
-            # A task of its own, so that it ends cleanly when it is cancelled before its turn.
-            unit = asyncio.ensure_future(awaitable)
-            task = asyncio.ensure_future(one(len(results), unit))
-            results.append(None)
-            alive.add(task)
-            task.add_done_callback(alive.discard)
-            if faults or self._fatal:
-                break
-        while alive and not faults:
-            await asyncio.wait(alive, return_when=asyncio.FIRST_COMPLETED)
-        if faults:
-            raise faults[0]
-        for lost, error in errors.items():
-            if not lost or len(self.states["download"].failed) > self.recipe.quarantine.files:
-                raise error
-        return results
-
-    def check_quarantine(self) -> None:
-        """Stop when more rows were bad than the recipe tolerates. Raises UserError."""
-        quarantine.check(self)
-
-    def counts(self, stage: str, source: str | None = None) -> dict[str, int]:
-        """The sum of a stage's counters over its records, of one source or of all."""
-        counts = self.state(stage).counts
-        total: Counter[str] = Counter()
-        for counted in counts.values() if source is None else [counts.get(source, total)]:
-            total.update(counted)
-        return dict(total)
-
-    async def run(
-        self,
-        stage: str,
-        work: Callable[[Task], None],
-        params: dict[str, Any],
-        inputs: list[Artifact],
-        label: str,
-        source: str | None = None,
-        weight: int = 0,
-        places: dict[str, str] | None = None,
-    ) -> Record:
-        """Run one unit, or find its record. `weight` is its input in bytes, for progress.
-
-        `places` are paths the work needs that say nothing about its result, so they stay out of the key.
-        Raises UnitFailed, or NotBuilt in a dry run.
-        """
-        if self._fatal:
-            raise self._fatal
-        label = f"{source} {label}" if source else label
-        libraries = STAGES[stage].libraries
-        facts: dict[str, Any] = {
-            "stage": stage,
-            "work": work_name(work),
-            "code": fingerprint.fingerprint(work.__module__),
-            "versions": fingerprint.versions(libraries),
-            "params": params,
-            "inputs": [a.digest for a in inputs],
+    async def run(self, stage: Stage[Any], unit: Unit) -> Record:
+        """Run one unit, or find its record. Raises UnitFailed, or NotBuilt in a dry run."""
+        if self.dispatcher.fatal:
+            raise self.dispatcher.fatal
+        label = f"{unit.source} {unit.label}" if unit.source else unit.label
+        facts: Facts = {
+            "stage": stage.name,
+            "work": work_name(unit.work),
+            "code": fingerprint.fingerprint(unit.work.__module__),
+            "versions": fingerprint.versions(stage.libraries),
+            "params": unit.params,
+            "inputs": [artifact.digest for artifact in unit.inputs],
         }
-        self._codes[stage, facts["work"]] = facts["code"]
-        if stage in ("download", "evals") and source:
-            self._files.setdefault(source, set()).update((a.name, a.bytes, a.digest) for a in inputs)
+        self._codes[stage.name, facts["work"]] = facts["code"]
+        if stage.reads_files and unit.source:
+            files = self._files.setdefault(unit.source, set())
+            files.update((artifact.name, artifact.bytes, artifact.digest) for artifact in unit.inputs)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
         while key in self._flying:
             record = await asyncio.shield(self._flying[key])
-            if self.state(stage).units.key(label) == key:
+            if self.state(stage.name).units.key(label) == key:
                 return record  # else it is found under its own name, and counted there
         future: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         self._flying[key] = future
         try:
-            record = await self._resolve(stage, key, facts, inputs, label, weight, places or {})
+            record = await self._resolve(stage, unit, label, key, facts)
         except BaseException as error:
             future.set_exception(error)
             future.exception()  # it is raised here; nobody else may be waiting
@@ -249,59 +135,168 @@ class Context:
         future.set_result(record)
         return record
 
+    async def map(self, stage: Stage[Any], units: Iterable[Unit]) -> list[Record]:
+        """Run many units of `stage`, a window at a time; their records come in the order of `units`."""
+        return await self.gather(self.run(stage, unit) for unit in units)
+
+    async def gather(self, awaitables: Iterable[Awaitable[Result]]) -> list[Result]:
+        """Await many results that hold units, a window at a time, in order.
+
+        A unit of a source that failed on its input is left out while `quarantine.files` allows for it; the rest goes
+        on, and the first failure beyond that is raised once all have ended. In a dry run every unit is looked at
+        before NotBuilt is raised.
+        """
+        window = asyncio.Semaphore(WINDOW)
+        results: dict[int, Result] = {}
+        errors: dict[bool, NotBuilt | UnitFailed] = {}  # the first that might be tolerated, the first that is not
+        faults: list[Exception] = []
+        running: set[asyncio.Task[None]] = set()
+
+        async def wait_for(number: int, awaitable: Awaitable[Result]) -> None:
+            try:
+                results[number] = await awaitable
+            except (NotBuilt, UnitFailed) as error:
+                errors.setdefault(may_be_lost(error), error)
+            except Exception as error:
+                faults.append(error)
+            finally:
+                window.release()
+
+        for number, awaitable in enumerate(awaitables):
+            await window.acquire()
+            # A task of its own, so that it ends cleanly when it is cancelled before its turn.
+            inner = asyncio.ensure_future(awaitable)
+            task = asyncio.ensure_future(wait_for(number, inner))
+            running.add(task)
+            task.add_done_callback(running.discard)
+            if faults or self.dispatcher.fatal:
+                break
+        while running and not faults:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        if faults:
+            raise faults[0]
+        for lost, error in errors.items():
+            if not lost or self._lost_units() > self.recipe.quarantine.files:
+                raise error
+        return [results[number] for number in sorted(results)]
+
+    def warn(self, text: str) -> None:
+        """Say once what a person should know; the run goes on, and its report says it again."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.progress.line(f"warning: {text}")
+
+    def identify(self, path: str) -> tuple[str, int]:
+        """Return the digest of a source file's contents and its size in bytes."""
+        return self.store.identify(path, remember=not self.dry)
+
+    def counts(self, stage: Stage[Any], source: str | None = None) -> dict[str, int]:
+        """Return the sums of a stage's counters over its records: of one source, or of all."""
+        by_source = self.state(stage.name).counts
+        total: Counter[str] = Counter()
+        for counts in by_source.values() if source is None else [by_source.get(source, Counter())]:
+            total.update(counts)
+        return dict(total)
+
+    def check_quarantine(self) -> None:
+        """Stop when more rows were bad than the recipe tolerates. Raises UserError."""
+        quarantine.check(self)
+
+    def lost_files(self, source: str) -> int:
+        """Return how many files of `source` could not be read and were left out."""
+        lost = [error for name in losable() for error in self.state(name).failed]
+        return sum(1 for error in lost if error.label.split(" ")[0] == source)
+
+    def artifact_path(self, artifact: Artifact) -> str:
+        """Return a local path for a small result that `build` itself must read, such as a solved mixture."""
+        return self.store.fetch(artifact)
+
+    @property
+    def local_store(self) -> bool:
+        """Whether results are kept in a local folder, and not in an object store."""
+        return self.store.local
+
+    def folder(self, name: str) -> str:
+        """Return the path of the published folder `name` of this recipe."""
+        return f"{self.store.out}/{self.recipe.name}/{name}"
+
+    def fingerprint(self, module: str) -> str:
+        """Return the fingerprint of a module that a unit runs without importing it in the driver."""
+        return fingerprint.fingerprint(module)
+
+    def source_files(self, name: str) -> list[SourceFile]:
+        """Return every file that was read for source, or evaluation set, `name`, by name."""
+        return [SourceFile(*file) for file in sorted(self._files.get(name, ()))]
+
+    def code_digest(self, stage: Stage[Any]) -> str:
+        """Return one digest of all the code that `stage` and the stages before it ran."""
+        names = {upstream.name for upstream in stage.upstream()}
+        return fact_digest(sorted((work, digest) for (name, work), digest in self._codes.items() if name in names))
+
+    def modules(self, stage: Stage[Any]) -> dict[str, str]:
+        """Return the digest of every project module that `stage` and the stages before it ran."""
+        names = {upstream.name for upstream in stage.upstream()}
+        modules: dict[str, str] = {}
+        for name, work in self._codes:
+            if name in names:
+                modules |= fingerprint.modules_of(work.partition(":")[0])
+        return dict(sorted(modules.items()))
+
+    def versions(self, stage: Stage[Any]) -> dict[str, str]:
+        """Return the versions of the libraries that `stage` and the stages before it declare."""
+        libraries = {library for upstream in stage.upstream() for library in upstream.libraries}
+        return fingerprint.versions(tuple(sorted(libraries)))
+
     # -- how it is done ------------------------------------------------------------------------------
 
     def state(self, stage: str) -> StageState:
-        """What this run knows of `stage`."""
+        """Return what this run knows of `stage`."""
         return self.states.setdefault(stage, StageState())
 
-    async def _resolve(
-        self,
-        stage: str,
-        key: str,
-        facts: dict[str, Any],
-        inputs: list[Artifact],
-        label: str,
-        weight: int,
-        places: dict[str, str],
-    ) -> Record:
-        state = self.state(stage)
-        again = state.units.key(label) == key  # asked for and seen before: counted once
+    def publish(self, folder: str, files: Any) -> None:
+        """Make `files`, name to artifact or a folder of the store, appear as this recipe's `folder`."""
+        self.folders.append(folder)
+        if self.store.publish(self.recipe.name, folder, files):
+            self.published.append(folder)
+
+    async def _resolve(self, stage: Stage[Any], unit: Unit, label: str, key: str, facts: Facts) -> Record:
+        """Find the record of a unit, or run it. `label` has its source."""
+        state = self.state(stage.name)
+        known = state.units.key(label) == key  # asked for and seen before: counted once
         state.units.add(label, key, facts)
-        force = stage in self.force and not again
+        force = stage.name in self.force and not known
         if force and not self.dry:
-            self.store.forget(stage, key)
-        found, there = (None, False) if force else await self._look(stage, key)
-        if found is not None:
-            record = slim(found, label, cached=True)
-            if not again:
+            self.store.forget(stage.name, key)
+        stored, had_record = (None, False) if force else await self._look(stage.name, key)
+        if stored is not None:
+            record = slim(stored, label, cached=True)
+            if not known:
                 state.finished(record)
-                self.progress.finished(stage, record, weight)
+                self.progress.finished(stage.name, record, unit.weight)
             return record
-        why = "--force" if force else reason(label, state.units, self._last(stage), there)
-        state.reasons[why] += not again
-        self.progress.planned(stage, label, weight)
+        if not known:
+            why = "--force" if force else reason(label, state.units, self._units_before(stage.name), had_record)
+            state.reasons[why] += 1
+        self.progress.planned(stage.name, label, unit.weight)
         if self.dry:
-            raise NotBuilt(stage)
-        spec = {
+            raise NotBuilt(stage.name)
+        spec: UnitSpec = {
             **facts,
             "key": key,
             "label": label,
             "out": self.store.uri,
-            "places": places,
-            "cpus": STAGES[stage].cpus,
-            "inputs": [{**a.to_dict(), "path": self.store.absolute(a)} for a in inputs],
+            "places": dict(unit.places),
+            "cpus": stage.cpus,
+            "inputs": [{**artifact.to_dict(), "path": self.store.absolute(artifact)} for artifact in unit.inputs],
         }
         try:
-            record = slim(await self._submit(spec), label)
+            record = slim(await self.dispatcher.submit(spec), label)
         except UnitFailed as error:
             state.failed.append(error)
-            self.progress.failed(stage, label, error.message)
-            if error.fatal:
-                self._fatal = error
+            self.progress.failed(stage.name, label, error.message)
             raise
         state.finished(record)
-        self.progress.finished(stage, record, weight)
+        self.progress.finished(stage.name, record, unit.weight)
         return record
 
     async def _look(self, stage: str, key: str) -> tuple[Record | None, bool]:
@@ -310,96 +305,25 @@ class Context:
             return self.store.look(stage, key)
         return await asyncio.to_thread(self.store.look, stage, key)
 
-    def _last(self, stage: str) -> Units:
-        """The units of the last build of `stage`."""
-        if stage not in self._before:
-            self._before[stage] = Units(self.store.read_state(self.recipe.name, f"{UNITS}/{stage}.json"))
-        return self._before[stage]
+    def _units_before(self, stage: str) -> Units:
+        """Return the units of the last build of `stage`."""
+        if stage not in self._last_units:
+            self._last_units[stage] = Units(self.store.read_state(self.recipe.name, f"{UNITS}/{stage}.json"))
+        return self._last_units[stage]
 
-    async def _submit(self, spec: dict[str, Any]) -> Record:
-        stage, label = spec["stage"], spec["label"]
-        await asyncio.sleep(0)  # let the window fill: `auto` chooses by the bytes planned so far
-        if self._executor is None:
-            self._executor = self._make_executor()
-            self.lock.__enter__()
-            self._slots = asyncio.Semaphore(self._executor.slots)
-            self.progress.line(f"executor {self._executor.name}, {self._executor.slots} slots")
-        assert self._slots is not None
-        spec["executor"] = self._executor.name
-        transient = lost = 0
-        while True:
-            try:
-                async with self._slots:
-                    if self._fatal:
-                        raise self._fatal
-                    if self.stops.asked:
-                        raise Stopped(f"a signal came before {stage} {label}; the same command continues there")
-                    self.progress.started(stage, label)
-                    with self._following(spec):
-                        reply = await self._executor.submit(spec)
-            except WorkerLost as error:
-                lost += 1
-                if lost > LOST_RETRIES:
-                    raise UnitFailed(stage, label, f"its worker died {lost} times; last: {error}") from None
-                self.progress.line(f"{stage} {label}: {error}; trying again")
-                continue
-            if "record" in reply:
-                return Record.from_dict(reply["record"])
-            fault = reply["error"]
-            if self.debug:
-                self.progress.line(fault["trace"])
-            if fault["kind"] == "unfinished" or self.stops.asked:
-                raise Stopped(f"{stage} {label}: {fault['message']}; the same command continues")
-            if fault["kind"] != "transient" or transient >= RETRIES:
-                raise UnitFailed(stage, label, fault["message"], fatal=fault["kind"] == "fatal")
-            pause = 2**transient * (0.5 + random.random())
-            transient += 1
-            self.progress.line(f"{stage} {label}: {fault['message']}; trying again in {pause:.0f} s")
-            await asyncio.sleep(pause)
+    def _lost_units(self) -> int:
+        """Return how many units failed that the recipe's `quarantine.files` may allow for."""
+        return sum(len(self.state(name).failed) for name in losable())
 
-    @contextlib.contextmanager
-    def _following(self, spec: dict[str, Any]) -> Iterator[None]:
-        """Ask a unit to stop when we are, and pass on what it says of itself; a local one has our terminal."""
-        stage = STAGES[spec["stage"]]
-        folder = self.store.folder(spec["stage"], spec["key"])
-        told = self.stops.told(spec, folder) if stage.stops else contextlib.nullcontext()
-        news = stage.news
-        if news is None or self._executor is None or self._executor.name == "local":
-            with told:
-                yield
-            return
-
-        async def follow() -> None:
-            said = ""
-            while True:
-                await asyncio.sleep(NEWS_EVERY)
-                text = news(folder, spec["params"])
-                if text and text != said:
-                    said = text
-                    self.progress.line(f"{spec['stage']} {spec['label']}: {text}")
-
-        task = asyncio.ensure_future(follow())
-        try:
-            with told:
-                yield
-        finally:
-            task.cancel()
-
-    def close(self) -> None:
-        """Stop the executor, if one was started."""
-        if self._executor is not None:
-            self._executor.close()
-            self.lock.__exit__(None, None, None)
-
-    def built(self, stage: str) -> Any:
-        """What the build of `stage` returned, or None if it did not run to its end here."""
-        task = self._stages.get(stage)
+    def built(self, stage: Stage[Result]) -> Result | None:
+        """Return what `stage` built, or None if it was not built to its end in this run."""
+        task = self._stages.get(stage.name)
         return task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
 
     @property
     def started_executor(self) -> bool:
         """Whether anything had to run."""
-        return self._executor is not None
+        return self.dispatcher.started
 
     def save_state(self) -> None:
         """Remember which units the results refer to: `clean`, `status` and the dry run's reasons read it.
@@ -407,29 +331,39 @@ class Context:
         A build that was cut short has not seen all its units, so what it knows is added to what was known.
         """
         for name, state in self.states.items():
-            units = state.units if self.complete else self._last(name).merged(state.units)
+            units = state.units if self.complete else self._units_before(name).merged(state.units)
             failed = {error.label: error.message for error in state.failed}
             if len(units) or failed:
                 self.store.write_state(self.recipe.name, f"{UNITS}/{name}.json", {**units.to_dict(), "failed": failed})
 
 
-def drive(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
+def may_be_lost(error: NotBuilt | UnitFailed) -> bool:
+    """Whether `quarantine.files` may allow for a unit that failed."""
+    return isinstance(error, UnitFailed) and STAGES[error.stage].may_lose_units and not error.fatal
+
+
+def losable() -> list[str]:
+    """Return the names of the stages that may lose units."""
+    return [name for name, stage in STAGES.items() if stage.may_lose_units]
+
+
+def drive(context: Context, coroutine: Coroutine[Any, Any, Result]) -> Result:
     """Run a build to its end, and stop the executor whatever happens."""
 
-    async def main() -> Any:
+    async def main() -> Result:
         try:
             result = await coroutine
             context.complete = True
             return result
         finally:
-            pending = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+            pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in pending:
                 task.cancel()
-            context.close()
+            context.dispatcher.close()
 
     started = time.monotonic()
     try:
-        with context.stops.listening():
+        with context.dispatcher.stops.listening():
             return asyncio.run(main())
     finally:
         context.progress.close(time.monotonic() - started)

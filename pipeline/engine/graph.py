@@ -1,23 +1,16 @@
-"""The graph of stages."""
+"""Looking stages up by the names that people give."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.errors import UsageError
-from stages.base import Stage
 from stages.registry import STAGES
+from stages.stage import Stage
 
 
-def order(target: str) -> list[Stage]:
-    """`target` and every stage it needs, upstream first. Raises UsageError."""
-    if target not in STAGES:
-        raise UsageError(f"no stage {target!r}; the stages are {', '.join(STAGES)}")
-    found: dict[str, Stage] = {}
-
-    def visit(name: str) -> None:
-        if name not in found:
-            for upstream in STAGES[name].after:
-                visit(upstream)
-            found[name] = STAGES[name]
-
-    visit(target)
-    return list(found.values())
+def find_stage(name: str) -> Stage[Any]:
+    """Return the stage called `name`. Raises UsageError that lists them."""
+    if name not in STAGES:
+        raise UsageError(f"no stage {name!r}; the stages are {', '.join(STAGES)}")
+    return STAGES[name]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from stages.base import Record
+from stages.stage import Record
 from train.monitor.text import clock_text
 
 PLAIN_EVERY = 10.0  # seconds between lines when output is a file or a pipe

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.engine.changes import fact_digest
 from pipeline.errors import UserError
+from stages.registry import STAGES
+
+if TYPE_CHECKING:
+    from pipeline.engine.context import Context
 
 
-def check(context: Any) -> None:
+def check(context: Context) -> None:
     """Publish the bad rows; stop when there are more than the recipe tolerates. Raises UserError."""
     publish(context)
-    counts = context.counts("download")
-    bad, rows = counts.get("quarantined", 0), counts.get("rows_in", 0)
+    counts = [context.counts(stage) for stage in STAGES.values() if stage.may_lose_units]
+    bad, rows = (sum(count.get(name, 0) for count in counts) for name in ("quarantined", "rows_in"))
     allowed = context.recipe.quarantine.tolerate
     if bad > allowed * rows:
         raise UserError(
@@ -21,11 +25,9 @@ def check(context: Any) -> None:
         )
 
 
-def publish(context: Any) -> None:
+def publish(context: Context) -> None:
     """Put the tables of bad rows into `<out>/<recipe>/quarantine/`."""
-    records = context.state("download").quarantined
+    records = [record for state in context.states.values() for record in state.quarantined]
     files = {f"{fact_digest(r.label)[:16]}.parquet": r.output("quarantine") for r in records}
     if files and not context.dry and "quarantine" not in context.folders:
-        context.folders.append("quarantine")
-        if context.store.publish(context.recipe.name, "quarantine", files):
-            context.published.append("quarantine")
+        context.publish("quarantine", files)

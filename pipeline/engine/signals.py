@@ -13,7 +13,8 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from pipeline.engine.executor import UnitSpec
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -26,7 +27,7 @@ class Stops:
         self.files: set[Path] = set()
 
     @contextlib.contextmanager
-    def told(self, spec: dict[str, Any], folder: str) -> Iterator[None]:
+    def told(self, spec: UnitSpec, folder: str) -> Iterator[None]:
         """While a unit that can be asked is at work: `places.stop` of its `spec` is the file it looks for."""
         file = Path(folder) / f"stop-{uuid.uuid4().hex}"
         spec["places"] = {**spec["places"], "stop": str(file)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.engine.changes import Units
 from pipeline.errors import UnitFailed
-from stages.base import Record
+from stages.stage import Record
 
 NOTHING: dict[str, Any] = {}  # shared by records that have nothing to say
 NO_INPUTS: list[str] = []

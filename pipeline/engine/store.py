@@ -25,8 +25,9 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from stages.base import Artifact, Record
 from stages.sources.files import remote_identity
+from stages.stage import Record
+from stages.task import Artifact
 from train.files import fsync_path, sha256_file, write_atomic
 
 RECORD = "record.json"

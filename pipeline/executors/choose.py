@@ -1,8 +1,4 @@
-"""Where units run: a pool of processes on this machine, or tasks on a Ray cluster. The bytes are the same.
-
-An executor has `slots` (how many units may be in flight), `submit(spec)` and `close()`. It starts nothing
-until the first unit is submitted. `submit` raises WorkerLost when the process that ran the unit died.
-"""
+"""Where units run: a pool of processes on this machine, or tasks on a Ray cluster. The bytes are the same."""
 
 from __future__ import annotations
 
@@ -14,32 +10,17 @@ import signal
 import subprocess
 import threading
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
+from pipeline.engine.executor import Executor, Reply, UnitSpec, WorkerLost
 from pipeline.engine.fingerprint import PROJECT, ROOT
 from pipeline.engine.signals import kept_handlers
 from pipeline.errors import UsageError, UserError
 from pipeline.executors import ray_cleanup
 from pipeline.executors.forkserver import Nursery
+from pipeline.executors.inline import InlineExecutor
 from pipeline.executors.worker import receive, run_unit, send
 from train.distributed.launch_env import cores
-
-
-class WorkerLost(Exception):  # noqa: N818 - reads as what happened
-    """The worker died in the middle of a unit: killed, out of memory, or its node is gone."""
-
-
-class Executor(Protocol):
-    """Runs units somewhere."""
-
-    name: str
-    slots: int
-
-    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Run one unit and return what `run_unit` returned."""
-
-    def close(self) -> None:
-        """Stop all workers; units in flight are lost."""
 
 
 @dataclass(eq=False)
@@ -74,10 +55,10 @@ class LocalExecutor:
         self.all.add(worker)
         return worker
 
-    def _call(self, worker: Worker, spec: dict[str, Any]) -> dict[str, Any]:
+    def _call(self, worker: Worker, spec: UnitSpec) -> Reply:
         try:
             send(worker.stream, spec)
-            reply: dict[str, Any] = receive(worker.stream)
+            reply: Reply = receive(worker.stream)
         except (EOFError, ConnectionError, ValueError):
             raise WorkerLost(f"worker process {worker.pid} ended with {self._end(worker)}") from None
         return reply
@@ -93,7 +74,7 @@ class LocalExecutor:
                 return self.nursery.wait(worker.pid) if self.nursery else None
             return None
 
-    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+    async def submit(self, spec: UnitSpec) -> Reply:
         """Run one unit on an idle worker, started if there is none."""
         worker = self.idle.pop() if self.idle else self._start()
         reply = await asyncio.to_thread(self._call, worker, spec)
@@ -154,7 +135,7 @@ class RayExecutor:
         # Retries are the engine's business: it knows a lost worker from a bad row.
         self.remote = ray.remote(num_cpus=1, max_retries=0)(run_unit)
 
-    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+    async def submit(self, spec: UnitSpec) -> Reply:
         """Run one unit as a Ray task."""
         if self.remote is None:
             self.start()
@@ -162,7 +143,7 @@ class RayExecutor:
 
         try:
             task = self.remote.options(name=f"{spec['stage']} {spec['label']}", num_cpus=spec["cpus"])
-            reply: dict[str, Any] = await task.remote(spec)
+            reply: Reply = await task.remote(spec)
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise WorkerLost(" ".join(str(error).split())[:300]) from None
         return reply
@@ -195,6 +176,8 @@ def choose_executor(
     """The executor for `kind`; `auto` is local for small inputs without an address."""
     if kind == "auto":
         kind = "ray" if address or input_bytes > SMALL_INPUT else "local"
-    if kind == "local" and address:
+    if kind != "ray" and address:
         raise UsageError("--address needs --executor ray")
+    if kind == "inline":
+        return InlineExecutor()
     return RayExecutor(address, workers) if kind == "ray" else LocalExecutor(workers, nursery)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.fingerprint import ROOT
-from stages.base import DataError
+from stages.errors import DataError
 
 Launch = Callable[[str, list[str], int, Path], bool]  # manifest, overrides, ranks, stop: did it come to its end
 STOPPED = 75  # the trainer's status for "not done, everything saved"; see train/main.py

@@ -21,11 +21,14 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, Literal, cast
 
+from pipeline.engine.executor import Fault, Reply, UnitSpec, find_work
 from pipeline.engine.store import Store
 from pipeline.executors.train_job import launcher
-from stages.base import Artifact, DataError, Record, Task, TransientError, Unfinished, find_work
+from stages.errors import DataError, TransientError, Unfinished
+from stages.stage import Record
+from stages.task import Artifact, Task
 from train.files import sha256_file
 
 TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
@@ -34,7 +37,7 @@ FILES_AT_A_TIME = 4  # hashed and synced; a unit seldom has more
 DISK_FULL = "no space left on the disk of --out; free some and run the same command again"
 
 
-def run_unit(spec: dict[str, Any]) -> dict[str, Any]:
+def run_unit(spec: UnitSpec) -> Reply:
     """Run the unit described by `spec`. Returns {"record": ...} or {"error": {kind, message, trace}}.
 
     kind: transient (try again), permanent (the input is at fault or the code is), fatal (stop the run), unfinished.
@@ -57,7 +60,7 @@ def run_unit(spec: dict[str, Any]) -> dict[str, Any]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(store: Store, spec: dict[str, Any], attempt: str, folder: Path) -> Record:
+def _run(store: Store, spec: UnitSpec, attempt: str, folder: Path) -> Record:
     _reset_peak()
     started = time.time()
     inputs = [Artifact(**a) for a in spec["inputs"]]
@@ -82,7 +85,7 @@ def _run(store: Store, spec: dict[str, Any], attempt: str, folder: Path) -> Reco
     return store.put_record(record)
 
 
-def _seal(store: Store, spec: dict[str, Any], outputs: list[Artifact]) -> list[Artifact]:
+def _seal(store: Store, spec: UnitSpec, outputs: list[Artifact]) -> list[Artifact]:
     """The outputs as the store holds them. Files are hashed and made durable side by side, each of them once."""
     known = {output.path: output.sha256 for output in outputs if output.sha256}
     files = {output.path: output for output in outputs}  # slices of one file share it
@@ -102,8 +105,9 @@ def _seal(store: Store, spec: dict[str, Any], outputs: list[Artifact]) -> list[A
     return found
 
 
-def _classify(error: Exception) -> dict[str, str]:
+def _classify(error: Exception) -> Fault:
     message = " ".join(str(error).split()) or type(error).__name__
+    kind: Literal["transient", "permanent", "fatal", "unfinished"]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind = "fatal"
         message = f"{DISK_FULL} ({message})"
@@ -159,7 +163,7 @@ def receive(stream: IO[bytes]) -> Any:
 
 def serve(connection: socket.socket) -> None:
     """Serve units until the other side closes `connection`. Never returns."""
-    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    requests: queue.Queue[UnitSpec] = queue.Queue()
     stream = cast(BinaryIO, connection.makefile("rwb"))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a library prints is not a result of the command

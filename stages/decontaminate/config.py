@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from stages.config import Model
 from stages.evals.passages import AgainstConfig
-from stages.pack.config import Model
 
 Policy = Literal["drop", "cut"]
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.base import Artifact, Task
 from stages.decontaminate.ngrams import COLUMNS, Array, chosen, frequent_words, grams_of, passages_of, says, sieved
 from stages.schemas import ID, table_digest
+from stages.task import Artifact, Task
 
 PASSAGES = pa.schema(
     [

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.base import Artifact, Record, Task
+from stages.task import Task
 
 SHOWN = 20  # pairs
 EXCERPT = 400  # characters of a text; none where the recipe takes documents down, whose text nothing may publish
@@ -76,22 +75,3 @@ def rates(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
             entry[f"{kind}_of"] = {k.removeprefix(prefix): n for k, n in sorted(of.items()) if k.startswith(prefix)}
         found[source] = entry
     return found
-
-
-async def report(context: Any, filtered: Mapping[str, Sequence[Artifact]], found: Sequence[Record]) -> Artifact:
-    """The report, after every part has been written. `found`: records of `stages.dedup.work.slices`."""
-    samples = [pq.read_table(context.artifact_path(record.output("sample"))) for record in found]
-    table = pa.concat_tables(samples).sort_by("draw")[:SHOWN].drop_columns(["draw"])
-    exclude = context.recipe.exclude
-    rows = [tuple(row.values()) for row in table.to_pylist()]
-    parts = [(name, part) for name, artifacts in filtered.items() for part in artifacts]
-    used = sorted({number for row in rows for number in (row[0], row[2])})
-    params = {
-        "near": context.recipe.dedup.minhash(),
-        "rates": rates({name: context.counts("dedup", name) for name in filtered}),
-        "pairs": [[used.index(a), row, used.index(b), kept] for a, row, b, kept in rows],
-        "sources": [parts[number][0] for number in used],
-        "excerpt": 0 if any((exclude.ids, exclude.urls, exclude.domains)) else EXCERPT,
-    }
-    record: Record = await context.run("dedup", work, params, [parts[number][1] for number in used], "report")
-    return record.output("report")

@@ -15,11 +15,13 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from stages.base import Artifact, DataError, Record, Stage
-from stages.sources.base import BaseConfig, UnitSpec
+from stages.errors import DataError
+from stages.sources.base import BaseConfig, SourceUnit
 from stages.sources.registry import SOURCES
+from stages.stage import BuildContext, Record, Stage, Unit
+from stages.task import Artifact
 
 LOOK_AHEAD = 16  # units started at a time for a source with a budget, at most
 GROWTH = 8  # times the parts read so far that the next slice of a stream may have
@@ -34,39 +36,31 @@ class Kept(NamedTuple):
     dropped: Artifact | None = None  # a sample of what the filter dropped of it
 
 
-Chain = Callable[[Any, str, Any, UnitSpec], Awaitable[tuple[Record, list[Kept]]]]
+Chain = Callable[[BuildContext, str, BaseConfig, SourceUnit], Awaitable[tuple[Record, list[Kept]]]]
 
 
-async def units_of(context: Any, name: str, config: Any) -> list[UnitSpec]:
+async def units_of(context: BuildContext, name: str, config: BaseConfig) -> list[SourceUnit]:
     """The units of source `name`: in the order of its files, or in hash order if it has a budget.
 
     Hash order makes the first units a fair sample of the source, and does not change when a file is added.
     Listing and footers may wait for a network, so it runs beside the event loop. Raises DataError.
     """
     try:
-        specs: list[UnitSpec] = context.listed.get(name) or await asyncio.to_thread(
-            SOURCES[config.kind].units, config, context.identify
-        )
+        specs = list(context.listed.get(name, ()))
+        if not specs:
+            specs = await asyncio.to_thread(SOURCES[config.kind].units, config, context.identify)
     except DataError as error:
         raise DataError(f"source {name}: {error}") from error
     return sorted(specs, key=lambda s: (s.order, s.name)) if config.has_budget else specs
 
 
-async def fetch(context: Any, name: str, config: Any, spec: UnitSpec) -> Record:
+async def fetch(context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit) -> Record:
     """Download one unit of source `name`, or find it done."""
-    record: Record = await context.run(
-        "download",
-        SOURCES[config.kind].work,
-        spec.params,
-        spec.inputs,
-        label=spec.name,
-        source=name,
-        weight=spec.weight,
-    )
-    return record
+    work = SOURCES[config.kind].work
+    return await context.run(DOWNLOAD, Unit(work, spec.params, spec.inputs, spec.name, name, spec.weight))
 
 
-async def take(context: Any, name: str, config: Any, chain: Chain) -> list[Kept]:
+async def take(context: BuildContext, name: str, config: BaseConfig, chain: Chain) -> list[Kept]:
     """The parts that make up source `name`, in order: all, or the shortest prefix that fills a budget.
 
     `chain` downloads one unit and says what is kept of it. Raises DataError for a source without rows.
@@ -78,7 +72,7 @@ async def take(context: Any, name: str, config: Any, chain: Chain) -> list[Kept]
         batch = specs[start : start + next_window(config, kept, start, specs)]
         start += len(batch)
         found = await context.gather(grow(context, name, config, spec, chain, tuple(kept)) for spec in batch)
-        for download, parts in filter(None, found):
+        for download, parts in found:
             first = first or download
             kept += parts
         if (enough := within_budget(config, kept)) is not None:
@@ -88,7 +82,7 @@ async def take(context: Any, name: str, config: Any, chain: Chain) -> list[Kept]
 
 
 async def grow(
-    context: Any, name: str, config: Any, spec: UnitSpec, chain: Chain, have: tuple[Kept, ...]
+    context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit, chain: Chain, have: tuple[Kept, ...]
 ) -> tuple[Record, list[Kept]]:
     """One unit through `chain`; of a stream with a budget only as many parts as fill it after the parts `have`."""
     if not is_stream(spec):
@@ -106,7 +100,7 @@ async def grow(
         start, stop = stop, stop + min(GROWTH * stop, max(1, math.ceil(missing(config, (*have, *kept)) / rate)))
 
 
-def is_stream(spec: UnitSpec) -> bool:
+def is_stream(spec: SourceUnit) -> bool:
     """Whether a unit of a source with a budget can be stopped after some of its parts."""
     return "part_bytes" in spec.params and "groups" not in spec.params
 
@@ -126,7 +120,7 @@ def missing(config: BaseConfig, kept: Sequence[Kept]) -> float:
     return max(0, min(n for n in limits if n is not None) - size)
 
 
-def next_window(config: BaseConfig, kept: list[Kept], units: int, specs: list[UnitSpec]) -> int:
+def next_window(config: BaseConfig, kept: list[Kept], units: int, specs: list[SourceUnit]) -> int:
     """How many more units to start: two to see what they hold, then what seems missing; one stream at a time."""
     if not config.has_budget:
         return len(specs)
@@ -153,9 +147,9 @@ def within_budget(config: BaseConfig, kept: Sequence[Kept]) -> int | None:
     return None
 
 
-def check_not_empty(context: Any, name: str, one: Record | None) -> None:
+def check_not_empty(context: BuildContext, name: str, one: Record | None) -> None:
     """Raises DataError when a source has no rows, or none that can be used, with the commonest reason in `one` unit."""
-    counts = context.counts("download", name)
+    counts = context.counts(DOWNLOAD, name)
     rows = counts.get("rows_in", 0)
     if not rows:
         raise DataError(f"source {name} has no rows; check what it points at")
@@ -164,30 +158,34 @@ def check_not_empty(context: Any, name: str, one: Record | None) -> None:
         raise DataError(f"source {name}: none of its {rows:,} rows can be used ({reason}); mend the file or the recipe")
 
 
-async def downloaded(context: Any, name: str, config: Any, spec: UnitSpec) -> tuple[Record, list[Kept]]:
+async def downloaded(
+    context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit
+) -> tuple[Record, list[Kept]]:
     """One download unit, and its parts as they are: the chain of a download alone."""
     record = await fetch(context, name, config, spec)
     return record, [Kept(part, part.rows, part.meta.get("text_bytes", 0)) for part in record.named("part-")]
 
 
-async def build(context: Any) -> dict[str, list[Artifact]]:
+async def build(context: BuildContext) -> dict[str, list[Artifact]]:
     """Download every source, of one with a budget what would fill it if its rules dropped nothing.
 
     `filter` fetches for itself, and as much more as its rules make necessary.
     """
 
-    async def one(name: str, config: Any) -> list[Artifact]:
+    async def parts_of(name: str, config: BaseConfig) -> list[Artifact]:
         return [part.docs for part in await take(context, name, config, downloaded)]
 
     sources = context.recipe.sources
-    found = await asyncio.gather(*(one(name, config) for name, config in sources.items()))
-    return dict(zip(sources, found, strict=True))
+    parts = await asyncio.gather(*(parts_of(name, config) for name, config in sources.items()))
+    return dict(zip(sources, parts, strict=True))
 
 
-STAGE = Stage(
+DOWNLOAD = Stage(
     name="download",
     reads="the files of each source",
     writes="documents with their ids, in parts; bad rows with their reason",
     build=build,
     libraries=("pyarrow",),
+    reads_files=True,
+    may_lose_units=True,
 )

@@ -13,10 +13,11 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stages.base import DataError, Task
+from stages.errors import DataError
 from stages.schemas import ID, document_id
 from stages.sources import jsonl, parquet
 from stages.sources.base import BadRow, FieldError, excerpt, pick
+from stages.task import Task
 
 PASSAGES_OF = pa.schema(
     [

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.base import Artifact, Task
 from stages.schemas import DOCUMENTS
 from stages.selectors import match
+from stages.task import Artifact, Task
 
 PER_REASON = 20
 TEXT_CHARS = 20_000  # of each document, from its beginning

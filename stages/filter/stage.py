@@ -7,36 +7,34 @@ A source with a budget keeps the shortest sequence of parts that fills it with w
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
-from stages.base import Artifact, DataError, Record, Stage
-from stages.download.stage import Kept, fetch, take
+from stages.download.stage import DOWNLOAD, Kept, fetch, take
+from stages.errors import DataError
 from stages.filter import samples
 from stages.filter.edits import libraries, parse_edits
 from stages.filter.rules import parse_rules
 from stages.filter.work import work
-from stages.sources.base import UnitSpec
+from stages.sources.base import BaseConfig, SourceUnit
+from stages.stage import BuildContext, Record, Stage, Unit
+from stages.task import Artifact
 
 
-async def chain(context: Any, name: str, config: Any, spec: UnitSpec) -> tuple[Record, list[Kept]]:
+async def chain(context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit) -> tuple[Record, list[Kept]]:
     """One download unit, and its parts through the rules."""
     params: dict[str, Any] = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
     if config.edit:
         params |= {"edit": parse_edits(config.edit), "versions": libraries(config.edit)}
     record = await fetch(context, name, config, spec)
-    done: list[Record | None] = await context.gather(
-        context.run(
-            "filter",
-            work,
-            params,
-            [part],
-            label=f"{spec.name} {part.name}",
-            source=name,
-            weight=part.meta.get("text_bytes", 0),
-        )
-        for part in record.named("part-")
+    filtered = await context.map(
+        FILTER,
+        (
+            Unit(work, params, [part], f"{spec.name} {part.name}", name, part.meta.get("text_bytes", 0))
+            for part in record.named("part-")
+        ),
     )
-    return record, [kept_of(r) for r in done if r is not None]
+    return record, [kept_of(part) for part in filtered]
 
 
 def kept_of(record: Record) -> Kept:
@@ -45,42 +43,44 @@ def kept_of(record: Record) -> Kept:
     return Kept(record.output("docs"), counts.get("kept", 0), counts.get("text_bytes", 0), record.output("dropped"))
 
 
-class Filtered(dict[str, list[Artifact]]):
-    """Filtered documents by source, one table a part; and of each source the sample of what was dropped.
+@dataclass(frozen=True)
+class Filtered:
+    """What the rules left, by source.
 
     Where the recipe takes documents down, the stage `exclude` publishes the samples, without them.
     """
 
-    dropped: dict[str, Artifact]
+    docs: dict[str, list[Artifact]]  # one table a part
+    dropped: dict[str, Artifact]  # a sample of what was dropped, of sources that lost any
     publish_dropped: bool
 
 
-async def build(context: Any) -> Filtered:
+async def build(context: BuildContext) -> Filtered:
     """Filtered documents by source. Downloads as it goes."""
 
-    async def one(name: str, config: Any) -> tuple[list[Artifact], Artifact | None]:
+    async def filter_source(name: str, config: BaseConfig) -> tuple[list[Artifact], Artifact | None]:
         parts = await take(context, name, config, chain)
-        docs, sampled = (
-            [part.docs for part in parts],
-            [part.dropped for part in parts if part.dropped and part.dropped.rows],
-        )
-        if not sampled:
+        docs = [part.docs for part in parts]
+        part_samples = [part.dropped for part in parts if part.dropped and part.dropped.rows]
+        if not part_samples:
             return docs, None
-        record = await context.run("filter", samples.work, {}, sampled, label="dropped", source=name)
+        record = await context.run(FILTER, Unit(samples.work, {}, part_samples, "dropped", name))
         return docs, record.output("dropped")
 
-    sources, exclude = context.recipe.sources, context.recipe.exclude
-    found = await asyncio.gather(*(one(name, config) for name, config in sources.items()))
-    result = Filtered((name, docs) for name, (docs, _) in zip(sources, found, strict=True))
-    result.dropped = {name: sample for name, (_, sample) in zip(sources, found, strict=True) if sample}
-    result.publish_dropped = not any((exclude.ids, exclude.urls, exclude.domains))
-    return result
+    sources = context.recipe.sources
+    results = await asyncio.gather(*(filter_source(name, config) for name, config in sources.items()))
+    by_source = dict(zip(sources, results, strict=True))
+    return Filtered(
+        docs={name: docs for name, (docs, _) in by_source.items()},
+        dropped={name: sample for name, (_, sample) in by_source.items() if sample},
+        publish_dropped=not context.recipe.exclude.asked,
+    )
 
 
-def check(context: Any, result: Filtered) -> None:
+def check(context: BuildContext, result: Filtered) -> None:
     """Raises DataError when a source's rules leave no document, naming the commonest reason."""
-    for name in result:
-        counts = context.counts("filter", name)
+    for name in result.docs:
+        counts = context.counts(FILTER, name)
         if counts.get("kept", 0):
             continue
         reasons = {k.removeprefix("dropped."): n for k, n in counts.items() if k.startswith("dropped.")}
@@ -97,13 +97,14 @@ def publish(result: Filtered) -> dict[str, dict[str, Artifact]]:
     return samples.folder(result.dropped) if result.publish_dropped else {}
 
 
-STAGE = Stage(
+FILTER = Stage(
     name="filter",
     reads="download",
     writes="the documents that pass their source's rules; counts by reason; dropped/: a sample for each reason",
     build=build,
-    after=("download",),
+    after=(DOWNLOAD,),
     libraries=("pyarrow",),
     publish=publish,
     check=check,
+    drops_documents=True,
 )

@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.base import Task
 from stages.filter.edits import edited
 from stages.filter.rules import RULES, Document
 from stages.filter.samples import DROPPED, Sample
 from stages.schemas import DOCUMENTS, FILTERED, ID
+from stages.task import Task
 
 META = "meta."
 Rules = list[tuple[str, dict[str, Any]]]

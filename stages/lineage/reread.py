@@ -15,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.base import DataError, Task, TransientError
+from stages.errors import DataError, TransientError
 from stages.sources import installed_docs
-from stages.sources.base import BadRow, BaseConfig, Row, UnitSpec
+from stages.sources.base import BadRow, BaseConfig, Row, SourceUnit
 from stages.sources.files import files_of, opened
 from stages.sources.registry import SOURCES
+from stages.task import Task
 
 
 def moved(config: Any, path: str) -> Any:
@@ -34,7 +35,7 @@ def read_again(config: BaseConfig, wanted: Mapping[str, set[int]]) -> Iterator[R
 
     A file that is not there, or that cannot be read, gives a BadRow with the reason for each row wanted of it.
     """
-    kind: str = config.kind  # type: ignore[attr-defined]
+    kind: str = config.kind
     module = SOURCES[kind]
     try:
         places = locate(config, module)
@@ -82,7 +83,7 @@ def rows_of(config: Any, module: ModuleType, file: str, path: str | None, number
                 return
 
 
-def narrowed(specs: list[UnitSpec], numbers: set[int]) -> list[UnitSpec]:
+def narrowed(specs: list[SourceUnit], numbers: set[int]) -> list[SourceUnit]:
     """Units that hold the rows: of parquet only the row groups that do, of anything else all."""
     if not all("groups" in spec.params for spec in specs):
         return specs

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from stages.base import DataError
 from stages.decontaminate.ngrams import cut
+from stages.errors import DataError
 from stages.filter.edits import edited, parse_edits
 from stages.filter.rules import EDITING, Document, judge, parse_rules
 from stages.lineage.reread import moved, read_again

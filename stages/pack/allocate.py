@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import hashing
-from stages.base import Task
 from stages.schemas import ID
-from stages.tokenize.token_file import BINS, BY_POSITION, BY_TAKE, FULL, NAMES, Unit, full_order, ring
+from stages.task import Task
+from stages.tokenize.token_file import BINS, BY_POSITION, BY_TAKE, FULL, NAMES, TokenFile, full_order, ring
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: rotations by it never cluster
 CANDIDATES = pa.schema(
@@ -174,8 +174,8 @@ def cut_positions(density: np.ndarray, shards: int) -> list[int]:
     return [0, *(int(x * (1 << 52)) << 12 for x in inner), FULL]
 
 
-def selected(unit: Unit, part: Part, seed: int, low: int, high: int) -> Iterator[pa.Table]:
-    """What of `unit` lies in positions [low, high) of the mixture, a table a copy and range: TOKENISED, and `copy`
+def selected(unit: TokenFile, part: Part, seed: int, low: int, high: int) -> Iterator[pa.Table]:
+    """What of `unit` lies in positions [low, high) of the mixture, a table a copy and range: TOKENIZED, and `copy`
     and `truncated` of ROWS. Counts are those kept: the document at the cut is shortened.
     """
     for copy in range(part.copies + (1 if part.cut else 0)):

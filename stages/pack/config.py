@@ -7,32 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from stages.quantities import quantity
-
-
-def ratio(value: Any) -> Any:
-    """`80%` -> 0.8; plain numbers. Raises ValueError."""
-    if isinstance(value, str):
-        try:
-            return float(value[:-1]) / 100 if value.endswith("%") else float(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a ratio; write 80% or 0.8") from None
-    return value
-
-
-Count = Annotated[int, BeforeValidator(quantity), Field(ge=1)]
-Ratio = Annotated[float, BeforeValidator(ratio), Field(gt=0, le=1)]
-Share = Annotated[float, BeforeValidator(ratio), Field(ge=0, le=1)]
-
-
-class Model(BaseModel):
-    """Unknown keys are errors, and a recipe never changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+from stages.config import Count, Model, Ratio
 
 
 class Mixture(Model):

@@ -12,7 +12,7 @@ from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Protocol
 
-from stages.base import DataError
+from stages.errors import DataError
 
 FINEST = 9  # decimals of a percentage, at most, in a ratio that is proposed
 DIGITS = 50  # of a root

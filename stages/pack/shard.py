@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from stages import hashing
-from stages.base import Task
 from stages.pack.allocate import Part, cut_at, selected, with_facts
 from stages.pack.best_fit import best_fit
 from stages.pack.format import ROWS
-from stages.tokenize.token_file import GROUP, TOKENISED, Unit, full_order, pieces_of, write_joined
+from stages.task import Task
+from stages.tokenize.token_file import GROUP, TOKENIZED, TokenFile, full_order, pieces_of, write_joined
 from train.data.format import Header, write_index
 
 # The in-shard hash decides; the others only make the order total where duplicates were left in.
 TIES = ("document_id", "part", "copy", "source", "source_file", "source_row")
 PICKED = pa.schema(
-    [*TOKENISED, *(ROWS.field(name) for name in ("copy", "truncated", "source")), pa.field("unit", pa.int32())]
+    [*TOKENIZED, *(ROWS.field(name) for name in ("copy", "truncated", "source")), pa.field("unit", pa.int32())]
 )
 
 
@@ -32,7 +32,7 @@ def shard(task: Task) -> None:
     """
     params = task.params
     pairs = zip(task.inputs[::2], task.inputs[1::2], params["units"], strict=True)
-    units = [Unit(task, docs, tokens, source) for docs, tokens, source in pairs]
+    units = [TokenFile(task, docs, tokens, source) for docs, tokens, source in pairs]
     picked = list(training(params, units) if "parts" in params else validation(params, units))
     rows = pa.concat_tables([PICKED.empty_table(), *picked])
     order = hashing.order(params["seed"], rows["document_id"], rows["part"].to_numpy(), rows["copy"].to_numpy())
@@ -45,7 +45,7 @@ def shard(task: Task) -> None:
     write(task, units, rows, starts, total)
 
 
-def training(params: dict[str, Any], units: list[Unit]) -> Iterator[pa.Table]:
+def training(params: dict[str, Any], units: list[TokenFile]) -> Iterator[pa.Table]:
     """The training documents of the shard's range of positions (PICKED)."""
     parts = {source: Part.from_dict(value) for source, value in params["parts"].items()}
     for number, unit in enumerate(units):
@@ -53,12 +53,12 @@ def training(params: dict[str, Any], units: list[Unit]) -> Iterator[pa.Table]:
             yield named(table, unit.source, np.full(table.num_rows, number))
 
 
-def validation(params: dict[str, Any], units: list[Unit]) -> Iterator[pa.Table]:
+def validation(params: dict[str, Any], units: list[TokenFile]) -> Iterator[pa.Table]:
     """Held-out documents of each source (PICKED): in take order until its limit is reached, the last one cut."""
     for source, limit in params["limits"].items():
         numbers = [i for i, unit in enumerate(units) if unit.source == source]
         tables = [units[i].rows() for i in numbers]
-        table = pa.concat_tables([TOKENISED.empty_table(), *tables])
+        table = pa.concat_tables([TOKENIZED.empty_table(), *tables])
         where = np.repeat(numbers, [t.num_rows for t in tables])
         takes = hashing.take(params["seed"], table["document_id"])
         cut = cut_at(table, takes, limit)
@@ -77,7 +77,7 @@ def named(table: pa.Table, source: str, unit: np.ndarray) -> pa.Table:
     return table.append_column("unit", pa.array(unit, pa.int32())).select(PICKED.names)
 
 
-def write(task: Task, units: list[Unit], rows: pa.Table, starts: np.ndarray, total: int) -> None:
+def write(task: Task, units: list[TokenFile], rows: pa.Table, starts: np.ndarray, total: int) -> None:
     """The shard's three files. `rows` (PICKED) in order, their first tokens `starts` (n,), tokens in all."""
     params = task.params
     held = hashing.is_validation(rows["document_id"])

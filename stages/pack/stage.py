@@ -7,6 +7,7 @@ then runs a unit a shard, and one that writes the manifest.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.base import Artifact, DataError, Record, Stage
+from stages.encode_evals.stage import ENCODE_EVALS
+from stages.errors import DataError
 from stages.pack.allocate import CANDIDATES, Cut, Part, candidates, cut_bin, find_cut, shard_borders, turn
-from stages.pack.manifest import contents, describe_evals, describe_tokenizer, manifest, warn_of_training_files
+from stages.pack.config import Mixture
+from stages.pack.describe import contents, describe_evals, describe_tokenizer, warn_of_training_files
+from stages.pack.manifest import manifest
 from stages.pack.mixture import largest_remainder, solve
 from stages.pack.shard import shard
-from stages.tokenize.regroup import ABOVE, Ranged, held, ranged, total_histogram
-from stages.tokenize.token_file import BY_POSITION, HELD_BY_TAKE, Tokenised, ring
+from stages.recipe import Recipe
+from stages.stage import BuildContext, Record, Stage, Unit
+from stages.task import Artifact
+from stages.tokenize.regroup import ABOVE, TokenRange, held, ranged, total_histogram
+from stages.tokenize.stage import TOKENIZE, TokenizedUnit
+from stages.tokenize.token_file import BY_POSITION, HELD_BY_TAKE, ring
+from stages.tokenizer.stage import BUILD_TOKENIZER
 from train.data.format import FORMAT_VERSION
 from train.data.manifest import Tokenizer
 
@@ -34,14 +43,14 @@ class Layout:
     available: dict[str, int]  # training tokens that the mixture may take
     targets: dict[str, int]  # that it takes, exactly
     parts: dict[str, Part]
-    units: list[Ranged]
+    units: list[TokenRange]
     held: dict[str, list[Record]]  # see `stages.tokenize.regroup.held_out`
     held_tokens: dict[str, int]  # in all
     borders: list[int]  # of positions, between training shards
     inputs: list[str]  # digests of all that decides the bytes
 
 
-async def lay_out(context: Any, name: str) -> Layout:
+async def lay_out(context: BuildContext, name: str) -> Layout:
     """Solve `recipe.mixtures[name]` and decide where each document goes.
 
     Raises DataError when the recipe has no such mixture or a source falls short.
@@ -50,7 +59,7 @@ async def lay_out(context: Any, name: str) -> Layout:
     if name not in recipe.mixtures:
         raise DataError(f"recipe {recipe.name} has no mixtures.{name}; add it, or run another stage")
     mixture = recipe.mixtures[name]
-    tokenised: dict[str, list[Tokenised]] = await context.stage("tokenize")
+    tokenised = await context.stage(TOKENIZE)
     context.check_quarantine()
     found = await asyncio.gather(*(total_histogram(context, s, tokenised[s]) for s in mixture.sources))
     histograms: dict[str, np.ndarray] = dict(zip(mixture.sources, found, strict=True))
@@ -68,7 +77,7 @@ async def lay_out(context: Any, name: str) -> Layout:
         part = replace(part, copies=copies, rest=rest)
         if not rest:
             return part
-        cut = await find(context, STAGE_OF[name], source, tokenised[source], histograms[source], part)
+        cut = await find(context, PACK[name], source, tokenised[source], histograms[source], part)
         return replace(part, cut=cut)
 
     parts = dict(zip(mixture.sources, await asyncio.gather(*map(part_of, mixture.sources)), strict=True))
@@ -104,27 +113,49 @@ def empty_part(name: str, seen: str, shown: Part | None) -> Part | None:
     return Part(0, 0, 0, floor=shown.cut, shown=shown.rest - shown.cut.keep + shown.cut.count)
 
 
-async def find(context: Any, stage: str, source: str, units: list[Tokenised], histogram: np.ndarray, part: Part) -> Cut:
+async def find(
+    context: BuildContext,
+    stage: Stage[Packed],
+    source: str,
+    units: list[TokenizedUnit],
+    histogram: np.ndarray,
+    part: Part,
+) -> Cut:
     """Where the partial epoch of a source ends."""
     params = {"seed": context.recipe.seed, "draw": part.draw, "bin": cut_bin(histogram, part)}
     groups = [units[i : i + ABOVE] for i in range(0, len(units), ABOVE)]
-    done = await context.gather(
-        context.run(stage, candidates, params, [unit.output("docs") for unit in group], f"cut {i:04d}", source)
-        for i, group in enumerate(groups)
+    done = await context.map(
+        stage,
+        (
+            Unit(candidates, params, [unit.output("docs") for unit in group], f"cut {i:04d}", source)
+            for i, group in enumerate(groups)
+        ),
     )
     tables = [pq.read_table(context.artifact_path(r.output("candidates"))) for r in done]
     return find_cut(histogram, part, pa.concat_tables([CANDIDATES.empty_table(), *tables]))
 
 
-async def build_mixture(context: Any, name: str) -> dict[str, Any]:
-    """Solve and pack `recipe.mixtures[name]`: {"files": name -> Artifact, "manifest", "build_id", "folder"}.
+@dataclass(frozen=True)
+class Packed:
+    """A packed mixture."""
+
+    name: str  # of the mixture, and of its folder
+    build_id: str
+    manifest: dict[str, Any]
+    files: dict[str, Artifact]  # by file name
+
+
+async def build_mixture(context: BuildContext, name: str) -> Packed:
+    """Solve and pack `recipe.mixtures[name]`.
 
     Raises DataError when the recipe has no such mixture, a source falls short, or the tokenizer has no padding that
     best-fit packing needs.
     """
-    stage, recipe = STAGE_OF[name], context.recipe
-    layout, asked = await context.gather([lay_out(context, name), context.stage("encode_evals")])
-    tokenizer: Record = await context.stage("build_tokenizer")
+    stage, recipe = PACK[name], context.recipe
+    needed: list[Any] = [lay_out(context, name), context.stage(ENCODE_EVALS)]
+    layout: Layout
+    layout, encoded = await context.gather(needed)
+    tokenizer = await context.stage(BUILD_TOKENIZER)
     described = describe_tokenizer(context, tokenizer)
     mixture = recipe.mixtures[name]
     if mixture.window and described.pad_id == described.bos_id:
@@ -156,15 +187,15 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
             s: [asdict(f) for f in context.source_files(s)] for s in [*recipe.sources, *recipe.decontaminate.against]
         },
         "versions": context.versions(stage),
-        **contents(context, name, packed, layout.targets, layout.available),
+        **contents(context, stage, name, packed, layout.targets, layout.available),
     }
-    evals = [describe_evals(context, s, record) for s, record in asked.items()]
-    warn_of_training_files(context, evals)
-    if evals:
-        value["evals"] = [asdict(e) for e in evals]
+    sets = [describe_evals(context, s, record) for s, record in encoded.items()]
+    warn_of_training_files(context, sets)
+    if sets:
+        value["evals"] = [asdict(one) for one in sets]
     assert value["tokens"] == mixture.tokens, f"packed {value['tokens']:,} tokens where {mixture.tokens:,} were asked"
     ids = [record.output("ids") for records in layout.held.values() for record in records]
-    final = await context.run(stage, manifest, {"manifest": value}, ids, "manifest")
+    final = await context.run(stage, Unit(manifest, {"manifest": value}, ids, "manifest"))
     files = {
         "tokenizer.json": tokenizer.output("tokenizer"),
         "manifest.json": final.output("manifest"),
@@ -173,11 +204,11 @@ async def build_mixture(context: Any, name: str) -> dict[str, Any]:
     for base, _, _, record in packed:
         files |= {f"{base}.bin": record.output("bin"), f"{base}.idx": record.output("idx")}
         files[f"{base}.rows.parquet"] = record.output("rows")
-    files |= {e.path: asked[e.name].output("encoded") for e in evals}
-    return {"files": files, "manifest": value, "build_id": build_id, "folder": name}
+    files |= {one.path: encoded[one.name].output("encoded") for one in sets}
+    return Packed(name, build_id, value, files)
 
 
-def identify(recipe: Any, name: str, tokenizer: Tokenizer, layout: Layout) -> str:
+def identify(recipe: Recipe, name: str, tokenizer: Tokenizer, layout: Layout) -> str:
     """The build id: a hash of all that decides the bytes of the shards."""
     identity = {
         "format": FORMAT_VERSION,
@@ -192,7 +223,9 @@ def identify(recipe: Any, name: str, tokenizer: Tokenizer, layout: Layout) -> st
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-async def training_shards(context: Any, stage: str, common: dict[str, Any], layout: Layout) -> list[Record]:
+async def training_shards(
+    context: BuildContext, stage: Stage[Packed], common: dict[str, Any], layout: Layout
+) -> list[Record]:
     """The records of the training shards that hold anything, in order."""
     parts = {source: part.to_dict() for source, part in layout.parts.items()}
     per_shard = sum(layout.targets.values()) // max(1, len(layout.borders) - 1)
@@ -201,14 +234,17 @@ async def training_shards(context: Any, stage: str, common: dict[str, Any], layo
         units = [u for u in layout.units if low < high and meets(u, layout.parts[u.source], low, high)]
         params = {**common, "parts": parts, "low": str(low), "high": str(high), "units": [u.source for u in units]}
         jobs.append((params, [a for u in units for a in (u.docs, u.tokens)]))
-    records = await context.gather(
-        context.run(stage, shard, params, inputs, f"train {number:06d}", weight=2 * per_shard)
-        for number, (params, inputs) in enumerate(jobs)
+    records = await context.map(
+        stage,
+        (
+            Unit(shard, params, inputs, f"train {number:06d}", weight=2 * per_shard)
+            for number, (params, inputs) in enumerate(jobs)
+        ),
     )
     return [record for record in records if record.counts["documents"]]
 
 
-def meets(unit: Ranged, part: Part, low: int, high: int) -> bool:
+def meets(unit: TokenRange, part: Part, low: int, high: int) -> bool:
     """Whether a shard of positions [low, high) reads from `unit` for any copy."""
     copies = part.copies + (1 if part.cut else 0)
     return any(
@@ -219,7 +255,7 @@ def meets(unit: Ranged, part: Part, low: int, high: int) -> bool:
 
 
 async def validation_shards(
-    context: Any, stage: str, common: dict[str, Any], layout: Layout, mixture: Any
+    context: BuildContext, stage: Stage[Packed], common: dict[str, Any], layout: Layout, mixture: Mixture
 ) -> list[tuple[str, Record]]:
     """(source, record): first the mixture's shard (source ""), then one a source; those that hold anything.
 
@@ -238,36 +274,33 @@ async def validation_shards(
         params = {**common, "limits": limits, "units": [s for s, _ in units]}
         if limits:
             jobs.append((source, params, [a for _, r in units for a in (r.output("docs"), r.output("tokens"))]))
-    records = await context.gather(
-        context.run(stage, shard, params, inputs, f"val {source}".strip(), weight=2 * sum(params["limits"].values()))
-        for source, params, inputs in jobs
+    records = await context.map(
+        stage,
+        (
+            Unit(shard, params, inputs, f"val {source}".strip(), weight=2 * sum(params["limits"].values()))
+            for source, params, inputs in jobs
+        ),
     )
     return [(source, record) for (source, _, _), record in zip(jobs, records, strict=True)]
 
 
-async def _pretrain(context: Any) -> dict[str, Any]:
-    return await build_mixture(context, "pretrain")
+def publish(packed: Packed) -> dict[str, dict[str, Artifact]]:
+    """Publish the folder people use: shards, indices, rows, tokenizer and manifest together."""
+    return {packed.name: packed.files}
 
 
-async def _anneal(context: Any) -> dict[str, Any]:
-    return await build_mixture(context, "anneal")
-
-
-def published(result: dict[str, Any]) -> dict[str, dict[str, Artifact]]:
-    """The folder people use: shards, indices, rows, tokenizer and manifest together."""
-    return {result["folder"]: result["files"]}
-
-
-STAGE_OF = {"pretrain": "pack_pretrain", "anneal": "pack_anneal_mix"}
-PACK_PRETRAIN, PACK_ANNEAL = (
-    Stage(
-        name=STAGE_OF[name],
-        reads="tokenised units, recipe.mixtures." + name,
+def pack_stage(stage: str, name: str) -> Stage[Packed]:
+    """Return the stage that packs `recipe.mixtures[name]`."""
+    return Stage(
+        name=stage,
+        reads=f"tokenized units, recipe.mixtures.{name}",
         writes=f"{name}/: shards (.bin, .idx, .rows.parquet), val_ids.bin, manifest.json",
-        build=build,
-        after=("tokenize", "build_tokenizer", "encode_evals"),
+        build=functools.partial(build_mixture, name=name),
+        after=(TOKENIZE, BUILD_TOKENIZER, ENCODE_EVALS),
         libraries=("numpy", "pyarrow"),
-        publish=published,
+        publish=publish,
     )
-    for name, build in (("pretrain", _pretrain), ("anneal", _anneal))
-)
+
+
+# mixture -> the stage that packs it
+PACK = {"pretrain": pack_stage("pack_pretrain", "pretrain"), "anneal": pack_stage("pack_anneal_mix", "anneal")}

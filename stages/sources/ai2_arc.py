@@ -16,12 +16,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.base import Task
-from stages.sources.base import LICENSE_KEYS, BadRow, FieldError, FilesConfig, Identify, Row, UnitSpec, common_params
+from stages.sources.base import (
+    LICENSE_KEYS,
+    BadRow,
+    FieldError,
+    FilesConfig,
+    Identify,
+    Row,
+    SourceUnit,
+    common_params,
+)
 from stages.sources.files import files_of
 from stages.sources.parquet import SUFFIXES, convert_rows, cut, decode
 from stages.sources.questions import Question, write_items
 from stages.sources.writer import write_parts
+from stages.task import Task
 
 COLUMNS = ["question", "choices", "answerKey"]
 
@@ -41,14 +50,14 @@ class Config(FilesConfig):
     )
 
 
-def units(config: Config, identify: Identify) -> list[UnitSpec]:
+def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """Cut the files as parquet is cut. Raises DataError when they lack question, choices or answerKey."""
     # The template only names the columns to the cutter; `work` builds the text itself.
     template = "{question}{choices}{answerKey}"
     params = {"text": "", "template": template, "url": None, "meta": config.wanted_columns()}
     specs = cut(files_of(config, SUFFIXES), {**params, **common_params(config)}, identify, config.cut_bytes())
     keep = {"meta", "files", "groups", *common_params(config)}
-    return [UnitSpec(s.name, s.inputs, {k: v for k, v in s.params.items() if k in keep}, s.weight) for s in specs]
+    return [SourceUnit(s.name, s.inputs, {k: v for k, v in s.params.items() if k in keep}, s.weight) for s in specs]
 
 
 def work(task: Task) -> None:

@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from stages.base import Artifact, DataError
+from stages.errors import DataError
 from stages.quantities import quantity
+from stages.task import Artifact
 
 Identify = Callable[[str], tuple[str, int]]  # path or URI -> (digest of the contents, bytes)
 
@@ -39,6 +40,7 @@ class BaseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
+    kind: str = Field(alias="from", description="The kind of source, or a dataset by name.")
     rules: list[str | dict[str, dict[str, Any]]] = Field(
         default_factory=list,
         description="Filter rules in the order they are tried: a name, or {name: {threshold: value}}.",
@@ -183,7 +185,7 @@ class FieldError(Exception):
 
 
 @dataclass(frozen=True)
-class UnitSpec:
+class SourceUnit:
     """One download unit before it runs."""
 
     name: str  # file and range, unique in the source; its hash orders units of a source with a budget

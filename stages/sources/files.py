@@ -17,9 +17,10 @@ from typing import IO, Any
 import fsspec
 import zstandard
 
-from stages.base import Artifact, DataError, TransientError
+from stages.errors import DataError, TransientError
 from stages.sources import hub, retries
-from stages.sources.base import UNIT_BYTES, FilesConfig, Identify, UnitSpec
+from stages.sources.base import UNIT_BYTES, FilesConfig, Identify, SourceUnit
+from stages.task import Artifact
 
 MAGIC = "*?["
 MARKS = ("ETag", "etag", "oid", "md5", "checksum", "LastModified", "created", "mtime")  # of a version, by file system
@@ -211,9 +212,9 @@ def unzstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float =
 
 def whole_files(
     files: list[tuple[str, str]], params: dict[str, Any], identify: Identify, unit_bytes: int = UNIT_BYTES
-) -> list[UnitSpec]:
+) -> list[SourceUnit]:
     """Units of files that cannot be entered in the middle: one a file, small neighbours batched together."""
-    specs: list[UnitSpec] = []
+    specs: list[SourceUnit] = []
     batch: list[Artifact] = []
     for full, name in files:
         digest, size = identified(full, params, identify)
@@ -224,7 +225,7 @@ def whole_files(
     return [*specs, _batch(batch, params)] if batch else specs
 
 
-def _batch(batch: list[Artifact], params: dict[str, Any]) -> UnitSpec:
+def _batch(batch: list[Artifact], params: dict[str, Any]) -> SourceUnit:
     names = [a.name for a in batch]
     more = f"+{len(names) - 1}" if len(names) > 1 else ""
-    return UnitSpec(names[0] + more, batch, {**params, "files": names}, sum(a.bytes for a in batch))
+    return SourceUnit(names[0] + more, batch, {**params, "files": names}, sum(a.bytes for a in batch))

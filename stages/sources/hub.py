@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from stages.base import DataError, TransientError
+from stages.errors import DataError, TransientError
 from stages.sources import retries
 
 PROTOCOL = "hf://"

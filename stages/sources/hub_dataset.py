@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.base import Artifact, DataError, Task
+from stages.errors import DataError
 from stages.sources import hub, retries
-from stages.sources.base import BadRow, Identify, RecordConfig, Row, UnitSpec, row_of, template_fields, text_params
+from stages.sources.base import BadRow, Identify, RecordConfig, Row, SourceUnit, row_of, template_fields, text_params
 from stages.sources.writer import write_parts
+from stages.task import Artifact, Task
 
 
 class Config(RecordConfig):
@@ -33,7 +34,7 @@ class Config(RecordConfig):
         return f"hf://datasets/{self.dataset}"
 
 
-def units(config: Config, identify: Identify) -> list[UnitSpec]:
+def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """One unit a shard. Raises DataError when the dataset, its configuration or a field is not there."""
     address = hub.pinned(config.address, config.revision)
     where = {"dataset": config.dataset, "commit": hub.parsed(address)[1], "subset": config.subset}
@@ -51,7 +52,7 @@ def units(config: Config, identify: Identify) -> list[UnitSpec]:
         name = f"{config.split}-{shard:05d}-of-{shards:05d}"
         facts = json.dumps([where, config.split, shard, shards], sort_keys=True)
         artifact = Artifact(address, hashlib.sha256(facts.encode()).hexdigest(), name=name)
-        specs.append(UnitSpec(name, [artifact], {**params, "shard": [shard, shards], "files": [name]}))
+        specs.append(SourceUnit(name, [artifact], {**params, "shard": [shard, shards], "files": [name]}))
     return specs
 
 

@@ -23,9 +23,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.base import Artifact, DataError, Task
-from stages.sources.base import BadRow, BaseConfig, Identify, Row, UnitSpec
+from stages.errors import DataError
+from stages.sources.base import BadRow, BaseConfig, Identify, Row, SourceUnit
 from stages.sources.writer import write_parts
+from stages.task import Artifact, Task
 
 STDLIB = "stdlib"
 UNIT_SOURCE_BYTES = 12 << 20  # of Python source in a unit: a few seconds of parsing, about 1.5 MB of text
@@ -83,7 +84,7 @@ def package_folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def units(config: Config, identify: Identify) -> list[UnitSpec]:
+def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """Batches of files of one package. Raises DataError when a package is not installed."""
     specs = []
     for package in config.packages:
@@ -102,7 +103,7 @@ def units(config: Config, identify: Identify) -> list[UnitSpec]:
     return specs
 
 
-def spec_of(config: Config, package: str, root: Path, batch: list[tuple[str, str, int]]) -> UnitSpec:
+def spec_of(config: Config, package: str, root: Path, batch: list[tuple[str, str, int]]) -> SourceUnit:
     """One unit over files of a package; its one input stands for them all."""
     total = hashlib.blake2b(digest_size=32)
     for name, digest, _ in batch:
@@ -112,7 +113,7 @@ def spec_of(config: Config, package: str, root: Path, batch: list[tuple[str, str
     # The folder stands for the files: thousands of digests in every record would tell nobody more.
     folder = Artifact(str(root), total.hexdigest(), name=name, bytes=size)
     params = {"package": package, "files": [name for name, _, _ in batch], "meta": config.wanted_columns()}
-    return UnitSpec(name, [folder], params, size)
+    return SourceUnit(name, [folder], params, size)
 
 
 def work(task: Task) -> None:

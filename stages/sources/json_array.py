@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.base import DataError, Task
-from stages.sources.base import BadRow, Identify, Row, TextConfig, UnitSpec, row_of, text_params
+from stages.errors import DataError
+from stages.sources.base import BadRow, Identify, Row, SourceUnit, TextConfig, row_of, text_params
 from stages.sources.files import files_of, opened, whole_files
 from stages.sources.writer import write_parts
+from stages.task import Task
 
 SUFFIXES = (".json",)
 CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
@@ -30,7 +31,7 @@ class ArrayError(Exception):
     """The text is not one JSON array. The message says where and what."""
 
 
-def units(config: Config, identify: Identify) -> list[UnitSpec]:
+def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
     return whole_files(files_of(config, SUFFIXES), text_params(config), identify, config.cut_bytes())
 

@@ -14,11 +14,22 @@ from typing import IO, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from stages.base import DataError, Task
-from stages.sources.base import LARGEST, MAX_RATIO, BadRow, Identify, Row, StreamConfig, UnitSpec, row_of, stream_params
+from stages.errors import DataError
+from stages.sources.base import (
+    LARGEST,
+    MAX_RATIO,
+    BadRow,
+    Identify,
+    Row,
+    SourceUnit,
+    StreamConfig,
+    row_of,
+    stream_params,
+)
 from stages.sources.files import check_ratio, files_of, opened, unzstd, whole_files
 from stages.sources.questions import question_of, write_items
 from stages.sources.writer import write_parts
+from stages.task import Task
 
 T = TypeVar("T")
 
@@ -34,7 +45,7 @@ class Config(StreamConfig):
     kind: Literal["jsonl"] = Field(alias="from", description="The kind of source.")
 
 
-def units(config: Config, identify: Identify) -> list[UnitSpec]:
+def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
     return whole_files(files_of(config, SUFFIXES), stream_params(config), identify, config.cut_bytes())
 

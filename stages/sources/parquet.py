@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from stages.base import Artifact, DataError, Task, TransientError
+from stages.errors import DataError, TransientError
 from stages.sources.base import (
     BadRow,
     FieldError,
     Identify,
     Row,
+    SourceUnit,
     TextConfig,
-    UnitSpec,
     coerce,
     pick,
     template_fields,
@@ -32,6 +32,7 @@ from stages.sources.base import (
 from stages.sources.files import files_of, identified, opened
 from stages.sources.predicates import kept, may_keep
 from stages.sources.writer import write_parts
+from stages.task import Artifact, Task
 
 T = TypeVar("T")
 SUFFIXES = (".parquet",)
@@ -60,7 +61,7 @@ class Piece:
     size: int
 
 
-def units(config: Config, identify: Identify, unit_bytes: int = 0) -> list[UnitSpec]:
+def units(config: Config, identify: Identify, unit_bytes: int = 0) -> list[SourceUnit]:
     """Cut the source into units of about `unit_bytes` of text: row-group ranges, small files batched.
 
     Raises DataError when nothing matches `path` or a file lacks a column, naming those it has. A file whose
@@ -81,9 +82,9 @@ def columns_of(params: dict[str, Any], there: list[str]) -> list[str]:
     return list(dict.fromkeys(f if f in there else f.split(".")[0] for f in fields))
 
 
-def cut(files: list[tuple[str, str]], params: dict[str, Any], identify: Identify, unit_bytes: int) -> list[UnitSpec]:
+def cut(files: list[tuple[str, str]], params: dict[str, Any], identify: Identify, unit_bytes: int) -> list[SourceUnit]:
     """Units over `files` for any source that reads parquet; see `units`."""
-    specs: list[UnitSpec] = []
+    specs: list[SourceUnit] = []
     batch: list[Piece] = []
     artifacts = []
     for full, name in files:
@@ -135,12 +136,12 @@ def pieces(artifact: Artifact, params: dict[str, Any], unit_bytes: int) -> Itera
     yield Piece(artifact, start, footer.num_row_groups, total)
 
 
-def spec_of(batch: list[Piece], params: dict[str, Any]) -> UnitSpec:
+def spec_of(batch: list[Piece], params: dict[str, Any]) -> SourceUnit:
     """One unit over some pieces."""
     first = batch[0]
     more = f"+{len(batch) - 1}" if len(batch) > 1 else ""
     groups = f"[{first.start}:{first.stop}]" if first.stop >= 0 else ""
-    return UnitSpec(
+    return SourceUnit(
         f"{first.artifact.name}{groups}{more}",
         [p.artifact for p in batch],
         {

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.base import DataError
+from stages.errors import DataError
 
 Where = Mapping[str, Mapping[str, Any]]
 

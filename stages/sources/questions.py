@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from stages.base import DataError, Task
+from stages.errors import DataError
 from stages.schemas import ID, document_id
 from stages.sources.base import LICENSE_KEYS, BadRow
+from stages.task import Task
 
 KINDS = ("ai2_arc", "jsonl")
 PROMPT = "Question: {question}\nAnswer:"

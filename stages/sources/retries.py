@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stages.base import TransientError
+from stages.errors import TransientError
 
 AT_A_TIME = 8  # requests of a process
 PATIENCE = 300.0  # seconds for one request, pauses and all: the hub counts requests by five minutes

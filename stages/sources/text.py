@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from stages.base import Task
 from stages.quantities import quantity
-from stages.sources.base import LARGEST, MAX_RATIO, BadRow, FilesConfig, Identify, Row, UnitSpec, common_params
+from stages.sources.base import LARGEST, MAX_RATIO, BadRow, FilesConfig, Identify, Row, SourceUnit, common_params
 from stages.sources.files import files_of, opened, whole_files
 from stages.sources.jsonl import chunks, lines
 from stages.sources.writer import write_parts
+from stages.task import Task
 
 SUFFIXES = tuple(kind + packed for kind in (".txt", ".md") for packed in ("", ".gz", ".zst"))
 
@@ -35,7 +35,7 @@ class Config(FilesConfig):
     )
 
 
-def units(config: Config, identify: Identify) -> list[UnitSpec]:
+def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
     params = {
         "document": config.document,

@@ -15,9 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.base import DataError, TableWriter, Task
+from stages.errors import DataError
 from stages.schemas import DOCUMENTS, QUARANTINE, document_id
 from stages.sources.base import BadRow, Row
+from stages.task import TableWriter, Task
 
 PART_BYTES = 128 << 20  # text in a part, at most (but for one larger document)
 GROUP_BYTES = 4 << 20  # text in a row group: what a later stage holds in memory at a time

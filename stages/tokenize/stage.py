@@ -1,190 +1,73 @@
-"""Tokenise: a slice of a curated part becomes one file of uint16 tokens and a table that accounts for every one.
-
-Documents are stored in the order of their `position` in the mixture, so that a shard reads one contiguous
-slice of every unit. One longer than a shard is cut into parts, each with a position of its own.
-"""
+"""Tokenize: each slice of a curated part becomes a unit of tokens, in the order in which mixtures read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from stages.exclude.stage import EXCLUDE
+from stages.stage import BuildContext, Record, Stage, Unit
+from stages.task import Artifact
+from stages.tokenize.work import work
+from stages.tokenizer.stage import BUILD_TOKENIZER
 
-from stages.base import Artifact, Record, Stage, Task
-from stages.hashing import is_validation, position, take
-from stages.tokenize.token_file import (
-    BINS,
-    TOKENISED,
-    Tokenised,
-    after,
-    full_order,
-    slices,
-    write_docs,
-    write_histogram,
-    write_joined,
-)
-from stages.tokenizer.encoder import open_encoder
-
-BATCH_BYTES = 8 << 20  # text encoded at a time
 # Text in a unit: 1/64 of the source, as a power of two between these, so that a small corpus keeps many cores busy
 # and a large one does not drown in units.
 LEAST_BYTES, MOST_BYTES = 8 << 20, 128 << 20
-LINEAGE = ("document_id", "source_file", "source_row", "url")
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A slice's tokens, without BOS, in its own order."""
+class TokenizedUnit:
+    """What a unit left: `docs`, `tokens` and `histogram`, kept as one text because the driver holds many."""
 
-    lineage: pa.Table  # LINEAGE, a row a document
-    tokens: np.ndarray  # (all tokens,) uint16
-    counts: np.ndarray  # (documents,) int64
-    text_bytes: int
+    __slots__ = ("text",)
 
+    def __init__(self, record: Record):
+        outputs = {artifact.name: list(artifact.to_dict().values()) for artifact in record.outputs}
+        self.text = json.dumps(outputs, separators=(",", ":")).encode()
 
-def work(task: Task) -> None:
-    """Tokenise a slice of a part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens, bos_id, slice.
-
-    Outputs: `tokens` (raw little-endian uint16), `docs` (TOKENISED, in the same order) and `histogram` (.npy,
-    int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes and the engine
-    that encoded.
-    """
-    seed = task.params["seed"]
-    encoded = encode(task)
-    lengths = encoded.counts + 1  # with the BOS
-    document, part, start, count = cut(lengths, task.params["shard_tokens"])
-    table = encoded.lineage.take(pa.array(document)).append_column("part", pa.array(part, pa.int32()))
-    places = position(seed, table["document_id"], part)
-    rank = full_order(table, places)
-    table, document, part, start, count = table.take(pa.array(rank)), *(x[rank] for x in (document, part, start, count))
-    places, val = places[rank], is_validation(table["document_id"])
-    # Part 0 opens with the BOS, which the encoder's output does not hold.
-    opens = part == 0
-    offsets = np.cumsum(encoded.counts) - encoded.counts
-    pieces = slices(
-        encoded.tokens.view(np.uint8).data, offsets[document] + np.where(opens, 0, start - 1), count - opens
-    )
-    bos = np.array([task.params["bos_id"]], "<u2").tobytes()
-    path = task.output("tokens.bin")
-    sha256 = write_joined(path, after(bos, opens, pieces))
-    total, trained = int(count.sum()), int(count[~val].sum())
-    task.counts.update(tokens=total, train_tokens=trained, val_tokens=total - trained)
-    task.counts.update(documents=len(lengths), text_bytes=encoded.text_bytes)
-    task.add("tokens", path, tokens=total, sha256=sha256)
-    columns = {"position": places, "token_start": np.cumsum(count) - count, "token_count": count, "val": val}
-    for name, column in columns.items():
-        table = table.append_column(name, pa.array(column, TOKENISED.field(name).type))
-    write_docs(task, table.select(TOKENISED.names))
-    write_histogram(task, histogram(seed, table, val))
+    def output(self, name: str) -> Artifact:
+        """Return the output called `name`."""
+        return Artifact(*json.loads(self.text)[name])
 
 
-def encode(task: Task) -> Encoded:
-    """The documents of the row groups of the task's slice (number, of how many), BATCH_BYTES of text at a time."""
-    encoder = None
-    lineage, tokens, counts, size = [], [np.zeros(0, "<u2")], [np.zeros(0, np.int64)], 0
-    with pq.ParquetFile(task.path(task.inputs[0])) as file:
-        schema = pa.schema([file.schema_arrow.field(name) for name in LINEAGE])
-        number, of = task.params["slice"]
-        groups = file.num_row_groups
-        for group in range(number * groups // of, (number + 1) * groups // of):
-            table = file.read_row_group(group, columns=[*LINEAGE, "text"], use_threads=False)
-            lineage.append(table.select(LINEAGE))
-            for column in batches(table["text"].combine_chunks()):
-                texts = column.to_pylist()
-                encoder = encoder or open_encoder(task.path(task.inputs[1]), texts[:100])
-                ids, sizes = encoder.encode(texts)
-                tokens.append(ids)
-                counts.append(sizes)
-                size += text_bytes(column)
-    table = pa.concat_tables([schema.empty_table(), *lineage])
-    if encoder:
-        task.count(f"encoded_by.{encoder.note}")
-    return Encoded(table, np.concatenate(tokens), np.concatenate(counts), size)
-
-
-def batches(column: pa.StringArray) -> Iterator[pa.StringArray]:
-    """Consecutive slices of about BATCH_BYTES of text."""
-    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
-    at = 0
-    while at < len(column):
-        end = max(at + 1, int(np.searchsorted(ends, int(ends[at]) + BATCH_BYTES, "right")) - 1)
-        yield column.slice(at, end - at)
-        at = end
-
-
-def text_bytes(column: pa.StringArray) -> int:
-    """UTF-8 bytes of the texts."""
-    ends = np.frombuffer(column.buffers()[1], np.int32)
-    return int(ends[column.offset + len(column)]) - int(ends[column.offset])
-
-
-def cut(lengths: np.ndarray, shard_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(document, part, start in the document, tokens) of each piece of at most `shard_tokens` tokens."""
-    pieces = -(-lengths // shard_tokens)
-    document = np.repeat(np.arange(len(lengths)), pieces)
-    part = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    start = part * shard_tokens
-    return document, part, start, np.minimum(lengths[document] - start, shard_tokens)
-
-
-def histogram(seed: int, table: pa.Table, val: np.ndarray) -> np.ndarray:
-    """Tokens by the top 12 bits of each draw, int64 [4, BINS]; rows as BY_POSITION and so on name them."""
-    ids, counts = table["document_id"], table["token_count"].to_numpy()
-    first = take(seed, ids)
-    draws = (table["position"].to_numpy(), first, take(seed, ids, 1), first)
-    weights = [np.where(val, 0, counts)] * 3 + [np.where(val, counts, 0)]
-    found = [
-        np.bincount((draw >> np.uint64(52)).astype(np.int64), weight, BINS)  # float64, exact below 2^53
-        for draw, weight in zip(draws, weights, strict=True)
-    ]
-    return np.array(found).astype(np.int64)
-
-
-async def build(context: Any) -> dict[str, list[Tokenised]]:
-    """The tokenised units of each source, in the order of its parts."""
-    curated: dict[str, list[Artifact]] = await context.stage("exclude")
-    trained: Record = await context.stage("build_tokenizer")
-    tokenizer = trained.output("tokenizer")
+async def build(context: BuildContext) -> dict[str, list[TokenizedUnit]]:
+    """Build the tokenized units of each source, in the order of its parts."""
+    curated = (await context.stage(EXCLUDE)).docs
+    tokenizer = (await context.stage(BUILD_TOKENIZER)).output("tokenizer")
     params = {
         "seed": context.recipe.seed,
         "shard_tokens": context.recipe.shard_tokens,
         "bos_id": tokenizer.meta["bos_id"],
     }
-    jobs = [
-        (name, f"{i:05d}" + (f" {number + 1} of {of}" if of > 1 else ""), part, number, of)
-        for name, parts in curated.items()
-        for i, (part, of) in enumerate(slices_of(parts))
-        for number in range(of)
-    ]
+    slices = [(name, *part_slice) for name, parts in curated.items() for part_slice in slices_of(parts)]
 
-    async def one(name: str, label: str, part: Artifact, number: int, of: int) -> Tokenised:
-        each = {**params, "slice": [number, of]}
+    async def tokenize(name: str, label: str, part: Artifact, number: int, of: int) -> TokenizedUnit:
         weight = part.meta.get("text_bytes", 0) // of
-        return Tokenised(await context.run("tokenize", work, each, [part, tokenizer], label, name, weight))
+        unit = Unit(work, {**params, "slice": [number, of]}, [part, tokenizer], label, name, weight)
+        return TokenizedUnit(await context.run(TOKENIZE, unit))
 
-    units = await context.gather(one(*job) for job in jobs)
-    found: dict[str, list[Tokenised]] = {name: [] for name in curated}
-    for (name, *_), unit in zip(jobs, units, strict=True):
-        found[name].append(unit)
-    return found
+    results = await context.gather(tokenize(*part_slice) for part_slice in slices)
+    units: dict[str, list[TokenizedUnit]] = {name: [] for name in curated}
+    for (name, *_), unit in zip(slices, results, strict=True):
+        units[name].append(unit)
+    return units
 
 
-def slices_of(parts: list[Artifact]) -> list[tuple[Artifact, int]]:
-    """Each part of a source with the number of units it is cut into."""
+def slices_of(parts: Sequence[Artifact]) -> Iterator[tuple[str, Artifact, int, int]]:
+    """Yield (label, part, number, of how many) for each slice of each part of a source."""
     sizes = [part.meta.get("text_bytes", 0) for part in parts]
-    unit = min(MOST_BYTES, max(LEAST_BYTES, 1 << (sum(sizes) // 64).bit_length()))
-    return [(part, max(1, round(size / unit))) for part, size in zip(parts, sizes, strict=True)]
+    unit_bytes = min(MOST_BYTES, max(LEAST_BYTES, 1 << (sum(sizes) // 64).bit_length()))
+    for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        of = max(1, round(size / unit_bytes))
+        for number in range(of):
+            yield f"{i:05d}" + (f" {number + 1} of {of}" if of > 1 else ""), part, number, of
 
 
-STAGE = Stage(
+TOKENIZE = Stage(
     name="tokenize",
     reads="exclude, build_tokenizer",
     writes="tokens of each part, in the order of the mixture, with their documents",
     build=build,
-    after=("exclude", "build_tokenizer"),
+    after=(EXCLUDE, BUILD_TOKENIZER),
     libraries=("pyarrow", "numpy", "tokenizers"),
 )

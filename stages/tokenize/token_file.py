@@ -8,7 +8,6 @@ largest position, so a reader of a range touches only its own.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -20,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.base import Artifact, Record, Task
 from stages.schemas import ID
+from stages.task import Artifact, Task
 
-TOKENISED = pa.schema(
+TOKENIZED = pa.schema(
     [
         ("document_id", ID),
         ("part", pa.int32()),  # 0 but for documents longer than a shard
@@ -107,8 +106,8 @@ def after(mark: bytes, where: np.ndarray, pieces: Pieces) -> Pieces:
 
 
 def write_docs(task: Task, table: pa.Table) -> None:
-    """Write a table of the schema TOKENISED, already in order, as output `docs`."""
-    with task.table("docs", TOKENISED) as writer:
+    """Write a table of the schema TOKENIZED, already in order, as output `docs`."""
+    with task.table("docs", TOKENIZED) as writer:
         for at in range(0, table.num_rows, GROUP):
             writer.write(table.slice(at, GROUP))
 
@@ -122,23 +121,8 @@ def write_histogram(task: Task, value: np.ndarray) -> None:
     task.add("histogram", path)
 
 
-class Tokenised:
-    """What a tokenised unit left: `docs`, `tokens` and `histogram`, kept as one text because the driver holds many."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, record: Record):
-        self.text = json.dumps(
-            {a.name: list(a.to_dict().values()) for a in record.outputs}, separators=(",", ":")
-        ).encode()
-
-    def output(self, name: str) -> Artifact:
-        """The output called `name`."""
-        return Artifact(*json.loads(self.text)[name])
-
-
-class Unit:
-    """A tokenised unit, read by ranges of positions."""
+class TokenFile:
+    """A tokenized unit, read by ranges of positions."""
 
     def __init__(self, task: Task, docs: Artifact, tokens: Artifact, source: str = ""):
         self.source = source
@@ -147,7 +131,7 @@ class Unit:
 
     def rows(self, low: int = 0, high: int = FULL, columns: list[str] | None = None) -> pa.Table:
         """Documents whose position lies in [low, high), in order. `position` is always among the columns."""
-        wanted = [f.name for f in TOKENISED] if columns is None else [*columns, "position"]
+        wanted = [f.name for f in TOKENIZED] if columns is None else [*columns, "position"]
         with pq.ParquetFile(self.docs_path) as file:
             column = file.schema_arrow.get_field_index("position")
             groups = []

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.base import DataError
+from stages.errors import DataError
 from stages.tokenizer.spec import SPECIALS, special_ids, text_definition, token_bytes
 
 MAX_VOCAB = 65_536  # ids are stored as uint16

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stages.base import Artifact, DataError
+from stages.errors import DataError
+from stages.task import Artifact
 from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
 from stages.tokenizer.report import byte_alphabet
 from stages.tokenizer.spec import load_text_encoder, special_ids, token_bytes

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.base import Task
+from stages.task import Task
 from stages.tokenizer.encoder import Encoder, open_encoder
 from stages.tokenizer.sample import Sample
 from stages.tokenizer.spec import special_ids, token_bytes

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.base import Artifact, DataError, Task
+from stages.errors import DataError
 from stages.hashing import is_validation, sample
 from stages.schemas import ID
+from stages.task import Artifact, Task
 
 SAMPLE_IDS = pa.schema([("document_id", ID), ("source", pa.string()), ("text_bytes", pa.int64())])
 Sample = list[tuple[str, list[tuple[bytes, str]]]]  # (source, its (id, text) pairs)

@@ -1,197 +1,52 @@
 """Train the tokenizer: byte-level BPE on a capped sample of the curated text, every source by its share.
 
-The trainer is Hugging Face's, whose merges are the reference. Faster trainers break ties between pairs of equal
-frequency in another order (rustbpe and ffbpe) or know one split only, so their ids differ, and this runs once.
 A tokenizer that somebody else trained is taken as it is (`tokenizer.from`; see `stages.tokenizer.external`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from stages.base import Artifact, DataError, Record, Stage, Task
+from stages.decontaminate.stage import DECONTAMINATE
+from stages.stage import BuildContext, Record, Stage, Unit
+from stages.task import Artifact
 from stages.tokenizer import external
-from stages.tokenizer import report as tokenizer_report
-from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
-from stages.tokenizer.sample import draw
-from stages.tokenizer.spec import BOS, PAD, SPECIALS, load_text_encoder, special_ids, token_bytes
-
-# Llama 3's spelling of the GPT-4 split, and GPT-2's: every fast tokenizer knows them.
-GPT4_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CHECKED = 200  # documents of the sample whose round trip is asserted
+from stages.tokenizer.work import adopt, work
 
 
-def work(task: Task) -> None:
-    """Train on curated parts. Params: vocab_size, split, digits, reserved (names), sample (bytes), sources.
-
-    Outputs: `tokenizer` (tokenizer.json), `report`, `tokenizer_config` and `special_tokens_map` (JSON) and `sample`
-    (which documents). Raises DataError when the text does not support the vocabulary.
-    """
-    params = task.params
-    chosen = draw(task, task.inputs)
-    texts = [text for _, documents in chosen for _, text in documents]
-    specials = [*SPECIALS, *params["reserved"]]
-    tokenizer = train(texts, params["vocab_size"], params["split"], params["digits"], specials)
-    path = task.output("tokenizer.json")
-    Path(path).write_text(canonical(tokenizer), encoding="utf-8")
-    check(path, texts, params["vocab_size"], specials)
-    origin = {
-        "trainer": f"tokenizers {metadata.version('tokenizers')} BpeTrainer",
-        "split": params["split"],
-        "digits": params["digits"],
-        "bos_id": specials.index(BOS),
-        "pad_id": specials.index(PAD),
-    }
-    finish(task, path, chosen, origin)
-
-
-def adopt(task: Task) -> None:
-    """Take a tokenizer as it is. Inputs: its file, curated parts. Params: vocab_size, bos, sample, sources.
-
-    Outputs as of `work`. Raises DataError for one whose tokens cannot be accounted for.
-    """
-    params, (file, *parts) = task.params, task.inputs
-    source = file.name
-    path = task.output("tokenizer.json")
-    Path(path).write_bytes(external.read(file))
-    chosen = draw(task, parts)
-    texts = [text for _, documents in chosen for _, text in documents]
-    external.check(path, source, texts[:CHECKED])
-    size = len(token_bytes(path))
-    if params["vocab_size"] not in (None, size):
-        raise DataError(
-            f"tokenizer.vocab_size is {params['vocab_size']:,}, but {source} has {size:,} ids; write that, "
-            "or leave it out"
-        )
-    bos_id, pad_id = external.boundary(path, source, params["bos"])
-    finish(task, path, chosen, {"sha256": file.digest, "bos_id": bos_id, "pad_id": pad_id})
-
-
-def finish(task: Task, path: str, chosen: Any, origin: dict[str, Any]) -> None:
-    """Register the tokenizer, and describe it. Its meta says which ids are BOS and pad (BOS where it has none)."""
-    bos_id, pad_id = origin["bos_id"], origin["pad_id"]
-    meta = {"bos_id": bos_id, "pad_id": bos_id if pad_id is None else pad_id, "vocab_size": len(token_bytes(path))}
-    task.add("tokenizer", path, **meta)
-    tokenizer_report.describe(path, chosen, origin, task)
-
-
-def cutting(split: str, digits: int | None) -> pre_tokenizers.PreTokenizer:
-    """How text is cut before merging. `digits`: the most digits in a token (gpt4: 3, gpt2: any number, by default).
-
-    gpt4 with 3 or 1 digits (then Qwen's spelling) and gpt2 as it is are spelled as the fast engines know them. Other
-    splits take fastokens about three times longer, through PCRE2, whose `\\s` has U+180E in it as nobody else's has:
-    so they are spelled with the property.
-    """
-    if split == "gpt2" and digits is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    numbers = {None: "{1,3}", 1: ""}.get(digits, f"{{1,{digits}}}")
-    pattern = GPT4_SPLIT.replace("{1,3}", numbers)
-    if split == "gpt2":
-        pattern = GPT2_SPLIT.replace(r"\p{N}+", r"\p{N}" + numbers)
-    if split == "gpt2" or digits not in (None, 1, 3):
-        pattern = pattern.replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}")
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def train(
-    texts: list[str], vocab_size: int, split: str, digits: int | None = None, specials: Sequence[str] = SPECIALS
-) -> Tokenizer:
-    """A tokenizer with exactly `vocab_size` ids, special tokens first, then the 256 bytes, then merges.
-
-    Raises DataError when `vocab_size` exceeds uint16 or the text runs out of pairs to merge.
-    """
-    if vocab_size > MAX_VOCAB:
-        raise DataError(
-            f"tokenizer.vocab_size {vocab_size:,} does not fit: shards store ids as uint16, "
-            f"so it can be at most {MAX_VOCAB:,}; lower it"
-        )
-    least = len(specials) + 256
-    if vocab_size < least:
-        raise DataError(f"tokenizer.vocab_size must be at least {least} ({len(specials)} special tokens, 256 bytes)")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = cutting(split, digits)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(specials),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    why, _ = attempt(lambda: tokenizer.train_from_iterator(texts, trainer))
-    if why:  # a panic, as on ten million blanks in a row
-        raise DataError(f"the tokenizer cannot be trained on this text: {why}; drop such documents with a rule")
-    got = tokenizer.get_vocab_size()
-    if got != vocab_size:
-        raise DataError(
-            f"the text supports only {got:,} ids; lower tokenizer.vocab_size (now {vocab_size:,}) to that, or add text"
-        )
-    return tokenizer
-
-
-def canonical(tokenizer: Tokenizer) -> str:
-    """The tokenizer as JSON, in one fixed layout."""
-    return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=2) + "\n"
-
-
-def check(path: str, texts: list[str], vocab_size: int, specials: Sequence[str]) -> None:
-    """Assert what every later stage relies on; a failure is a defect of this program, so AssertionError."""
-    assert special_ids(path) == {name: i for i, name in enumerate(specials)}, "special tokens do not come first"
-    assert len(token_bytes(path)) == vocab_size
-    encoder = load_text_encoder(path)
-    strings = [*texts[:CHECKED], *hostile(specials)]
-    for text, encoding in zip(strings, encoder.encode_batch(strings, add_special_tokens=False), strict=True):
-        assert encoder.decode(encoding.ids, skip_special_tokens=False) == text, f"no round trip: {text[:80]!r}"
-        assert min(encoding.ids, default=len(specials)) >= len(specials), f"special id from text: {text[:80]!r}"
-
-
-async def build(context: Any) -> Record:
-    """The one tokenizer of the recipe."""
-    curated: dict[str, list[Artifact]] = await context.stage("decontaminate")
+async def build(context: BuildContext) -> Record:
+    """Build the one tokenizer of the recipe."""
+    curated = (await context.stage(DECONTAMINATE)).docs
     context.check_quarantine()
     config = context.recipe.tokenizer
-    params = {"sample": config.sample, "sources": [[name, len(parts)] for name, parts in curated.items()]}
-    inputs = [part for parts in curated.values() for part in parts]
-    weight = min(config.sample, sum(part.meta.get("text_bytes", 0) for part in inputs))
+    parts = [part for parts in curated.values() for part in parts]
+    weight = min(config.sample, sum(part.meta.get("text_bytes", 0) for part in parts))
+    params: dict[str, Any] = {
+        "sample": config.sample,
+        "sources": [[name, len(parts)] for name, parts in curated.items()],
+        "vocab_size": config.vocab_size,
+    }
     if config.source is None:
-        params |= {"vocab_size": config.vocab_size, "split": config.split, "digits": config.digits}
-        params["reserved"] = config.reserved_names()
-        label, function = str(config.vocab_size), work
-    else:
-        params |= {"vocab_size": config.vocab_size, "bos": config.bos}
-        inputs = [await asyncio.to_thread(external.locate, config.source), *inputs]
-        label, function = config.source, adopt
-    record: Record = await context.run("build_tokenizer", function, params, inputs, label=label, weight=weight)
-    return record
+        params |= {"split": config.split, "digits": config.digits, "reserved": config.reserved_names()}
+        return await context.run(BUILD_TOKENIZER, Unit(work, params, parts, str(config.vocab_size), weight=weight))
+    file = await asyncio.to_thread(external.locate, config.source)
+    unit = Unit(adopt, {**params, "bos": config.bos}, [file, *parts], config.source, weight=weight)
+    return await context.run(BUILD_TOKENIZER, unit)
 
 
 def publish(record: Record) -> dict[str, dict[str, Artifact]]:
-    """The folder `tokenizer/`: tokenizer.json, report.json, and what `transformers.AutoTokenizer` needs to load it."""
+    """Publish `tokenizer/`: tokenizer.json, report.json, and what `transformers.AutoTokenizer` needs to load it."""
     names = ("tokenizer", "report", "tokenizer_config", "special_tokens_map")
     return {"tokenizer": {f"{name}.json": record.output(name) for name in names}}
 
 
-STAGE = Stage(
+BUILD_TOKENIZER = Stage(
     name="build_tokenizer",
     reads="a sample of decontaminate's documents, validation documents left out",
     writes="tokenizer/: tokenizer.json, a report, and what transformers needs to load it",
     build=build,
-    after=("decontaminate",),
+    after=(DECONTAMINATE,),
     libraries=("pyarrow", "numpy", "tokenizers"),
     publish=publish,
 )

@@ -10,69 +10,56 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.base import Artifact, DataError, Record, Stage, Task, Unfinished
+from stages.errors import DataError
+from stages.pack.stage import PACK
+from stages.stage import BuildContext, Record, Stage, Unit
+from stages.task import Artifact
+from stages.train.work import work
 
 
-def work(task: Task) -> None:
-    """Train one phase to its end. params: phase; places: manifest, init_from, ranks, stop.
-
-    Raises Unfinished when it was stopped, by the file `stop` or by a signal, and has saved.
-    """
-    if task.launch is None:
-        raise DataError("training needs a launcher; run it through `python -m pipeline run train`")
-    run = task.folder / "run"
-    overrides = [f"train.out={run}", "train.resume=auto", f"train.init_from={task.places['init_from']}"]
-    ended = task.launch(task.places["manifest"], overrides, int(task.places["ranks"]), Path(task.places["stop"]))
-    latest = run / "checkpoints" / "latest"
-    saved = latest.read_text().strip() if latest.exists() else "nothing yet"
-    if not ended:
-        raise Unfinished(f"stopped by a signal, saved: {saved}")
-    summary = json.loads((run / "summary.json").read_text())
-    for name in ("summary.json", "metrics.jsonl", "run.json"):
-        task.add(name, str(run / name))
-    task.add("model", str(run / "checkpoints" / saved / "model.safetensors"))
-    task.count("steps", summary["steps"])
-
-
-async def build(context: Any) -> dict[str, Record]:
+async def build(context: BuildContext) -> dict[str, Record]:
     """Pack every mixture that a phase needs and train the phases one after another."""
     recipe = context.recipe
     if not recipe.train:
         raise DataError(f"recipe {recipe.name} has no train: phases; add one to train")
-    if not context.store.local:
+    if not context.local_store:
         raise DataError(
             "train needs a local --out for its run folder; fetch the packed folder and use torchrun train/main.py"
         )
-    done: dict[str, Record] = {}
+    records: dict[str, Record] = {}
     for phase, config in recipe.train.items():
         mixture = config.mixture or phase
-        packed = await context.stage("pack_pretrain" if mixture == "pretrain" else "pack_anneal_mix")
-        settings = recipe.to_dict()["train"][phase]
+        packed = await context.stage(PACK[mixture])
         init = config.init_from
-        inputs = [packed["files"][name] for name in sorted(packed["files"]) if name != "manifest.json"]
+        inputs = [packed.files[name] for name in sorted(packed.files) if name != "manifest.json"]
         start = init or "none"
-        if init in done:
-            inputs.append(done[init].output("model"))
-            start = str(Path(context.store.absolute(done[init].output("model"))).parent)
+        if init in records:
+            model = records[init].output("model")
+            inputs.append(model)
+            start = str(Path(context.artifact_path(model)).parent)
         elif start != "none" and not Path(start).exists():
             raise DataError(f"train.{phase}.init_from is {init!r}: no phase before it and no such path")
+        resolved = recipe.to_dict()
         params = {
             "phase": phase,
-            "build_id": packed["build_id"],
-            "model": recipe.to_dict()["model"],
-            "settings": settings,
+            "build_id": packed.build_id,
+            "model": resolved["model"],
+            "settings": resolved["train"][phase],
             "trainer": context.fingerprint("train.main"),
         }
-        places = {"manifest": context.folder(mixture) + "/manifest.json", "init_from": start}
-        places["ranks"] = str(recipe.ranks)
-        done[phase] = await context.run("train", work, params, inputs, phase, places=places)
-    return done
+        places = {
+            "manifest": context.folder(mixture) + "/manifest.json",
+            "init_from": start,
+            "ranks": str(recipe.ranks),
+        }
+        records[phase] = await context.run(TRAIN, Unit(work, params, inputs, phase, places=places))
+    return records
 
 
-def published(done: dict[str, Record]) -> dict[str, Any]:
-    """Each phase's run folder, as a link."""
-    links: dict[str, Any] = {}
-    for phase, record in done.items():
+def publish(records: dict[str, Record]) -> dict[str, str]:
+    """Publish each phase's run folder, as a link."""
+    links: dict[str, str] = {}
+    for phase, record in records.items():
         model: Artifact = record.output("model")
         links[f"train/{phase}"] = model.path.split("/checkpoints/")[0]
     return links
@@ -92,14 +79,14 @@ def news(folder: str, params: dict[str, Any]) -> str:
     return f"step {last['step']}/{steps}, loss {last['loss']:.4f}, {rate:,.0f} tokens/s, {left:,.0f} s left"
 
 
-STAGE = Stage(
+TRAIN = Stage(
     name="train",
     reads="packed mixtures, recipe.model, recipe.train",
     writes="train/<phase>/: checkpoints, metrics.jsonl, summary.json",
     build=build,
-    after=("pack_pretrain", "pack_anneal_mix"),
+    after=tuple(PACK.values()),
     libraries=("torch",),
-    publish=published,
+    publish=publish,
     news=news,
     stops=True,
     cpus=0,

@@ -14,10 +14,10 @@ from engine_harness import Work, copy_project, edit, new_work, small_recipe, sta
 
 PRINT_ALL = """
 import json
-from pipeline.code import fingerprint
-names = ("stages.sources.jsonl", "stages.filter.work", "stages.dedup.stage", "stages.tokenizer.stage",
-         "stages.tokenize.stage",
-         "stages.pack.allocate", "stages.pack.stage", "train.main")
+from pipeline.engine.fingerprint import fingerprint
+names = ("stages.sources.jsonl", "stages.filter.work", "stages.dedup.work", "stages.tokenizer.work",
+         "stages.tokenize.work",
+         "stages.pack.allocate", "stages.pack.shard", "train.main")
 print(json.dumps({name: fingerprint(name) for name in names}))
 """
 
@@ -44,12 +44,12 @@ def test_only_meaning_counts(tmp_path: Path) -> None:
     edit(rules, 'return "length_short"', 'return "length_too_short"')
     assert changed(root, before) == {"stages.filter.work"}
     edit(root / "stages/tokenizer/spec.py", '"<|tool|>"', '"<|tools|>"')
-    assert changed(root, before) == {"stages.filter.work", "stages.tokenizer.stage", "stages.tokenize.stage"}
+    assert changed(root, before) == {"stages.filter.work", "stages.tokenizer.work", "stages.tokenize.work"}
     edit(root / "train/optim/schedule.py", "def ", "UNUSED = 1\n\n\ndef ")
     assert changed(root, before) == {
         "stages.filter.work",
-        "stages.tokenizer.stage",
-        "stages.tokenize.stage",
+        "stages.tokenizer.work",
+        "stages.tokenize.work",
         "train.main",
     }
 
@@ -100,7 +100,7 @@ def rerun(work: Work, stage: str, **environment: str) -> set[tuple[str, str]]:
 
 
 def test_a_comment_runs_nothing_again(built: Work) -> None:
-    edit(built.root / "stages/tokenize/stage.py", "BATCH_BYTES = 8", "# Words.\nBATCH_BYTES = 8")
+    edit(built.root / "stages/tokenize/work.py", "BATCH_BYTES = 8", "# Words.\nBATCH_BYTES = 8")
     assert plan(built, "pack_pretrain") == {}
     assert rerun(built, "pack_pretrain") == set()
 

@@ -12,13 +12,15 @@ import pytest
 from engine_harness import Work, copy_project, edit, new_work, small_recipe
 
 from pipeline.engine.context import WINDOW, Context, drive
+from pipeline.engine.executor import WorkerLost
 from pipeline.engine.progress import Progress
 from pipeline.engine.store import Store
 from pipeline.errors import UnitFailed
-from pipeline.executors.choose import WorkerLost
 from pipeline.recipe import parse_recipe
-from stages.base import Artifact, Record
 from stages.filter import work as apply_rules
+from stages.registry import STAGES
+from stages.stage import Record, Unit
+from stages.task import Artifact
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
@@ -121,7 +123,8 @@ def context_of(tmp_path: Path, stub: Stub, **keys: Any) -> Context:
 
 async def one(context: Context, i: int, stage: str = "filter") -> Record:
     """Run the i-th made-up unit."""
-    return await context.run(stage, apply_rules.work, {"rules": []}, [Artifact("x", str(i))], f"unit {i}", "web")
+    unit = Unit(apply_rules.work, {"rules": []}, [Artifact("x", str(i))], f"unit {i}", "web")
+    return await context.run(STAGES[stage], unit)
 
 
 def test_five_thousand_units_stay_within_the_window(tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_five_thousand_units_stay_within_the_window(tmp_path: Path) -> None:
     assert [r.label for r in records] == [f"web unit {i}" for i in range(5000)]
     assert (stub.ran, stub.most) == (5000, 4)
     assert 4 < ahead <= WINDOW
-    assert context.counts("filter", "web") == {"kept": 5000}
+    assert context.counts(STAGES["filter"], "web") == {"kept": 5000}
 
 
 def test_the_same_unit_asked_for_twice_runs_once(tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_the_same_unit_asked_for_twice_runs_once(tmp_path: Path) -> None:
 
 
 def test_transient_errors_and_lost_workers_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.engine.context.random.random", lambda: -0.5)  # no pause
+    monkeypatch.setattr("pipeline.engine.dispatch.random.random", lambda: -0.5)  # no pause
     busy = {"kind": "transient", "message": "429"}
     stub = Stub([busy, WorkerLost("killed"), busy, WorkerLost("killed")])
     context = context_of(tmp_path, stub)
@@ -162,7 +165,7 @@ def test_transient_errors_and_lost_workers_are_tried_again(tmp_path: Path, monke
 
 
 def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.engine.context.random.random", lambda: -0.5)
+    monkeypatch.setattr("pipeline.engine.dispatch.random.random", lambda: -0.5)
     context = context_of(tmp_path, Stub([{"kind": "transient", "message": "429"}] * 9))
     with pytest.raises(UnitFailed, match="filter web unit 1: 429"):
         drive(context, one(context, 1))

@@ -11,7 +11,7 @@ from engine_harness import REPO, Work
 from pipeline.commands.estimate import in_time
 from pipeline.commands.plan import about, loader_note
 from pipeline.recipe import load_recipe
-from stages.base import DataError
+from stages.errors import DataError
 
 SHARED = REPO / "../shared/data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}: the shared test data is not here")

@@ -11,9 +11,9 @@ from engine_harness import Work, small_recipe
 from pydantic import TypeAdapter
 
 from pipeline.errors import UsageError
-from pipeline.recipe import Recipe, load_recipe, parse_recipe, shipped
-from stages.pack.config import ratio
-from stages.quantities import quantity
+from pipeline.recipe import load_recipe, parse_recipe, shipped
+from stages.quantities import quantity, ratio
+from stages.recipe import Recipe
 from train.data.manifest import Manifest
 
 

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from pipeline.commands.report import engines, mixture, training
+from pipeline.commands.report import grid
+from stages.report import engines, mixture, training
 from train.data.manifest import load_manifest
 from train.eval.validation import Validation
 
@@ -17,7 +18,7 @@ from train.eval.validation import Validation
 def shown(tables):
     console = Console(width=200, record=True, file=io.StringIO())
     for table in tables:
-        console.print(table)
+        console.print(grid(table.title, table.header, table.rows, table.left))
     return [" ".join(line.split()) for line in console.export_text().splitlines()]
 
 

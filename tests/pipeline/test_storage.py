@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.engine.locks import run_lock
 from pipeline.engine.store import RECORD, Store, switch_link
-from stages.base import Artifact, Record
+from stages.stage import Record
+from stages.task import Artifact
 from train.files import sha256_file
 
 

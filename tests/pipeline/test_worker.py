@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.engine.store import Store
 from pipeline.executors import worker
-from stages.base import Artifact, Task
+from stages.task import Artifact, Task
 
 DATA = b"some tokens"
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.context import Context, drive
+from pipeline.engine.executor import Reply, UnitSpec
 from pipeline.engine.progress import Progress
 from pipeline.engine.store import Store
-from pipeline.executors.worker import run_unit
+from pipeline.executors.inline import InlineExecutor
 from pipeline.recipe import parse_recipe
+from stages.registry import STAGES
 from train.data.manifest import manifest_text
 from train.files import sha256_file
 
@@ -36,21 +38,16 @@ def texts(salt: int, n: int, longest: int = 80) -> list[str]:
     return [f"{salt} {i}: " + " ".join(rng.choices(WORDS, k=rng.randint(5, longest))) for i in range(n)]
 
 
-class Inline:
-    """An executor without processes."""
-
-    name, slots = "inline", 1
+class Inline(InlineExecutor):
+    """The executor without processes, which notes what it ran."""
 
     def __init__(self) -> None:
         self.ran: set[tuple[str, str]] = set()  # (stage, label)
 
-    async def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+    async def submit(self, spec: UnitSpec) -> Reply:
         """Run the unit here and now."""
         self.ran.add((spec["stage"], spec["label"]))
-        return run_unit(spec)
-
-    def close(self) -> None:
-        """Nothing was started."""
+        return await super().submit(spec)
 
 
 def build(
@@ -58,7 +55,7 @@ def build(
 ) -> Context:
     """Run `stage` of the recipe `raw` with results under `folder`/build."""
     context = Context(parse_recipe(raw, "test"), Store(str(folder / "build")), inline, Progress(True))
-    drive(context, context.stage(stage))
+    drive(context, context.stage(STAGES[stage]))
     return context
 
 

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 from stage_harness import MiniContext, run_unit
 
 from stages import hashing
-from stages.base import Artifact, Record, Task
 from stages.pack.config import Mixture
-from stages.pack.stage import Layout, lay_out, training_shards, validation_shards
-from stages.tokenize.stage import cut, histogram
-from stages.tokenize.token_file import TOKENISED, Tokenised, write_docs, write_histogram
+from stages.pack.stage import PACK, Layout, lay_out, training_shards, validation_shards
+from stages.stage import Record
+from stages.task import Artifact, Task
+from stages.tokenize.stage import TOKENIZE, TokenizedUnit
+from stages.tokenize.token_file import TOKENIZED, write_docs, write_histogram
+from stages.tokenize.work import cut, histogram
 from train.data.format import read_shard
 
 BUILD_ID = "0123456789abcdef" * 4
@@ -91,7 +93,7 @@ def unit(folder: Path, documents: Sequence[Document], seed: int = 0, shard_token
             "source_row": [documents[d].row for d in document],
             "url": [None] * len(document),
         }
-        table = pa.table({f.name: pa.array(columns[f.name], f.type) for f in TOKENISED})
+        table = pa.table({f.name: pa.array(columns[f.name], f.type) for f in TOKENIZED})
         write_docs(task, table)
         write_histogram(task, histogram(seed, table, val))
 
@@ -119,15 +121,15 @@ class PackContext(MiniContext):
 
     def __init__(self, folder: Path, recipe: Any, units: Sequence[tuple[str, Record]]):
         super().__init__(folder, recipe)
-        self.units: dict[str, list[Tokenised]] = {}
+        self.units: dict[str, list[TokenizedUnit]] = {}
         for name, record in units:
-            self.units.setdefault(name, []).append(Tokenised(record))
+            self.units.setdefault(name, []).append(TokenizedUnit(record))
 
     def artifact_path(self, artifact: Artifact) -> str:
         return artifact.path
 
-    async def stage(self, name: str) -> Any:
-        assert name == "tokenize"
+    async def stage(self, stage: Any) -> Any:
+        assert stage is TOKENIZE
         return self.units
 
 
@@ -157,8 +159,8 @@ def pack(
 
     async def made() -> tuple[Layout, list[Record], list[tuple[str, Record]]]:
         layout = await lay_out(context, name)
-        train = await training_shards(context, "pack", common, layout)
-        return layout, train, await validation_shards(context, "pack", common, layout, mixtures[name])
+        train = await training_shards(context, PACK["pretrain"], common, layout)
+        return layout, train, await validation_shards(context, PACK["pretrain"], common, layout, mixtures[name])
 
     def read(record: Record) -> tuple[Record, list[dict[str, Any]], np.ndarray]:
         header, tokens = read_shard(record.output("bin").path)

@@ -18,11 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.recipe import Dedup, TokenizerConfig
-from stages.base import Artifact, Record, Stage, Task
 from stages.decontaminate.config import Decontaminate
+from stages.dedup.config import Dedup
+from stages.exclude.config import Exclude
 from stages.registry import STAGES
 from stages.sources.registry import SourceConfig
+from stages.stage import Record, Stage, Unit
+from stages.task import Artifact, Task
+from stages.tokenizer.config import TokenizerConfig
 
 REPO = Path(__file__).resolve().parent.parent.parent
 SHARED = REPO / "../shared/data"
@@ -57,16 +60,16 @@ class MiniContext:
         self.ran: list[tuple[str, str]] = []
         self.dry, self.warnings = False, list[str]()
         self.records: dict[str, Record] = {}
-        self.built: dict[str, Any] = {}
+        self.building: dict[str, Any] = {}
         self.listed: dict[str, Any] = {}
         self.counted: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
     def identify(self, path: str) -> tuple[str, int]:
         return identify(path)
 
-    def counts(self, stage: str, source: str) -> Counter[str]:
+    def counts(self, stage: Stage[Any], source: str) -> Counter[str]:
         """The sum of a stage's counters over a source."""
-        return self.counted[stage, source]
+        return self.counted[stage.name, source]
 
     def warn(self, text: str) -> None:
         """Keep a line for people."""
@@ -79,12 +82,12 @@ class MiniContext:
     def check_quarantine(self) -> None:
         """The engine's affair."""
 
-    async def stage(self, name: str) -> Any:
-        if name not in self.built:
-            self.built[name] = asyncio.ensure_future(self._build(STAGES[name]))
-        return await self.built[name]
+    async def stage(self, stage: Stage[Any]) -> Any:
+        if stage.name not in self.building:
+            self.building[stage.name] = asyncio.ensure_future(self._build(stage))
+        return await self.building[stage.name]
 
-    async def _build(self, stage: Stage) -> Any:
+    async def _build(self, stage: Stage[Any]) -> Any:
         result = await stage.build(self)
         if stage.check:
             stage.check(self, result)
@@ -93,27 +96,22 @@ class MiniContext:
     async def gather(self, awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
         return [await a for a in awaitables]
 
-    async def run(
-        self,
-        stage: str,
-        work: Callable[[Task], None],
-        params: dict[str, Any],
-        inputs: list[Artifact],
-        label: str,
-        source: str | None = None,
-        weight: int = 0,
-    ) -> Record:
-        key = repr((stage, work.__module__, work.__name__, params, [a.digest for a in inputs]))
+    async def map(self, stage: Stage[Any], units: Iterable[Unit]) -> list[Record]:
+        return [await self.run(stage, unit) for unit in units]
+
+    async def run(self, stage: Stage[Any], unit: Unit) -> Record:
+        inputs = [artifact.digest for artifact in unit.inputs]
+        key = repr((stage.name, unit.work.__module__, unit.work.__name__, unit.params, inputs))
         if key not in self.records:
-            self.ran.append((stage, f"{source} {label}"))
-            self.records[key] = run_unit(self.folder / stage, work, params, inputs)
-            self.counted[stage, source or ""].update(self.records[key].counts)
+            self.ran.append((stage.name, f"{unit.source} {unit.label}"))
+            self.records[key] = run_unit(self.folder / stage.name, unit.work, unit.params, unit.inputs)
+            self.counted[stage.name, unit.source].update(self.records[key].counts)
         return self.records[key]
 
 
 def build(context: MiniContext, stage: str) -> Any:
     """Build a stage and all it needs."""
-    return asyncio.run(context.stage(stage))
+    return asyncio.run(context.stage(STAGES[stage]))
 
 
 def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
@@ -125,7 +123,7 @@ def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> SimpleNamespace:
         "dedup": Dedup(),
         "evals": {},
         "decontaminate": Decontaminate(),
-        "exclude": SimpleNamespace(ids=[], urls=[], domains=[]),
+        "exclude": Exclude(),
         "tokenizer": TokenizerConfig(vocab_size=300, sample=1_000_000),
         "shard_tokens": 1000,
     }

@@ -14,14 +14,15 @@ from planting import EDITS, WAYS, edited
 from stage_harness import SHARED, needs_shared
 
 from pipeline.commands.drop_reason import fates
-from pipeline.commands.report import decontamination
 from pipeline.errors import UnitFailed, UsageError
 from pipeline.recipe import parse_recipe
-from stages.base import DataError
 from stages.decontaminate.ngrams import cut
+from stages.errors import DataError
 from stages.hashing import is_validation
 from stages.lineage.find import Query, find
 from stages.lineage.trace import pieces_of, rows_table, trace
+from stages.registry import STAGES
+from stages.report import decontamination
 from stages.schemas import document_id
 from train.data.manifest import load_manifest
 
@@ -123,8 +124,8 @@ def test_what_is_planted_goes_with_evidence_and_the_rest_stays(folder):
     kept = curated(folder)
     assert set(kept.values()) >= {t for i, t in enumerate(texts) if i not in gone}
     assert len(kept) == 400 - len(gone)
-    assert context.counts("decontaminate", "web")["dropped.contaminated"] == len(gone)
-    assert context.counts("decontaminate", "web")["contaminated_by.quiz"] == len(gone)
+    assert context.counts(STAGES["decontaminate"], "web")["dropped.contaminated"] == len(gone)
+    assert context.counts(STAGES["decontaminate"], "web")["contaminated_by.quiz"] == len(gone)
     assert context.warnings[0].startswith(
         f"quiz: {len({r['item_id'] for r in told})} of 200 items found in {len(gone)} "
     )

@@ -5,11 +5,13 @@ import json
 import pytest
 from stage_harness import MiniContext, build, recipe, rows_of
 
-from pipeline.recipe import Dedup
-from stages.base import DataError
-from stages.dedup.work import RANKS
+from stages.dedup.clusters import RANKS
+from stages.dedup.config import Dedup
+from stages.download.stage import DOWNLOAD
+from stages.errors import DataError
+from stages.exclude.stage import EXCLUDE
 from stages.hashing import is_validation
-from stages.pack.manifest import reasons
+from stages.pack.describe import drop_reasons
 from stages.schemas import document_id
 from stages.sources import jsonl
 from stages.sources.files import whole_files
@@ -39,7 +41,7 @@ def variant(words, held_out):
 
 def run(tmp_path, found, **keys):
     context = MiniContext(tmp_path / "out", recipe(found, **keys))
-    return {name: [r["text"] for r in rows_of(parts)] for name, parts in build(context, "dedup").items()}, context
+    return {name: [r["text"] for r in rows_of(parts)] for name, parts in build(context, "dedup").docs.items()}, context
 
 
 def test_priority_and_order_of_recipe(tmp_path):
@@ -50,7 +52,7 @@ def test_priority_and_order_of_recipe(tmp_path):
     assert kept == {"a": texts["a"], "b": [texts["b"][1]], "c": [texts["c"][1]]}
     kept, context = run(tmp_path, found, dedup=Dedup(priority=["b"]))
     assert kept == {"a": [texts["a"][1]], "b": texts["b"], "c": [texts["c"][1]]}
-    counts = [r.counts for key, r in context.records.items() if "'stages.dedup.stage', 'work'" in key][:3]
+    counts = [r.counts for key, r in context.records.items() if "'stages.dedup.work', 'work'" in key][:3]
     assert [c.get("dropped.duplicate", 0) for c in counts] == [1, 0, 2]
     assert [c.get("duplicate_of.b", 0) for c in counts] == [1, 0, 2]
     kept, _ = run(tmp_path, found, dedup=Dedup(exact=False, near=False))
@@ -76,7 +78,7 @@ def test_only_parts_that_lose_a_row_run_again(tmp_path):
     _, context = run(tmp_path, found)
     write(tmp_path / "c", "a.jsonl", [*(f"c text {i}" for i in range(20)), "a text 3", "new"])
     before = len(context.ran)
-    context.built.clear()
+    context.building.clear()
     build(context, "dedup")
     again = context.ran[before:]
     assert [stage for stage, _ in again][:2] == ["download", "filter"]
@@ -148,7 +150,7 @@ def test_a_budget_takes_the_shortest_prefix_in_hash_order(tmp_path, budget, monk
     assert len(files) == min(12, -(-budget.get("max_documents", 35) // 10))
     downloads = sum(stage == "download" for stage, _ in context.ran)
     assert downloads <= len(files) + 4
-    read, gone = context.counts("download", "a")["rows_in"], reasons(context, "a")
+    read, gone = context.counts(DOWNLOAD, "a")["rows_in"], drop_reasons(context, EXCLUDE, "a")
     assert read == 10 * downloads == len(kept["a"]) + sum(gone.values()) and set(gone) <= {"beyond_budget"}
     more = {"a": {"from": "jsonl", "path": str(tmp_path / "a"), "max_documents": 75}}
     wider, _ = run(tmp_path, more)

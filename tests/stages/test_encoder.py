@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from stage_harness import SHARED, needs_shared
 
 from benchmarks.encode import every_text, fuzzed, oracle
-from stages.base import DataError
+from stages.errors import DataError
 from stages.tokenizer import encoder as module
 from stages.tokenizer.encoder import CHECK_CHARS, HOSTILE, Encoder, hostile, open_encoder
 from stages.tokenizer.spec import SPECIALS, load_text_encoder, text_definition
-from stages.tokenizer.stage import GPT4_SPLIT, canonical, train
+from stages.tokenizer.work import GPT4_SPLIT, canonical, train
 
 TEXTS = [f"Text {i}: " + " ".join(f"{n * n} word{n % 17}'ll größer" for n in range(i, i + 40)) for i in range(200)]
 NASTY = (

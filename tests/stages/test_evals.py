@@ -23,13 +23,14 @@ from pipeline.commands.inspect import print_manifest
 from pipeline.engine.store import Store
 from pipeline.errors import UsageError, UserError
 from pipeline.recipe import parse_recipe
-from stages.base import Artifact, DataError
-from stages.evals import encode
+from stages.encode_evals import work as encode
+from stages.errors import DataError
 from stages.evals import stage as evals
 from stages.pack.verify import verify
 from stages.schemas import document_id
 from stages.sources import ai2_arc
 from stages.sources.questions import ITEMS, EvalConfig
+from stages.task import Artifact
 from stages.tokenizer.spec import SPECIALS, load_text_encoder
 from train.data.evalset import read_evalset
 from train.data.manifest import EvalSet, load_manifest

@@ -13,11 +13,11 @@ from built import Inline, build, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.commands.report import exclusion
 from pipeline.errors import UsageError
 from pipeline.recipe import parse_recipe
 from stages.hashing import is_validation
 from stages.pack.verify import verify
+from stages.report import exclusion
 from stages.schemas import ID, document_id
 from stages.selectors import match, parents
 from train.data.manifest import load_manifest

@@ -16,7 +16,7 @@ import zstandard
 from pydantic import TypeAdapter
 from stage_harness import identify, rows_of, run_unit
 
-from stages.base import DataError
+from stages.errors import DataError
 from stages.sources import files
 from stages.sources.registry import SOURCES, SourceConfig
 

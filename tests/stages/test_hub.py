@@ -27,8 +27,9 @@ from pydantic import TypeAdapter, ValidationError
 from seven import FINEWEB, parquet, seven, web, words
 from stage_harness import REPO, MiniContext, build, recipe, rows_of, run_unit
 
-from stages.base import DataError, TransientError
+from stages.errors import DataError, TransientError
 from stages.lineage.reread import read_again
+from stages.registry import STAGES
 from stages.sources import hub, jsonl, retries
 from stages.sources.presets import KNOWN
 from stages.sources.registry import SOURCES, SourceConfig, describe, pin
@@ -308,7 +309,7 @@ def test_a_stream_is_read_no_further_than_its_budget_needs(start, tmp_path, monk
     monkeypatch.setattr(jsonl, "CHUNK", 256 << 10)
     source = {"from": "jsonl", "path": "hf://datasets/o/n/a.jsonl.zst", "rules": rules}
     context = MiniContext(tmp_path / "b", recipe({"s": {**source, **budget}}))
-    got = [r["text"] for r in rows_of(build(context, "filter")["s"])]
+    got = [r["text"] for r in rows_of(build(context, "filter").docs["s"])]
     moved = server.moved()
     want = [t for i, t in enumerate(texts) if kept is None or i % kept == 0]
     assert got == want[: len(got)], "the beginning of the stream, each document once"
@@ -320,7 +321,7 @@ def test_a_stream_is_read_no_further_than_its_budget_needs(start, tmp_path, monk
     once = kept is None and "max_bytes" in budget  # else what is kept must be seen before it is known how much to read
     assert slices == (1 if once else 2)
     assert moved < (1.3 if once else 2.3) * read + (1 << 20) and moved < len(data)
-    counts = context.counts("download", "s")
+    counts = context.counts(STAGES["download"], "s")
     assert counts["rows_in"] == counts["rows_out"] < len(texts), "no row counts twice"
 
 
@@ -334,7 +335,7 @@ def test_the_size_of_slices_does_not_matter(start, tmp_path, monkeypatch):
         context = MiniContext(
             tmp_path / str(growth), recipe({"s": {**source, "rules": [{"length": {"min_chars": 985}}]}})
         )
-        found.append([(r["source_file"], r["source_row"]) for r in rows_of(build(context, "filter")["s"])])
+        found.append([(r["source_file"], r["source_row"]) for r in rows_of(build(context, "filter").docs["s"])])
         ran.append(context.ran)
     assert found[0] == found[1] and ran[0] != ran[1]
 

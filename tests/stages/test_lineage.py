@@ -20,7 +20,7 @@ from stage_harness import REPO
 from pipeline.commands.rebuild import recipe_of
 from pipeline.commands.trace import open_run, spans_of_step
 from pipeline.errors import UserError
-from stages.base import DataError
+from stages.errors import DataError
 from stages.lineage.trace import find_shard, pieces_in, pieces_of, rows_table, trace
 from stages.pack.format import ROWS
 from train.config import TrainConfig

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pack_harness import TRAIN_IDS, VAL_IDS, mixture, pack, source, unit
 
-from stages.base import DataError
+from stages.errors import DataError
 from stages.tokenize import regroup, token_file
 
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.base import DataError
+from stages.errors import DataError
 from stages.pack.config import Mixture, check_mixtures
 from stages.pack.mixture import capacity, largest_remainder, nearest_mix, root, solve, weights
 

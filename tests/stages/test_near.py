@@ -15,14 +15,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stage_harness import SHARED, MiniContext, build, needs_shared, recipe, rows_of
 
-from pipeline.recipe import Dedup
-from stages.base import Artifact, Task
-from stages.dedup import minhash
+from stages.dedup import clusters, minhash
 from stages.dedup import stage as dedup
-from stages.dedup import work as clusters
-from stages.dedup.work import PAIR, both_ways, equal_keys, first_bits, ranges_for
+from stages.dedup.clusters import PAIR, both_ways, equal_keys, first_bits, ranges_for
+from stages.dedup.config import Dedup
 from stages.hashing import is_validation
+from stages.registry import STAGES
 from stages.schemas import document_id
+from stages.task import Artifact, Task
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "A", "Bé", "é1", ",", "...", "١", "İ\n"]), max_size=30).map(" ".join)
 HOSTILE = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -206,7 +206,8 @@ def test_any_cut_keeps_the_same_documents(tmp_path, monkeypatch):
         monkeypatch.setattr(dedup, "ENTRIES", entries), monkeypatch.setattr(dedup, "PAIRS", pairs)
         monkeypatch.setattr(clusters, "RUN", run)
         context = MiniContext(tmp_path / f"out{entries}", recipe(found, dedup=Dedup(priority=["c"])))
-        kept[entries] = {(n, r["source_row"]) for n, parts in build(context, "dedup").items() for r in rows_of(parts)}
+        docs = build(context, "dedup").docs
+        kept[entries] = {(n, r["source_row"]) for n, parts in docs.items() for r in rows_of(parts)}
         joins = [label for _, label in context.ran if " join " in label]
     assert "None join 8 of 8, round 3" in joins and kept[100] == kept[1 << 20]
     rows = [(name, i, text) for name in "cabdefghi" for i, text in enumerate(texts[name])]
@@ -233,7 +234,7 @@ def test_a_near_duplicate_of_a_validation_document_leaves_training(tmp_path):
     curated = build(context, "dedup")
     assert [r["text"] for r in rows_of(curated["a"])] == []
     assert {r["text"] for r in rows_of(curated["b"])} == {held, "something else"}
-    assert context.counts("dedup", "a")["near_duplicate_of.b"] == len(training)
+    assert context.counts(STAGES["dedup"], "a")["near_duplicate_of.b"] == len(training)
     report = json.loads(Path(curated.report.path).read_text())
     assert report["by source"]["a"] == {
         "documents": len(training),
@@ -253,7 +254,7 @@ def test_off_compares_equal_texts_alone(tmp_path):
     found = sources(tmp_path, a=[text, text + " more", text.upper()])
     for near_on, left in ((True, 1), (False, 2)):
         context = MiniContext(tmp_path / f"out{near_on}", recipe(found, dedup=Dedup(near=near_on)))
-        assert len(rows_of(build(context, "dedup")["a"])) == left
+        assert len(rows_of(build(context, "dedup").docs["a"])) == left
     assert ranges_for(1, 10) == 1 and ranges_for(21, 10) == 4
 
 
@@ -273,7 +274,7 @@ def test_the_crawl_sample(tmp_path):
     found = {"crawl": {"from": "parquet", "path": str(file)}} | sources(tmp_path, copies=copies)
     context = MiniContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["crawl"])))
     curated = build(context, "dedup")
-    counts = context.counts("dedup", "crawl")
+    counts = context.counts(STAGES["dedup"], "crawl")
     assert counts["dropped.duplicate"] == 269 and counts["rows_in"] == 776
     gone = len(copies) - len(rows_of(curated["copies"])) + counts["near_duplicate_of.copies"]
     assert 0.4 * len(copies) < expected < 0.95 * len(copies)

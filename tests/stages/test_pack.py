@@ -9,7 +9,7 @@ from built import RECIPE, small
 from tokenizers import Tokenizer
 
 from pipeline.commands.inspect import print_manifest
-from stages.base import DataError
+from stages.errors import DataError
 from train.data.format import read_shard
 from train.data.manifest import load_manifest
 

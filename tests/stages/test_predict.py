@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from stage_harness import SHARED, needs_shared
 
-from stages.base import Artifact, DataError, Task
+from stages.errors import DataError
 from stages.estimate import Piece, draw, estimate, sample_source
 from stages.filter.rules import Document, judge, parse_rules
 from stages.sources.registry import SOURCES, SourceConfig
 from stages.sources.writer import reject
+from stages.task import Artifact, Task
 
 
 def identify(path):

@@ -7,6 +7,7 @@ from stage_harness import MiniContext, build, recipe, rows_of
 
 from stages.filter.samples import PER_REASON, TEXT_CHARS
 from stages.filter.stage import publish
+from stages.registry import STAGES
 from stages.schemas import document_id
 
 TEXTS = [f"short {i}" if i % 3 else f"{i} " + "long enough to be kept " * 9 for i in range(300)]
@@ -33,7 +34,7 @@ def test_the_smallest_ids_of_each_reason_wherever_they_lie(tmp_path):
     assert [(r["reason"], r["document_id"], r["text"]) for r in one] == [
         (r["reason"], r["document_id"], r["text"]) for r in many
     ]
-    assert context.counts("filter", "a")["dropped.length_short"] == len(short)
+    assert context.counts(STAGES["filter"], "a")["dropped.length_short"] == len(short)
     assert sum(r["reason"] == "empty" for r in one) == 2
 
 
@@ -52,5 +53,5 @@ def test_take_downs_are_not_shown(tmp_path):
     gone = {"domains": ["b.org"], "ids": [document_id("x4").hex()]}
     found, context = sample(tmp_path / "x", [rows], gone, "exclude", url="url")
     _, open_ = sample(tmp_path / "y", [rows], url="url")
-    assert publish(context.built["filter"].result()) == {} != publish(open_.built["filter"].result())
+    assert publish(context.building["filter"].result()) == {} != publish(open_.building["filter"].result())
     assert sorted(r["text"] for r in found) == ["x1", "x2", "x3"]

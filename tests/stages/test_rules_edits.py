@@ -99,7 +99,7 @@ def filtered(tmp_path, **keys):
     path = tmp_path / "notes.jsonl"
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
     context = MiniContext(tmp_path / "out", mini({"notes": {"from": "jsonl", "path": str(path), **keys}}))
-    rows = rows_of(build(context, "filter")["notes"])
+    rows = rows_of(build(context, "filter").docs["notes"])
     return {row["document_id"]: (row["text"], row["text_hash"]) for row in rows}
 
 

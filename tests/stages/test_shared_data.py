@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from stage_harness import SHARED, MiniContext, build, identify, needs_shared, recipe, rows_of, run_unit
 
-from pipeline.recipe import TokenizerConfig
-from stages.base import DataError
+from stages.errors import DataError
 from stages.sources.registry import SOURCES
+from stages.tokenizer.config import TokenizerConfig
 
 SHARD_TOKENS = 10_000
 pytestmark = needs_shared
@@ -62,7 +62,7 @@ def test_every_row_arrives(context):
 
 def build_result(context, stage):
     """The result of a stage that was built before."""
-    return context.built[stage].result()
+    return context.building[stage].result()
 
 
 def test_lineage_leads_back_to_the_row(context):
@@ -78,7 +78,7 @@ def test_lineage_leads_back_to_the_row(context):
 
 
 def test_duplicates_of_the_crawl_sample_go(context):
-    texts = [row["text"] for row in rows_of(build_result(context, "dedup")["web"])]
+    texts = [row["text"] for row in rows_of(build_result(context, "dedup").docs["web"])]
     assert len(texts) == len(set(texts))
     dropped = sum(r.counts.get("dropped.duplicate", 0) for r in context.records.values())
     assert dropped > 50

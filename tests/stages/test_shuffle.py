@@ -27,6 +27,8 @@ from shuffle_statistics import (
 )
 from stage_harness import SHARED, needs_shared
 
+from stages.registry import STAGES
+
 ALPHA = 1e-5
 SEEDS = (0, 1, 2)
 DOCUMENTS = {"web": 13_000, "maths": 5_000, "qa": 4_000}
@@ -63,7 +65,7 @@ def recipe(folder: Path, seed: int, counts: dict[str, int]) -> dict:
 def available(out):
     """Training tokens of each source."""
     context = build(out, recipe(out, 0, dict.fromkeys(DOCUMENTS, 4000)), "tokenize")
-    return {name: context.counts("tokenize", name)["train_tokens"] for name in DOCUMENTS}
+    return {name: context.counts(STAGES["tokenize"], name)["train_tokens"] for name in DOCUMENTS}
 
 
 @pytest.fixture(scope="module", params=SEEDS)
@@ -255,7 +257,7 @@ def test_real_text_in_windows_of_a_million_tokens(tmp_path):
         "mixtures": {"pretrain": {"counts": dict.fromkeys(paths, 1000), "max_epochs": 4}},
     }
     context = build(tmp_path, raw, "tokenize")
-    tokens = {name: context.counts("tokenize", name)["train_tokens"] for name in paths}
+    tokens = {name: context.counts(STAGES["tokenize"], name)["train_tokens"] for name in paths}
     epochs = {"web": 0.7, "planetmath": 1.0, "stacks": 1.6, "cosmopedia": 3.3}
     raw["mixtures"] = {"pretrain": {"counts": {n: int(epochs[n] * tokens[n]) for n in paths}, "max_epochs": 4}}
     build(tmp_path, raw, "pack_pretrain")

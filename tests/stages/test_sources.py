@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from stage_harness import identify, rows_of, run_unit
 
-from stages.base import DataError
+from stages.errors import DataError
 from stages.schemas import document_id, table_digest
 from stages.sources import installed_docs, parquet
 from stages.sources.base import Row

@@ -19,12 +19,13 @@ from stage_harness import REPO, run_unit
 from tokenizer_harness import TEXTS, curated, train
 from tokenizers import Tokenizer
 
-from pipeline.recipe import TokenizerConfig
-from stages.base import DataError
+from stages.errors import DataError
 from stages.hashing import is_validation, sample
 from stages.schemas import document_id
 from stages.tokenizer import external
-from stages.tokenizer import stage as build_tokenizer
+from stages.tokenizer import stage as tokenizer_stage
+from stages.tokenizer import work as bpe
+from stages.tokenizer.config import TokenizerConfig
 from stages.tokenizer.encoder import HOSTILE, open_encoder
 from stages.tokenizer.report import token_texts
 from stages.tokenizer.spec import SPECIALS, load_text_encoder, special_ids, token_bytes
@@ -102,7 +103,7 @@ def test_same_bytes_in_another_process_with_other_threads(trained):
     code = (
         "import sys; sys.path.insert(0, 'tests/stages')\n"
         "import tokenizer_harness as t\n"
-        "from stages.tokenizer.stage import canonical, train\n"
+        "from stages.tokenizer.work import canonical, train\n"
         "import hashlib\n"
         "from stages.hashing import is_validation, sample\n"
         "order = [x for x in t.TEXTS if not is_validation([t.document_id(x)])[0]]\n"
@@ -228,7 +229,7 @@ def test_defaults_of_a_recipe():
 
 def foreign(path, change=lambda d: None):
     """A tokenizer.json in the form of GPT-2's: merges as text, specials last, `<|endoftext|>` between documents."""
-    tokenizer = build_tokenizer.train([*TEXTS, *HOSTILE], 500, "gpt2")
+    tokenizer = bpe.train([*TEXTS, *HOSTILE], 500, "gpt2")
     definition = json.loads(tokenizer.to_str())
     names = {t["content"] for t in definition["added_tokens"]}
     vocab = [t for t, _ in sorted(definition["model"]["vocab"].items(), key=lambda x: x[1]) if t not in names]
@@ -247,7 +248,7 @@ def foreign(path, change=lambda d: None):
 def adopt(folder, source, **params):
     inputs = [external.locate(source), curated(folder, "a", TEXTS)]
     defaults = {"vocab_size": None, "bos": None, "sample": 10**6, "sources": [["a", 1]]}
-    return run_unit(folder / "unit", build_tokenizer.adopt, {**defaults, **params}, inputs)
+    return run_unit(folder / "unit", bpe.adopt, {**defaults, **params}, inputs)
 
 
 def test_a_tokenizer_is_taken_as_it_is(tmp_path):
@@ -331,7 +332,7 @@ def test_wrong_names_are_errors(tmp_path):
 
 def test_transformers_loads_the_folder(trained, tmp_path):
     transformers = pytest.importorskip("transformers")
-    for name, artifact in build_tokenizer.publish(trained)["tokenizer"].items():
+    for name, artifact in tokenizer_stage.publish(trained)["tokenizer"].items():
         (tmp_path / name).write_bytes(Path(artifact.path).read_bytes())
     loaded = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     assert (len(loaded), loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (400, 0, 0, 1)
@@ -344,7 +345,7 @@ def test_transformers_loads_the_folder(trained, tmp_path):
 
 
 def test_publish_names(trained):
-    names = set(build_tokenizer.publish(trained)["tokenizer"])
+    names = set(tokenizer_stage.publish(trained)["tokenizer"])
     assert names == {"tokenizer.json", "report.json", "tokenizer_config.json", "special_tokens_map.json"}
 
 

@@ -14,6 +14,7 @@ import pytest
 from built import WORDS, build
 
 from stages.pack.verify import verify
+from stages.registry import STAGES
 from train.data.manifest import load_manifest
 
 SIZES = {"web": 6000, "maths": 3000}
@@ -47,7 +48,7 @@ def packed(folder: Path, name: str, sources: dict[str, str], rules: dict[str, li
     }
     raw = {"name": name, "sources": described, "tokenizer": {"vocab_size": 500, "sample": "100kB"}, **keys}
     context = build(folder, raw, "tokenize")
-    counts = {source: context.counts("tokenize", source)["train_tokens"] for source in sources}
+    counts = {source: context.counts(STAGES["tokenize"], source)["train_tokens"] for source in sources}
     build(folder, {**raw, "mixtures": {"pretrain": {"counts": counts, "val_tokens": 10**9}}}, "pack_pretrain")
     return read(folder / "build" / name)
 

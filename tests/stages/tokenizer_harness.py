@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from stage_harness import run_unit
 
-from stages.base import Artifact, Record
 from stages.schemas import CURATED, document_id
+from stages.stage import Record
+from stages.task import Artifact
 from stages.tokenizer import stage as build_tokenizer
 
 WORDS = [hashlib.blake2b(bytes([i % 200]), digest_size=3).hexdigest() for i in range(4000)]

@@ -1,19 +1,17 @@
-"""What a stage is made of: artifacts in, artifacts out, and the task that stands between them.
+"""What a worker sees of a unit of work: its inputs, its parameters, and where its outputs go.
 
 A *unit* of work is one call of a module-level function `work(task)` in some process on some machine.
 It reads `task.inputs`, writes files through `task`, counts what it did, and returns nothing: the engine
 hashes what was written, puts a record beside it, and that record is the only thing later stages see.
 
-A *stage* is a name, the stages it needs, and an async function `build(context)` that runs in the driver,
-cuts the work into units and awaits them. The same `build` serves `run` and the dry run of `plan`.
+Every work function imports this module, so each edit of its code runs every unit again. What only the driver needs is
+in `stages.stage`.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.schemas import TableDigest
-
-
-class DataError(Exception):
-    """Permanent: the input itself is at fault. Says what, where, and how to mend it; never retried."""
-
-
-class TransientError(Exception):
-    """Passing: the network, a busy server, a lost worker. The engine tries again, with backoff."""
-
-
-class Unfinished(Exception):  # noqa: N818 - reads as what happened
-    """The unit was asked to stop before its end, and has saved what it did; never retried in the same run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,79 +120,4 @@ class Task:
         self.counts[what] += n
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a finished unit leaves behind. `outputs` name files; `counts` are sums, folded over units."""
-
-    key: str
-    stage: str
-    label: str
-    inputs: list[str]  # digests
-    outputs: list[Artifact]
-    counts: dict[str, int]
-    seconds: float
-    peak_mb: float
-    versions: dict[str, str]
-    started: float
-    finished: float
-    attempt: str
-    cached: bool = False  # found, not run; never stored
-
-    def output(self, name: str) -> Artifact:
-        """The output called `name`. Raises KeyError."""
-        for artifact in self.outputs:
-            if artifact.name == name:
-                return artifact
-        raise KeyError(f"{self.stage} {self.label} has no output {name!r}")
-
-    def named(self, prefix: str) -> list[Artifact]:
-        """All outputs whose name starts with `prefix`, in the order they were written."""
-        return [a for a in self.outputs if a.name.startswith(prefix)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        value = {name: getattr(self, name) for name in self.__slots__ if name != "cached"}
-        return {**value, "outputs": [a.to_dict() for a in self.outputs]}
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Record:
-        """The inverse of `to_dict`. Names that repeat in every record are kept once."""
-        outputs = [Artifact(**{**a, "name": sys.intern(a["name"])}) for a in value["outputs"]]
-        counts = {sys.intern(name): n for name, n in value["counts"].items()}
-        return cls(**{**value, "outputs": outputs, "counts": counts})
-
-
-# Work is named, not passed: "stages.filter.stage:work" travels to another process as text.
 Work = Callable[[Task], None]
-
-
-def work_name(work: Work) -> str:
-    """`module:function` of a module-level function."""
-    return f"{work.__module__}:{work.__qualname__}"
-
-
-def find_work(name: str) -> Work:
-    """The inverse of `work_name`."""
-    module, function = name.split(":")
-    found: Work = getattr(importlib.import_module(module), function)
-    return found
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A named step of the graph. `build(context)` awaits its units and returns what later stages need."""
-
-    name: str
-    reads: str  # one line for `pipeline list`
-    writes: str
-    build: Callable[[Any], Awaitable[Any]]
-    after: tuple[str, ...] = ()
-    libraries: tuple[str, ...] = ()  # whose versions are part of every unit's key
-    # Folder that people use -> file name -> artifact, or a folder of the store to link to.
-    publish: Callable[[Any], dict[str, Any]] | None = None
-    # Raises DataError for a result that no later stage can use; it is published before, for people to look at.
-    check: Callable[[Any, Any], None] | None = None  # of the context and the result
-    # What a long unit says of itself while it runs: (its folder, its params) -> a line, or "".
-    news: Callable[[str, dict[str, Any]], str] | None = None
-    stops: bool = False  # a unit looks for the file places["stop"]; when it is there it saves and raises Unfinished
-    cpus: int = 1  # that a unit keeps busy itself; 0 when it only starts a job that asks for its own

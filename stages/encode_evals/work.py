@@ -13,12 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.base import Record, Stage, Task
+from stages.task import Task
 from stages.tokenizer.encoder import open_encoder
 from train.data.evalset import Item, evalset_text
 
@@ -55,33 +54,3 @@ def common_prefix(lists: Sequence[Sequence[int]]) -> int:
             break
         n += 1
     return n
-
-
-async def build(context: Any) -> dict[str, Record]:
-    """Each set's record by its name, with the output `encoded`; nothing is asked for without evaluation sets."""
-    items: dict[str, Record] = await context.stage("evals")
-    if not items:
-        return {}
-    tokenizer: Record = await context.stage("build_tokenizer")
-    records = await context.gather(
-        context.run(
-            "encode_evals",
-            work,
-            {"prompt": context.recipe.evals[name].prompt},
-            [tokenizer.output("tokenizer"), record.output("items")],
-            "encoded",
-            name,
-        )
-        for name, record in items.items()
-    )
-    return dict(zip(items, records, strict=True))
-
-
-STAGE = Stage(
-    name="encode_evals",
-    reads="evals, the tokenizer",
-    writes="eval_<name>.json of each mixture",
-    build=build,
-    after=("evals", "build_tokenizer"),
-    libraries=("numpy", "pyarrow", "tokenizers"),
-)

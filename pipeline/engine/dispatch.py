@@ -1,0 +1,126 @@
+"""Sending units to the executor. It starts with the first unit that must run; what fails in passing is sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+
+from pipeline.engine.executor import Executor, Fault, UnitSpec, WorkerLost
+from pipeline.engine.locks import run_lock
+from pipeline.engine.progress import Progress
+from pipeline.engine.signals import Stops
+from pipeline.engine.store import Store
+from pipeline.errors import Stopped, UnitFailed
+from stages.registry import STAGES
+from stages.stage import Record
+
+RETRIES = 5  # of transient errors, after pauses of 1, 2, 4, 8 and 16 s
+LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
+NEWS_EVERY = 10.0  # seconds between the lines of a long unit
+
+
+class Dispatcher:
+    """The executor of one run, and the rules by which units are tried again."""
+
+    def __init__(
+        self, make_executor: Callable[[], Executor], store: Store, progress: Progress, command: str, debug: bool
+    ):
+        self.store, self.progress, self.debug = store, progress, debug
+        self.stops = Stops()
+        self.fatal: UnitFailed | None = None  # ends the run: no other unit is started
+        self._make_executor = make_executor
+        self._executor: Executor | None = None
+        self._slots: asyncio.Semaphore | None = None
+        self._open = contextlib.ExitStack()  # holds the run's lock while there is an executor
+        self._command = command
+
+    @property
+    def started(self) -> bool:
+        """Whether anything had to run."""
+        return self._executor is not None
+
+    def _start(self) -> tuple[Executor, asyncio.Semaphore]:
+        if self._executor is None or self._slots is None:
+            self._executor = self._make_executor()
+            self._open.enter_context(run_lock(self.store, self._command))
+            self._slots = asyncio.Semaphore(self._executor.slots)
+            self.progress.line(f"executor {self._executor.name}, {self._executor.slots} slots")
+        return self._executor, self._slots
+
+    async def submit(self, spec: UnitSpec) -> Record:
+        """Run one unit to its record. Raises UnitFailed when it failed for good, and Stopped after a signal."""
+        stage, label = spec["stage"], spec["label"]
+        await asyncio.sleep(0)  # let the window fill: `auto` chooses the executor by the bytes planned so far
+        executor, slots = self._start()
+        spec["executor"] = executor.name
+        transient = lost = 0
+        while True:
+            try:
+                async with slots:
+                    if self.fatal:
+                        raise self.fatal
+                    if self.stops.asked:
+                        raise Stopped(f"a signal came before {stage} {label}; the same command continues there")
+                    self.progress.started(stage, label)
+                    with self._following(spec):
+                        reply = await executor.submit(spec)
+            except WorkerLost as error:
+                lost += 1
+                if lost > LOST_RETRIES:
+                    raise UnitFailed(stage, label, f"its worker died {lost} times; last: {error}") from None
+                self.progress.line(f"{stage} {label}: {error}; trying again")
+                continue
+            if "record" in reply:
+                return Record.from_dict(reply["record"])
+            fault = reply["error"]
+            self._raise_if_final(spec, fault, transient)
+            pause = 2**transient * (0.5 + random.random())
+            transient += 1
+            self.progress.line(f"{stage} {label}: {fault['message']}; trying again in {pause:.0f} s")
+            await asyncio.sleep(pause)
+
+    def _raise_if_final(self, spec: UnitSpec, fault: Fault, transient: int) -> None:
+        """Raise unless the unit is to be tried again, after `transient` earlier retries."""
+        stage, label = spec["stage"], spec["label"]
+        if self.debug:
+            self.progress.line(fault["trace"])
+        if fault["kind"] == "unfinished" or self.stops.asked:
+            raise Stopped(f"{stage} {label}: {fault['message']}; the same command continues")
+        if fault["kind"] != "transient" or transient >= RETRIES:
+            failure = UnitFailed(stage, label, fault["message"], fatal=fault["kind"] == "fatal")
+            if failure.fatal:
+                self.fatal = failure
+            raise failure
+
+    @contextlib.contextmanager
+    def _following(self, spec: UnitSpec) -> Iterator[None]:
+        """Ask a unit to stop when the run is, and pass on what it says of itself; a local one has our terminal."""
+        stage = STAGES[spec["stage"]]
+        folder = self.store.folder(spec["stage"], spec["key"])
+        news = stage.news
+
+        async def follow() -> None:
+            shown = ""
+            while news is not None:
+                await asyncio.sleep(NEWS_EVERY)
+                line = news(folder, spec["params"])
+                if line and line != shown:
+                    shown = line
+                    self.progress.line(f"{spec['stage']} {spec['label']}: {line}")
+
+        remote = self._executor is not None and self._executor.name != "local"
+        follower = asyncio.ensure_future(follow()) if news and remote else None
+        try:
+            with self.stops.told(spec, folder) if stage.stops else contextlib.nullcontext():
+                yield
+        finally:
+            if follower:
+                follower.cancel()
+
+    def close(self) -> None:
+        """Stop the executor, if one was started."""
+        if self._executor is not None:
+            self._executor.close()
+        self._open.close()

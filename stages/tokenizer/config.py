@@ -1,0 +1,68 @@
+"""The recipe's group `tokenizer`: the byte-level BPE that is trained, or taken as it is."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from stages.config import Count, Model
+from stages.tokenizer.spec import SPECIALS
+
+
+class TokenizerConfig(Model):
+    """The byte-level BPE that the pipeline trains, or takes as it is (`from`)."""
+
+    source: str | None = Field(
+        None,
+        alias="from",
+        description="A tokenizer to take as it is: tokenizer.json, its folder, or owner/name[@revision] of the hub.",
+    )
+    bos: str | None = Field(None, description="With `from`: the special token between documents, if not a known name.")
+    vocab_size: Count | None = Field(
+        None, description="Ids in all: specials, 256 bytes and merges. Default 8192, or what `from` has. At most 65536."
+    )
+    split: Literal["gpt4", "gpt2"] = Field("gpt4", description="How text is cut before merging, as GPT-4 or GPT-2 do.")
+    digits: Annotated[int, Field(ge=1, le=9)] | None = Field(
+        None, description="Most digits in a token; gpt4 has 3, gpt2 no limit. Others but gpt4 with 1 encode slower."
+    )
+    reserved: Annotated[int, Field(ge=0, le=4096)] | list[str] = Field(
+        0, description="Special tokens after the 8 that are always there: how many, or their names as <|name|>."
+    )
+    sample: Count = Field(20_000_000, description="Bytes of text to train on and report on, stratified by source.")
+
+    def reserved_names(self) -> list[str]:
+        """Special tokens asked for, in the order of their ids, which follow the 8 that are always there."""
+        if isinstance(self.reserved, int):
+            return [f"<|reserved_{n}|>" for n in range(1, self.reserved + 1)]
+        return list(self.reserved)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("from", value.get("source")) is None:
+            return {**value, "vocab_size": 8192 if value.get("vocab_size") is None else value["vocab_size"]}
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> TokenizerConfig:
+        names = [*SPECIALS, *self.reserved_names()]
+        if self.source is None and self.bos is not None:
+            raise ValueError(f"bos goes with `from`; a tokenizer that is trained here has {SPECIALS[0]}")
+        fields = type(self).model_fields
+        given = [key for key in ("split", "digits", "reserved") if getattr(self, key) != fields[key].default]
+        if self.source is not None and given:
+            raise ValueError(f"{', '.join(given)} cannot be set with `from`: that tokenizer is taken as it is")
+        for name in names[len(SPECIALS) :]:
+            if not re.fullmatch(r"<\|[A-Za-z][A-Za-z0-9_.-]*\|>", name) or names.count(name) > 1:
+                raise ValueError(
+                    f"reserved names {name!r}; write each once, as <|name|>, and none that is always there"
+                )
+        least = len(names) + 256
+        size = self.vocab_size or least
+        if size > 65_536:
+            raise ValueError(f"vocab_size is {size:,}: ids are stored as uint16, so at most 65,536; lower it")
+        if size < least:
+            raise ValueError(f"vocab_size is {size}: special tokens and the 256 bytes alone take {least}")
+        return self
