@@ -59,11 +59,11 @@ def items_of(folder, **keys):
     """The rows of an evaluation set, read as the stage reads it."""
     config = EvalConfig.model_validate({"from": "ai2_arc", **keys})
 
-    async def one(stage, work, params, inputs, label, source):
-        return run_unit(folder / "out", work, params, inputs)
+    async def run(stage, unit):
+        return run_unit(folder / "out", unit.work, unit.params, unit.inputs)
 
-    context = SimpleNamespace(identify=identify, run=one)
-    return rows_of([asyncio.run(evals.read(context, "quiz", config)).output("items")])
+    context = SimpleNamespace(identify=identify, run=run)
+    return rows_of([asyncio.run(evals.read_set(context, "quiz", config)).output("items")])
 
 
 def test_items_are_the_rows_of_the_source_with_the_ids_that_it_gives_them(tmp_path):
@@ -189,10 +189,10 @@ def encoded(folder, path, rows, prompt):
     file = write_jsonl(folder / "q.jsonl", rows)
     config = EvalConfig.model_validate({"from": "jsonl", "path": str(file), "prompt": prompt})
 
-    async def one(stage, work, params, inputs, label, source):
-        return run_unit(folder / "items", work, params, inputs)
+    async def run(stage, unit):
+        return run_unit(folder / "items", unit.work, unit.params, unit.inputs)
 
-    items = asyncio.run(evals.read(SimpleNamespace(identify=identify, run=one), "q", config)).output("items")
+    items = asyncio.run(evals.read_set(SimpleNamespace(identify=identify, run=run), "q", config)).output("items")
     tokenizer = Artifact(str(path), identify(str(path))[0])
     found = run_unit(folder / "encoded", encode.work, {"prompt": prompt}, [tokenizer, items]).output("encoded")
     said = EvalSet("q", "", found.sha256, found.rows, prompt, "jsonl", "", "", "", [])

@@ -99,7 +99,7 @@ def test_tokens_are_estimated_by_the_source_that_lost_them():
     }
     context = SimpleNamespace(
         recipe=SimpleNamespace(sources=["prose", "code"]),
-        counts=lambda stage, source=None: counts.get((stage, source), {}),
+        counts=lambda stage, source=None: counts.get((stage.name, source), {}),
     )
     assert "1 documents, 400 bytes of text, about 100 tokens;" in exclusion(context)[0]
 

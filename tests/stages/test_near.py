@@ -5,7 +5,6 @@ import random
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from stages.dedup import clusters, minhash
 from stages.dedup import stage as dedup
 from stages.dedup.clusters import PAIR, both_ways, equal_keys, first_bits, ranges_for
 from stages.dedup.config import Dedup
+from stages.exclude.config import Exclude
 from stages.hashing import is_validation
 from stages.registry import STAGES
 from stages.schemas import document_id
@@ -209,7 +209,7 @@ def test_any_cut_keeps_the_same_documents(tmp_path, monkeypatch):
         docs = build(context, "dedup").docs
         kept[entries] = {(n, r["source_row"]) for n, parts in docs.items() for r in rows_of(parts)}
         joins = [label for _, label in context.ran if " join " in label]
-    assert "None join 8 of 8, round 3" in joins and kept[100] == kept[1 << 20]
+    assert " join 8 of 8, round 3" in joins and kept[100] == kept[1 << 20]
     rows = [(name, i, text) for name in "cabdefghi" for i, text in enumerate(texts[name])]
     label = {}
     for i, (name, _, text) in enumerate(rows):
@@ -232,8 +232,8 @@ def test_a_near_duplicate_of_a_validation_document_leaves_training(tmp_path):
     found = sources(tmp_path, a=training, b=[held, "something else"])
     context = MiniContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["a"])))
     curated = build(context, "dedup")
-    assert [r["text"] for r in rows_of(curated["a"])] == []
-    assert {r["text"] for r in rows_of(curated["b"])} == {held, "something else"}
+    assert [r["text"] for r in rows_of(curated.docs["a"])] == []
+    assert {r["text"] for r in rows_of(curated.docs["b"])} == {held, "something else"}
     assert context.counts(STAGES["dedup"], "a")["near_duplicate_of.b"] == len(training)
     report = json.loads(Path(curated.report.path).read_text())
     assert report["by source"]["a"] == {
@@ -276,10 +276,10 @@ def test_the_crawl_sample(tmp_path):
     curated = build(context, "dedup")
     counts = context.counts(STAGES["dedup"], "crawl")
     assert counts["dropped.duplicate"] == 269 and counts["rows_in"] == 776
-    gone = len(copies) - len(rows_of(curated["copies"])) + counts["near_duplicate_of.copies"]
+    gone = len(copies) - len(rows_of(curated.docs["copies"])) + counts["near_duplicate_of.copies"]
     assert 0.4 * len(copies) < expected < 0.95 * len(copies)
     assert abs(gone - expected) < 4 * spread**0.5 + 1, (gone, expected, len(copies))
-    kept = {row["text"] for rows in curated.values() for row in rows_of(rows)}
+    kept = {row["text"] for rows in curated.docs.values() for row in rows_of(rows)}
     held = [text for text in whole if is_validation([document_id(text)])[0]]
     assert held and kept.issuperset(held)
 
@@ -287,7 +287,7 @@ def test_the_crawl_sample(tmp_path):
 def test_the_report_shows_no_text_where_documents_are_taken_down(tmp_path):
     text = " ".join(f"w{i}" for i in range(50))
     found = sources(tmp_path, a=[text, text + " more"])
-    exclude = SimpleNamespace(ids=[document_id("elsewhere").hex()], urls=[], domains=[])
+    exclude = Exclude(ids=[document_id("elsewhere").hex()])
     for keys, shown in (({}, True), ({"exclude": exclude}, False)):
         context = MiniContext(tmp_path / f"out{shown}", recipe(found, **keys))
         report = Path(build(context, "dedup").report.path).read_text()
