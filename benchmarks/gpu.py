@@ -53,7 +53,7 @@ from train.overrides import configs
 
 GOALS = {"floor": 0.40e6, "goal": 0.47e6, "stretch": 0.60e6}  # tokens a second on one H100
 SHARD = measure.ROOT / "manifests" / "shard_40m.yaml"
-# 64k tokens a micro-batch (trainers.md 3.4)
+# 64k tokens a micro-batch (docs/trainer-math.md, "Throughput")
 FULL = {"batch_size": 32, "micro_batch": 8, "seq_len": 8192, "log_every": 10}
 TINY = {"batch_size": 4, "micro_batch": 2, "seq_len": 128, "log_every": 1, "compile": False, "eval_tokens": 128}
 TINY_MODEL = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 128, "sliding_window": 32}

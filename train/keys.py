@@ -5,19 +5,18 @@ A group of keys is a frozen dataclass derived from `Keys`, each of its fields ma
     steps: int = key(1000, "Optimizer steps.", above=0, fixed_by=None)
 
 All that is known of a key stands there once. The checks, the comparison of a run with its checkpoint
-(train/checkpoint/run_folder.py), the reference in docs/ and the JSON Schema read it from the field's metadata. Only
-the standard library is needed: pydantic, which reads the same classes in recipes, takes `description` and
-`json_schema_extra` out of the metadata by itself.
+(train/checkpoint/run_folder.py), and the JSON Schema, of which docs/reference.md is made, read it from the field's
+metadata. Only the standard library is needed: pydantic, which reads the same classes in recipes, takes `description`
+and `json_schema_extra` out of the metadata by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 T = TypeVar("T")
 FixedBy = Literal["weights", "run"] | None
@@ -95,45 +94,6 @@ class Keys:
 def keys_fixed_by_weights(group: type[Keys]) -> list[str]:
     """Return the names of the keys that must be as they were wherever a checkpoint's weights are used."""
     return [field.name for field in dataclasses.fields(group) if field.metadata["fixed_by"] == "weights"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Documentation
-
-
-class KeyDoc(NamedTuple):
-    """One line of the reference."""
-
-    key: str  # below the group, dotted for a nested one: "muon.lr"
-    type: str  # in words: "a number or null"
-    default: str  # as JSON
-    doc: str
-
-
-def documented(group: type[Keys], prefix: str = "") -> list[KeyDoc]:
-    """Return the documentation of every key of `group` in order, those of nested groups in their group's place."""
-    rows: list[KeyDoc] = []
-    hints = type_hints(group)
-    for field in dataclasses.fields(group):
-        name, hint = prefix + field.name, hints[field.name]
-        if isinstance(hint, type) and issubclass(hint, Keys):
-            rows += documented(hint, f"{name}.")
-        else:
-            rows.append(KeyDoc(name, type_text(hint), json.dumps(field.default), field.metadata["description"]))
-    return rows
-
-
-def type_text(hint: Any) -> str:
-    """Return a type in words, as messages and the reference write it."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return ", ".join(map(str, args))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_text(arg) for arg in args)
-    if origin is tuple:
-        return "a list" if args[-1] is Ellipsis else f"a list of {len(args)}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-    return words.get(hint, str(hint))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

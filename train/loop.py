@@ -37,7 +37,7 @@ from train.monitor.singular_values import RankLoss
 from train.monitor.text import clock_text
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
-from train.optim.schedule import Pace, decay_begins, lr_factor
+from train.optim.schedule import StepTimer, decay_begins, lr_factor
 
 LONG_WAIT = 1.0  # seconds that a save may wait for the one before it without saying so
 OnSave = Callable[[dict[str, Any], str | None], None]
@@ -68,7 +68,7 @@ class Run:
     after: Score | None = None
     averaged: dict[str, Score] = field(default_factory=dict)  # of each average, when `after` was scored
     best: dict[str, Any] | None = None  # step, val_loss and tokens of the best score so far
-    pace: Pace | None = None  # by the wall clock only
+    pace: StepTimer | None = None  # by the wall clock only
     total: float = 0.0  # steps this run makes: cfg.steps, or what schedule.seconds suffice for
     factor: float = 1.0  # of the learning rate, in the last step
     clock: Clock = field(default_factory=lambda: Clock())

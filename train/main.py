@@ -56,7 +56,7 @@ from train.monitor.anomalies import Sentinel
 from train.monitor.singular_values import RankLoss
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
-from train.optim.schedule import Pace
+from train.optim.schedule import StepTimer
 from train.overrides import configs
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -138,7 +138,7 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
     state = {"identity": ours, "builds": start.builds}
     this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, state, watch, lost)
     this.on_save = on_save
-    this.pace = None if cfg.schedule.seconds is None else Pace()
+    this.pace = None if cfg.schedule.seconds is None else StepTimer()
     if start.resumed and point is not None:
         tensors = point.tensors("optimizer.safetensors")
         optimizer.load(tensors, point.state.get("updates", point.step))
@@ -146,7 +146,7 @@ def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainCo
         watch.skipped = point.state.get("skipped", 0)
         averages.load(tensors, point.state.get("averages", {}))
         if this.pace is not None:
-            this.pace = Pace(*point.state.get("schedule", {}).get("pace", ()))
+            this.pace = StepTimer(*point.state.get("schedule", {}).get("pace", ()))
         this.step, this.seconds = point.step, float(point.state["seconds"])
         this.before = Score.read(point.state["before"]) if point.state["before"] else None
         this.best = start.best

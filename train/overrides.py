@@ -13,7 +13,7 @@ import typing
 from typing import Any, Literal, TypeVar
 
 from train.config import ConfigError, ModelConfig, TrainConfig
-from train.keys import Keys, one_of, type_hints, type_text
+from train.keys import Keys, one_of, type_hints
 
 GroupT = TypeVar("GroupT", bound=Keys)
 
@@ -77,6 +77,19 @@ def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _digits(text: str) -> bool:
     return text.strip().lstrip("+-").isdigit()
+
+
+def type_text(hint: Any) -> str:
+    """Return a type in words, as messages write it."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return ", ".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_text(arg) for arg in args)
+    if origin is tuple:
+        return "a list" if args[-1] is Ellipsis else f"a list of {len(args)}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    return words.get(hint, str(hint))
 
 
 def apply_overrides(value: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -41,13 +41,13 @@ def test_ema_is_the_seeds_formula(values, decay, every):
     for step, value in enumerate(values[1:], 1):
         if step % every == 0:
             want = decay * want + (1 - decay) * torch.tensor(value)
-    ema = follow(values, cfg).held["ema"]
+    ema = follow(values, cfg).by_name["ema"]
     assert ema.count == (len(values) - 1) // every
     assert float(ema.tensors["weight"]) == pytest.approx(float(want), abs=1e-5)
 
 
 def test_the_first_weights_in_an_ema_of_9030_steps():
-    ema = follow([1.0] + [0.0] * 9030, TrainConfig(steps=9030, ema=EMAConfig(0.997, 10))).held["ema"]
+    ema = follow([1.0] + [0.0] * 9030, TrainConfig(steps=9030, ema=EMAConfig(0.997, 10))).by_name["ema"]
     assert ema.count == 903
     assert float(ema.tensors["weight"]) == pytest.approx(0.0663, abs=5e-5)
 
@@ -56,7 +56,7 @@ def test_swa_takes_the_snapshots_of_the_seed():
     """After step t where the factor is below .5 and (t + 1) % 50 == 0: 30 of them, over 1,500 steps."""
     schedule = ScheduleConfig(kind="warmdown", warmdown=3000)
     cfg = TrainConfig(steps=9000, schedule=schedule, swa=SWAConfig(0.5, 50))
-    swa = follow([float(t) for t in range(9001)], cfg).held["swa"]
+    swa = follow([float(t) for t in range(9001)], cfg).by_name["swa"]
     taken = [t + 1 for t in range(9000) if lr_factor(t, 9000, schedule) < 0.5 and (t + 1) % 50 == 0]
     assert swa.count == len(taken) == 30 and taken[0] == 7550
     assert float(swa.tensors["weight"]) == pytest.approx(sum(taken) / 30, rel=1e-6)
@@ -74,7 +74,7 @@ def test_swa_is_the_mean_and_torchs(values):
             model.weight.data.fill_(value)
             theirs.update_parameters(model)
             taken.append(value)
-    swa = follow(values, cfg).held["swa"]
+    swa = follow(values, cfg).by_name["swa"]
     assert swa.count == len(taken) > 0
     assert float(swa.tensors["weight"]) == pytest.approx(sum(taken) / len(taken), abs=1e-5)
     assert float(swa.tensors["weight"]) == pytest.approx(float(theirs.module.weight.detach()), abs=1e-5)
@@ -82,7 +82,7 @@ def test_swa_is_the_mean_and_torchs(values):
 
 def test_off_holds_and_stores_nothing():
     held = follow([1.0] * 10, TrainConfig(steps=9))
-    assert held.held == {} == held.state_tensors() and held.usable() == []
+    assert held.by_name == {} == held.state_tensors() and held.usable() == []
 
 
 def test_used_puts_the_weights_back_to_the_bit_also_after_an_error():

@@ -1,4 +1,4 @@
-"""Operations a token: golden values of trainers.md 3.1, and the mean attended length against a count."""
+"""Operations a token: golden values of docs/trainer-math.md, "FLOPs", and the mean attended length against a count."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_rates_are_the_definition():
     cfg = ModelConfig()
     flops = flops_per_token(cfg, 8192, 8192)
     meter = hardware.Meter(flops, 798.0, 2)
-    rates = meter.rates(2 * 86_800)  # two devices as fast as the seed's: 44.6 TFLOP/s, 5.6 % (trainers.md 3.1)
+    rates = meter.rates(2 * 86_800)  # two devices as fast as the seed's: 44.6 TFLOP/s, 5.6 % (docs/trainer-math.md)
     assert rates["model_tflops"] == pytest.approx(44.6, abs=0.05)
     assert rates["mfu_causal"] == pytest.approx(0.056, abs=5e-4)
     assert rates["mfu_full"] / rates["mfu_causal"] == pytest.approx(666.9 / 513.6, rel=1e-3)

@@ -15,7 +15,7 @@ from torch import nn
 from train.config import AdamWConfig, ConfigError, ModelConfig, TrainConfig
 from train.model.attention import attend
 from train.model.layers import Linear, fused_linear, project
-from train.model.transformer import build, check_parameters
+from train.model.transformer import build, check_parameters, count_parameters, on_meta_device
 from train.optim.optimizer import Optimizer
 
 PLAIN = ModelConfig(
@@ -187,6 +187,15 @@ def test_logits_agree_with_the_training_path():
     nll = model.score(ids[:, :-1], ids[:, 1:])[0, -1]
     want = -torch.log_softmax(model.logits(model.trunk(ids[:, :-1]))[0, -1], -1)[ids[0, -1]]
     assert torch.allclose(nll, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"engram_enabled": True, "engram_inject_layer": 1}])
+def test_parameters_are_counted_without_memory_as_they_are_built(changes):
+    cfg = dataclasses.replace(TINY, **changes)
+    assert count_parameters(cfg, 50) == sum(p.numel() for p in build(cfg, 50, 0).parameters())
+    random_state = torch.get_rng_state()
+    counted = on_meta_device(cfg, 50)
+    assert all(p.is_meta for p in counted.parameters()) and torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_parameters_and_vocabulary_are_asserted():

@@ -17,9 +17,9 @@ from train.checkpoint import checkpoint
 from train.config import ConfigError, ScheduleConfig, TrainError
 from train.main import run
 from train.optim import schedule
-from train.optim.schedule import Pace, decay_begins, decay_start, lr_factor, settled
+from train.optim.schedule import StepTimer, decay_begins, decay_start, lr_factor, settled
 
-RECORDS = ScheduleConfig(kind="warmdown", warmdown=3000)  # and 9000 steps: trainers.md 1.8
+RECORDS = ScheduleConfig(kind="warmdown", warmdown=3000)  # and 9000 steps: docs/trainer-math.md
 KINDS = st.sampled_from(["wsd", "cosine", "constant", "warmdown"])
 
 
@@ -54,7 +54,7 @@ def test_warmdown_falls_below_a_threshold_where_the_records_do():
 
 
 def test_where_the_decay_starts():
-    assert decay_start(100_000, ScheduleConfig(warmup=1500, decay_frac=0.2)) == 80_300  # trainers.md 1.8
+    assert decay_start(100_000, ScheduleConfig(warmup=1500, decay_frac=0.2)) == 80_300
     assert decay_start(9000, RECORDS) == 6000
 
 
@@ -74,7 +74,7 @@ def records_rule(step, elapsed, limit, warmdown):
 
 @given(st.integers(1, 20_000), st.floats(0.001, 1.0), st.floats(1.0, 10_000.0), st.integers(1, 5000))
 def test_warmdown_by_the_clock_is_the_records_rule(step, mean, limit, warmdown):
-    pace = Pace(step * mean, step)
+    pace = StepTimer(step * mean, step)
     total = pace.total(10**9, limit)
     assume(step < total)
     cfg = ScheduleConfig(kind="warmdown", warmdown=warmdown, seconds=limit)
@@ -121,7 +121,7 @@ def clock(monkeypatch):
 
 
 def test_pace_leaves_out_the_first_step_and_all_that_is_no_step(clock):
-    pace = Pace()
+    pace = StepTimer()
     assert pace.total(100, 8.0) == 100
     clock.now = 50.0  # compiling
     pace.step()
@@ -143,13 +143,13 @@ def test_pace_leaves_out_the_first_step_and_all_that_is_no_step(clock):
 @pytest.fixture
 def half_seconds(monkeypatch, clock):
     """Every step takes .5 s."""
-    ended = Pace.step
+    ended = StepTimer.step
 
     def step(self):
         clock.now += 0.5
         ended(self)
 
-    monkeypatch.setattr(Pace, "step", step)
+    monkeypatch.setattr(StepTimer, "step", step)
 
 
 def test_a_run_by_the_clock_ends_in_time_and_a_resume_continues(pretrain, half_seconds, tmp_path):

@@ -24,7 +24,7 @@ from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.files import write_atomic
 from train.keys import keys_fixed_by_weights
-from train.optim.schedule import Pace, decay_start, settled
+from train.optim.schedule import StepTimer, decay_start, settled
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
     if then is None or (then["steps"], then["seconds"]) == (cfg.steps, cfg.schedule.seconds):
         return
     seconds = cfg.schedule.seconds
-    total = cfg.steps if seconds is None else Pace(*then.get("pace", ())).total(cfg.steps, seconds)
+    total = cfg.steps if seconds is None else StepTimer(*then.get("pace", ())).total(cfg.steps, seconds)
     length = f"train.steps={cfg.steps}" + ("" if seconds is None else f" train.schedule.seconds={seconds:g}")
     if not settled(chosen.step, then["total"], cfg.schedule):
         kept = [p for p in checkpoint.steps(chosen.folder.parent) if _settled(p, cfg)]

@@ -1,8 +1,8 @@
 """How good the model is: validation loss, bits per byte, a unigram to compare with, and samples.
 
-Bits per byte = sum of nll / ln 2 / sum of bytes, over the same tokens (trainers.md 1.12). Every target of the
-validation shards is scored exactly once, in windows that do not overlap; the first token of a shard has nothing
-before it and is no target. A special id has 0 bytes and its loss counts: predicting that a text ends is part of
+Bits per byte = sum of nll / ln 2 / sum of bytes, over the same tokens (docs/trainer-math.md, "Bits per byte"). Every
+target of the validation shards is scored exactly once, in windows that do not overlap; the first token of a shard has
+nothing before it and is no target. A special id has 0 bytes and its loss counts: predicting that a text ends is part of
 predicting the text. (nanochat drops specials from both sums.)
 
 The manifest has one validation shard in the mixture's proportions and one of each source; all are scored alike. The

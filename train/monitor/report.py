@@ -41,7 +41,7 @@ def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, 
     )
     rt.say(
         f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "
-        f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *this.averages.held])}"
+        f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *this.averages.by_name])}"
     )
     if cfg.schedule.warmup > cfg.steps:
         rt.say(
@@ -141,7 +141,7 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
         "unigram": unigram.to_dict(),
         "after": after.to_dict(),
         "averages": {
-            name: {**score.to_dict(), "updates": this.averages.held[name].count} for name, score in averaged.items()
+            name: {**score.to_dict(), "updates": this.averages.by_name[name].count} for name, score in averaged.items()
         },
         "samples": texts,
         "folder": str(this.folder),
@@ -159,7 +159,7 @@ def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
             rt.say(f"           before: {this.before.choices[name]}")
     for name, score in averaged.items():
         rt.say(f"           {score.bits_per_byte:.4f} with the weights of {name}")
-    for name in this.averages.held.keys() - averaged.keys():
+    for name in this.averages.by_name.keys() - averaged.keys():
         rt.say(f"warning: {name} was never updated: the run ended before, see train.{name}")
     for sample in texts:
         prompt, text = (json.dumps(sample[key], ensure_ascii=False) for key in ("prompt", "text"))

@@ -2,7 +2,7 @@
 
 Round robin: each ceil(`every` / matrices) steps the next matrix is copied, which one is a function of the step alone,
 and a thread of the first rank computes its extreme singular values, smin and smax. Where rcond = smin / smax < `floor`,
-that is an event (trainers.md 1.7; the figures are crowfeather's). No weight is touched and no step waits. A matrix with
+that is an event (docs/trainer-math.md, "Singular-value alarm"). No weight is touched and no step waits. A matrix with
 smax < 1e-6 is passed over: zero where it started, it has nothing to lose yet.
 
 A step costs nothing, a look a copy of one matrix and some 40 ms of one core for 512 x 2048: the eigenvalues of its

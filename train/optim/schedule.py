@@ -1,4 +1,4 @@
-"""The learning rate over the steps: one pure function (formulae and golden values: trainers.md 1.8).
+"""The learning rate over the steps: one pure function (docs/trainer-math.md, "Learning-rate schedules").
 
 Every kind rises over `warmup` steps and falls along p from D to the end T; they differ in D:
 
@@ -9,7 +9,7 @@ Every kind rises over `warmup` steps and falls along p from D to the end T; they
 
 By the wall clock (`schedule.seconds`) the same function is used, with T = seconds / mean seconds a step so far: for
 warmdown that is the records' rule, remaining / (warmdown * mean step). T then moves with the machine's pace, so two
-such runs are alike but never equal to the bit. A resume continues: `Pace` is in each checkpoint.
+such runs are alike but never equal to the bit. A resume continues: `StepTimer` is in each checkpoint.
 
 Before D nothing depends on T. So a run can be made longer, or ended sooner, from any checkpoint before D without
 training its stable part again; one is kept at D for that (`decay_begins`), and a resume asks `settled`.
@@ -24,7 +24,7 @@ from train.config import ScheduleConfig
 
 
 def lr_factor(step: int, steps: float, cfg: ScheduleConfig) -> float:
-    """What every group's lr is multiplied by in step `step` (0-based, below `steps`): above 0, at most 1."""
+    """Return what every lr is multiplied by in step `step` (0-based, below `steps`): above 0, at most 1."""
     rise = (step + 1) / cfg.warmup if step < cfg.warmup else 1.0
     start = decay_start(steps, cfg)
     if step < start:
@@ -34,7 +34,7 @@ def lr_factor(step: int, steps: float, cfg: ScheduleConfig) -> float:
 
 
 def decay_start(steps: float, cfg: ScheduleConfig) -> float:
-    """D above, in steps from the start: infinite where nothing falls, below 0 for a warmdown longer than the run."""
+    """Return D, in steps from the start: infinite where nothing falls, below 0 for a warmdown longer than the run."""
     if cfg.kind == "constant":
         return math.inf
     if cfg.kind == "cosine":
@@ -45,8 +45,10 @@ def decay_start(steps: float, cfg: ScheduleConfig) -> float:
 
 
 def decay(left: float, shape: str) -> float:
-    """From 1 where all is left to 0 where nothing is. sqrt is 1 - sqrt(p), p = 1 - left: it falls fast first
-    (Hägele et al. 2024, arXiv 2405.18392)."""
+    """Return the decay's factor, from 1 where all is left to 0 where nothing is.
+
+    sqrt is 1 - sqrt(p), p = 1 - left: it falls fast first (Hägele et al. 2024, arXiv:2405.18392).
+    """
     if shape == "sqrt":
         return 1 - math.sqrt(1 - left)
     if shape == "linear":
@@ -55,17 +57,17 @@ def decay(left: float, shape: str) -> float:
 
 
 def decay_begins(step: int, steps: float, cfg: ScheduleConfig) -> bool:
-    """Whether after `step` updates a stable phase is over. A cosine has none."""
+    """Return whether after `step` updates a stable phase is over. A cosine has none."""
     return cfg.kind in ("wsd", "warmdown") and step >= decay_start(steps, cfg)
 
 
 def settled(step: int, steps: float, cfg: ScheduleConfig) -> bool:
-    """Whether the first `step` updates of a run of `steps` took the factors that any longer run takes."""
+    """Return whether the first `step` updates of a run of `steps` took the factors that any longer run takes."""
     return step - 1 <= decay_start(steps, cfg)
 
 
-class Pace:
-    """Mean seconds a step, over all starts, scores and checkpoints left out.
+class StepTimer:
+    """The mean seconds a step, over all starts, scores and checkpoints left out.
 
     The first step of each start is not timed, for it compiles (the records leave that out too), and counts as a mean
     one.
@@ -76,14 +78,14 @@ class Pace:
         self.lap: float | None = None
 
     def step(self) -> None:
-        """A step has ended."""
+        """Count a step that has ended."""
         now = time.perf_counter()
         if self.lap is not None:
             self.seconds, self.steps = self.seconds + now - self.lap, self.steps + 1
         self.lap = now
 
     def caught_up(self) -> None:
-        """The host has waited for the device, which is training time as well: between lines it runs ahead."""
+        """Count that the host has waited for the device, which is training time as well: it runs ahead of it."""
         now = time.perf_counter()
         if self.lap is not None and self.steps:
             self.seconds += now - self.lap
@@ -94,5 +96,5 @@ class Pace:
         self.lap = time.perf_counter()
 
     def total(self, steps: int, seconds: float) -> float:
-        """How many steps `seconds` suffice for, `steps` at most; that many while nothing was timed."""
+        """Return how many steps `seconds` suffice for, `steps` at most; that many while nothing was timed."""
         return min(float(steps), seconds * self.steps / self.seconds) if self.seconds > 0 else float(steps)
