@@ -36,8 +36,7 @@ lint: setup
 
 # The page that is generated from the code: every command and every key.
 docs: setup
-	$(BIN)/python -m pipeline schema reference > docs/reference.md.new
-	mv docs/reference.md.new docs/reference.md
+	page=$$($(BIN)/python -m pipeline schema reference) && printf '%s\n' "$$page" > docs/reference.md
 
 soak: setup
 	$(BIN)/python -m pytest tests -m soak

@@ -25,7 +25,7 @@ from readers import (
 )
 from tokenizers import Tokenizer
 
-README = Path(__file__).parents[2] / "README.md"
+FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
 @pytest.fixture(scope="module", params=["stream", "best_fit"])
@@ -141,8 +141,8 @@ def test_a_plain_map_reads_every_token(built):
         assert np.array_equal(raw(built.folder / path), shard.tokens)
 
 
-def test_the_readme_reads_a_shard(built, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_numpy_lines_of_the_docs_read_a_shard(built, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", FORMATS.read_text(), re.DOTALL)
     (snippet,) = [block for block in blocks if "numpy.memmap" in block]
     path = train_paths(built)[0]
     named = re.findall(r"build/\S+_train_000000", snippet)

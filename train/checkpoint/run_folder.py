@@ -7,7 +7,7 @@
     summary.json    at the end: scores before and after, the unigram's, samples, speed
     summary.md      the same and more on one page, with plots/; made anew with each score: see train/page.py
 
-How a run starts in it, or goes on, is in start.py.
+How a run starts in it, or goes on, is in resume.py.
 """
 
 from __future__ import annotations
