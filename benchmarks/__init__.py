@@ -1,1 +1,0 @@
-"""Figures the README claims, each measured beside a peer in the same run. `make bench` runs them all."""

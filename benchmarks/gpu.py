@@ -3,8 +3,9 @@
 One command, within 9 minutes. First each fast path against its readable form (benchmarks/gpu_checks.py), and what the
 device does at best. Then variants of one training step, all as the trainer makes it (train/loop.py one_step: reading,
 model, loss, optimiser, sentinel, and every tenth step the line that waits for the device), on shards of random tokens
-from the model's own vocabulary, after compilation: tokens a second, utilisation by two conventions (train/model/flops.py)
-against the measured matrix product, and peak memory. One step of some is profiled: the share of each kind of kernel.
+from the model's own vocabulary, after compilation: tokens a second, utilization by two conventions
+(train/model/flops.py) against the measured matrix product, and peak memory. One step of some is profiled: the share of
+each kind of kernel.
 
 The most important come first, and what no longer fits the time is left out and named. A variant that fails is noted
 with its error. Without a CUDA device nothing is measured and nothing is written.

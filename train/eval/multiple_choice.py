@@ -1,7 +1,7 @@
 """Multiple choice by likelihood: which of a question's choices the model holds most likely.
 
-A choice's log-likelihood is the sum over its tokens, after BOS and the item's prompt (stages/encode_evals/work.py says how
-text is cut into the two). Of n items,
+A choice's log-likelihood is the sum over its tokens, after BOS and the item's prompt (stages/encode_evals/work.py says
+how text is cut into the two). Of n items,
 
     acc           the answer has the largest log-likelihood
     acc_norm      ... the largest log-likelihood per byte of the choice, so that long choices are not put off
