@@ -31,6 +31,7 @@ from stages.errors import DataError
 from stages.filter import work as apply_rules
 from stages.filter.edits import parse_edits
 from stages.filter.rules import parse_rules
+from stages.paths import is_remote
 from stages.sources.base import BadRow, BaseConfig, Row, SourceUnit
 from stages.sources.files import opened
 from stages.sources.parquet import columns_of
@@ -260,7 +261,7 @@ def sample_source(config: BaseConfig, specs: list[SourceUnit], folder: Path) -> 
         raise DataError("what `datasets` streams has no known size, so nothing is predicted of it")
     if not weight:
         raise DataError("its files are empty")
-    remote = any("://" in p.artifact.path for p in pieces)
+    remote = any(is_remote(p.artifact.path) for p in pieces)
     draws = CODE_DRAWS if "package" in pieces[0].params else REMOTE_DRAWS if remote else DRAWS
     drawn = draw(pieces, draws)
     if not remote and weight <= FILE_BYTES:  # so little that all is read

@@ -24,6 +24,7 @@ from stages.errors import DataError, TransientError
 from stages.estimate import Estimate, Sample, estimate, sample_source
 from stages.hashing import VALIDATION_THRESHOLD
 from stages.pack.mixture import largest_remainder, weights
+from stages.paths import is_remote
 from stages.recipe import Recipe
 from stages.registry import STAGES
 from stages.sources.base import SourceUnit
@@ -123,7 +124,7 @@ def sample_sources(context: Context, survey: Survey, names: list[str], folder: P
         place.mkdir()
         return lambda: sample_source(context.recipe.sources[name], survey.units[name], place)
 
-    remote = [n for n in names if any("://" in a.path for spec in survey.units[n] for a in spec.inputs)]
+    remote = [n for n in names if any(is_remote(a.path) for spec in survey.units[n] for a in spec.inputs)]
     batches = [[n] for n in names if n not in remote] + ([remote] if remote else [])
     for batch in batches:
         for name, future in in_time({name: call(name) for name in batch}, SAMPLING).items():

@@ -20,6 +20,7 @@ from stages.errors import DataError
 from stages.evals.stage import units_of
 from stages.lineage.diff import changes
 from stages.pack.stage import PACK
+from stages.paths import is_remote, local_path
 from stages.recipe import Recipe
 from stages.sources.registry import SOURCES, describe, pin
 from train.data.manifest import Manifest, SourceFile, load_manifest
@@ -36,7 +37,7 @@ def recipe_of(manifest: Manifest, places: Mapping[str, str]) -> Recipe:
         if "path" not in known[name]:
             raise UserError(f"--source {name}: it is of kind {known[name]['from']}, which has no path")
         # As absolute as it can be: the build may run in other processes.
-        known[name]["path"] = path if "://" in path else str(Path(path).absolute())
+        known[name]["path"] = path if is_remote(path) else str(Path(local_path(path)).absolute())
     return parse_recipe(raw, "the manifest's recipe")
 
 
@@ -72,7 +73,7 @@ def changed_sources(manifest: Manifest, recipe: Recipe, store: Store, places: Ma
     sets: dict[str, Any] = {**recipe.evals, **recipe.decontaminate.against}
     configs: dict[str, Any] = {**recipe.sources, **sets}
     for name, config in configs.items():
-        remote = any("://" in p for p in paths_of(read_by(manifest.recipe)[name]))
+        remote = any(is_remote(p) for p in paths_of(read_by(manifest.recipe)[name]))
         pin(config, revisions.get(name, ""))
         try:
             if name in sets:

@@ -1,7 +1,8 @@
 """Files of a source: finding them, opening them wherever they are, batching small ones into units.
 
-Everything goes through fsspec, so a path may be local, `memory://`, `s3://` or `hf://`. A file's name in the
-lineage is relative to the source's root: the folder given, or the part of a glob before its first wildcard.
+Everything goes through fsspec, so a path may be local, `memory://`, `s3://` or `hf://`; `stages.paths` decides which
+it is. A file's name in the lineage is relative to the source's root: the folder given, or the folder that a pattern
+begins in.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from typing import IO, Any
 import fsspec
 import zstandard
 
+from stages import paths
 from stages.errors import DataError, TransientError
+from stages.paths import is_remote, local_path
 from stages.sources import hub, retries
 from stages.sources.base import UNIT_BYTES, FilesConfig, Identify, SourceUnit
 from stages.task import Artifact
 
-MAGIC = "*?["
 MARKS = ("ETag", "etag", "oid", "md5", "checksum", "LastModified", "created", "mtime")  # of a version, by file system
 SLICE = 4 << 10  # compressed bytes unpacked at a time: zstd makes at most 32,768 times as much of them
 SMALL = 64 << 20  # unpacked bytes up to which no ratio is suspicious
@@ -76,7 +78,7 @@ def _matches(
     except ImportError as error:
         raise DataError(f"{path}: {error}; install what it names into this environment") from error
     except Exception as error:  # every remote file system raises its client's own kinds
-        if "://" not in path:
+        if not is_remote(path):
             raise
         what = (str(error).splitlines() or [""])[0][:200]
         raise DataError(
@@ -85,37 +87,36 @@ def _matches(
 
 
 def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
-    """The file system of a path and its name there."""
+    """Return the file system of a path and its name there, as `paths.file_system` does; of the hub a patient one."""
     if path.startswith(hub.PROTOCOL):
         retries.install()
-    fs, inner = fsspec.core.url_to_fs(path, **(options or {} if "://" in path else {}))
-    return fs, inner
+    return paths.file_system(path, options)
 
 
 def _search(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], follow_links: bool) -> list[tuple[str, str]]:
-    remote = "://" in path
-    if any(c in inner for c in MAGIC):
-        first = next(i for i, c in enumerate(inner) if c in MAGIC)
-        root = inner[:first].rpartition("/")[0]
-        found = fs.glob(inner, detail=True)  # which calls a link to a file a link
-        names = [n for n, info in found.items() if (info["type"] == "file" if remote else Path(n).is_file())]
+    """Return (full path or URI, name relative to the root) of the files that `inner`, in `fs`, stands for."""
+    remote = is_remote(path)
+    root, pattern = paths.split_pattern(fs, inner)
+    if pattern:
+        found = paths.glob_below(fs, root, pattern)  # which calls a link to a file a link
+        names = [name for name, facts in found.items() if (facts["type"] == "file" if remote else Path(name).is_file())]
     elif fs.isdir(inner):
         root = inner.rstrip("/")
-        names = [n for n in fs.find(inner) if n.endswith(suffixes)]
+        names = [name for name in fs.find(inner) if name.endswith(suffixes)]
     elif fs.exists(inner):
         root, names = inner.rpartition("/")[0], [inner]
         follow_links = True  # it was named itself
     else:
         return []
-    out = []
+    files = []
     for name in names:
         relative = name[len(root) :].lstrip("/")
         if any(part.startswith(".") for part in relative.split("/")):
             continue
         if not remote and not follow_links:
             check_link(root, name)
-        out.append((fs.unstrip_protocol(name) if remote else name, relative))
-    return out
+        files.append((fs.unstrip_protocol(name) if remote else name, relative))
+    return files
 
 
 def check_link(root: str, name: str) -> None:
@@ -127,7 +128,7 @@ def check_link(root: str, name: str) -> None:
 
 def identified(path: str, params: Mapping[str, Any], identify: Identify) -> tuple[str, int]:
     """(digest of the contents, bytes) of a file of a source: a local one by `identify`. Raises DataError."""
-    if "://" in path and not path.startswith("file://"):
+    if is_remote(path):
         return remote_identity(path, params.get("options"))
     return identify(path)
 
@@ -154,19 +155,19 @@ def opened(file: Artifact | str, options: Mapping[str, Any] | None = None) -> It
         if path.startswith(hub.PROTOCOL):
             digest, size = remote_identity(path, options) if isinstance(file, str) else (file.digest, file.bytes)
             yield hub.HubFile(path, digest, size)  # type: ignore[misc]
-        elif "://" in path:
+        elif is_remote(path):
             if not isinstance(file, str) and remote_identity(path, options) != (file.digest, file.bytes):
                 raise DataError(f"{path} has changed since it was listed; run the same command again")
             with fsspec.open(path, "rb", **(options or {})) as stream:
                 yield stream
         else:
-            with Path(path).open("rb") as stream:
+            with Path(local_path(path)).open("rb") as stream:
                 yield stream
     except (FileNotFoundError, PermissionError) as error:
         raise DataError(f"{path} cannot be opened ({error}); it was there when the run was planned") from error
     except OSError as error:
         # Decoders raise OSError's subclasses too (gzip, pyarrow): their callers turn those into DataError first.
-        if "://" in path:
+        if is_remote(path):
             raise TransientError(f"{path}: {error}") from error
         raise
 

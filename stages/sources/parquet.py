@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from stages.errors import DataError, TransientError
+from stages.paths import is_remote
 from stages.sources.base import (
     BadRow,
     FieldError,
@@ -175,7 +176,7 @@ def convert_rows(
         try:
             with opened(artifact, params.get("options")) as stream:
                 # Of a remote file, what a row group's columns need is asked for in as few ranges as they lie in.
-                file = pq.ParquetFile(stream, pre_buffer="://" in artifact.path)
+                file = pq.ParquetFile(stream, pre_buffer=is_remote(artifact.path))
                 last = file.num_row_groups if stop < 0 else stop
                 wanted = columns or columns_of(params, file.schema_arrow.names)
                 first = sum(file.metadata.row_group(g).num_rows for g in range(start))

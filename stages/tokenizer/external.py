@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import DataError
+from stages.paths import local_path
 from stages.task import Artifact
 from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
 from stages.tokenizer.report import byte_alphabet
@@ -41,7 +42,7 @@ def locate(source: str) -> Artifact:
     `source` is a file, a folder with a tokenizer.json, or `owner/name[@revision]` of the hub, whose commit is resolved
     here. Raises DataError when there is none.
     """
-    file = Path(source)
+    file = Path(local_path(source))
     if file.is_dir():
         file = file / "tokenizer.json"
     if file.is_file():

@@ -1,0 +1,87 @@
+"""Paths of people: whether one is local or remote, and whether it is a name or a pattern, are decided here alone.
+
+A path is remote when it has a scheme (`s3://`, `hf://`, `memory://`, `https://`, chains such as `simplecache::s3://`)
+other than `file://`. Everything else is a name on this machine, `a::b.jsonl` too. A path that exists is that file or
+folder, whatever characters are in it; only what does not exist may be a pattern.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+FILE = "file://"
+WILDCARDS = "*?["
+
+
+def is_remote(path: str) -> bool:
+    """Return whether a file system other than this machine's holds `path`."""
+    return "://" in path and not path.startswith(FILE)
+
+
+def local_path(path: str) -> str:
+    """Return a path that is not remote without its `file://`, if it has one: `file:///x` is `/x`."""
+    return path.removeprefix(FILE)
+
+
+def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """Return the fsspec file system that holds `path`, and its name there: of a local path absolute, `~` expanded.
+
+    `options` are passed on to a remote file system. Raises ImportError where it is not installed, and ValueError for a
+    scheme that fsspec does not know.
+    """
+    if is_remote(path):
+        fs, name = fsspec.core.url_to_fs(path, **(options or {}))
+        return fs, name
+    local = LocalFileSystem()
+    return local, local._strip_protocol(local_path(path))
+
+
+def split_pattern(fs: Any, name: str) -> tuple[str, str]:
+    """Return (the folder that a pattern begins in, the pattern below it); (`name`, "") where `name` is no pattern.
+
+    The folder is made of the leading parts of `name` that have no wildcard or that exist as they are written. `name`
+    is what `file_system` gave with `fs`.
+    """
+    if not has_wildcard(name) or exists(fs, name):
+        return name, ""
+    parts = name.split("/")
+    for i, part in enumerate(parts):
+        if has_wildcard(part) and not exists(fs, "/".join(parts[: i + 1])):
+            return "/".join(parts[:i]), "/".join(parts[i:])
+    return name, ""
+
+
+def is_pattern(path: str) -> bool:
+    """Return whether `path`, local or remote, stands for the files that match it."""
+    return has_wildcard(path) and bool(split_pattern(*file_system(path))[1])
+
+
+def has_wildcard(name: str) -> bool:
+    """Return whether `name` has a character that means something in a pattern."""
+    return any(character in name for character in WILDCARDS)
+
+
+def exists(fs: Any, name: str) -> bool:
+    """Return whether `name` is there. A remote name with `*` is not asked for: it is always a pattern."""
+    return bool(("*" not in name or isinstance(fs, LocalFileSystem)) and fs.exists(name))
+
+
+def glob_below(fs: Any, folder: str, pattern: str) -> dict[str, dict[str, Any]]:
+    """Return fsspec's facts of each file and folder below `folder` that matches `pattern`, by name, sorted.
+
+    `folder` is taken as it is written, whatever characters are in it, which `fs.glob` cannot do.
+    """
+    if not has_wildcard(folder):
+        found: dict[str, dict[str, Any]] = fs.glob(f"{folder}/{pattern}", detail=True)
+        return found
+    depth = None if "**" in pattern else pattern.count("/") + 1
+    matches = re.compile(glob_translate(f"{glob.escape(folder)}/{pattern}")).match
+    below = fs.find(folder, maxdepth=depth, withdirs=True, detail=True)
+    return {name: facts for name, facts in sorted(below.items()) if matches(name)}
