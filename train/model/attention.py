@@ -75,8 +75,7 @@ class Attention(nn.Module):
         q, k, v = (y.unflatten(-1, (-1, self.head_size)) for y in project(x, self.q, self.k, self.v))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         heads = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, T, D)
-        y: Tensor = self.o(heads.transpose(1, 2).flatten(2))
-        return y
+        return self.o(heads.transpose(1, 2).flatten(2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -90,8 +89,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
         # inside a compiled model the kernel is compiled with it; uncompiled it holds all T * T scores
         flex: Any = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
-        y: Tensor = flex(q, k, v, block_mask=mask.blocks)
-        return y
+        return flex(q, k, v, block_mask=mask.blocks)
     if mask.cu_seqlens is not None:
         return _varlen(q, k, v, mask.cu_seqlens, mask.window)
     if mask.dense is not None:

@@ -21,5 +21,4 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., dim) to what is added to it."""
         gate, up = project(x, self.gate, self.up)
-        y: Tensor = self.down(F.silu(gate) * up)
-        return y
+        return self.down(F.silu(gate) * up)

@@ -110,8 +110,7 @@ class Model(nn.Module):
             if self.engram is not None and layer == self.cfg.engram_inject_layer:
                 x = self.engram(x)
             x = block(x, cos, sin, attention)
-        states: Tensor = self.norm(x)
-        return states
+        return self.norm(x)
 
     def hidden_states(self, ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         """Return (B * T, dim) of the trunk, compiled or not. Masks are made ahead of it, once for all layers."""
