@@ -88,7 +88,7 @@ def test_a_shell_completes_commands(installed, tmp_path):
 
 def test_the_code_has_the_fingerprint_that_it_has_in_the_clone(installed, tmp_path):
     """ROOT is all of site-packages here: nothing but the project may be hashed."""
-    code = "from pipeline.engine import fingerprint as f; print(f.ROOT, f.source_tree(), f.fingerprint('stages.filter.work'))"
+    code = "from pipeline.engine.fingerprint import *; print(ROOT, source_tree(), fingerprint('stages.filter.work'))"
     root, *prints = run(installed, "python", "-c", code, cwd=tmp_path).split()
     assert Path(root).name == "site-packages"
     assert prints == [fingerprint.source_tree(), fingerprint.fingerprint("stages.filter.work")]
