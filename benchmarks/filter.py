@@ -31,8 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import measure
-from stages.filter.rules import Document, judge, parse_rules
-from stages.filter.work import apply, text_hashes, work
+from stages.filter.document import Document
+from stages.filter.rules import apply_rules, parse_rules
+from stages.filter.work import apply_to_column, text_hashes, work
 from stages.sources.base import Row
 from stages.sources.writer import write_parts
 from stages.task import Artifact, Task
@@ -44,10 +45,10 @@ HOSTILE = 20_000
 COLD = """
 import time; start = time.process_time()
 import pyarrow as pa
-from stages.apply_rules import apply, text_hashes
-from stages.rules import parse_rules
+from stages.filter.rules import parse_rules
+from stages.filter.work import apply_to_column, text_hashes
 texts = pa.array(["The cat sat on the mat. "])
-apply(texts, None, parse_rules(%r)); text_hashes(texts)
+apply_to_column(texts, None, parse_rules(%r)); text_hashes(texts)
 print(time.process_time() - start)
 """
 
@@ -91,7 +92,7 @@ def family(reason: str | None) -> str | None:
 
 def disagreements(texts: list[str], theirs: Callable[[str], tuple[str | None, str]]) -> dict[str, Any]:
     """How often ours and theirs decide differently: the four in a row, and each alone on the texts as they are."""
-    ours, left = apply(pa.array(texts), None, parse_rules(RULES))
+    ours, left = apply_to_column(pa.array(texts), None, parse_rules(RULES))
     pairs: Counter[str] = Counter()
     same_text = both = 0
     for text, reason, kept in zip(texts, ours, left.to_pylist(), strict=True):
@@ -153,17 +154,20 @@ def compare(texts: list[str], peer_megabytes: float, rounds: int) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         part = write_part(texts, Path(folder))
         candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
-            "compiled": (texts, lambda: [apply(column, None, rules) for column in columns]),
+            "compiled": (texts, lambda: [apply_to_column(column, None, rules) for column in columns]),
             **{
-                f"compiled, {name} alone": (texts, lambda name=name: [apply(c, None, alone[name]) for c in columns])
+                f"compiled, {name} alone": (
+                    texts,
+                    lambda name=name: [apply_to_column(c, None, alone[name]) for c in columns],
+                )
                 for name in RULES
             },
             "text hash": (texts, lambda: [text_hashes(column) for column in columns]),
             "stage filter, parquet to parquet": (texts, lambda: stage(part)),
-            "readable": (some, lambda: [judge(Document(text), rules) for text in some]),
+            "readable": (some, lambda: [apply_rules(Document(text), rules) for text in some]),
             "datatrove": (some, lambda: [theirs(text) for text in some]),
         }
-        apply(columns[0], None, rules), text_hashes(columns[0]), theirs(texts[0])
+        apply_to_column(columns[0], None, rules), text_hashes(columns[0]), theirs(texts[0])
         speeds: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(rounds):
             for name, (used, run) in candidates.items():

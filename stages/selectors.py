@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ HOST = r"^(?:[^/?#@]*@)?(?P<host>[^/:?#]+)"
 
 
 def plain_urls(urls: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Addresses as they are compared: without scheme, fragment and slashes at the end, the host in small letters."""
+    """Return addresses as they are compared: no scheme, fragment or slashes at the end, the host in small letters."""
     for pattern in (SCHEME, r"#.*$", r"/+$"):
         urls = pc.replace_substring_regex(urls, pattern, "")
     paths = pc.replace_substring_regex(urls, r"^[^/?]*", "")
@@ -25,58 +25,69 @@ def plain_urls(urls: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
 
 
 def plain_url(url: str) -> str:
-    """`plain_urls` of one."""
+    """Return one address as it is compared, see `plain_urls`."""
     return str(plain_urls(pa.array([url]))[0])
 
 
 def plain_host(host: str) -> str:
-    """A host or domain as it is compared: small letters, and those outside ASCII as the `xn--` form of them."""
+    """Return a host or domain as it is compared: small letters, and those outside ASCII in their `xn--` form."""
     try:
         return host.lower().encode("idna").decode()
     except UnicodeError:  # not a host name, or too long for one
         return host.lower()
 
 
-def spellings(names: list[str], plain: Callable[[str], str]) -> dict[str, list[str]]:
-    """What is compared -> all names that come to it."""
-    found: dict[str, list[str]] = {}
+def names_by_plain(names: Sequence[str], plain: Callable[[str], str]) -> dict[str, list[str]]:
+    """Return all names that come to the same when they are compared, by what they come to."""
+    by_plain: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(plain(name), []).append(name)
-    return found
+        by_plain.setdefault(plain(name), []).append(name)
+    return by_plain
 
 
-def parents(host: str) -> list[str]:
-    """`a.b.c` -> [`a.b.c`, `b.c`, `c`]."""
+def parent_domains(host: str) -> list[str]:
+    """Return the host and all domains it lies in: `a.b.c` -> [`a.b.c`, `b.c`, `c`]."""
     labels = plain_host(host).rstrip(".").split(".")
     return [".".join(labels[i:]) for i in range(len(labels))]
 
 
-def match(
-    ids: pa.ChunkedArray, urls: pa.ChunkedArray, wanted_ids: list[str], wanted_urls: list[str], domains: list[str]
+def select_documents(
+    id_column: pa.ChunkedArray,
+    url_column: pa.ChunkedArray,
+    ids: Sequence[str],
+    urls: Sequence[str],
+    domains: Sequence[str],
 ) -> tuple[npt.NDArray[np.bool_], set[str]]:
-    """(mask of the documents meant, which of the selectors meant any).
+    """Return a mask of the documents that are meant, and the selectors that meant any.
 
-    ids: binary(16) column; urls: string column, null where a document has none. wanted_ids: hex. wanted_urls: whole
-    addresses; scheme, fragment and a slash at the end do not count. domains: a domain means its subdomains too.
+    id_column: binary(16). url_column: strings, null where a document has no address. ids: hex. urls: whole addresses;
+    scheme, fragment and a slash at the end do not count. domains: a domain means its subdomains too.
     """
-    mask, used = np.zeros(len(ids), bool), set()
-    if wanted_ids:
-        values = pa.array([bytes.fromhex(i) for i in wanted_ids], ID)
-        hit = pc.is_in(ids, value_set=values)
-        used |= {i.hex() for i in pc.unique(ids.filter(hit)).to_pylist()}
-        mask |= hit.to_numpy()
-    if wanted_urls or domains:
-        plain = plain_urls(urls)
-    if wanted_urls:
-        written = spellings(wanted_urls, plain_url)
-        hit = pc.fill_null(pc.is_in(plain, value_set=pa.array(list(written), pa.string())), False)
-        used |= {w for u in pc.unique(plain.filter(hit)).to_pylist() for w in written[u]}
-        mask |= hit.to_numpy()
+    mask = np.zeros(len(id_column), bool)
+    used: set[str] = set()
+    if ids:
+        hits = pc.is_in(id_column, value_set=pa.array([bytes.fromhex(text) for text in ids], ID))
+        used |= {value.hex() for value in pc.unique(id_column.filter(hits)).to_pylist()}
+        mask |= hits.to_numpy()
+    if not urls and not domains:
+        return mask, used
+    plain_column = plain_urls(url_column)
+    if urls:
+        urls_by_plain = names_by_plain(urls, plain_url)
+        hits = pc.is_in(plain_column, value_set=pa.array(list(urls_by_plain), pa.string()))
+        hits = pc.fill_null(hits, False)
+        for plain in pc.unique(plain_column.filter(hits)).to_pylist():
+            used.update(urls_by_plain[plain])
+        mask |= hits.to_numpy()
     if domains:
-        lower = spellings(domains, lambda d: plain_host(d).strip("."))
-        hosts = pc.struct_field(pc.extract_regex(plain, HOST), 0)
-        meant = {h: [w for p in parents(h) for w in lower.get(p, ())] for h in pc.unique(hosts).to_pylist() if h}
-        used |= {d for found in meant.values() for d in found}
-        named = pa.array([h for h, found in meant.items() if found], pa.string())
-        mask |= pc.fill_null(pc.is_in(hosts, value_set=named, skip_nulls=True), False).to_numpy()
+        domains_by_plain = names_by_plain(domains, lambda domain: plain_host(domain).strip("."))
+        hosts = pc.struct_field(pc.extract_regex(plain_column, HOST), 0)
+        meant_hosts = []
+        for host in filter(None, pc.unique(hosts).to_pylist()):
+            meant_by = [name for domain in parent_domains(host) for name in domains_by_plain.get(domain, ())]
+            if meant_by:
+                meant_hosts.append(host)
+                used.update(meant_by)
+        hits = pc.is_in(hosts, value_set=pa.array(meant_hosts, pa.string()), skip_nulls=True)
+        mask |= pc.fill_null(hits, False).to_numpy()
     return mask, used

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from pipeline.engine.changes import Units
 from pipeline.engine.store import UNITS, Store
-from stages.filter.edits import edited, parse_edits
-from stages.filter.rules import Document, parse_rules
-from stages.filter.rules import judge as judge_document
+from stages.filter.document import Document
+from stages.filter.edits import apply_edits, parse_edits
+from stages.filter.rules import apply_rules, parse_rules
 from stages.filter.work import META
 from stages.lineage.find import Found, Key, Query
 from stages.schemas import ID
@@ -81,8 +81,8 @@ def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]
         rules = parse_rules(build.manifest.asked("sources", one.source, "rules"))
         row = rows[key]
         meta = {name.removeprefix(META): value for name, value in row.items() if name.startswith(META)}
-        text = edited(row["text"], parse_edits(build.manifest.asked("sources", one.source).get("edit", [])))
-        reason, _ = judge_document(Document(text, meta), rules)
+        text = apply_edits(row["text"], parse_edits(build.manifest.asked("sources", one.source).get("edit", [])))
+        reason, _ = apply_rules(Document(text, meta), rules)
         one.status, one.note = ("dropped", f"by the rule {reason}") if reason else ("curated", "")
     wanted = pa.array(sorted({bytes.fromhex(one.document_id) for one in found.values()}), ID)
     for identity, kept_id, kept_source, near in dropped(build, wanted):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from stages.decontaminate.ngrams import cut, merged
 from stages.decontaminate.search import Opened
 from stages.schemas import CURATED, ID
-from stages.selectors import match
+from stages.selectors import select_documents
 from stages.task import Task
 
 EVIDENCE = pa.schema(
@@ -114,7 +114,7 @@ def gather_evidence(task: Task) -> None:
                     documents[one].add((name, document))
                 if "ids" in task.params:
                     selectors = (task.params[c] for c in ("ids", "urls", "domains"))
-                    table = table.filter(pa.array(~match(table["document_id"], table["url"], *selectors)[0]))
+                    table = table.filter(pa.array(~select_documents(table["document_id"], table["url"], *selectors)[0]))
                 if len(table):
                     writer.write(table)
             if name == names[-1][0]:

@@ -33,9 +33,9 @@ def permutations(number: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
 def band_keys(texts: pa.Array, ngram: int, bands: int, rows: int) -> NDArray[np.uint64]:
     """(documents, bands): documents with the same key in a column are candidates; 0 for a text without a word."""
     from stages.kernels.minhash import sign
-    from stages.kernels.rules import buffers
+    from stages.kernels.text_columns import utf8_buffers
 
-    data, offsets = buffers(texts)
+    data, offsets = utf8_buffers(texts)
     keys = np.empty((len(texts), bands), np.uint64)
     scratch = np.empty(ngram, np.uint64), np.empty(bands * rows, np.uint32)
     sign(data, offsets, folded(), rows, *permutations(bands * rows), scratch, keys)
@@ -50,9 +50,9 @@ def shingles(text: str, ngram: int) -> set[tuple[str, ...]]:
 
 def hashes(text: str, ngram: int) -> NDArray[np.uint64]:
     """The hashes of `shingles`, sorted."""
-    from stages.kernels.rules import buffers
+    from stages.kernels.text_columns import utf8_buffers
 
-    data, offsets = buffers(pa.array([text]))
+    data, offsets = utf8_buffers(pa.array([text]))
     found = np.empty(int(offsets[1]) // 2 + 1, np.uint64)
     return distinct(found[: ngrams(data, int(offsets[1]), folded(), np.zeros(ngram, np.uint64), found)])
 

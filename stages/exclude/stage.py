@@ -5,9 +5,9 @@ same normalised text as one of them (the hash that exact deduplication compares)
 a duplicate that was dropped in favour of an excluded document does not come back, and where the copy that was named
 had itself been dropped, the one that was kept in its place goes.
 
-`find` and `spread` read ids, addresses and hashes only; a part that holds no excluded document is passed on as it is,
-so that nothing after it runs again. The tokenizer stays trained on the text before exclusion: were it not, one
-take-down would change every token of the corpus.
+`find_named` and `find_copies` read ids, addresses and hashes only; a part that holds no excluded document is passed on
+as it is, so that nothing after it runs again. The tokenizer stays trained on the text before exclusion: were it not,
+one take-down would change every token of the corpus.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from stages.decontaminate.stage import DECONTAMINATE
 from stages.dedup.stage import DEDUP
-from stages.exclude.work import find, spread, standing, union, work
-from stages.filter import samples
+from stages.exclude.work import find_copies, find_named, find_standing, merge_values, work
+from stages.filter.samples import dropped_folder, merge_samples
 from stages.filter.stage import FILTER
 from stages.stage import BuildContext, Stage, Unit
 from stages.task import Artifact
@@ -45,7 +45,7 @@ async def build(context: BuildContext) -> Curated:
     filtered = await context.stage(FILTER)
     resampled = await context.map(
         EXCLUDE,
-        (Unit(samples.work, selectors, [sample], "dropped", name) for name, sample in filtered.dropped.items()),
+        (Unit(merge_samples, selectors, [sample], "dropped", name) for name, sample in filtered.dropped.items()),
     )
     records = zip(filtered.dropped, resampled, strict=True)
     dropped = {name: record.output("dropped") for name, record in records}
@@ -69,7 +69,7 @@ async def find_excluded(
     """Return the table of all documents that are taken down, copies included; None when nothing is meant."""
     parts = [(name, i, part) for name, parts in filtered.items() for i, part in enumerate(parts)]
     searched = await context.map(
-        EXCLUDE, (Unit(find, dict(selectors), [part], f"find {i:05d}", name) for name, i, part in parts)
+        EXCLUDE, (Unit(find_named, dict(selectors), [part], f"find {i:05d}", name) for name, i, part in parts)
     )
     used = {selector for record in searched for selector in record.output("named").meta["used"]}
     unused = sorted({selector for names in selectors.values() for selector in names} - used)
@@ -79,12 +79,12 @@ async def find_excluded(
     named = [record.output("named") for record in searched if record.output("named").rows]
     if not named:
         return None
-    hashes = (await context.run(EXCLUDE, Unit(union, {}, named, "named"))).output("union")
+    hashes = (await context.run(EXCLUDE, Unit(merge_values, {}, named, "named"))).output("union")
     copied = await context.map(
-        EXCLUDE, (Unit(spread, {}, [part, hashes], f"copies {i:05d}", name) for name, i, part in parts)
+        EXCLUDE, (Unit(find_copies, {}, [part, hashes], f"copies {i:05d}", name) for name, i, part in parts)
     )
     copies = [record.output("excluded") for record in copied if record.output("excluded").rows]
-    return (await context.run(EXCLUDE, Unit(union, {}, copies, "excluded"))).output("union")
+    return (await context.run(EXCLUDE, Unit(merge_values, {}, copies, "excluded"))).output("union")
 
 
 async def warn_of_standing(context: BuildContext, excluded: Artifact) -> None:
@@ -92,7 +92,7 @@ async def warn_of_standing(context: BuildContext, excluded: Artifact) -> None:
     drops = [artifact for artifact in (await context.stage(DEDUP)).drops if artifact.rows]
     if not drops:
         return
-    record = await context.run(EXCLUDE, Unit(standing, {}, [excluded, *drops], "near-duplicates that stay"))
+    record = await context.run(EXCLUDE, Unit(find_standing, {}, [excluded, *drops], "near-duplicates that stay"))
     table = record.output("standing")
     for row in pq.read_table(context.artifact_path(table))[:SHOWN_NEAR].to_pylist() if table.rows else []:
         gone, kept = row["document_id"].hex(), row["kept_id"].hex()
@@ -107,7 +107,7 @@ async def warn_of_standing(context: BuildContext, excluded: Artifact) -> None:
 def publish(result: Curated) -> dict[str, dict[str, Artifact]]:
     """Publish `curated/<source>-00000.parquet`, ...; and `dropped/<source>.parquet`, without what is excluded."""
     files = {f"{name}-{i:05d}.parquet": part for name, parts in result.docs.items() for i, part in enumerate(parts)}
-    return {"curated": files, **samples.folder(result.dropped)}
+    return {"curated": files, **dropped_folder(result.dropped)}
 
 
 EXCLUDE = Stage(

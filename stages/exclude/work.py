@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.schemas import CURATED, ID
-from stages.selectors import match
+from stages.selectors import select_documents
 from stages.task import Task
 
 NAMED = pa.schema([("text_hash", ID)])
@@ -15,33 +15,34 @@ EXCLUDED = pa.schema([("document_id", ID)])
 STANDING = pa.schema([("document_id", ID), ("kept_id", ID), ("kept_source", pa.string())])
 
 
-def find(task: Task) -> None:
-    """The named documents of one filtered part. Params: ids, urls, domains. Output: `named` (NAMED).
+def find_named(task: Task) -> None:
+    """Find the named documents of one filtered part. Params: ids, urls, domains. Output: `named` (NAMED).
 
-    Its meta lists the selectors that named any.
+    Its meta lists the selectors that named any, as `used`.
     """
-    params, used = task.params, set()
+    used: set[str] = set()
     with task.table("named", NAMED) as writer:
         file = pq.ParquetFile(task.path(task.inputs[0]))
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["document_id", "url", "text_hash"])
-            mask, found = match(table["document_id"], table["url"], params["ids"], params["urls"], params["domains"])
-            used |= found
-            if mask.any():
-                writer.write(table.select(["text_hash"]).filter(pa.array(mask)))
+            selected, used_here = select_documents(table["document_id"], table["url"], **task.params)
+            used |= used_here
+            if selected.any():
+                writer.write(table.select(["text_hash"]).filter(pa.array(selected)))
         writer.meta["used"] = sorted(used)
 
 
-def union(task: Task) -> None:
-    """All values of the one column of some tables, each once and sorted. Output: `union`."""
-    schema = pq.read_schema(task.path(task.inputs[0]))
-    values = {v for a in task.inputs for v in pq.read_table(task.path(a))[schema.names[0]].to_pylist()}
-    with task.table("union", schema.remove_metadata()) as writer:
-        writer.write(pa.Table.from_arrays([pa.array(sorted(values), ID)], schema=writer.schema))
+def merge_values(task: Task) -> None:
+    """Write all values of the one column of some tables, each once and sorted. Output: `union`."""
+    paths = [task.path(artifact) for artifact in task.inputs]
+    schema = pq.read_schema(paths[0]).remove_metadata()
+    values = {value for path in paths for value in pq.read_table(path)[schema.names[0]].to_pylist()}
+    with task.table("union", schema) as writer:
+        writer.write(pa.Table.from_arrays([pa.array(sorted(values), ID)], schema=schema))
 
 
-def spread(task: Task) -> None:
-    """The documents of one filtered part whose text hash is among those named. Output: `excluded` (EXCLUDED).
+def find_copies(task: Task) -> None:
+    """Find the documents of one filtered part whose text hash is among those named. Output: `excluded` (EXCLUDED).
 
     Inputs: the part, the union of `named`.
     """
@@ -50,9 +51,9 @@ def spread(task: Task) -> None:
         file = pq.ParquetFile(task.path(task.inputs[0]))
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["document_id", "text_hash"])
-            found = table.filter(pc.is_in(table["text_hash"], value_set=hashes)).select(["document_id"])
-            if found.num_rows:
-                writer.write(found)
+            copies = table.filter(pc.is_in(table["text_hash"], value_set=hashes)).select(["document_id"])
+            if copies.num_rows:
+                writer.write(copies)
 
 
 def work(task: Task) -> None:
@@ -63,35 +64,37 @@ def work(task: Task) -> None:
     """
     excluded = pq.read_table(task.path(task.inputs[1]))["document_id"]
     file = pq.ParquetFile(task.path(task.inputs[0]))
-    identities = file.read(columns=["document_id"])["document_id"]
-    if not pc.any(pc.is_in(identities, value_set=excluded), min_count=0).as_py():
+    ids = file.read(columns=["document_id"])["document_id"]
+    if not pc.any(pc.is_in(ids, value_set=excluded), min_count=0).as_py():
         return
-    kept = 0
+    kept_bytes = 0
     with task.table("docs", CURATED) as writer:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=CURATED.names)
-            gone = pc.is_in(table["document_id"], value_set=excluded)
+            is_excluded = pc.is_in(table["document_id"], value_set=excluded)
             sizes = pc.binary_length(table["text"])
-            lost = pc.sum(sizes.filter(gone), min_count=0).as_py()
-            task.count("excluded_bytes", lost)
-            task.count("dropped.excluded", pc.sum(gone, min_count=0).as_py())
-            kept += pc.sum(sizes, min_count=0).as_py() - lost
-            table = table.filter(pc.invert(gone))
+            lost_bytes = pc.sum(sizes.filter(is_excluded), min_count=0).as_py()
+            task.count("excluded_bytes", lost_bytes)
+            task.count("dropped.excluded", pc.sum(is_excluded, min_count=0).as_py())
+            kept_bytes += pc.sum(sizes, min_count=0).as_py() - lost_bytes
+            table = table.filter(pc.invert(is_excluded))
             if table.num_rows:
                 writer.write(table)
-        writer.meta["text_bytes"] = kept
+        writer.meta["text_bytes"] = kept_bytes
 
 
-def standing(task: Task) -> None:
-    """Excluded documents that had been dropped as nearly the same as one that stays. Output: `standing` (STANDING).
+def find_standing(task: Task) -> None:
+    """Find excluded documents that had been dropped as nearly the same as one that stays.
 
-    Inputs: the union of `excluded`, then lists of drops (`stages.dedup.clusters`).
+    Output: `standing` (STANDING). Inputs: the union of `excluded`, then lists of drops (`stages.dedup.drops`).
     """
     excluded = pq.read_table(task.path(task.inputs[0]))["document_id"]
     with task.table("standing", STANDING) as writer:
         for artifact in task.inputs[1:]:
-            table = pq.read_table(task.path(artifact)).slice(artifact.rows_from, artifact.rows)
-            gone, kept_goes = (pc.is_in(table[name], value_set=excluded) for name in ("document_id", "kept_id"))
-            found = table.filter(pc.and_not(pc.and_(table["near"], gone), kept_goes)).select(STANDING.names)
-            if found.num_rows:
-                writer.write(found)
+            drops = pq.read_table(task.path(artifact)).slice(artifact.rows_from, artifact.rows)
+            is_excluded = pc.is_in(drops["document_id"], value_set=excluded)
+            kept_is_excluded = pc.is_in(drops["kept_id"], value_set=excluded)
+            near_and_excluded = pc.and_(drops["near"], is_excluded)
+            standing = drops.filter(pc.and_not(near_and_excluded, kept_is_excluded)).select(STANDING.names)
+            if standing.num_rows:
+                writer.write(standing)

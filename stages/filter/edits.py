@@ -34,7 +34,7 @@ PHONE = re.compile(
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is one of the public internet's. Numbers that are no address are none."""
+    """Return whether an address is one of the public internet's. Numbers that are no address are not."""
     try:
         return ipaddress.ip_address(text).is_global
     except ValueError:
@@ -42,18 +42,22 @@ def is_public(text: str) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Whether a telephone number has 8 to 15 digits (E.164)."""
+    """Return whether a telephone number has 8 to 15 digits (E.164)."""
     return 8 <= sum(map(str.isdigit, text)) <= 15
 
 
 def replace(pattern: re.Pattern[str], by: Sequence[str], text: str, check: Callable[[str], bool] | None = None) -> str:
-    """Put the members of `by`, in turn, where `pattern` matches and `check` agrees."""
-    turn = itertools.cycle(by)
-    return pattern.sub(lambda m: next(turn) if check is None or check(m[0]) else m[0], text)
+    """Return the text with the members of `by`, in turn, where `pattern` matches and `check` agrees."""
+    in_turn = itertools.cycle(by)
+
+    def substitute(match: re.Match[str]) -> str:
+        return match[0] if check and not check(match[0]) else next(in_turn)
+
+    return pattern.sub(substitute, text)
 
 
 def pii(text: str) -> str:
-    """E-mail addresses, public IP addresses and telephone numbers replaced."""
+    """Return the text with e-mail addresses, public IP addresses and telephone numbers replaced."""
     if "@" in text:
         text = replace(EMAIL, EMAILS, text)
     text = replace(IPV4, ADDRESSES, text, is_public)
@@ -62,14 +66,14 @@ def pii(text: str) -> str:
 
 
 def mojibake(text: str) -> str:
-    """Text that was encoded in UTF-8 and decoded as something else, mended."""
+    """Return text that was encoded in UTF-8 and decoded as something else, mended."""
     import ftfy
 
     return text if text.isascii() else ftfy.fix_encoding(text)
 
 
 def control_characters(text: str) -> str:
-    """Terminal escapes and control characters removed; tabs, line feeds, form feeds and returns stay."""
+    """Return the text without terminal escapes and control characters; tabs, line feeds, form feeds, returns stay."""
     import ftfy.fixes
 
     return ftfy.fixes.remove_control_chars(ftfy.fixes.remove_terminal_escapes(text))
@@ -83,33 +87,33 @@ EDITS: dict[str, Callable[[str], str]] = {
 LIBRARIES = {"mojibake": "ftfy", "control_characters": "ftfy"}
 
 
-def edited(text: str, edits: Sequence[str]) -> str:
-    """`text` after the edits named; as it was where one leaves what cannot be written as UTF-8."""
+def apply_edits(text: str, edits: Sequence[str]) -> str:
+    """Return `text` after the edits named. One that leaves what cannot be written as UTF-8 is not made."""
     for name in edits:
-        found = EDITS[name](text)
+        edited = EDITS[name](text)
         try:
-            found.encode()
+            edited.encode()
         except UnicodeEncodeError:
             continue
-        text = found
+        text = edited
     return text
 
 
 def parse_edits(edits: Sequence[str]) -> list[str]:
-    """The edits in the order in which they are made. Raises ValueError for one that is unknown or cannot run here."""
+    """Return the edits in the order in which they are made. Raises ValueError for one that cannot be made here."""
     for name in edits:
         if name not in EDITS:
             raise ValueError(f"no edit {name!r}; the edits are {', '.join(EDITS)}")
-    libraries(edits)
+    library_versions(edits)
     return [name for name in EDITS if name in edits]
 
 
-def libraries(edits: Sequence[str]) -> dict[str, str]:
-    """Versions of the libraries that the edits use. Raises ValueError where one is not installed."""
-    found = {}
+def library_versions(edits: Sequence[str]) -> dict[str, str]:
+    """Return the versions of the libraries that the edits use. Raises ValueError where one is not installed."""
+    versions = {}
     for name in sorted({LIBRARIES[edit] for edit in edits if edit in LIBRARIES}):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             raise ValueError(f"the edits {', '.join(LIBRARIES)} need {name}; pip install 'shardmill[{name}]'") from None
-    return found
+    return versions

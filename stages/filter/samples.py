@@ -6,6 +6,8 @@ and then in each source.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.schemas import DOCUMENTS
-from stages.selectors import match
+from stages.selectors import select_documents
 from stages.task import Artifact, Task
 
 PER_REASON = 20
@@ -30,41 +32,43 @@ class Sample:
 
     def add(self, reason: str, documents: pa.Table) -> None:
         """Add documents (DOCUMENTS) that were dropped for `reason`; their text is the source's."""
-        known = self.rows.setdefault(reason, [])
-        first = pc.select_k_unstable(documents, PER_REASON, [("document_id", "ascending")]) if len(documents) else []
-        for row in documents.take(first).to_pylist() if len(documents) else ():
+        if not len(documents):
+            return
+        rows = self.rows.setdefault(reason, [])
+        first = pc.select_k_unstable(documents, PER_REASON, [("document_id", "ascending")])
+        for row in documents.take(first).to_pylist():
             text = row["text"]
-            known.append({"reason": reason, **row, "text": text[:TEXT_CHARS], "chars": len(text)})
-        known.sort(key=lambda row: (row["document_id"], row["source_file"], row["source_row"]))
-        del known[PER_REASON:]
+            rows.append({"reason": reason, **row, "text": text[:TEXT_CHARS], "chars": len(text)})
+        rows.sort(key=lambda row: (row["document_id"], row["source_file"], row["source_row"]))
+        del rows[PER_REASON:]
 
     def table(self) -> pa.Table:
-        """The sample (DROPPED), by reason and id."""
+        """Return the sample (DROPPED), by reason and id."""
         rows = [row for reason in sorted(self.rows) for row in self.rows[reason]]
         return pa.Table.from_pylist(rows, schema=DROPPED)
 
 
-def work(task: Task) -> None:
-    """The sample of a source from those of its units. Params: ids, urls, domains to leave out, or nothing.
+def merge_samples(task: Task) -> None:
+    """Make the sample of a source from those of its units. Params: ids, urls, domains to leave out, or nothing.
 
     Output: `dropped` (DROPPED).
     """
-    table = pa.concat_tables(pq.read_table(task.path(a), schema=DROPPED) for a in task.inputs)
-    if named := task.params:
-        mask, _ = match(table["document_id"], table["url"], named["ids"], named["urls"], named["domains"])
-        table = table.filter(pa.array(~mask))
+    table = pa.concat_tables(pq.read_table(task.path(artifact), schema=DROPPED) for artifact in task.inputs)
+    if task.params:
+        selected, _ = select_documents(table["document_id"], table["url"], **task.params)
+        table = table.filter(pa.array(~selected))
     table = table.sort_by([(name, "ascending") for name in ("reason", "document_id", "source_file", "source_row")])
-    seen: dict[str, int] = {}
-    kept = []
+    times: Counter[str] = Counter()
+    kept_rows = []
     for row, reason in enumerate(table["reason"].to_pylist()):
-        seen[reason] = seen.get(reason, 0) + 1
-        if seen[reason] <= PER_REASON:
-            kept.append(row)
+        times[reason] += 1
+        if times[reason] <= PER_REASON:
+            kept_rows.append(row)
     with task.table("dropped", DROPPED) as writer:
-        if kept:
-            writer.write(table.take(pa.array(kept)))
+        if kept_rows:
+            writer.write(table.take(pa.array(kept_rows)))
 
 
-def folder(samples: dict[str, Artifact]) -> dict[str, dict[str, Artifact]]:
-    """What to publish of the samples by source."""
+def dropped_folder(samples: Mapping[str, Artifact]) -> dict[str, dict[str, Artifact]]:
+    """Return what to publish of the samples, by source."""
     return {"dropped": {f"{name}.parquet": sample for name, sample in samples.items()}} if samples else {}

@@ -12,20 +12,22 @@ from typing import Any
 
 from stages.download.stage import DOWNLOAD, Kept, fetch, take
 from stages.errors import DataError
-from stages.filter import samples
-from stages.filter.edits import libraries, parse_edits
+from stages.filter.edits import library_versions, parse_edits
 from stages.filter.rules import parse_rules
+from stages.filter.samples import dropped_folder, merge_samples
 from stages.filter.work import work
 from stages.sources.base import BaseConfig, SourceUnit
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
 
 
-async def chain(context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit) -> tuple[Record, list[Kept]]:
-    """One download unit, and its parts through the rules."""
+async def fetch_and_filter(
+    context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit
+) -> tuple[Record, list[Kept]]:
+    """Run one download unit, and its parts through the rules. Returns its record, and what the rules kept."""
     params: dict[str, Any] = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
     if config.edit:
-        params |= {"edit": parse_edits(config.edit), "versions": libraries(config.edit)}
+        params |= {"edit": parse_edits(config.edit), "versions": library_versions(config.edit)}
     record = await fetch(context, name, config, spec)
     filtered = await context.map(
         FILTER,
@@ -38,7 +40,7 @@ async def chain(context: BuildContext, name: str, config: BaseConfig, spec: Sour
 
 
 def kept_of(record: Record) -> Kept:
-    """What later steps need of a filter unit's record."""
+    """Return what later steps need of a filter unit's record."""
     counts = record.counts
     return Kept(record.output("docs"), counts.get("kept", 0), counts.get("text_bytes", 0), record.output("dropped"))
 
@@ -56,15 +58,15 @@ class Filtered:
 
 
 async def build(context: BuildContext) -> Filtered:
-    """Filtered documents by source. Downloads as it goes."""
+    """Build the filtered documents of each source. Downloads as it goes."""
 
     async def filter_source(name: str, config: BaseConfig) -> tuple[list[Artifact], Artifact | None]:
-        parts = await take(context, name, config, chain)
+        parts = await take(context, name, config, fetch_and_filter)
         docs = [part.docs for part in parts]
         part_samples = [part.dropped for part in parts if part.dropped and part.dropped.rows]
         if not part_samples:
             return docs, None
-        record = await context.run(FILTER, Unit(samples.work, {}, part_samples, "dropped", name))
+        record = await context.run(FILTER, Unit(merge_samples, {}, part_samples, "dropped", name))
         return docs, record.output("dropped")
 
     sources = context.recipe.sources
@@ -78,7 +80,7 @@ async def build(context: BuildContext) -> Filtered:
 
 
 def check(context: BuildContext, result: Filtered) -> None:
-    """Raises DataError when a source's rules leave no document, naming the commonest reason."""
+    """Raise DataError when a source's rules leave no document, naming the commonest reason."""
     for name in result.docs:
         counts = context.counts(FILTER, name)
         if counts.get("kept", 0):
@@ -93,8 +95,8 @@ def check(context: BuildContext, result: Filtered) -> None:
 
 
 def publish(result: Filtered) -> dict[str, dict[str, Artifact]]:
-    """`dropped/<source>.parquet`, where any document was dropped."""
-    return samples.folder(result.dropped) if result.publish_dropped else {}
+    """Publish `dropped/<source>.parquet`, where any document was dropped."""
+    return dropped_folder(result.dropped) if result.publish_dropped else {}
 
 
 FILTER = Stage(

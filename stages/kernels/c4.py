@@ -1,4 +1,7 @@
-"""C4's rules compiled: the one rule set that edits, line by line, into a buffer of its own."""
+"""C4's rules, compiled: the one family that edits, line by line, into a buffer of its own.
+
+`stages.filter.c4` has the readable form.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ MEANS = np.array([what for _, _, what in PHRASES], np.int64)
 LETTERS = np.zeros((len(PHRASES), 16), np.uint8)
 for number, phrase in enumerate(PHRASES):
     LETTERS[number, : len(phrase[0])] = list(phrase[0].encode())
+C4_REASONS = ("c4_lorem_ipsum", "c4_curly_bracket", "c4_few_sentences")  # in the order of their code
 CITED = (np.frombuffer(b"edit]", np.uint8), np.frombuffer(b"citation needed]", np.uint8))
 
 
@@ -177,10 +181,11 @@ def ends_well(data: Any, a: int, b: int) -> bool:
 
 @compiled
 def c4(data: Any, i: int, b: int, table: Any, limit: Any, out: Any, o: int) -> tuple[int, int]:
-    """`stages.filter.rules_web.c4` of [i, b): (its code, or 0; where the edited text, which begins at `o` of `out`,
-    ends).
+    """`stages.filter.c4.c4` of [i, b): the code of its reason, or 0, and where the edited text ends.
 
-    `out` may be `data`: nothing is written before it was read.
+    The edited text begins at `o` of `out`.
+
+    `out` may be `data`: nothing is written before it has been read.
     """
     begin = o
     lines = total = 0

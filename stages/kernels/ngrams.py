@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.kernels.jit import compiled, get, int64, uint64
-from stages.kernels.rules import buffers
 from stages.kernels.scan import MIX
+from stages.kernels.text_columns import utf8_buffers
 from stages.kernels.words import BASE, folded, next_word, spread
 
 RING = 128  # words remembered: more than an n-gram with one word left out spans
@@ -149,7 +149,7 @@ class Index:
 
     def look(self, texts: pa.Array) -> NDArray[np.int64]:
         """(k, 4): row, number of the n-gram, start and end in bytes of the text, of each that is in a column."""
-        data, offsets = buffers(texts)
+        data, offsets = utf8_buffers(texts)
         room = np.zeros(RING, np.uint64), np.zeros(RING, np.int64), np.zeros((len(self.sizes) + 1, 2), np.int64)
         keys = self.sizes, self.powers, self.gap, self.last, self.sieve, self.index, room
         found = np.zeros((4096 if len(self.sizes) else 0, 4), np.int64)

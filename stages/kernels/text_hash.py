@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from stages.kernels.jit import compiled, get
-from stages.kernels.rules import buffers
 from stages.kernels.scan import decode
+from stages.kernels.text_columns import utf8_buffers
 from stages.kernels.unicode import LIMIT, PLAIN, SPACE, classes
 
 BLANK = 0x20
 
 
 @compiled
-def normalise(data: Any, offsets: Any, table: Any, out: Any, ends: Any) -> None:
+def normalize(data: Any, offsets: Any, table: Any, out: Any, ends: Any) -> None:
     """Put each document's text into `out` from where it begins in `data`; `ends` says where each ends there, or -1.
 
     -1 is for text with a character that another case or form may take: Python does those.
@@ -54,11 +54,11 @@ def normalise(data: Any, offsets: Any, table: Any, out: Any, ends: Any) -> None:
         ends[d] = o
 
 
-def normalised(texts: pa.Array) -> Iterator[memoryview | None]:
-    """The UTF-8 of each text as it is hashed, or None where only Python can say."""
-    data, offsets = buffers(texts)
+def normalized_texts(texts: pa.Array) -> Iterator[memoryview | None]:
+    """Yield the UTF-8 of each text as it is hashed, or None where only Python can say."""
+    data, offsets = utf8_buffers(texts)
     out, ends = np.empty(len(data), np.uint8), np.empty(len(texts), np.int64)
-    normalise(data, offsets, classes(), out, ends)
+    normalize(data, offsets, classes(), out, ends)
     view = memoryview(out.data)
     for start, end in zip(offsets.tolist(), ends.tolist(), strict=False):
         yield view[start:end] if end >= 0 else None

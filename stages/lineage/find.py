@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from stages.hashing import is_validation
 from stages.lineage.trace import Decoder, Piece, curated_files, curated_folder, pieces_of, pieces_where, rows_table
-from stages.selectors import match
+from stages.selectors import select_documents
 from train.data.manifest import Manifest, Shard
 
 SCAN_TOKENS = 4 << 20  # decoded at a time when shards are searched for a phrase
@@ -42,8 +42,8 @@ class Query:
         """Which rows of a table with `columns` are meant."""
         if self.text:
             return pc.match_substring(table["text"], self.text).to_numpy().astype(bool)
-        names = [list(n) for n in (self.ids, self.urls, self.domains)]
-        return match(table["document_id"], table["url"], *names)[0]
+        mask, _ = select_documents(table["document_id"], table["url"], self.ids, self.urls, self.domains)
+        return mask
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from pydantic import TypeAdapter
 
 from stages.decontaminate.ngrams import cut
 from stages.errors import DataError
-from stages.filter.edits import edited, parse_edits
-from stages.filter.rules import EDITING, Document, judge, parse_rules
+from stages.filter.document import Document
+from stages.filter.edits import apply_edits, parse_edits
+from stages.filter.rules import EDITING, apply_rules, parse_rules
 from stages.lineage.reread import moved, read_again
 from stages.pack.format import ROWS
 from stages.schemas import ID, document_id
@@ -320,9 +321,9 @@ def cuts(manifest: Manifest, wanted: Mapping[str, set[bytes]]) -> dict[str, dict
 def transformed(manifest: Manifest, source: str, text: str) -> str:
     """The source's text after the edits that the recipe records: `edit`, and rules that edit."""
     config = manifest.asked("sources", source)
-    text = edited(text, parse_edits(config.get("edit", [])))
+    text = apply_edits(text, parse_edits(config.get("edit", [])))
     rules = [rule for rule in parse_rules(config["rules"]) if rule[0] in EDITING]
-    return judge(Document(text), rules)[1].text
+    return apply_rules(Document(text), rules)[1].text
 
 
 class Documents:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import AfterValidator, Field
 
 from stages.filter.edits import parse_edits
-from stages.filter.rules import check_metadata, parse_rules
+from stages.filter.metadata import check_metadata
+from stages.filter.rules import parse_rules
 from stages.sources import ai2_arc, hub, hub_dataset, installed_docs, json_array, jsonl, parquet, text
 from stages.sources.base import BaseConfig
 from stages.sources.presets import KNOWN, config_of

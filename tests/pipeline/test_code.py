@@ -36,7 +36,7 @@ def changed(root: Path, before: dict[str, str]) -> set[str]:
 def test_only_meaning_counts(tmp_path: Path) -> None:
     root = copy_project(tmp_path)
     before = fingerprints(root)
-    rules = root / "stages/filter/rules.py"
+    rules = root / "stages/filter/length.py"
     edit(rules, "def length(", "# a comment\n\n\ndef length(")
     edit(rules, '"""Length of the text in characters, both ends allowed."""', '"""Other words."""')
     edit(root / "stages/hashing.py", '"""', '"""Another docstring. ')
@@ -57,7 +57,7 @@ def test_only_meaning_counts(tmp_path: Path) -> None:
 def test_a_function_that_holds_nothing_but_its_docstring(tmp_path: Path) -> None:
     root = copy_project(tmp_path)
     before = fingerprints(root)
-    edit(root / "stages/filter/rules.py", "def length(", 'def unused() -> None:\n    """Nothing."""\n\n\ndef length(')
+    edit(root / "stages/filter/length.py", "def length(", 'def unused() -> None:\n    """Nothing."""\n\n\ndef length(')
     assert changed(root, before) == {"stages.filter.work"}
 
 

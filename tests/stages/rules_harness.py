@@ -6,8 +6,9 @@ import random
 
 import pyarrow as pa
 
-from stages.filter.rules import Document, judge, parse_rules
-from stages.filter.work import apply, text_hash, text_hashes
+from stages.filter.document import Document
+from stages.filter.rules import apply_rules, parse_rules
+from stages.filter.work import apply_to_column, text_hash, text_hashes
 
 LOOSE = {"min_words": 1, "min_mean_word_length": 0, "max_mean_word_length": 1e9, "min_stop_words": 1}
 EVERY = ["gopher_repetition", "gopher_quality", "c4", "fineweb"]
@@ -58,9 +59,9 @@ def differences(texts: list[str], programs=PARSED) -> list[tuple]:
     """Texts that the compiled rules judge, edit or hash otherwise than the readable ones: (program, text, both)."""
     column, found = pa.array(texts, pa.string()), []
     for rules in programs:
-        reasons, left = apply(column, None, rules)
+        reasons, left = apply_to_column(column, None, rules)
         for text, reason, kept in zip(texts, reasons, left.to_pylist(), strict=True):
-            expected, document = judge(Document(text), rules)
+            expected, document = apply_rules(Document(text), rules)
             if reason != (expected or "") or (expected is None and kept != document.text):
                 found.append((rules, text, (reason, kept), (expected, document.text)))
     hashes = text_hashes(column)

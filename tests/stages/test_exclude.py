@@ -19,7 +19,7 @@ from stages.hashing import is_validation
 from stages.pack.verify import verify
 from stages.report import exclusion
 from stages.schemas import ID, document_id
-from stages.selectors import match, parents
+from stages.selectors import parent_domains, select_documents
 from train.data.manifest import load_manifest
 
 SHARED = texts(7, 3)  # in both sources, with other white space: the one of `b` is kept, the one of `a` dropped
@@ -185,7 +185,7 @@ def test_match_against_plain_python(urls, wanted, domains):
         return plain(url).partition("/")[0].partition("?")[0].rpartition("@")[2].partition(":")[0].lower()
 
     ids = pa.chunked_array([[bytes([i] * 16) for i in range(len(urls))]], ID)
-    mask, used = match(ids, pa.chunked_array([urls], pa.string()), [], wanted, domains)
+    mask, used = select_documents(ids, pa.chunked_array([urls], pa.string()), [], wanted, domains)
     by_url = [u is not None and plain(u) in {plain(w) for w in wanted} for u in urls]
     names = {d.lower() for d in domains}
     by_domain = [u is not None and any(host(u) == d or host(u).endswith("." + d) for d in names) for u in urls]
@@ -199,16 +199,16 @@ def test_every_spelling_of_a_name_counts():
     column = pa.chunked_array([urls], pa.string())
     ids = pa.chunked_array([[bytes([i] * 16) for i in range(len(urls))]], ID)
     wanted = ["http://www.example.org/P", "https://www.example.ORG/P/"]
-    mask, used = match(ids, column, [], wanted, [])
+    mask, used = select_documents(ids, column, [], wanted, [])
     assert mask.tolist() == [True, False, False, False] and used == {*wanted}
-    assert not match(ids, column, [], ["http://www.example.org/p"], [])[0].any()
+    assert not select_documents(ids, column, [], ["http://www.example.org/p"], [])[0].any()
     for domains in (["Bücher.test"], ["xn--bcher-kva.test", "XN--BCHER-KVA.test"]):
-        mask, used = match(ids, column, [], [], domains)
+        mask, used = select_documents(ids, column, [], [], domains)
         assert mask.tolist() == [False, True, True, False] and used == {*domains}
 
 
 def test_parents():
-    assert parents("A.b.C.") == ["a.b.c", "b.c", "c"]
+    assert parent_domains("A.b.C.") == ["a.b.c", "b.c", "c"]
 
 
 def test_a_near_duplicate_that_stays_is_told_of(tmp_path):

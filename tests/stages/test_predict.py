@@ -16,7 +16,8 @@ from stage_harness import SHARED, needs_shared
 
 from stages.errors import DataError
 from stages.estimate import Piece, draw, estimate, sample_source
-from stages.filter.rules import Document, judge, parse_rules
+from stages.filter.document import Document
+from stages.filter.rules import apply_rules, parse_rules
 from stages.sources.registry import SOURCES, SourceConfig
 from stages.sources.writer import reject
 from stages.task import Artifact, Task
@@ -42,7 +43,7 @@ def truth(config, specs):
         for row in SOURCES[config.kind].rows(Task(spec.params, spec.inputs, Path(), "", lambda a: a.path)):
             if not hasattr(row, "reason") and reject(row) is None:
                 size = len(row.text.encode())
-                found.append((1, size, size * (judge(Document(row.text, {}), rules)[0] is None)))
+                found.append((1, size, size * (apply_rules(Document(row.text, {}), rules)[0] is None)))
     return np.array(found).sum(axis=0)
 
 

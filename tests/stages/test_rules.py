@@ -2,7 +2,9 @@
 
 import pytest
 
-from stages.filter.rules import RULES, Document, gopher_quality, judge, parse_rules
+from stages.filter.document import Document
+from stages.filter.gopher import gopher_quality
+from stages.filter.rules import RULES, apply_rules, parse_rules
 from stages.filter.work import text_hash
 
 PROSE = "The quick brown foxes of that old forest have to be with the lazy dogs and rest. " * 4
@@ -57,14 +59,14 @@ def test_length():
     ],
 )
 def test_metadata(test, value, reason):
-    assert judge(Document("text", {"x": value}), parse_rules([{"metadata": {"x": test}}]))[0] == reason
+    assert apply_rules(Document("text", {"x": value}), parse_rules([{"metadata": {"x": test}}]))[0] == reason
 
 
 def test_first_failing_rule_names_the_reason():
     rules = parse_rules([{"length": {"min_chars": 10}}, "gopher_quality"])
-    assert judge(Document("short"), rules)[0] == "length_short"
-    assert judge(Document("long enough for one"), rules)[0] == "gopher_short_doc"
-    assert judge(Document(""), [])[0] == "empty"
+    assert apply_rules(Document("short"), rules)[0] == "length_short"
+    assert apply_rules(Document("long enough for one"), rules)[0] == "gopher_short_doc"
+    assert apply_rules(Document(""), [])[0] == "empty"
 
 
 def test_naming_a_default_changes_nothing():

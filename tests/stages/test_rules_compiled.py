@@ -14,9 +14,9 @@ from rules_harness import EVERY, PARSED, PIECES, differences, hostile
 from stage_harness import REPO, SHARED, needs_shared
 
 from stages.filter.rules import RULES, parse_rules
-from stages.filter.work import apply, text_hashes
+from stages.filter.work import apply_to_column, text_hashes
 from stages.kernels import jit
-from stages.kernels.rules import REASONS, THRESHOLDS, judge
+from stages.kernels.rules import REASONS, THRESHOLDS, apply_compiled
 from stages.kernels.unicode import ALNUM, ALPHA, BREAK, DIGIT, LIMIT, SPACE, classes
 
 JOINED = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=60).map("".join)
@@ -45,7 +45,7 @@ def test_hostile_texts():
     rng = random.Random(0)
     texts = [hostile(rng) for _ in range(1000)]
     assert differences(texts) == []
-    said = {reason for rules in PARSED for reason in apply(pa.array(texts), None, rules)[0]}
+    said = {reason for rules in PARSED for reason in apply_to_column(pa.array(texts), None, rules)[0]}
     assert len(said) > len(REASONS) / 2, "the texts reach most of the rules"
 
 
@@ -66,7 +66,7 @@ def test_lines_that_differ_in_white_space_alone_take_no_longer():
 def test_a_slice_of_a_column_with_nulls():
     column = pa.array(["x", None, "Hello there.", "", "two words here"], pa.string()).slice(1, 3)
     rules = parse_rules([{"length": {"min_chars": 3}}])
-    reasons, left = apply(column, None, rules)
+    reasons, left = apply_to_column(column, None, rules)
     assert reasons == ["empty", "", "empty"] and left.to_pylist()[1] == "Hello there."
     assert text_hashes(column.slice(1, 1)) == text_hashes(pa.array(["hello THERE."]))
 
@@ -75,8 +75,8 @@ def test_metadata_and_compiled_rules_in_their_order():
     texts = pa.array(["short", "short", "a text that is long enough"])
     metas = [{"x": 1.0}, {"x": 5.0}, {"x": 5.0}]
     test, length = {"metadata": {"x": {"min": 3}}}, {"length": {"min_chars": 10}}
-    assert apply(texts, metas, parse_rules([test, length]))[0] == ["metadata_x", "length_short", ""]
-    assert apply(texts, metas, parse_rules([length, test]))[0] == ["length_short", "length_short", ""]
+    assert apply_to_column(texts, metas, parse_rules([test, length]))[0] == ["metadata_x", "length_short", ""]
+    assert apply_to_column(texts, metas, parse_rules([length, test]))[0] == ["length_short", "length_short", ""]
 
 
 def test_every_threshold_has_its_place():
@@ -131,4 +131,4 @@ def test_where_the_install_folder_cannot_be_written(folders, monkeypatch, capsys
 def test_no_rule_at_all():
     texts = pa.array(["a", ""])
     codes = np.zeros(2, np.int64)
-    assert judge(texts, codes, []) is texts and [REASONS[c] for c in codes] == ["", "empty"]
+    assert apply_compiled(texts, codes, []) is texts and [REASONS[c] for c in codes] == ["", "empty"]

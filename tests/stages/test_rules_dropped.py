@@ -1,10 +1,10 @@
 """The sample of dropped documents: bounded, the same in every run, with its text, and without what is taken down."""
 
 import json
-from types import SimpleNamespace
 
 from stage_harness import MiniContext, build, recipe, rows_of
 
+from stages.exclude.config import Exclude
 from stages.filter.samples import PER_REASON, TEXT_CHARS
 from stages.filter.stage import publish
 from stages.registry import STAGES
@@ -20,7 +20,7 @@ def sample(folder, lines, exclude=None, stage="filter", **keys):
         (folder / f"{n}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     source = {"from": "jsonl", "path": str(folder), "rules": [{"length": {"min_chars": 30}}], **keys}
     named = {"ids": [], "urls": [], "domains": []} | (exclude or {})
-    context = MiniContext(folder / "out", recipe({"a": source}, exclude=SimpleNamespace(**named)))
+    context = MiniContext(folder / "out", recipe({"a": source}, exclude=Exclude(**named)))
     context.warn = lambda _: None
     return rows_of(build(context, stage).dropped.values()), context
 

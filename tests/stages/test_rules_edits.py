@@ -12,7 +12,7 @@ from lineage_harness import RECIPE, every, recipe
 from stage_harness import MiniContext, build, rows_of
 from stage_harness import recipe as mini
 
-from stages.filter.edits import ADDRESSES, EMAILS, PHONES, edited, parse_edits, pii
+from stages.filter.edits import ADDRESSES, EMAILS, PHONES, apply_edits, parse_edits, pii
 from stages.hashing import is_validation
 from stages.lineage.trace import pieces_of, rows_table, trace
 from stages.schemas import document_id
@@ -62,7 +62,7 @@ def test_no_text_takes_long(unit):
 
 
 def test_edits_are_made_in_their_own_order():
-    assert parse_edits(["pii"]) == ["pii"] and edited("a@b.co", []) == "a@b.co"
+    assert parse_edits(["pii"]) == ["pii"] and apply_edits("a@b.co", []) == "a@b.co"
     with pytest.raises(ValueError, match="the edits are mojibake, control_characters, pii"):
         parse_edits(["piii"])
 
@@ -71,9 +71,13 @@ def test_repairs():
     pytest.importorskip("ftfy", reason="ftfy, an extra, is not installed")
     assert parse_edits(["pii", "control_characters", "mojibake"]) == ["mojibake", "control_characters", "pii"]
     assert (
-        edited("schÃ¶n âœ” \x00\x1b[1mbold\x1b[0m\ttab\n", ["mojibake", "control_characters"]) == "schön ✔ bold\ttab\n"
+        apply_edits("schÃ¶n âœ” \x00\x1b[1mbold\x1b[0m\ttab\n", ["mojibake", "control_characters"])
+        == "schön ✔ bold\ttab\n"
     )
-    assert edited("schön, naïve, Ünïcode ✔ 漢字", ["mojibake", "control_characters"]) == "schön, naïve, Ünïcode ✔ 漢字"
+    assert (
+        apply_edits("schön, naïve, Ünïcode ✔ 漢字", ["mojibake", "control_characters"])
+        == "schön, naïve, Ünïcode ✔ 漢字"
+    )
 
 
 def test_a_missing_library_is_named(monkeypatch):

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.kernels.rules import buffers
+from stages.kernels.text_columns import utf8_buffers
 from stages.kernels.words import BASE, MASK, folded, next_word, ngram_hash, spread, word_hash, words
 
 TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aB1 .\n-é'İẞΣßǅ٣五𐐀")), max_size=60)
@@ -19,7 +19,7 @@ TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_fr
 @given(TEXT)
 def test_words_are_the_readable_ones(text: str) -> None:
     """Each word's hash is that of the readable word, and its span holds it."""
-    data, offsets = buffers(pa.array([text]))
+    data, offsets = utf8_buffers(pa.array([text]))
     end = int(offsets[-1])
     found, at = [], 0
     while True:

@@ -1,7 +1,7 @@
-"""What repeats in a document: lines, paragraphs and n-grams of words, over the hashes that a scan leaves. Compiled.
+"""Gopher's rules, compiled: quality by the counters of a scan, and what repeats by the hashes that it leaves.
 
 Equal hashes are compared byte by byte, so that the counts are exact. Most documents need none of the exact counts: an
-upper bound that is cheap to get is already below the threshold.
+upper bound that is cheap to get is already below the threshold. `stages.filter.gopher` has the readable form.
 """
 
 from __future__ import annotations
@@ -9,10 +9,66 @@ from __future__ import annotations
 from typing import Any
 
 from stages.kernels.jit import compiled, get, int64, uint64
-from stages.kernels.scan import ANY, CHARS, LINES, MIX, WORDS, hash_bytes
+from stages.kernels.scan import (
+    ALPHABETIC,
+    ANY,
+    BULLETS,
+    CHARS,
+    ELLIPSES,
+    ELLIPSIS_ROWS,
+    HASHES,
+    LINES,
+    MIX,
+    ROWS,
+    SOLID,
+    SOLID_CHARS,
+    STOPS,
+    WORDS,
+    hash_bytes,
+)
 from stages.kernels.words import BASE
 
 SHORTEST, LONGEST = 5, 10  # n-grams whose repetition counts anywhere
+# What each rule may say, in the order of its code.
+QUALITY_REASONS = (
+    "gopher_short_doc",
+    "gopher_long_doc",
+    "gopher_mean_word_length",
+    "gopher_symbol_ratio",
+    "gopher_bullet_lines",
+    "gopher_ellipsis_lines",
+    "gopher_alphabetic",
+    "gopher_stop_words",
+)
+REPETITION_REASONS = (
+    "gopher_repeated_paragraphs",
+    "gopher_repeated_paragraph_chars",
+    "gopher_repeated_lines",
+    "gopher_repeated_line_chars",
+    *(f"gopher_top_{n}_gram" for n in (2, 3, 4)),
+    *(f"gopher_repeated_{n}_grams" for n in range(SHORTEST, LONGEST + 1)),
+)
+
+
+@compiled
+def gopher_quality(marks: Any, limit: Any) -> int:
+    """`stages.filter.gopher.gopher_quality` of a scanned document: the code of its reason, or 0."""
+    solid, words = marks[SOLID], marks[WORDS]
+    if solid < max(limit[0], 1.0):
+        return 1
+    if solid > limit[1]:
+        return 2
+    if not limit[2] <= marks[SOLID_CHARS] / solid <= limit[3]:
+        return 3
+    if max(marks[HASHES], marks[ELLIPSES]) / words > limit[4]:
+        return 4
+    if marks[BULLETS] / marks[ROWS] > limit[5]:
+        return 5
+    if marks[ELLIPSIS_ROWS] / marks[ROWS] > limit[6]:
+        return 6
+    if marks[ALPHABETIC] / words < limit[7]:
+        return 7
+    return 8 if marks[STOPS] < limit[8] else 0
 
 
 @compiled
@@ -35,7 +91,7 @@ def same(data: Any, a: int, b: int, length: int) -> bool:
 
 
 @compiled
-def repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tuple[int, int, int]:
+def count_repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tuple[int, int, int]:
     """Of the items (lines or paragraphs) of a kind: how many, how many repeat an earlier one, characters in those."""
     table, hashes = items
     bits = clear(slots, n)
@@ -221,20 +277,21 @@ def most_repeated(data: Any, words: Any, total: int, slots: Any, most: Any) -> N
 
 
 @compiled
-def repetition(data: Any, words: Any, lines: Any, marks: Any, limit: Any, spare: Any) -> int:
-    """Which of the repetition rules drops the scanned document, from 1, or 0. `limit`: their thresholds, in order.
+def gopher_repetition(data: Any, words: Any, lines: Any, marks: Any, limit: Any, spare: Any) -> int:
+    """`stages.filter.gopher.gopher_repetition` of a scanned document: the code of its reason, or 0.
 
-    `spare` is (paragraphs, as lines are; slots of a hash table; a counter a word; a sketch; bounds).
+    `limit` has its thresholds in their order. `spare` is (paragraphs, as lines are; slots of a hash table; a counter a
+    word; a sketch; bounds).
     """
     blocks, slots, times, sketch, most = spare
     size, total = marks[CHARS], marks[WORDS]
     n = paragraphs(data, words, lines, marks, blocks)
-    n, number, chars = repeated(data, blocks, n, ANY, slots)
+    n, number, chars = count_repeated(data, blocks, n, ANY, slots)
     if number / max(1, n) > limit[0]:
         return 1
     if chars / size > limit[1]:
         return 2
-    n, number, chars = repeated(data, lines, marks[LINES], ANY, slots)
+    n, number, chars = count_repeated(data, lines, marks[LINES], ANY, slots)
     if number / max(1, n) > limit[2]:
         return 3
     if chars / size > limit[3]:
