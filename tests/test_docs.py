@@ -216,3 +216,38 @@ def test_one_unit_runs_by_itself_as_the_page_on_debugging_says(tmp_path, monkeyp
     pq.write_table(pa.table(columns, schema=DOCUMENTS), "part.parquet")
     exec(snippet, {})
     assert "'dropped.length_short': 1" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Walks
+
+
+def walks() -> list[list[tuple[str, list[str]]]]:
+    """(file, functions) of each line of each of the walks in CONTRIBUTING.md."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## Two walks")[1].split("\n## ")[0]
+    lists: list[list[tuple[str, list[str]]]] = []
+    for number, file, rest in re.findall(r"^(\d+)\. `([^`]+\.py)`: (.*)$", section, re.MULTILINE):
+        if number == "1":
+            lists.append([])
+        lists[-1].append((file, re.findall(r"`([^`]+)`", rest)))
+    return lists
+
+
+def defined(file: Path) -> set[str]:
+    """Functions and classes of a module, methods as Class.method."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names.update(f"{node.name}.{method.name}" for method in node.body if isinstance(method, ast.FunctionDef))
+    return names
+
+
+def test_the_walks_name_what_is_there_and_never_return_to_a_file():
+    assert len(walks()) == 2
+    for walk in walks():
+        files = [file for file, _ in walk]
+        assert len(files) == len(set(files)) >= 10
+        for file, functions in walk:
+            assert functions and set(functions) <= defined(ROOT / file), file
