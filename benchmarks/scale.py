@@ -20,9 +20,9 @@ from rich.table import Table
 from benchmarks import measure
 from stages.dedup.clusters import ENTRIES, PAIRS, ranges_for
 from stages.sources.base import UNIT_BYTES
-from stages.tokenize.regroup import ABOVE, GROUP
+from stages.tokenize.regroup import MERGED_UNITS, MOST_UNITS
 from stages.tokenize.stage import MOST_BYTES
-from stages.tokenize.token_file import GROUP as ROWS
+from stages.tokenize.token_file import ROW_GROUP
 
 # Bytes a row of a parquet table takes on disk, and of a spec an artifact takes; seen on 100 MB of real text.
 TOKENIZED_ROW, ROWS_ROW, ARTIFACT = 62, 70, 420
@@ -36,14 +36,14 @@ def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: f
     documents = tokens / document_tokens
     parts = round(text / UNIT_BYTES)
     units = round(text / MOST_BYTES)
-    groups = units // GROUP if merged and units > ABOVE else 0
-    merges, sums, read = groups * GROUP, -(-units // ABOVE), units - groups * GROUP
-    # A shard is 1 / shards of the positions, a merged file 1 / GROUP of them; a border in it costs one file more.
-    files = read + groups * (1 + GROUP / shards)
+    groups = units // MERGED_UNITS if merged and units > MOST_UNITS else 0
+    merges, sums, read = groups * MERGED_UNITS, -(-units // MOST_UNITS), units - groups * MERGED_UNITS
+    # A shard is 1 / shards of the positions, a merged file 1 / MERGED_UNITS; a border in it costs one file more.
+    files = read + groups * (1 + MERGED_UNITS / shards)
     rows_of_unit, rows_of_shard = documents / units, documents / shards
     # Whole row groups are read: a slice of few rows costs one.
-    merge_rows = min(rows_of_unit, rows_of_unit / GROUP + ROWS)
-    slice_rows = min(rows_of_unit, rows_of_shard / max(1, files) + ROWS)
+    merge_rows = min(rows_of_unit, rows_of_unit / MERGED_UNITS + ROW_GROUP)
+    slice_rows = min(rows_of_unit, rows_of_shard / max(1, files) + ROW_GROUP)
     matches = ranges_for(round(documents), ENTRIES) + ranges_for(round(BANDS * documents), ENTRIES)
     joins = ranges_for(round(2 * BANDS * ALIKE * documents), PAIRS)
     table = {
@@ -58,13 +58,13 @@ def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: f
         "files opened": {
             "dedup": (2 + matches) * parts + joins * (matches + (ROUNDS - 1) * joins),
             "tokenize": 2 * units,
-            "merge": merges * GROUP * 2,
+            "merge": merges * MERGED_UNITS * 2,
             "histograms, held-out, cut": 4 * units,
             "shards": round(shards * files * 2),
         },
         "bytes read": {
             "tokenize": text,
-            "merge": merges * GROUP * merge_rows * TOKENIZED_ROW + (2 * tokens if groups else 0),
+            "merge": merges * MERGED_UNITS * merge_rows * TOKENIZED_ROW + (2 * tokens if groups else 0),
             "histograms, held-out, cut": units * (131_072 + 2 * rows_of_unit * TOKENIZED_ROW),
             "shards": 2 * tokens + shards * files * slice_rows * TOKENIZED_ROW,
         },
@@ -76,7 +76,7 @@ def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: f
         "bytes of specs the driver sends": {
             "dedup": (2 + matches) * parts * ARTIFACT,
             "tokenize": units * 2 * ARTIFACT,
-            "merge": merges * GROUP * 2 * ARTIFACT,
+            "merge": merges * MERGED_UNITS * 2 * ARTIFACT,
             "shards": round(shards * files * 2 * ARTIFACT),
         },
     }

@@ -87,6 +87,9 @@ class Table:
     left: Sequence[str] = ()  # columns that are left-aligned: the first, where none is named
 
 
+ReportGroup = Sequence[Table | str]  # tables and lines that stand together, an empty line behind them
+
+
 class BuildContext(Protocol):
     """One build of one recipe, as a stage's `build` sees it. `pipeline.engine.context.Context` is the engine's."""
 
@@ -174,6 +177,8 @@ class Stage(Generic[Result]):
     publish: Callable[[Result], Folders] | None = None
     # Raises DataError for a result that no later stage can use; it is published before, for people to look at.
     check: Callable[[BuildContext, Result], None] | None = None
+    # What the report at the end of a run says of the stage, beside the account of documents in `stages.report`.
+    report: Callable[[BuildContext, Result], Iterable[ReportGroup]] | None = None
     # What a long unit says of itself while it runs: (its folder, its params) -> a line, or "".
     news: Callable[[str, dict[str, Any]], str] | None = None
     reads_files: bool = False  # inputs are files of a source or an evaluation set, which manifests list

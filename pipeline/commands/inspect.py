@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.commands.report import grid
 from pipeline.errors import UserError
-from stages.report import mixture
+from stages.pack.describe import mixture_table
 from train.data.format import read_shard
 from train.data.manifest import Manifest
 
@@ -20,7 +20,7 @@ def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> N
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{manifest.name}, phase {manifest.phase}, build {manifest.build_id[:16]}", markup=False)
     console.print()
-    shares = mixture(asdict(manifest))
+    shares = mixture_table(asdict(manifest))
     console.print(grid(shares.title, shares.header, shares.rows))
     console.print()
     reasons = [

@@ -21,7 +21,7 @@ from pipeline.engine.graph import find_stage
 from pipeline.errors import NotBuilt, UserError
 from stages.errors import DataError
 from stages.evals.stage import EVALS
-from stages.pack.mixture import asked, capacity, largest_remainder, solve, weights
+from stages.pack.mixture import capacity, largest_remainder, shares_asked, solve, weights
 from stages.recipe import Recipe
 from train.config import ModelConfig
 
@@ -123,7 +123,7 @@ def mixture_rows(context: Context, name: str, survey: Survey) -> tuple[list[tupl
     if known or mixture.temperature is None:
         share = weights(mixture, have)
         wanted = largest_remainder(mixture.tokens, share) if any(share.values()) else None
-        shares = asked(mixture, have)
+        shares = shares_asked(mixture, have)
     rows: list[tuple[Any, ...]] = []
     for source in mixture.sources:
         found = survey.forecasts.get(source)

@@ -28,12 +28,12 @@ def grid(
 def print_report(context: Context) -> None:
     """Print everything worth knowing after a run."""
     console = Console(highlight=False, soft_wrap=True)
-    for part in report(context):
-        for item in part:
-            if isinstance(item, Table):
-                console.print(grid(item.title, item.header, item.rows, item.left))
+    for group in report(context):
+        for entry in group:
+            if isinstance(entry, Table):
+                console.print(grid(entry.title, entry.header, entry.rows, entry.left))
             else:
-                console.print(item, markup=False)
+                console.print(entry, markup=False)
         console.print()
     for line in context.warnings:
         console.print(line, markup=False)

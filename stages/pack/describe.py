@@ -1,59 +1,122 @@
-"""The entries of a manifest: what was packed, of which sources, with what tokenizer and evaluation sets."""
+"""The entries of a manifest: what was packed, of which sources, with what tokenizer and evaluation sets.
+
+The driver's part; `stages.pack.manifest` writes the file.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.dedup.stage import DEDUP
 from stages.download.stage import DOWNLOAD
 from stages.filter.stage import FILTER
-from stages.pack.config import Mixture
-from stages.pack.mixture import asked
+from stages.pack.layout import Layout
+from stages.pack.mixture import shares_asked
 from stages.sources import hub
 from stages.sources.registry import describe as describe_origin
-from stages.stage import BuildContext, Record, Stage
+from stages.stage import BuildContext, Record, Stage, Table
+from stages.task import Artifact
 from train.data.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, Tokenizer
 
-Packed = tuple[str, str, str, Record]  # base of the file names, split, source (of a validation shard), record
+
+@dataclass(frozen=True)
+class PackedShard:
+    """A shard that was written, under the name it is published as."""
+
+    base: str  # of its files' names
+    split: str  # train | val
+    source: str  # of a validation shard: the one source it holds; empty for the mixture
+    record: Record
+
+    def files(self) -> dict[str, Artifact]:
+        """Return its three files by name."""
+        return {
+            f"{self.base}.bin": self.record.output("bin"),
+            f"{self.base}.idx": self.record.output("idx"),
+            f"{self.base}.rows.parquet": self.record.output("rows"),
+        }
+
+    def describe(self) -> Shard:
+        """Return the manifest's entry."""
+        tokens, index, rows = self.record.output("bin"), self.record.output("idx"), self.record.output("rows")
+        return Shard(
+            path=f"{self.base}.bin",
+            split=self.split,
+            tokens=tokens.tokens,
+            documents=tokens.rows,
+            bytes=tokens.bytes,
+            sha256=tokens.sha256,
+            index=f"{self.base}.idx",
+            index_sha256=index.sha256,
+            rows=f"{self.base}.rows.parquet",
+            rows_sha256=rows.sha256,
+            rows_digest=rows.digest,
+            source=self.source,
+            padding=self.record.counts["padding"],
+        )
 
 
-def contents(
+def manifest_values(
     context: BuildContext,
     stage: Stage[Any],
     name: str,
-    packed: list[Packed],
-    targets: Mapping[str, int],
-    available: Mapping[str, int],
+    build_id: str,
+    tokenizer: Tokenizer,
+    evalsets: Mapping[str, Record],
+    packed: Sequence[PackedShard],
+    layout: Layout,
 ) -> dict[str, Any]:
-    """The manifest's account of what was packed: totals, shards, sources, and the recipe they came from."""
+    """Return all that the manifest of mixture `name` says, as JSON values, but for its `val_ids`.
+
+    `stage` packed it. `evalsets`: the record of each set's encoding, by name. Warns of an evaluation set that is read
+    from a file which a source trains on.
+    """
     recipe = context.recipe
-    shards = [describe_shard(*entry) for entry in packed]
-    train = [record for _, split, _, record in packed if split == "train"]
-    val = [record for _, split, source, record in packed if split == "val" and not source]
-    mixture = recipe.mixtures[name]
-    sources = [describe_source(context, stage, s, mixture, targets, available, train, val) for s in mixture.sources]
-    return {
+    shards = [shard.describe() for shard in packed]
+    train = [shard for shard in shards if shard.split == "train"]
+    val = [shard for shard in shards if shard.split == "val" and not shard.source]
+    train_records = [shard.record for shard in packed if shard.split == "train"]
+    val_records = [shard.record for shard in packed if shard.split == "val" and not shard.source]
+    sources = [
+        describe_source(context, stage, name, source, layout, train_records, val_records)
+        for source in recipe.mixtures[name].sources
+    ]
+    values = {
         "schema_version": SCHEMA_VERSION,
+        "build_id": build_id,
         "name": recipe.name,
         "phase": recipe.phase_of(name),
         "mixture": name,
         "seed": recipe.seed,
-        "tokens": sum(s.tokens - s.padding for s in shards if s.split == "train"),
-        "val_tokens": sum(s.tokens - s.padding for s in shards if s.split == "val" and not s.source),
-        "documents": sum(s.documents for s in shards if s.split == "train"),
-        "shards": [asdict(s) for s in shards],
-        "sources": [asdict(s) for s in sources],
+        "tokens": sum(shard.tokens - shard.padding for shard in train),
+        "val_tokens": sum(shard.tokens - shard.padding for shard in val),
+        "documents": sum(shard.documents for shard in train),
+        "tokenizer": asdict(tokenizer),
+        "shards": [asdict(shard) for shard in shards],
+        "sources": [asdict(source) for source in sources],
         "recipe": recipe.to_dict(),
+        "source_tree": context.code_digest(stage),
+        "code": context.modules(stage),
+        "files": {
+            source: [asdict(file) for file in context.source_files(source)]
+            for source in [*recipe.sources, *recipe.decontaminate.against]
+        },
+        "versions": context.versions(stage),
     }
+    described_sets = [describe_evalset(context, evalset, record) for evalset, record in evalsets.items()]
+    warn_of_training_files(context, described_sets)
+    if described_sets:
+        values["evals"] = [asdict(evalset) for evalset in described_sets]
+    return values
 
 
-def describe_evals(context: BuildContext, name: str, record: Record) -> EvalSet:
-    """The manifest's entry for one evaluation set, from the record of its encoding."""
+def describe_evalset(context: BuildContext, name: str, record: Record) -> EvalSet:
+    """Return the manifest's entry for one evaluation set, from the record of its encoding."""
     config, encoded = context.recipe.evals[name], record.output("encoded")
     return EvalSet(
         name=name,
@@ -70,7 +133,7 @@ def describe_evals(context: BuildContext, name: str, record: Record) -> EvalSet:
 
 
 def describe_tokenizer(context: BuildContext, record: Record) -> Tokenizer:
-    """The manifest's entry for the tokenizer."""
+    """Return the manifest's entry for the tokenizer."""
     artifact = record.output("tokenizer")
     report = json.loads(Path(context.artifact_path(record.output("report"))).read_text())
     return Tokenizer(
@@ -84,75 +147,60 @@ def describe_tokenizer(context: BuildContext, record: Record) -> Tokenizer:
     )
 
 
-def describe_shard(base: str, split: str, source: str, record: Record) -> Shard:
-    """The manifest's entry for one packed shard, under the names it is published as."""
-    tokens, index, rows = record.output("bin"), record.output("idx"), record.output("rows")
-    return Shard(
-        path=f"{base}.bin",
-        split=split,
-        tokens=tokens.tokens,
-        documents=tokens.rows,
-        bytes=tokens.bytes,
-        sha256=tokens.sha256,
-        index=f"{base}.idx",
-        index_sha256=index.sha256,
-        rows=f"{base}.rows.parquet",
-        rows_sha256=rows.sha256,
-        rows_digest=rows.digest,
-        source=source,
-        padding=record.counts["padding"],
-    )
+def drop_reasons(context: BuildContext, stage: Stage[Any], source: str) -> dict[str, int]:
+    """Return how many documents of a source are not in the corpus, by reason.
 
-
-def drop_reasons(context: BuildContext, stage: Stage[Any], name: str) -> dict[str, int]:
-    """Documents of a source that are not in the corpus, by reason: with those kept and quarantined all that were read.
-
-    `beyond_budget` are those that the rules kept of the parts behind the one that filled the source's budget.
+    With those kept and quarantined they are all that were read. `stage` is the last that counts. `beyond_budget` are
+    those that the rules kept of the parts behind the one that filled the source's budget.
     """
     by_reason: Counter[str] = Counter()
     for upstream in stage.upstream():
-        for counter, n in context.counts(upstream, name).items() if upstream.drops_documents else ():
+        if not upstream.drops_documents:
+            continue
+        for counter, n in context.counts(upstream, source).items():
             if counter.startswith("dropped."):
                 by_reason[counter.removeprefix("dropped.")] += n
-    filtered, taken = context.counts(FILTER, name), context.counts(DEDUP, name)
-    if "rows_in" in taken and (beyond := filtered.get("kept", 0) - taken["rows_in"]) > 0:
-        by_reason["beyond_budget"] = beyond
+    filtered, deduplicated = context.counts(FILTER, source), context.counts(DEDUP, source)
+    if "rows_in" in deduplicated:
+        beyond_budget = filtered.get("kept", 0) - deduplicated["rows_in"]
+        if beyond_budget > 0:
+            by_reason["beyond_budget"] = beyond_budget
     return dict(by_reason)
 
 
 def describe_source(
     context: BuildContext,
     stage: Stage[Any],
+    mixture_name: str,
     name: str,
-    mixture: Mixture,
-    targets: Mapping[str, int],
-    available: Mapping[str, int],
-    train: list[Record],
-    val: list[Record],
+    layout: Layout,
+    train: Sequence[Record],
+    val: Sequence[Record],
 ) -> Source:
-    """The manifest's entry for one source: what came in, what was dropped and why, what went into the mixture."""
-    config = context.recipe.sources[name]
-    downloaded, kept = context.counts(DOWNLOAD, name), context.counts(DEDUP, name)
+    """Return the manifest's entry for one source: what came in, what was dropped and why, what the mixture took."""
+    config, mixture = context.recipe.sources[name], context.recipe.mixtures[mixture_name]
+    downloaded, deduplicated = context.counts(DOWNLOAD, name), context.counts(DEDUP, name)
     dropped = drop_reasons(context, stage, name)
+    target, available = layout.targets[name], layout.available[name]
 
-    def total(records: list[Record], what: str) -> int:
-        return sum(r.counts.get(f"{what}.{name}", 0) for r in records)
+    def total(records: Sequence[Record], counter: str) -> int:
+        return sum(record.counts.get(f"{counter}.{name}", 0) for record in records)
 
-    got = total(train, "tokens")
+    tokens = total(train, "tokens")
     return Source(
         name=name,
         kind=config.kind,
         **describe_origin(config),
         rows_in=downloaded.get("rows_in", 0),
-        rows_kept=kept.get("kept", 0) - dropped.get("contaminated", 0) - dropped.get("excluded", 0),
+        rows_kept=deduplicated.get("kept", 0) - dropped.get("contaminated", 0) - dropped.get("excluded", 0),
         dropped=dict(sorted(dropped.items())),
         quarantined=downloaded.get("quarantined", 0),
-        available_tokens=available[name],
-        tokens=got,
+        available_tokens=available,
+        tokens=tokens,
         documents=total(train, "documents"),
-        ratio_asked=asked(mixture, available)[name],
-        ratio_got=got / mixture.tokens,
-        epochs=targets[name] / available[name] if available[name] else 0.0,
+        ratio_asked=shares_asked(mixture, layout.available)[name],
+        ratio_got=tokens / mixture.tokens,
+        epochs=target / available if available else 0.0,
         max_epochs=mixture.cap(name),
         val_tokens=total(val, "tokens"),
         val_documents=total(val, "documents"),
@@ -160,10 +208,41 @@ def describe_source(
     )
 
 
-def warn_of_training_files(context: BuildContext, sets: list[EvalSet]) -> None:
+def warn_of_training_files(context: BuildContext, evalsets: Sequence[EvalSet]) -> None:
     """Warn of a set that is read from a file which a source trains on too; to be called when sources are read."""
-    for told in sets:
-        files = {file.digest: file.name for file in told.files}
+    for evalset in evalsets:
+        asked = {file.digest: file.name for file in evalset.files}
         for source in context.recipe.sources:
-            for shared in sorted({files[f.digest] for f in context.source_files(source) if f.digest in files}):
-                context.warn(f"evals.{told.name} asks what {source} trains on: both read {shared}; name another file")
+            trained = {file.digest for file in context.source_files(source)}
+            for shared in sorted(name for digest, name in asked.items() if digest in trained):
+                context.warn(
+                    f"evals.{evalset.name} asks what {source} trains on: both read {shared}; name another file"
+                )
+
+
+def mixture_table(manifest: Mapping[str, Any], window: int | None = None) -> Table:
+    """Return a table of the shares asked and got, from a manifest's values.
+
+    With a `window` of tokens it says how many documents of each source meet in one.
+    """
+    header = ["source", "asked", "got", "tokens", "documents", "epochs", "cap"]
+    if window:
+        header.append("documents/window")
+    rows = []
+    for source in manifest["sources"]:
+        row = [
+            source["name"],
+            f"{source['ratio_asked']:.2%}",
+            f"{source['ratio_got']:.4%}",
+            source["tokens"],
+            source["documents"],
+            f"{source['epochs']:.3f}",
+            f"{source['max_epochs']:g}",
+        ]
+        if window:
+            row.append(f"{window * source['documents'] / max(1, source['tokens']):.2f}")
+        rows.append(row)
+    shards = sum(shard["split"] == "train" for shard in manifest["shards"])
+    tokens, val_tokens = manifest["tokens"], manifest["val_tokens"]
+    title = f"Mixture {manifest['mixture']}: {tokens:,} tokens in {shards} shards, {val_tokens:,} held out"
+    return Table(title, header, rows)

@@ -50,12 +50,12 @@ class Mixture(Protocol):
 
 
 def exact(number: float | Fraction) -> Fraction:
-    """The decimal that `number` is written as: 0.1 is one tenth, not the float nearest to it."""
+    """Return the decimal that `number` is written as: 0.1 is one tenth, not the float nearest to it."""
     return number if isinstance(number, Fraction) else Fraction(repr(number))
 
 
 def root(n: int, temperature: float) -> Fraction:
-    """n ** (1 / temperature) to DIGITS digits, the same on every machine; 0 for 0 and exactly n for 1.
+    """Return n ** (1 / temperature) to DIGITS digits, the same on every machine; 0 for 0 and exactly n for 1.
 
     `decimal` rounds ln, exp and division correctly, to the digits asked for; its power is not promised to be.
     """
@@ -66,7 +66,7 @@ def root(n: int, temperature: float) -> Fraction:
 
 
 def weights(mixture: Mixture, available: Mapping[str, int]) -> dict[str, Fraction]:
-    """What the shares of the mixture are in proportion to, by source, in the mixture's order.
+    """Return what the shares of the mixture are in proportion to, by source, in the mixture's order.
 
     Temperature: T5's temperature-scaled mixing, n ** (1 / T) over the sum of all
     (Raffel et al. 2020, section 3.5.2; Arivazhagan et al. 2019, section 4.2, with T = 5 for languages).
@@ -77,13 +77,13 @@ def weights(mixture: Mixture, available: Mapping[str, int]) -> dict[str, Fractio
     return {s: exact(given[s]) for s in mixture.sources}
 
 
-def asked(mixture: Mixture, available: Mapping[str, int]) -> dict[str, float]:
-    """The share of the tokens that the recipe asks of each source; `ratios` as they are written."""
+def shares_asked(mixture: Mixture, available: Mapping[str, int]) -> dict[str, float]:
+    """Return the share of the tokens that the recipe asks of each source; `ratios` as they are written."""
     if mixture.ratios:
         return {s: mixture.ratios[s] for s in mixture.sources}
-    found = weights(mixture, available)
-    whole = sum(found.values())
-    return {s: float(weight / whole) if whole else 0.0 for s, weight in found.items()}
+    by_source = weights(mixture, available)
+    total = sum(by_source.values())
+    return {s: float(weight / total) if total else 0.0 for s, weight in by_source.items()}
 
 
 def largest_remainder(total: int, ratios: Mapping[str, float | Fraction]) -> dict[str, int]:
@@ -92,9 +92,9 @@ def largest_remainder(total: int, ratios: Mapping[str, float | Fraction]) -> dic
     Hamilton's method: everyone gets the floor of their share, what is left goes one each to the largest
     fractions; ties go to the source named first.
     """
-    parts = {name: exact(ratio) for name, ratio in ratios.items()}
-    scale = sum(parts.values())
-    ideal = {name: total * part / scale for name, part in parts.items()}
+    exact_ratios = {name: exact(ratio) for name, ratio in ratios.items()}
+    scale = sum(exact_ratios.values())
+    ideal = {name: total * ratio / scale for name, ratio in exact_ratios.items()}
     counts = {name: int(share) for name, share in ideal.items()}
     left = total - sum(counts.values())
     for name in sorted(ratios, key=lambda n: counts[n] - ideal[n])[:left]:  # a stable sort
@@ -103,17 +103,17 @@ def largest_remainder(total: int, ratios: Mapping[str, float | Fraction]) -> dic
 
 
 def capacity(available: int, max_epochs: float) -> int:
-    """Training tokens a source can give when it is repeated at most `max_epochs` times."""
+    """Return the training tokens that a source can give when it is repeated at most `max_epochs` times."""
     return int(available * exact(max_epochs))
 
 
 def rooms(mixture: Mixture, available: Mapping[str, int]) -> dict[str, int]:
-    """Training tokens that each source can give to the mixture."""
+    """Return the training tokens that each source can give to the mixture."""
     return {s: capacity(available[s], mixture.cap(s)) for s in mixture.sources}
 
 
 def solve(mixture: Mixture, available: Mapping[str, int]) -> dict[str, int]:
-    """Exact token counts per source, or a DataError that names what binds and what would work.
+    """Return exact token counts per source. Raises DataError that names what binds and what would work.
 
     `available[s]`: training tokens of source s that the mixture may take, before repeats; for `seen: exclude`
     less what pretrain takes.
@@ -134,8 +134,8 @@ def solve(mixture: Mixture, available: Mapping[str, int]) -> dict[str, int]:
 
 
 def shortage(mixture: Mixture, available: Mapping[str, int], source: str, lack: int, wanted: int) -> str:
-    """Why `source` cannot give the `wanted` tokens: what it has, and what the cap makes of it."""
-    share = asked(mixture, available)[source]
+    """Say why `source` cannot give the `wanted` tokens: what it has, and what the cap makes of it."""
+    share = shares_asked(mixture, available)[source]
     said = f"counts.{source} is" if mixture.counts else f"{share:.2%} of {mixture.tokens:,} is"
     pool = " that pretrain does not take" if mixture.seen.get(source) == "exclude" else ""
     cap = mixture.cap(source)
@@ -146,42 +146,43 @@ def shortage(mixture: Mixture, available: Mapping[str, int], source: str, lack: 
 
 
 def proposals(mixture: Mixture, available: Mapping[str, int], short: Mapping[str, int]) -> list[str]:
-    """The nearest mixes that fit, each a line for the recipe that changes one key."""
+    """Return the nearest mixes that fit, each a line for the recipe that changes one key."""
     shares, room = weights(mixture, available), rooms(mixture, available)
     mix = nearest_mix(mixture.tokens, shares, room)
     ways = []
     if mixture.counts:
-        ways += [counts_line({s: min(n, room[s]) for s, n in mixture.counts.items()})]
-        ways += [counts_line(mix)] if mix else []
+        ways.append(counts_line({s: min(n, room[s]) for s, n in mixture.counts.items()}))
+        ways.append(counts_line(mix or {}))
     else:
-        whole = sum(shares.values())
-        most = min(int(room[s] * whole / shares[s]) for s in shares if shares[s])
-        ways += [f"tokens: {most}"] if most else []
+        total = sum(shares.values())
+        most = min(int(room[s] * total / shares[s]) for s in shares if shares[s])
+        ways.append(f"tokens: {most}" if most else "")
     if all(available[s] for s in short):
-        need = {s: enough(short[s], available[s]) if s in short else mixture.cap(s) for s in mixture.sources}
-        ways.append("max_epochs: {" + ", ".join(f"{s}: {n!r}".removesuffix(".0") for s, n in need.items()) + "}")
+        caps = {s: enough(short[s], available[s]) if s in short else mixture.cap(s) for s in mixture.sources}
+        entries = [f"{s}: {cap!r}".removesuffix(".0") for s, cap in caps.items()]
+        ways.append(f"max_epochs: {{{', '.join(entries)}}}")
     if mixture.temperature is not None and (cooler := nearest_temperature(mixture, available)):
         ways.append(f"temperature: {cooler}")
     if not mixture.counts and (percent := percentages(mixture.tokens, mix or {}, room)):
-        line = "ratios: {" + ", ".join(f"{s}: {share}" for s, share in percent.items()) + "}"
-        ways.append(line + (" in place of temperature" if mixture.temperature is not None else ""))
+        entries = [f"{s}: {share}" for s, share in percent.items()]
+        instead = " in place of temperature" if mixture.temperature is not None else ""
+        ways.append(f"ratios: {{{', '.join(entries)}}}{instead}")
     return [way for way in ways if way]
 
 
 def counts_line(counts: Mapping[str, int]) -> str:
-    """`counts` as the recipe says it, or nothing when nothing is left."""
-    return (
-        ", ".join(f"{s}: {n}" for s, n in counts.items() if n).join(("counts: {", "}")) if any(counts.values()) else ""
-    )
+    """Return `counts` as the recipe says it, or nothing when nothing is left."""
+    entries = [f"{source}: {n}" for source, n in counts.items() if n]
+    return f"counts: {{{', '.join(entries)}}}" if entries else ""
 
 
 def enough(wanted: int, available: int) -> float:
-    """The least cap of two decimals with which `available` tokens give `wanted`."""
+    """Return the least cap of two decimals with which `available` tokens give `wanted`."""
     return -(-wanted * 100 // available) / 100
 
 
 def nearest_temperature(mixture: Mixture, available: Mapping[str, int]) -> str:
-    """The largest temperature below the mixture's, in hundredths, that fits; nothing where 1 does not."""
+    """Return the largest temperature below the mixture's, in hundredths, that fits; nothing where 1 does not."""
 
     def fits(hundredths: int) -> bool:
         shares = {s: root(available[s], hundredths / 100) for s in mixture.sources}
@@ -198,12 +199,15 @@ def nearest_temperature(mixture: Mixture, available: Mapping[str, int]) -> str:
 
 
 def within(counts: Mapping[str, int], room: Mapping[str, int]) -> bool:
-    """Whether no source gives more than it can."""
+    """Tell whether no source gives more than it can."""
     return all(n <= room[s] for s, n in counts.items())
 
 
 def nearest_mix(tokens: int, ratios: Mapping[str, float | Fraction], room: Mapping[str, int]) -> dict[str, int] | None:
-    """Short sources at their most, the others scaled up in proportion; None if all together hold too little."""
+    """Return the mix with short sources at their most, the others scaled up in proportion.
+
+    None if all together hold too little.
+    """
     if sum(room.values()) < tokens:
         return None
     fixed: dict[str, int] = {}
@@ -217,17 +221,17 @@ def nearest_mix(tokens: int, ratios: Mapping[str, float | Fraction], room: Mappi
 
 
 def percentages(tokens: int, mix: Mapping[str, int], room: Mapping[str, int]) -> dict[str, str] | None:
-    """`mix` as percentages that sum to 100 and fit when they are fed back, with few decimals."""
+    """Return `mix` as percentages that sum to 100 and fit when they are fed back, with few decimals."""
     names = [s for s in mix if mix[s]]
     for decimals in range(2, FINEST + 1) if names else ():
-        whole = 100 * 10**decimals
-        parts = {s: mix[s] * whole // tokens for s in names}
+        scale = 10**decimals
+        units = {s: mix[s] * 100 * scale // tokens for s in names}  # of the last decimal
         # What rounding down leaves goes to those with most room: a source at its limit must not be rounded up.
         roomy = sorted(names, key=lambda s: mix[s] - room[s])
-        for s in roomy[: whole - sum(parts.values())]:
-            parts[s] += 1
-        shares = {s: f"{part // 10**decimals}.{part % 10**decimals:0{decimals}d}%" for s, part in parts.items()}
+        for s in roomy[: 100 * scale - sum(units.values())]:
+            units[s] += 1
+        shares = {s: f"{n // scale}.{n % scale:0{decimals}d}%" for s, n in units.items()}
         counts = largest_remainder(tokens, {s: float(share[:-1]) / 100 for s, share in shares.items()})
-        if all(parts.values()) and within(counts, room):
+        if all(units.values()) and within(counts, room):
             return shares
     return None

@@ -6,14 +6,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from stages import hashing
-from stages.pack.allocate import Part, cut_at, selected, with_facts
+from stages.pack.allocate import Allocation, boundary_at, selected_rows, up_to, with_copy
 from stages.pack.best_fit import best_fit
 from stages.pack.format import ROWS
 from stages.task import Task
-from stages.tokenize.token_file import GROUP, TOKENIZED, TokenFile, full_order, pieces_of, write_joined
+from stages.tokenize.token_file import (
+    ROW_GROUP,
+    TOKENIZED,
+    Chunk,
+    TokenFile,
+    token_chunks,
+    token_files,
+    total_order,
+    write_chunks,
+)
 from train.data.format import Header, write_index
 
 # The in-shard hash decides; the others only make the order total where duplicates were left in.
@@ -26,91 +36,111 @@ PICKED = pa.schema(
 def shard(task: Task) -> None:
     """Write one shard: outputs `bin`, `idx` and `rows`; counts tokens, documents and padding, in all and by source.
 
-    Inputs: (docs, tokens) a unit; params: `units`, the source of each. For a training shard `parts` {source: Part}
-    and the positions `low`, `high` (text); for a validation shard `limits` {source: tokens}. Besides seed, window
-    (of best-fit packing, or null), pad_id, build_id, vocab_size and bos_id.
+    Inputs: (docs, tokens) a unit; params: `units`, the source of each. For a training shard `parts` {source:
+    Allocation} and the positions `low`, `high` (text); for a validation shard `limits` {source: tokens}. Besides seed,
+    window (of best-fit packing, or null), pad_id, build_id, vocab_size and bos_id.
     """
     params = task.params
-    pairs = zip(task.inputs[::2], task.inputs[1::2], params["units"], strict=True)
-    units = [TokenFile(task, docs, tokens, source) for docs, tokens, source in pairs]
-    picked = list(training(params, units) if "parts" in params else validation(params, units))
+    units = token_files(task, params["units"])
+    picked = training_rows(params, units) if "parts" in params else validation_rows(params, units)
     rows = pa.concat_tables([PICKED.empty_table(), *picked])
     order = hashing.order(params["seed"], rows["document_id"], rows["part"].to_numpy(), rows["copy"].to_numpy())
-    rows = rows.take(pa.array(full_order(rows, order, TIES)))
+    rows = rows.take(pa.array(total_order(rows, order, TIES)))
     counts = rows["token_count"].to_numpy().astype(np.int64)
     starts, total = np.cumsum(counts) - counts, int(counts.sum())
     if params["window"] and len(counts):
         placed, starts, total = best_fit(counts, params["window"])
-        rows, counts = rows.take(pa.array(placed)), counts[placed]
-    write(task, units, rows, starts, total)
+        rows = rows.take(pa.array(placed))
+    write_shard(task, units, rows, starts, total)
 
 
-def training(params: dict[str, Any], units: list[TokenFile]) -> Iterator[pa.Table]:
-    """The training documents of the shard's range of positions (PICKED)."""
-    parts = {source: Part.from_dict(value) for source, value in params["parts"].items()}
+def training_rows(params: dict[str, Any], units: list[TokenFile]) -> Iterator[pa.Table]:
+    """Yield the training documents of the shard's range of positions (PICKED)."""
+    allocations = {source: Allocation.from_dict(value) for source, value in params["parts"].items()}
+    low, high = int(params["low"]), int(params["high"])
     for number, unit in enumerate(units):
-        for table in selected(unit, parts[unit.source], params["seed"], int(params["low"]), int(params["high"])):
-            yield named(table, unit.source, np.full(table.num_rows, number))
+        for table in selected_rows(unit, allocations[unit.source], params["seed"], low, high):
+            yield as_picked(table, unit.source, np.full(table.num_rows, number))
 
 
-def validation(params: dict[str, Any], units: list[TokenFile]) -> Iterator[pa.Table]:
-    """Held-out documents of each source (PICKED): in take order until its limit is reached, the last one cut."""
+def validation_rows(params: dict[str, Any], units: list[TokenFile]) -> Iterator[pa.Table]:
+    """Yield held-out documents of each source (PICKED): in take order until its limit, the last one shortened."""
     for source, limit in params["limits"].items():
         numbers = [i for i, unit in enumerate(units) if unit.source == source]
         tables = [units[i].rows() for i in numbers]
         table = pa.concat_tables([TOKENIZED.empty_table(), *tables])
-        where = np.repeat(numbers, [t.num_rows for t in tables])
+        unit_of_row = np.repeat(numbers, [t.num_rows for t in tables])
         takes = hashing.take(params["seed"], table["document_id"])
-        cut = cut_at(table, takes, limit)
-        counts = table["token_count"].to_numpy()
-        keep, truncated = np.ones(len(counts), bool), np.zeros(len(counts), bool)
-        if cut:
-            keep, itself = cut.split(table, takes)
-            counts = np.where(itself, cut.keep, counts)
-            truncated = itself & (cut.keep < cut.count)
-        yield named(with_facts(table, counts, 0, truncated), source, where).filter(pa.array(keep))
+        end = boundary_at(table, takes, limit)
+        if end:
+            keep, counts, truncated = up_to(end, table, takes)
+        else:
+            counts = table["token_count"].to_numpy()
+            keep, truncated = np.ones(len(counts), bool), np.zeros(len(counts), bool)
+        rows = as_picked(with_copy(table, counts, 0, truncated), source, unit_of_row)
+        yield rows.filter(pa.array(keep))
 
 
-def named(table: pa.Table, source: str, unit: np.ndarray) -> pa.Table:
-    """`table` with the columns `source` and `unit` (n,), as PICKED has them."""
+def as_picked(table: pa.Table, source: str, units: npt.NDArray[np.integer[Any]]) -> pa.Table:
+    """Return `table` as PICKED has it, with `source` and the number of each row's unit (n,)."""
     table = table.append_column("source", pa.array([source] * table.num_rows, pa.string()))
-    return table.append_column("unit", pa.array(unit, pa.int32())).select(PICKED.names)
+    return table.append_column("unit", pa.array(units, pa.int32())).select(PICKED.names)
 
 
-def write(task: Task, units: list[TokenFile], rows: pa.Table, starts: np.ndarray, total: int) -> None:
-    """The shard's three files. `rows` (PICKED) in order, their first tokens `starts` (n,), tokens in all."""
-    params = task.params
-    held = hashing.is_validation(rows["document_id"])
-    if (held if "parts" in params else ~held).any():
+def write_shard(
+    task: Task, units: list[TokenFile], rows: pa.Table, starts: npt.NDArray[np.int64], num_tokens: int
+) -> None:
+    """Write the shard's three files.
+
+    `rows` (PICKED) in order, their first tokens `starts` (n,), tokens in all. Raises AssertionError for a document on
+    the wrong side of the validation rule.
+    """
+    held_out = hashing.is_validation(rows["document_id"])
+    misplaced = held_out if "parts" in task.params else ~held_out
+    if misplaced.any():
         raise AssertionError("a document is on the wrong side of the validation rule")
     counts = rows["token_count"].to_numpy().astype(np.int64)
-    header = Header(total, params["vocab_size"], params["bos_id"], rows.num_rows, params["build_id"])
-    memories = [unit.memory() for unit in units]
-    pieces = pieces_of(memories, rows["unit"].to_numpy(), rows["token_start"].to_numpy(), counts)
-    padding = total - int(counts.sum())
-    if padding:
-        pieces = padded(pieces, np.diff(starts, append=total) - counts, params["pad_id"])
+    padding = num_tokens - int(counts.sum())
+
     path = task.output("bin")
-    sha256 = write_joined(path, pieces, [unit.map for unit in units if unit.map], header.pack())
-    task.add("bin", path, tokens=total, rows=rows.num_rows, sha256=sha256)
+    sha256 = write_tokens(task, path, units, rows, starts, num_tokens)
+    task.add("bin", path, tokens=num_tokens, rows=rows.num_rows, sha256=sha256)
+
     path = task.output("idx")
     write_index(path, counts, starts)
     task.add("idx", path, rows=rows.num_rows)
-    at = rows.schema.get_field_index("token_start")
-    rows = rows.set_column(at, ROWS.field("token_start"), pa.array(starts)).select(ROWS.names)
+
+    column = rows.schema.get_field_index("token_start")
+    shard_rows = rows.set_column(column, ROWS.field("token_start"), pa.array(starts)).select(ROWS.names)
     with task.table("rows", ROWS) as writer:
-        for at in range(0, rows.num_rows, GROUP):
-            writer.write(rows.slice(at, GROUP))
-    task.counts.update({"tokens": total, "documents": rows.num_rows, "padding": padding})
+        for first in range(0, shard_rows.num_rows, ROW_GROUP):
+            writer.write(shard_rows.slice(first, ROW_GROUP))
+
+    task.counts.update({"tokens": num_tokens, "documents": rows.num_rows, "padding": padding})
     for group in rows.group_by("source").aggregate([("token_count", "sum"), ("token_count", "count")]).to_pylist():
         task.count(f"tokens.{group['source']}", group["token_count_sum"])
         task.count(f"documents.{group['source']}", group["token_count_count"])
 
 
-def padded(pieces: Iterator[bytes | memoryview], gaps: np.ndarray, pad_id: int) -> Iterator[bytes | memoryview]:
-    """`pieces`, each followed by as many tokens of padding as its entry in `gaps` (n,) says."""
+def write_tokens(
+    task: Task, path: str, units: list[TokenFile], rows: pa.Table, starts: npt.NDArray[np.int64], num_tokens: int
+) -> str:
+    """Write the shard's `.bin`: header, documents and padding; return its sha256. Arguments as of `write_shard`."""
+    params = task.params
+    counts = rows["token_count"].to_numpy().astype(np.int64)
+    header = Header(num_tokens, params["vocab_size"], params["bos_id"], rows.num_rows, params["build_id"])
+    memories = [unit.memory() for unit in units]
+    chunks: Iterator[Chunk] = token_chunks(memories, rows["unit"].to_numpy(), rows["token_start"].to_numpy(), counts)
+    gaps = np.diff(starts, append=num_tokens) - counts
+    if gaps.any():
+        chunks = padded_chunks(chunks, gaps, params["pad_id"])
+    return write_chunks(path, chunks, [unit.map for unit in units if unit.map], header.pack())
+
+
+def padded_chunks(chunks: Iterator[Chunk], gaps: npt.NDArray[np.int64], pad_id: int) -> Iterator[Chunk]:
+    """Yield `chunks`, each followed by as many tokens of padding as its entry in `gaps` (n,) says."""
     pad = np.array([pad_id], "<u2").tobytes()
-    for piece, gap in zip(pieces, gaps.tolist(), strict=True):
-        yield piece
+    for chunk, gap in zip(chunks, gaps.tolist(), strict=True):
+        yield chunk
         if gap:
             yield pad * gap

@@ -1,6 +1,6 @@
-"""Packing: from tokenised units to shards in a global random order, with an exact mixture, and their manifest.
+"""Packing: from tokenized units to shards in a global random order, with an exact mixture, and their manifest.
 
-The driver's part. It solves the mixture from the histograms of the tokenised units, decides where everything goes,
+The driver's part. It solves the mixture from the histograms of the tokenized units, decides where everything goes,
 then runs a unit a shard, and one that writes the manifest.
 """
 
@@ -10,129 +10,28 @@ import asyncio
 import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.encode_evals.stage import ENCODE_EVALS
 from stages.errors import DataError
-from stages.pack.allocate import CANDIDATES, Cut, Part, candidates, cut_bin, find_cut, shard_borders, turn
+from stages.pack.allocate import Allocation, copy_ranges
 from stages.pack.config import Mixture
-from stages.pack.describe import contents, describe_evals, describe_tokenizer, warn_of_training_files
-from stages.pack.manifest import manifest
-from stages.pack.mixture import largest_remainder, solve
+from stages.pack.describe import PackedShard, describe_tokenizer, manifest_values, mixture_table
+from stages.pack.layout import Layout, lay_out
+from stages.pack.manifest import write_manifest
+from stages.pack.mixture import largest_remainder
 from stages.pack.shard import shard
 from stages.recipe import Recipe
-from stages.stage import BuildContext, Record, Stage, Unit
+from stages.stage import BuildContext, Record, ReportGroup, Stage, Unit
 from stages.task import Artifact
-from stages.tokenize.regroup import ABOVE, TokenRange, held, ranged, total_histogram
-from stages.tokenize.stage import TOKENIZE, TokenizedUnit
-from stages.tokenize.token_file import BY_POSITION, HELD_BY_TAKE, ring
+from stages.tokenize.regroup import TokenRange
+from stages.tokenize.stage import TOKENIZE
 from stages.tokenizer.stage import BUILD_TOKENIZER
 from train.data.format import FORMAT_VERSION
 from train.data.manifest import Tokenizer
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the documents of a mixture go. By source, in the mixture's order."""
-
-    available: dict[str, int]  # training tokens that the mixture may take
-    targets: dict[str, int]  # that it takes, exactly
-    parts: dict[str, Part]
-    units: list[TokenRange]
-    held: dict[str, list[Record]]  # see `stages.tokenize.regroup.held_out`
-    held_tokens: dict[str, int]  # in all
-    borders: list[int]  # of positions, between training shards
-    inputs: list[str]  # digests of all that decides the bytes
-
-
-async def lay_out(context: BuildContext, name: str) -> Layout:
-    """Solve `recipe.mixtures[name]` and decide where each document goes.
-
-    Raises DataError when the recipe has no such mixture or a source falls short.
-    """
-    recipe = context.recipe
-    if name not in recipe.mixtures:
-        raise DataError(f"recipe {recipe.name} has no mixtures.{name}; add it, or run another stage")
-    mixture = recipe.mixtures[name]
-    tokenised = await context.stage(TOKENIZE)
-    context.check_quarantine()
-    found = await asyncio.gather(*(total_histogram(context, s, tokenised[s]) for s in mixture.sources))
-    histograms: dict[str, np.ndarray] = dict(zip(mixture.sources, found, strict=True))
-    shown: dict[str, Part] = {}
-    if any(how == "exclude" for how in mixture.seen.values()):
-        shown = (await lay_out(context, "pretrain")).parts
-    empty = {s: empty_part(name, mixture.seen.get(s, "any"), shown.get(s)) for s in mixture.sources}
-    totals = {s: int(histograms[s][BY_POSITION].sum()) for s in mixture.sources}
-    available = {s: totals[s] - (totals[s] if part is None else part.shown) for s, part in empty.items()}
-    targets = solve(mixture, available)
-
-    async def part_of(source: str) -> Part:
-        part = empty[source] or Part(0, 0, 0)
-        copies, rest = divmod(targets[source], available[source]) if targets[source] else (0, 0)
-        part = replace(part, copies=copies, rest=rest)
-        if not rest:
-            return part
-        cut = await find(context, PACK[name], source, tokenised[source], histograms[source], part)
-        return replace(part, cut=cut)
-
-    parts = dict(zip(mixture.sources, await asyncio.gather(*map(part_of, mixture.sources)), strict=True))
-    units = await asyncio.gather(*(ranged(context, s, tokenised[s]) for s in mixture.sources))
-    kept = await asyncio.gather(
-        *(held(context, s, tokenised[s], histograms[s], mixture.val_tokens) for s in mixture.sources)
-    )
-    return Layout(
-        available,
-        targets,
-        parts,
-        [unit for group in units for unit in group],
-        dict(zip(mixture.sources, kept, strict=True)),
-        {s: int(histograms[s][HELD_BY_TAKE].sum()) for s in mixture.sources},
-        shard_borders([(parts[s], histograms[s]) for s in mixture.sources], recipe.shard_tokens),
-        [a.digest for s in mixture.sources for unit in tokenised[s] for a in map(unit.output, ("docs", "tokens"))],
-    )
-
-
-def empty_part(name: str, seen: str, shown: Part | None) -> Part | None:
-    """The pool that a mixture takes from a source: a Part that takes nothing yet; None if nothing is left of it.
-
-    `seen`: any, prefer or exclude what the mixture pretrain shows, which is `shown`.
-    """
-    if name == "pretrain" or seen == "prefer":
-        return Part(0, 0, 0)
-    if seen == "any" or shown is None:
-        return Part(1, 0, 0)
-    if shown.copies:
-        return None
-    if shown.cut is None:
-        return Part(0, 0, 0)
-    return Part(0, 0, 0, floor=shown.cut, shown=shown.rest - shown.cut.keep + shown.cut.count)
-
-
-async def find(
-    context: BuildContext,
-    stage: Stage[Packed],
-    source: str,
-    units: list[TokenizedUnit],
-    histogram: np.ndarray,
-    part: Part,
-) -> Cut:
-    """Where the partial epoch of a source ends."""
-    params = {"seed": context.recipe.seed, "draw": part.draw, "bin": cut_bin(histogram, part)}
-    groups = [units[i : i + ABOVE] for i in range(0, len(units), ABOVE)]
-    done = await context.map(
-        stage,
-        (
-            Unit(candidates, params, [unit.output("docs") for unit in group], f"cut {i:04d}", source)
-            for i, group in enumerate(groups)
-        ),
-    )
-    tables = [pq.read_table(context.artifact_path(r.output("candidates"))) for r in done]
-    return find_cut(histogram, part, pa.concat_tables([CANDIDATES.empty_table(), *tables]))
 
 
 @dataclass(frozen=True)
@@ -152,64 +51,43 @@ async def build_mixture(context: BuildContext, name: str) -> Packed:
     best-fit packing needs.
     """
     stage, recipe = PACK[name], context.recipe
-    needed: list[Any] = [lay_out(context, name), context.stage(ENCODE_EVALS)]
-    layout: Layout
-    layout, encoded = await context.gather(needed)
-    tokenizer = await context.stage(BUILD_TOKENIZER)
-    described = describe_tokenizer(context, tokenizer)
+    results: list[Any] = await context.gather([lay_out(context, PACK, name), context.stage(ENCODE_EVALS)])
+    layout: Layout = results[0]
+    evalsets: Mapping[str, Record] = results[1]
+    tokenizer_record = await context.stage(BUILD_TOKENIZER)
+    tokenizer = describe_tokenizer(context, tokenizer_record)
     mixture = recipe.mixtures[name]
-    if mixture.window and described.pad_id == described.bos_id:
+    if mixture.window and tokenizer.pad_id == tokenizer.bos_id:
         raise DataError(f"mixtures.{name}.packing: best_fit pads its windows, and this tokenizer has no padding token")
-    build_id = identify(recipe, name, described, layout)
-    common = {
+    build_id = identify(recipe, name, tokenizer, layout)
+    params = {
         "seed": recipe.seed,
         "window": mixture.window,
-        "pad_id": described.pad_id,
+        "pad_id": tokenizer.pad_id,
         "build_id": build_id,
-        "vocab_size": described.vocab_size,
-        "bos_id": described.bos_id,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
     }
-    train, val = await asyncio.gather(
-        training_shards(context, stage, common, layout), validation_shards(context, stage, common, layout, mixture)
-    )
-    bases = {
-        split: [f"{recipe.name}_{name}_{split}_{number:06d}" for number in range(len(found))]
-        for split, found in (("train", train), ("val", val))
-    }
-    packed = [(base, "train", "", r) for base, r in zip(bases["train"], train, strict=True)]
-    packed += [(base, "val", source, r) for base, (source, r) in zip(bases["val"], val, strict=True)]
-    value = {
-        "build_id": build_id,
-        "tokenizer": asdict(described),
-        "source_tree": context.code_digest(stage),
-        "code": context.modules(stage),
-        "files": {
-            s: [asdict(f) for f in context.source_files(s)] for s in [*recipe.sources, *recipe.decontaminate.against]
-        },
-        "versions": context.versions(stage),
-        **contents(context, stage, name, packed, layout.targets, layout.available),
-    }
-    sets = [describe_evals(context, s, record) for s, record in encoded.items()]
-    warn_of_training_files(context, sets)
-    if sets:
-        value["evals"] = [asdict(one) for one in sets]
-    assert value["tokens"] == mixture.tokens, f"packed {value['tokens']:,} tokens where {mixture.tokens:,} were asked"
-    ids = [record.output("ids") for records in layout.held.values() for record in records]
-    final = await context.run(stage, Unit(manifest, {"manifest": value}, ids, "manifest"))
+    shards = await pack_shards(context, name, params, layout)
+    values = manifest_values(context, stage, name, build_id, tokenizer, evalsets, shards, layout)
+    if values["tokens"] != mixture.tokens:
+        raise AssertionError(f"packed {values['tokens']:,} tokens where {mixture.tokens:,} were asked")
+    held_out_ids = [record.output("ids") for records in layout.held_out.values() for record in records]
+    final = await context.run(stage, Unit(write_manifest, {"manifest": values}, held_out_ids, "manifest"))
     files = {
-        "tokenizer.json": tokenizer.output("tokenizer"),
+        "tokenizer.json": tokenizer_record.output("tokenizer"),
         "manifest.json": final.output("manifest"),
         "val_ids.bin": final.output("val_ids"),
     }
-    for base, _, _, record in packed:
-        files |= {f"{base}.bin": record.output("bin"), f"{base}.idx": record.output("idx")}
-        files[f"{base}.rows.parquet"] = record.output("rows")
-    files |= {one.path: encoded[one.name].output("encoded") for one in sets}
-    return Packed(name, build_id, value, files)
+    for packed in shards:
+        files |= packed.files()
+    for evalset in values.get("evals", []):
+        files[evalset["path"]] = evalsets[evalset["name"]].output("encoded")
+    return Packed(name, build_id, values, files)
 
 
 def identify(recipe: Recipe, name: str, tokenizer: Tokenizer, layout: Layout) -> str:
-    """The build id: a hash of all that decides the bytes of the shards."""
+    """Return the build id: a hash of all that decides the bytes of the shards."""
     identity = {
         "format": FORMAT_VERSION,
         "name": recipe.name,
@@ -218,75 +96,104 @@ def identify(recipe: Recipe, name: str, tokenizer: Tokenizer, layout: Layout) ->
         "shard_tokens": recipe.shard_tokens,
         "tokenizer": tokenizer.sha256,
         "inputs": layout.inputs,
-        "parts": {source: part.to_dict() for source, part in layout.parts.items()},
+        "parts": {source: allocation.to_dict() for source, allocation in layout.allocations.items()},
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-async def training_shards(
-    context: BuildContext, stage: Stage[Packed], common: dict[str, Any], layout: Layout
-) -> list[Record]:
-    """The records of the training shards that hold anything, in order."""
-    parts = {source: part.to_dict() for source, part in layout.parts.items()}
-    per_shard = sum(layout.targets.values()) // max(1, len(layout.borders) - 1)
-    jobs = []
-    for low, high in zip(layout.borders, layout.borders[1:], strict=False):
-        units = [u for u in layout.units if low < high and meets(u, layout.parts[u.source], low, high)]
-        params = {**common, "parts": parts, "low": str(low), "high": str(high), "units": [u.source for u in units]}
-        jobs.append((params, [a for u in units for a in (u.docs, u.tokens)]))
-    records = await context.map(
-        stage,
-        (
-            Unit(shard, params, inputs, f"train {number:06d}", weight=2 * per_shard)
-            for number, (params, inputs) in enumerate(jobs)
-        ),
+async def pack_shards(context: BuildContext, name: str, params: dict[str, Any], layout: Layout) -> list[PackedShard]:
+    """Write all shards of a mixture: those to train on, then those held out. `params` are common to their units."""
+    stage, mixture = PACK[name], context.recipe.mixtures[name]
+    train_records, val_records = await asyncio.gather(
+        training_shards(context, stage, params, layout), validation_shards(context, stage, params, layout, mixture)
     )
+    base = f"{context.recipe.name}_{name}"
+    shards = [
+        PackedShard(f"{base}_train_{number:06d}", "train", "", record) for number, record in enumerate(train_records)
+    ]
+    shards += [
+        PackedShard(f"{base}_val_{number:06d}", "val", source, record)
+        for number, (source, record) in enumerate(val_records)
+    ]
+    return shards
+
+
+async def training_shards(
+    context: BuildContext, stage: Stage[Packed], params: dict[str, Any], layout: Layout
+) -> list[Record]:
+    """Write the training shards; return the records of those that hold anything, in order."""
+    allocations = {source: allocation.to_dict() for source, allocation in layout.allocations.items()}
+    shard_tokens = sum(layout.targets.values()) // max(1, len(layout.borders) - 1)
+    work = []
+    for number, (low, high) in enumerate(pairwise(layout.borders)):
+        ranges = [r for r in layout.units if low < high and meets(r, layout.allocations[r.source], low, high)]
+        shard_params = {
+            **params,
+            "parts": allocations,
+            "low": str(low),
+            "high": str(high),
+            "units": [r.source for r in ranges],
+        }
+        inputs = [artifact for r in ranges for artifact in (r.docs, r.tokens)]
+        work.append(Unit(shard, shard_params, inputs, f"train {number:06d}", weight=2 * shard_tokens))
+    records = await context.map(stage, work)
     return [record for record in records if record.counts["documents"]]
 
 
-def meets(unit: TokenRange, part: Part, low: int, high: int) -> bool:
-    """Whether a shard of positions [low, high) reads from `unit` for any copy."""
-    copies = part.copies + (1 if part.cut else 0)
+def meets(token_range: TokenRange, allocation: Allocation, low: int, high: int) -> bool:
+    """Tell whether a shard of positions [low, high) reads from `token_range` for any copy."""
     return any(
-        start < unit.high and unit.low < stop
-        for copy in range(copies)
-        for start, stop in ring(low - turn(copy), high - turn(copy))
+        start < token_range.high and token_range.low < stop
+        for copy in range(allocation.num_copies)
+        for start, stop in copy_ranges(copy, low, high)
     )
 
 
 async def validation_shards(
-    context: BuildContext, stage: Stage[Packed], common: dict[str, Any], layout: Layout, mixture: Mixture
+    context: BuildContext, stage: Stage[Packed], params: dict[str, Any], layout: Layout, mixture: Mixture
 ) -> list[tuple[str, Record]]:
-    """(source, record): first the mixture's shard (source ""), then one a source; those that hold anything.
+    """Write the validation shards that hold anything: first the mixture's (source ""), then one a source.
 
-    The mixture's has the shares of the mixture, and is as large as `val_tokens` and the source that holds out least
-    for its share allow; a source that holds out nothing is left out.
+    Return (source, record) of each. The mixture's has the shares of the mixture, and is as large as `val_tokens` and
+    the source that holds out least for its share allow; a source that holds out nothing is left out.
     """
-    most = {s: min(mixture.val_tokens, layout.held_tokens[s]) for s in layout.targets}
-    taken = {s: n for s, n in layout.targets.items() if n and most[s]}
-    room = min((most[s] * sum(taken.values()) // n for s, n in taken.items()), default=0)
-    shares = largest_remainder(min(room, mixture.val_tokens), taken)
-    wanted = [("", {s: min(n, most[s]) for s, n in shares.items()}), *((s, {s: n}) for s, n in most.items())]
-    jobs = []
-    for source, limits in wanted:
-        limits = {s: n for s, n in limits.items() if n}
-        units = [(s, r) for s in limits for r in layout.held[s]]
-        params = {**common, "limits": limits, "units": [s for s, _ in units]}
-        if limits:
-            jobs.append((source, params, [a for _, r in units for a in (r.output("docs"), r.output("tokens"))]))
-    records = await context.map(
-        stage,
-        (
-            Unit(shard, params, inputs, f"val {source}".strip(), weight=2 * sum(params["limits"].values()))
-            for source, params, inputs in jobs
-        ),
-    )
-    return [(source, record) for (source, _, _), record in zip(jobs, records, strict=True)]
+    most = {source: min(mixture.val_tokens, n) for source, n in layout.held_out_tokens.items()}
+    limits_of = [("", mixture_val_tokens(layout.targets, most, mixture.val_tokens))]
+    limits_of += [(source, {source: n} if n else {}) for source, n in most.items()]
+    sources, work = [], []
+    for name, limits in limits_of:
+        if not limits:
+            continue
+        units = [(source, record) for source in limits for record in layout.held_out[source]]
+        shard_params = {**params, "limits": limits, "units": [source for source, _ in units]}
+        inputs = [record.output(file) for _, record in units for file in ("docs", "tokens")]
+        weight = 2 * sum(limits.values())
+        sources.append(name)
+        work.append(Unit(shard, shard_params, inputs, f"val {name}".strip(), weight=weight))
+    records = await context.map(stage, work)
+    return list(zip(sources, records, strict=True))
+
+
+def mixture_val_tokens(targets: Mapping[str, int], most: Mapping[str, int], val_tokens: int) -> dict[str, int]:
+    """Return the tokens of each source in the mixture's validation shard; without the sources that have none there.
+
+    `targets`: training tokens by source. `most`: held-out tokens that each can give. `val_tokens`: the most in all.
+    """
+    taken = {source: n for source, n in targets.items() if n and most[source]}
+    room = min((most[source] * sum(taken.values()) // n for source, n in taken.items()), default=0)
+    shares = largest_remainder(min(room, val_tokens), taken)
+    limits = {source: min(n, most[source]) for source, n in shares.items()}
+    return {source: n for source, n in limits.items() if n}
 
 
 def publish(packed: Packed) -> dict[str, dict[str, Artifact]]:
     """Publish the folder people use: shards, indices, rows, tokenizer and manifest together."""
     return {packed.name: packed.files}
+
+
+def report(context: BuildContext, packed: Packed) -> list[ReportGroup]:
+    """Report the shares asked and got."""
+    return [[mixture_table(packed.manifest, context.recipe.window_of(packed.name))]]
 
 
 def pack_stage(stage: str, name: str) -> Stage[Packed]:
@@ -299,6 +206,7 @@ def pack_stage(stage: str, name: str) -> Stage[Packed]:
         after=(TOKENIZE, BUILD_TOKENIZER, ENCODE_EVALS),
         libraries=("numpy", "pyarrow"),
         publish=publish,
+        report=report,
     )
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import hashing
-from stages.pack.allocate import rotate
+from stages.pack.allocate import rotate_positions
 from stages.pack.best_fit import best_fit
 from stages.pack.format import ROWS
 from stages.schemas import table_digest
@@ -21,23 +22,38 @@ from stages.sources.questions import EvalConfig
 from stages.tokenizer.spec import BOS, PAD, special_ids, token_bytes
 from train.data.evalset import read_evalset
 from train.data.format import HEADER_BYTES, read_index, read_shard, shard_bytes
-from train.data.manifest import Manifest, ManifestError, Shard
+from train.data.manifest import Manifest, ManifestError, PackedFile, Shard, Source
 from train.files import sha256_file
 
 
 @dataclass
-class Tally:
-    """What the rows of all shards add up to."""
+class Totals:
+    """What the rows of all shards add up to. A split is train, val, or "val of SOURCE" for that source's own shard."""
 
-    # By split (train, val, or "val of SOURCE" for that source's own shard), source and copy
-    tokens: Counter[tuple[str, str, int]] = field(default_factory=Counter)
-    documents: Counter[tuple[str, str]] = field(default_factory=Counter)  # by split, source
-    cuts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    border: int = -1  # the highest position in the training shards so far
+    tokens: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # by split, source and copy
+    documents: Counter[tuple[str, str]] = field(default_factory=Counter)  # by split and source
+    truncated: Counter[tuple[str, str]] = field(default_factory=Counter)  # documents, by split and source
+    last_position: int = -1  # the highest in the training shards so far
+
+    def add(self, split: str, rows: pa.Table) -> None:
+        """Add the rows of one shard."""
+        groups = rows.group_by(["source", "copy"]).aggregate(
+            [("token_count", "sum"), ("token_count", "count"), ("truncated", "sum")]
+        )
+        for row in groups.to_pylist():
+            self.tokens[split, row["source"], row["copy"]] += row["token_count_sum"]
+            self.documents[split, row["source"]] += row["token_count_count"]
+            self.truncated[split, row["source"]] += row["truncated_sum"]
+
+    def tokens_and_documents(self, split: str, source: str | None = None) -> tuple[int, int]:
+        """Return the tokens and documents of a split, of one source or of all."""
+        tokens = sum(n for (s, name, _), n in self.tokens.items() if s == split and source in (None, name))
+        documents = sum(n for (s, name), n in self.documents.items() if s == split and source in (None, name))
+        return tokens, documents
 
 
 def verify(manifest: Manifest) -> Iterator[str]:
-    """Every difference between the manifest and what lies beside it.
+    """Yield every difference between the manifest and what lies beside it, in a line.
 
     What came before packing (rows in, kept and dropped, origin, revision, license, versions, the hash of the
     source tree, the recipe's other keys, the second half of the build id) cannot be known from the folder: for
@@ -46,39 +62,44 @@ def verify(manifest: Manifest) -> Iterator[str]:
     if not manifest.digest_matches():
         yield "manifest: its digest is not of what it says; it was changed after it was written"
     yield from verify_manifest(manifest)
-    damaged = set()
-    for path, expected in manifest.packed_files():
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            yield f"{path}: leads out of the manifest's folder"
-        elif not manifest.file(path).is_file():
-            yield f"{path}: missing"
-        elif sha256_file(manifest.file(path)) != expected:
-            yield f"{path}: sha256 differs from the manifest's"
-        else:
-            continue
-        damaged.add(path)
+    damaged: set[str] = set()
+    for file in manifest.packed_files():
+        if fault := file_fault(manifest, file):
+            damaged.add(file.path)
+            yield f"{file.path}: {fault}"
     if manifest.tokenizer.path not in damaged:
         yield from verify_tokenizer(manifest)
-    for asked in manifest.evals:
-        if asked.path not in damaged:
+    for evalset in manifest.evals:
+        if evalset.path not in damaged:
             try:
-                read_evalset(manifest.file(asked.path), asked, manifest.tokenizer.vocab_size)
+                read_evalset(manifest.file(evalset.path), evalset, manifest.tokenizer.vocab_size)
             except ManifestError as error:
                 yield str(error)
-    held: set[bytes] = set()
+    held_out: set[bytes] = set()
     if manifest.val_ids.path not in damaged:
-        listed = read_ids(manifest)
-        yield from verify_ids(manifest, listed)
-        held.update(listed)
-    tally = Tally()
+        ids = read_ids(manifest)
+        yield from verify_ids(manifest, ids)
+        held_out.update(ids)
+    totals = Totals()
     for shard in manifest.shards:
         if damaged.isdisjoint({shard.path, shard.index, shard.rows}):
             try:
-                yield from verify_shard(manifest, shard, held, tally)
+                yield from verify_shard(manifest, shard, held_out, totals)
             except (ManifestError, pa.ArrowException, OSError) as error:
                 yield f"{shard.path}: {error}"
     if not damaged:
-        yield from verify_totals(manifest, tally)
+        yield from verify_totals(manifest, totals)
+
+
+def file_fault(manifest: Manifest, file: PackedFile) -> str:
+    """Say what is wrong with a file as a whole; nothing where its bytes are the manifest's."""
+    if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
+        return "leads out of the manifest's folder"
+    if not manifest.file(file.path).is_file():
+        return "missing"
+    if sha256_file(manifest.file(file.path)) != file.sha256:
+        return "sha256 differs from the manifest's"
+    return ""
 
 
 def verify_manifest(manifest: Manifest) -> Iterator[str]:
@@ -94,22 +115,22 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
         if shard.bytes != shard_bytes(shard.tokens):
             yield f"manifest: {shard.path} cannot have {shard.bytes:,} bytes and {shard.tokens:,} tokens"
     recipe = manifest.recipe
-    asked = recipe.get("mixtures", {}).get(manifest.mixture) or {}
-    shares = asked.get("ratios") or {s.name: s.ratio_asked for s in manifest.sources}  # else they follow from counts
-    facts = {
+    mixture = recipe.get("mixtures", {}).get(manifest.mixture) or {}
+    shares = {source.name: source.ratio_asked for source in manifest.sources}
+    facts: dict[str, tuple[object, object]] = {
         "name": (manifest.name, recipe.get("name")),
         "seed": (manifest.seed, recipe.get("seed")),
-        "tokens": (manifest.tokens, asked.get("tokens")),
-        "sources": ({s.name: s.ratio_asked for s in manifest.sources}, shares),
+        "tokens": (manifest.tokens, mixture.get("tokens")),
+        "sources": (shares, mixture.get("ratios") or shares),  # without ratios they follow from counts
     }
     for name, (said, wanted) in facts.items():
         if said != wanted:
             yield f"manifest: {name} is {said!r}, its recipe says {wanted!r}"
-    said = {e.name: (e.path, e.kind, e.prompt, e.origin, e.revision, e.license) for e in manifest.evals}
-    wished = {name: expected_evals(name, value) for name, value in recipe.get("evals", {}).items()}
-    if said != wished:
-        yield f"manifest: evals are {said}, its recipe says {wished}"
-    caps = asked.get("max_epochs", 1.0)
+    evals = {e.name: (e.path, e.kind, e.prompt, e.origin, e.revision, e.license) for e in manifest.evals}
+    expected = {name: expected_evals(name, value) for name, value in recipe.get("evals", {}).items()}
+    if evals != expected:
+        yield f"manifest: evals are {evals}, its recipe says {expected}"
+    caps = mixture.get("max_epochs", 1.0)
     for source in manifest.sources:
         cap = caps.get(source.name, 1.0) if isinstance(caps, dict) else caps
         if source.max_epochs != cap:
@@ -123,7 +144,7 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
 
 
 def expected_evals(name: str, value: dict[str, Any]) -> tuple[str, ...]:
-    """What a manifest says of an evaluation set, by its recipe: path, kind, prompt, origin, revision, license."""
+    """Return what a manifest should say of an evaluation set: path, kind, prompt, origin, revision, license."""
     config = EvalConfig.model_validate(value)
     return f"eval_{name}.json", config.kind, config.prompt, config.where, config.revision, config.license
 
@@ -133,8 +154,9 @@ def verify_tokenizer(manifest: Manifest) -> Iterator[str]:
     said, path = manifest.tokenizer, str(manifest.file(manifest.tokenizer.path))
     specials, lengths = special_ids(path), token_bytes(path)
     # A tokenizer that was not trained here has other names.
-    named = (specials.get(BOS, said.bos_id), specials.get(PAD, said.pad_id))
-    if said.special_ids != specials or (said.bos_id, said.pad_id) != named or not {*named} <= {*specials.values()}:
+    bos_id, pad_id = specials.get(BOS, said.bos_id), specials.get(PAD, said.pad_id)
+    known = {bos_id, pad_id} <= {*specials.values()}
+    if said.special_ids != specials or (said.bos_id, said.pad_id) != (bos_id, pad_id) or not known:
         yield f"manifest: special ids are not those of {said.path}"
     if said.token_bytes != lengths or said.vocab_size != len(lengths):
         yield f"manifest: vocabulary size or token_bytes are not those of {said.path}"
@@ -152,20 +174,19 @@ def verify_ids(manifest: Manifest, listed: list[bytes]) -> Iterator[str]:
 
 
 def read_ids(manifest: Manifest) -> list[bytes]:
-    """The sorted 16-byte ids of all documents held out."""
+    """Return the sorted 16-byte ids of all documents held out."""
     raw = manifest.file(manifest.val_ids.path).read_bytes()
     return [raw[i : i + 16] for i in range(0, len(raw), 16)]
 
 
-def verify_shard(manifest: Manifest, shard: Shard, held: set[bytes], tally: Tally) -> Iterator[str]:
+def verify_shard(manifest: Manifest, shard: Shard, held_out: set[bytes], totals: Totals) -> Iterator[str]:
     """Header, index, rows and tokens of one shard agree with each other and with the manifest."""
-    name, bos = shard.path, manifest.tokenizer.bos_id
     header, tokens = read_shard(manifest.file(shard.path))
     if header.build_id != manifest.build_id[:16]:
-        yield f"{name}: header is of build {header.build_id}, the manifest of {manifest.build_id[:16]}"
+        yield f"{shard.path}: header is of build {header.build_id}, the manifest of {manifest.build_id[:16]}"
     facts = (header.tokens, header.documents, header.vocab_size, header.bos_id)
-    if facts != (shard.tokens, shard.documents, manifest.tokenizer.vocab_size, bos):
-        yield f"{name}: header says {facts}, the manifest otherwise"
+    if facts != (shard.tokens, shard.documents, manifest.tokenizer.vocab_size, manifest.tokenizer.bos_id):
+        yield f"{shard.path}: header says {facts}, the manifest otherwise"
     rows = pq.read_table(manifest.file(shard.rows), partitioning=None)
     if rows.schema.names != ROWS.names:
         yield f"{shard.rows}: columns are {rows.schema.names}"
@@ -177,37 +198,37 @@ def verify_shard(manifest: Manifest, shard: Shard, held: set[bytes], tally: Tall
     if len(rows) != shard.documents or (gaps < 0).any() or (counts <= 0).any() or gaps.sum() != shard.padding:
         yield f"{shard.rows}: rows and {shard.padding:,} tokens of padding do not tile the shard's {len(tokens):,}"
         return
-    filler = np.ones(len(tokens), bool)
-    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
-        filler[start : start + count] = False
-    if shard.padding and (tokens[filler] != manifest.tokenizer.pad_id).any():
-        yield f"{name}: holds tokens between documents that are not padding"
     lengths, pointers = read_index(manifest.file(shard.index))
     if not np.array_equal(lengths, counts) or not np.array_equal(pointers, HEADER_BYTES + 2 * starts):
         yield f"{shard.index}: does not agree with {shard.rows}"
-    if len(tokens) and int(tokens.max()) >= manifest.tokenizer.vocab_size:
-        yield f"{name}: token {int(tokens.max())} is not in the vocabulary"
-    heads = starts[(rows["part"].to_numpy() == 0) & (counts > 0)]
-    if not np.array_equal(np.flatnonzero(tokens == bos), heads):
-        yield f"{name}: BOS does not stand in front of each document and nowhere else"
-    reserved = [i for i in manifest.tokenizer.special_ids.values() if i != bos]
-    if np.isin(tokens[~filler], reserved).any():
-        yield f"{name}: holds special ids other than BOS in its documents"
-    yield from verify_split(shard, rows, held)
+    yield from verify_tokens(manifest, shard, tokens, rows)
+    yield from verify_split(shard, rows, held_out)
     if shard.split == "val" and shard.source and set(rows["source"].unique().to_pylist()) != {shard.source}:
-        yield f"{name}: holds other documents than those of {shard.source}"
-    yield from verify_order(manifest, shard, rows, tally)
-    split = f"val of {shard.source}" if shard.source else shard.split
-    groups = rows.group_by(["source", "copy"]).aggregate(
-        [("token_count", "sum"), ("token_count", "count"), ("truncated", "sum")]
-    )
-    for row in groups.to_pylist():
-        tally.tokens[split, row["source"], row["copy"]] += row["token_count_sum"]
-        tally.documents[split, row["source"]] += row["token_count_count"]
-        tally.cuts[split, row["source"]] += row["truncated_sum"]
+        yield f"{shard.path}: holds other documents than those of {shard.source}"
+    yield from verify_order(manifest, shard, rows, totals)
+    totals.add(f"val of {shard.source}" if shard.source else shard.split, rows)
 
 
-def verify_order(manifest: Manifest, shard: Shard, rows: pa.Table, tally: Tally) -> Iterator[str]:
+def verify_tokens(manifest: Manifest, shard: Shard, tokens: npt.NDArray[np.uint16], rows: pa.Table) -> Iterator[str]:
+    """Special tokens stand where `rows` say, and nowhere else."""
+    tokenizer = manifest.tokenizer
+    starts, counts = rows["token_start"].to_numpy(), rows["token_count"].to_numpy().astype(np.int64)
+    padding = np.ones(len(tokens), bool)
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        padding[start : start + count] = False
+    if shard.padding and (tokens[padding] != tokenizer.pad_id).any():
+        yield f"{shard.path}: holds tokens between documents that are not padding"
+    if len(tokens) and int(tokens.max()) >= tokenizer.vocab_size:
+        yield f"{shard.path}: token {int(tokens.max())} is not in the vocabulary"
+    document_starts = starts[(rows["part"].to_numpy() == 0) & (counts > 0)]
+    if not np.array_equal(np.flatnonzero(tokens == tokenizer.bos_id), document_starts):
+        yield f"{shard.path}: BOS does not stand in front of each document and nowhere else"
+    reserved = [i for i in tokenizer.special_ids.values() if i != tokenizer.bos_id]
+    if np.isin(tokens[~padding], reserved).any():
+        yield f"{shard.path}: holds special ids other than BOS in its documents"
+
+
+def verify_order(manifest: Manifest, shard: Shard, rows: pa.Table, totals: Totals) -> Iterator[str]:
     """Documents lie where seed and id put them: in this shard, and (unless they fill windows) in this order there."""
     identities, part = rows["document_id"].combine_chunks(), rows["part"].to_numpy()
     copy = rows["copy"].to_numpy()
@@ -218,71 +239,77 @@ def verify_order(manifest: Manifest, shard: Shard, rows: pa.Table, tally: Tally)
     elif (order[1:] < order[:-1]).any():
         yield f"{shard.rows}: documents are not in the order of seed {manifest.seed}"
     if shard.split == "train" and len(rows):
-        places = hashing.position(manifest.seed, identities, part)
+        positions = hashing.position(manifest.seed, identities, part)
         for number in np.unique(copy):
-            places[copy == number] = rotate(places[copy == number], int(number))
-        if int(places.min()) <= tally.border:
+            positions[copy == number] = rotate_positions(positions[copy == number], int(number))
+        if int(positions.min()) <= totals.last_position:
             yield f"{shard.path}: holds documents that belong into an earlier shard"
-        tally.border = int(places.max())
+        totals.last_position = int(positions.max())
 
 
-def verify_windows(shard: Shard, rows: pa.Table, order: np.ndarray, window: int) -> Iterator[str]:
+def verify_windows(shard: Shard, rows: pa.Table, order: npt.NDArray[np.uint64], window: int) -> Iterator[str]:
     """Best-fit packing: no document crosses a window that it would fit into, and it can be done again."""
     starts, counts = rows["token_start"].to_numpy(), rows["token_count"].to_numpy().astype(np.int64)
     crossing = (counts <= window) & (starts // window != (starts + counts - 1) // window)
     crossing |= (counts > window) & (starts % window != 0)
     if crossing.any():
         yield f"{shard.rows}: {int(crossing.sum())} documents cross windows of {window} tokens that would hold them"
-    again = np.argsort(order, kind="stable")
-    placed, wanted, total = best_fit(counts[again], window)
-    if total != shard.tokens or not np.array_equal(np.sort(counts[again][placed]), np.sort(counts)):
+    counts_in_order = counts[np.argsort(order, kind="stable")]
+    placed, expected_starts, total = best_fit(counts_in_order, window)
+    if total != shard.tokens or not np.array_equal(np.sort(counts_in_order[placed]), np.sort(counts)):
         yield f"{shard.path}: best-fit packing of its documents takes {total:,} tokens, not {shard.tokens:,}"
-    elif not np.array_equal(wanted, starts):
+    elif not np.array_equal(expected_starts, starts):
         yield f"{shard.rows}: documents do not lie where best-fit packing puts them"
 
 
-def verify_split(shard: Shard, rows: pa.Table, held: set[bytes]) -> Iterator[str]:
+def verify_split(shard: Shard, rows: pa.Table, held_out: set[bytes]) -> Iterator[str]:
     """No training document is held out, and every validation document is."""
-    found = rows["document_id"].to_pylist()
-    inside = held.intersection(found)
+    ids = rows["document_id"].to_pylist()
+    inside = held_out.intersection(ids)
     if shard.split == "train" and inside:
         yield f"{shard.path}: holds {len(inside)} validation documents, such as {min(inside).hex()}"
-    if shard.split == "val" and len(inside) != len(set(found)):
+    if shard.split == "val" and len(inside) != len(set(ids)):
         yield f"{shard.path}: holds documents that are not in val_ids.bin"
-    rule = hashing.is_validation(rows["document_id"])
-    if bool(rule.any()) != (shard.split == "val") or (shard.split == "val" and not bool(rule.all())):
+    by_rule = hashing.is_validation(rows["document_id"])
+    misplaced = not (len(ids) and by_rule.all()) if shard.split == "val" else by_rule.any()
+    if misplaced:
         yield f"{shard.path}: documents are not on the side of the split that their id puts them"
 
 
-def verify_totals(manifest: Manifest, tally: Tally) -> Iterator[str]:
+def verify_totals(manifest: Manifest, totals: Totals) -> Iterator[str]:
     """Counts of the manifest are the sums of what the shards hold, and repeats are as it says."""
     known = {source.name for source in manifest.sources}
-    strange = {name for _, name in tally.documents} - known
-    if strange:
-        yield f"manifest: shards hold documents of {', '.join(sorted(strange))}, which it does not list"
-
-    def of(split: str, name: str | None = None) -> tuple[int, int]:
-        tokens = sum(n for (s, source, _), n in tally.tokens.items() if s == split and name in (None, source))
-        return tokens, sum(n for (s, source), n in tally.documents.items() if s == split and name in (None, source))
-
-    facts = [
-        ("training tokens and documents", (manifest.tokens, manifest.documents), of("train")),
-        ("validation tokens", manifest.val_tokens, of("val")[0]),
+    unknown = {name for _, name in totals.documents} - known
+    if unknown:
+        yield f"manifest: shards hold documents of {', '.join(sorted(unknown))}, which it does not list"
+    count = totals.tokens_and_documents
+    facts: list[tuple[str, object, object]] = [
+        ("training tokens and documents", (manifest.tokens, manifest.documents), count("train")),
+        ("validation tokens", manifest.val_tokens, count("val")[0]),
     ]
-    for s in manifest.sources:
-        facts.append((f"tokens and documents of {s.name}", (s.tokens, s.documents), of("train", s.name)))
-        facts.append((f"held out of {s.name}", (s.val_tokens, s.val_documents), of("val", s.name)))
-    for what, said, found in facts:
-        if said != found:
-            yield f"manifest: {what} are {found}, not {said}"
-    for s in manifest.sources:
-        full, rest = divmod(s.tokens, s.available_tokens) if s.available_tokens else (0, s.tokens)
-        wanted = dict.fromkeys(range(full), s.available_tokens) | ({full: rest} if rest else {})
-        copies = {c: n for (split, name, c), n in tally.tokens.items() if (split, name) == ("train", s.name)}
-        if copies != wanted:
-            yield f"manifest: tokens of {s.name} by copy are {copies}, not {wanted}"
-        if tally.cuts["train", s.name] > 1:
-            yield f"manifest: {tally.cuts['train', s.name]} training documents of {s.name} are cut, not one at most"
-    for (split, name), n in tally.cuts.items():
+    for source in manifest.sources:
+        said_train, said_val = (source.tokens, source.documents), (source.val_tokens, source.val_documents)
+        facts.append((f"tokens and documents of {source.name}", said_train, count("train", source.name)))
+        facts.append((f"held out of {source.name}", said_val, count("val", source.name)))
+    for what, said, counted in facts:
+        if said != counted:
+            yield f"manifest: {what} are {counted}, not {said}"
+    for source in manifest.sources:
+        yield from verify_copies(source, totals)
+    for (split, name), n in totals.truncated.items():
         if split != "train" and n > 1:
             yield f"manifest: {n} held-out documents of {name} are cut in the {split} shard, not one at most"
+
+
+def verify_copies(source: Source, totals: Totals) -> Iterator[str]:
+    """A source is repeated whole, but for the last copy, in which one document at most is truncated."""
+    copies, rest = divmod(source.tokens, source.available_tokens) if source.available_tokens else (0, source.tokens)
+    wanted = dict.fromkeys(range(copies), source.available_tokens)
+    if rest:
+        wanted[copies] = rest
+    by_copy = {copy: n for (split, name, copy), n in totals.tokens.items() if (split, name) == ("train", source.name)}
+    if by_copy != wanted:
+        yield f"manifest: tokens of {source.name} by copy are {by_copy}, not {wanted}"
+    truncated = totals.truncated["train", source.name]
+    if truncated > 1:
+        yield f"manifest: {truncated} training documents of {source.name} are cut, not one at most"

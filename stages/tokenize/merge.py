@@ -11,20 +11,23 @@ import pyarrow as pa
 from stages.hashing import take
 from stages.task import Task
 from stages.tokenize.token_file import (
+    BINS,
     TOKENIZED,
     TokenFile,
-    full_order,
-    pieces_of,
+    bins_of,
+    token_chunks,
+    token_files,
+    total_order,
+    write_chunks,
     write_docs,
     write_histogram,
-    write_joined,
 )
 
 
 def merge(task: Task) -> None:
-    """Documents of one range of positions, of many units. Inputs: (docs, tokens) a unit. Params: low, high (text).
+    """Merge the documents of one range of positions of many units.
 
-    Outputs: `tokens` and `docs`, as a tokenised unit has them.
+    Inputs: (docs, tokens) a unit. Params: low, high (text). Outputs: `tokens` and `docs`, as a tokenized unit has them.
     """
     units = token_files(task)
     tables = [unit.rows(int(task.params["low"]), int(task.params["high"])) for unit in units]
@@ -32,46 +35,45 @@ def merge(task: Task) -> None:
 
 
 def write_unit(task: Task, units: Sequence[TokenFile], tables: Sequence[pa.Table]) -> None:
-    """Write rows of several units, `tables` of TOKENIZED, as one unit: outputs `docs` and `tokens`."""
+    """Write rows of several units, a table of TOKENIZED for each, as one unit: outputs `docs` and `tokens`."""
     table = pa.concat_tables([TOKENIZED.empty_table(), *(t.select(TOKENIZED.names) for t in tables)])
-    number = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
-    rank = full_order(table, table["position"].to_numpy())
-    table, number = table.take(pa.array(rank)), number[rank]
+    unit_of_row = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
+    order = total_order(table, table["position"].to_numpy())
+    table, unit_of_row = table.take(pa.array(order)), unit_of_row[order]
     starts, counts = table["token_start"].to_numpy(), table["token_count"].to_numpy().astype(np.int64)
-    pieces = pieces_of([unit.memory() for unit in units], number, starts, counts)
-    path, total = task.output("tokens.bin"), int(counts.sum())
-    sha256 = write_joined(path, pieces, [unit.map for unit in units if unit.map])
-    task.add("tokens", path, tokens=total, sha256=sha256)
-    at = TOKENIZED.get_field_index("token_start")
-    table = table.set_column(at, TOKENIZED.field(at), pa.array(np.cumsum(counts) - counts))
+    chunks = token_chunks([unit.memory() for unit in units], unit_of_row, starts, counts)
+    path = task.output("tokens.bin")
+    sha256 = write_chunks(path, chunks, [unit.map for unit in units if unit.map])
+    task.add("tokens", path, tokens=int(counts.sum()), sha256=sha256)
+    column = TOKENIZED.get_field_index("token_start")
+    table = table.set_column(column, TOKENIZED.field(column), pa.array(np.cumsum(counts) - counts))
     write_docs(task, table)
 
 
-def token_files(task: Task) -> list[TokenFile]:
-    """The task's inputs, (docs, tokens) a unit."""
-    pairs = zip(task.inputs[::2], task.inputs[1::2], strict=True)
-    return [TokenFile(task, docs, tokens) for docs, tokens in pairs]
-
-
 def add_histograms(task: Task) -> None:
-    """The sum of the histograms of many units."""
-    write_histogram(task, sum(np.load(task.path(a)) for a in task.inputs))
+    """Write the sum of the histograms of many units. Output: `histogram`."""
+    total = np.zeros((4, BINS), np.int64)
+    for artifact in task.inputs:
+        total += np.load(task.path(artifact))
+    write_histogram(task, total)
 
 
 def held_out(task: Task) -> None:
-    """What units hold back for validation. Inputs: (docs, tokens) a unit. Params: seed, bins.
+    """Collect what units hold back for validation. Inputs: (docs, tokens) a unit. Params: seed, bins.
 
     Outputs: `ids` (the 16-byte ids of all of them, sorted) and, of those whose draw `take` falls into the first
-    `bins` of the histogram's bins, `docs` and `tokens`, as a tokenised unit has them.
+    `bins` of the histogram's bins, `docs` and `tokens`, as a tokenized unit has them.
     """
-    units, tables, found = token_files(task), [], []
+    units = token_files(task)
+    tables: list[pa.Table] = []
+    ids: set[bytes] = set()
     for unit in units:
         table = unit.rows()
         table = table.filter(table["val"])
-        found += table["document_id"].to_pylist()
-        draw = take(task.params["seed"], table["document_id"]) >> np.uint64(52)
-        tables.append(table.filter(pa.array(draw < task.params["bins"])))
+        ids.update(table["document_id"].to_pylist())
+        bins = bins_of(take(task.params["seed"], table["document_id"]))
+        tables.append(table.filter(pa.array(bins < task.params["bins"])))
     write_unit(task, units, tables)
     path = task.output("ids.bin")
-    Path(path).write_bytes(b"".join(sorted(set(found))))
-    task.add("ids", path, rows=len(set(found)))
+    Path(path).write_bytes(b"".join(sorted(ids)))
+    task.add("ids", path, rows=len(ids))

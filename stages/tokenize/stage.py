@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from stages.exclude.stage import EXCLUDE
-from stages.stage import BuildContext, Record, Stage, Unit
+from stages.stage import BuildContext, Record, ReportGroup, Stage, Table, Unit
 from stages.task import Artifact
 from stages.tokenize.work import work
 from stages.tokenizer.stage import BUILD_TOKENIZER
@@ -42,8 +42,9 @@ async def build(context: BuildContext) -> dict[str, list[TokenizedUnit]]:
     slices = [(name, *part_slice) for name, parts in curated.items() for part_slice in slices_of(parts)]
 
     async def tokenize(name: str, label: str, part: Artifact, number: int, of: int) -> TokenizedUnit:
+        inputs = [part, tokenizer]
         weight = part.meta.get("text_bytes", 0) // of
-        unit = Unit(work, {**params, "slice": [number, of]}, [part, tokenizer], label, name, weight)
+        unit = Unit(work, {**params, "slice": [number, of]}, inputs, label, name, weight)
         return TokenizedUnit(await context.run(TOKENIZE, unit))
 
     results = await context.gather(tokenize(*part_slice) for part_slice in slices)
@@ -60,7 +61,40 @@ def slices_of(parts: Sequence[Artifact]) -> Iterator[tuple[str, Artifact, int, i
     for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
         of = max(1, round(size / unit_bytes))
         for number in range(of):
-            yield f"{i:05d}" + (f" {number + 1} of {of}" if of > 1 else ""), part, number, of
+            label = f"{i:05d} {number + 1} of {of}" if of > 1 else f"{i:05d}"
+            yield label, part, number, of
+
+
+def report(context: BuildContext, _: Mapping[str, Sequence[TokenizedUnit]]) -> Iterator[ReportGroup]:
+    """Report bytes per token by source, and which engines encoded."""
+    tokenizer = context.built(BUILD_TOKENIZER)
+    if tokenizer and context.counts(TOKENIZE):
+        vocab_size = tokenizer.output("tokenizer").meta["vocab_size"]
+        yield [tokens_table(context, vocab_size), *engine_lines(context)]
+
+
+def tokens_table(context: BuildContext, vocab_size: int) -> Table:
+    """Return bytes per token, by source."""
+    rows = []
+    for source in context.recipe.sources:
+        counts = context.counts(TOKENIZE, source)
+        text_bytes, tokens = counts.get("text_bytes", 0), counts.get("tokens", 0)
+        bytes_per_token = f"{text_bytes / tokens:.3f}" if tokens else "-"
+        train_tokens, val_tokens = counts.get("train_tokens", 0), counts.get("val_tokens", 0)
+        rows.append((source, text_bytes, tokens, bytes_per_token, train_tokens, val_tokens))
+    header = ("source", "text bytes", "tokens", "bytes/token", "to train on", "held out")
+    return Table(f"Tokens ({vocab_size:,} ids)", header, rows)
+
+
+def engine_lines(context: BuildContext) -> Iterator[str]:
+    """Yield a line for each engine that encoded, and why faster ones did not."""
+    prefix = "encoded_by."
+    counts = context.counts(TOKENIZE)
+    units = {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}
+    total = sum(units.values())
+    for engine, n in sorted(units.items(), key=lambda item: -item[1]):
+        share = f" ({n:,} of {total:,} units)" if len(units) > 1 else ""
+        yield f"Encoded by {engine}{share}, proven equal to tokenizers at the start of each process"
 
 
 TOKENIZE = Stage(
@@ -70,4 +104,5 @@ TOKENIZE = Stage(
     build=build,
     after=(EXCLUDE, BUILD_TOKENIZER),
     libraries=("pyarrow", "numpy", "tokenizers"),
+    report=report,
 )

@@ -1,4 +1,4 @@
-"""A tokenised unit: a file of uint16 tokens, and a table that accounts for every one of them.
+"""A tokenized unit: a file of uint16 tokens, and a table that accounts for every one of them.
 
 Documents lie in the order of their *position* in [0, 2^64), a hash of seed and document id, so that any range of
 positions is one contiguous slice of every unit: what a shard reads. Row groups are small and carry the smallest and
@@ -11,10 +11,11 @@ import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -35,88 +36,98 @@ TOKENIZED = pa.schema(
         ("url", pa.string()),
     ]
 )
-NAMES = ("document_id", "part", "source_file", "source_row")  # what tells a row of a source from all others
-FULL = 1 << 64
-GROUP = 1 << 14  # rows of a row group: what a reader of a narrow range must read at least
+ROW_KEY = ("document_id", "part", "source_file", "source_row")  # what tells a row of a source from all others
+NUM_POSITIONS = 1 << 64
+ROW_GROUP = 1 << 14  # rows of a row group: what a reader of a narrow range must read at least
 BINS = 4096  # of the histograms: the top 12 bits of a 64-bit draw
 # Rows of the histogram. Tokens of training documents by position and by the two draws of a partial epoch; tokens of
 # held-out documents by the first of them.
 BY_POSITION, BY_TAKE, BY_TAKE_1, HELD_BY_TAKE = range(4)
-RUN = 1 << 13  # documents joined at a time: bounds the memory beside the tokens themselves
-MAPPED = 256 << 20  # bytes of maps that may stay resident while a file is put together from them
+MAX_JOINED = 1 << 13  # chunks joined at a time: bounds the memory beside the tokens themselves
+MAX_JOINED_BYTES = 32 << 20  # and no more bytes than these, but for one long chunk
+MAPPED_BYTES = 256 << 20  # of maps that may stay resident while a file is put together from them
 
-Pieces = Iterator[bytes | memoryview]
+Chunk: TypeAlias = bytes | memoryview
+Words: TypeAlias = npt.NDArray[np.uint64]  # positions and draws
+Histogram: TypeAlias = npt.NDArray[np.int64]  # (4, BINS)
 
 
-def full_order(table: pa.Table, first: np.ndarray, keys: Sequence[str] = NAMES) -> np.ndarray:
-    """The order of `first` (n,), a hash; where duplicates were left in, `keys` break its ties."""
-    order: np.ndarray = np.argsort(first, kind="stable")
-    ordered = first[order]
-    if (ordered[1:] != ordered[:-1]).all():
+def bins_of(draws: Words) -> npt.NDArray[np.int64]:
+    """Return the histogram's bin of each draw."""
+    return (draws >> np.uint64(52)).astype(np.int64)
+
+
+def total_order(table: pa.Table, draws: Words, keys: Sequence[str] = ROW_KEY) -> npt.NDArray[np.int64]:
+    """Return the order of rows by `draws` (n,), a hash; columns `keys` break ties, where duplicates were left in."""
+    order = np.argsort(draws, kind="stable")
+    in_order = draws[order]
+    if (in_order[1:] != in_order[:-1]).all():
         return order
-    table = table.select(keys).append_column("first", pa.array(first))
-    found = pc.sort_indices(table, sort_keys=[(key, "ascending") for key in ("first", *keys)])
-    total: np.ndarray = found.to_numpy()
-    return total
+    table = table.select(keys).append_column("draw", pa.array(draws))
+    indices = pc.sort_indices(table, sort_keys=[(key, "ascending") for key in ("draw", *keys)])
+    ranked: npt.NDArray[np.int64] = indices.to_numpy()
+    return ranked
 
 
-def write_joined(path: str, pieces: Pieces, maps: Sequence[mmap.mmap] = (), head: bytes = b"") -> str:
-    """Write `head`, then all `pieces` one after another; returns the sha256 of the file.
+def write_chunks(path: str, chunks: Iterator[Chunk], maps: Sequence[mmap.mmap] = (), head: bytes = b"") -> str:
+    """Write `head`, then all `chunks` one after another; return the sha256 of the file.
 
     Pages of `maps` that were read are given back from time to time, so that memory stays bounded at any size.
     """
     digest = hashlib.sha256(head)
-    crowded = sum(len(m) for m in maps) > MAPPED
+    release = sum(len(mapped) for mapped in maps) > MAPPED_BYTES
     with Path(path).open("wb") as out:
         out.write(head)
-        for run in in_runs(pieces):
-            block = b"".join(run)
+        for batch in batched_chunks(chunks):
+            block = b"".join(batch)
             digest.update(block)
             out.write(block)
-            for each in maps if crowded else ():
-                each.madvise(mmap.MADV_DONTNEED)
+            if release:
+                for mapped in maps:
+                    mapped.madvise(mmap.MADV_DONTNEED)
     return digest.hexdigest()
 
 
-def in_runs(pieces: Pieces) -> Iterator[list[bytes | memoryview]]:
-    """Lists of up to RUN pieces, fewer where these are long."""
-    run: list[bytes | memoryview] = []
+def batched_chunks(chunks: Iterator[Chunk]) -> Iterator[list[Chunk]]:
+    """Yield lists of up to MAX_JOINED chunks, fewer where these are long."""
+    batch: list[Chunk] = []
     size = 0
-    for piece in pieces:
-        run.append(piece)
-        size += len(piece)
-        if len(run) >= RUN or size >= 32 << 20:
-            yield run
-            run, size = [], 0
-    yield run
+    for chunk in chunks:
+        batch.append(chunk)
+        size += len(chunk)
+        if len(batch) >= MAX_JOINED or size >= MAX_JOINED_BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
-def slices(memory: memoryview, starts: np.ndarray, counts: np.ndarray) -> Pieces:
-    """The bytes of tokens [start, start + count) of `memory` (bytes of uint16), one piece a document."""
-    ends = 2 * (starts + counts)
-    for a, b in zip((2 * starts).tolist(), ends.tolist(), strict=True):
-        yield memory[a:b]
+def token_chunks(
+    memories: Sequence[memoryview],
+    units: npt.NDArray[np.integer[Any]],
+    starts: npt.NDArray[np.integer[Any]],
+    counts: npt.NDArray[np.integer[Any]],
+) -> Iterator[memoryview]:
+    """Yield the bytes of each row's tokens [start, start + count), read from the memory of the unit it lies in.
 
-
-def after(mark: bytes, where: np.ndarray, pieces: Pieces) -> Pieces:
-    """`pieces`, with `mark` before each of those that `where` (n,) bool names."""
-    return chain.from_iterable(
-        (mark, piece) if marked else (piece,) for marked, piece in zip(where.tolist(), pieces, strict=True)
-    )
+    `memories` hold uint16 tokens as bytes; `units`, `starts` and `counts` are of shape (n,).
+    """
+    first_bytes, end_bytes = 2 * starts, 2 * (starts + counts)
+    for unit, first, end in zip(units.tolist(), first_bytes.tolist(), end_bytes.tolist(), strict=True):
+        yield memories[unit][first:end]
 
 
 def write_docs(task: Task, table: pa.Table) -> None:
     """Write a table of the schema TOKENIZED, already in order, as output `docs`."""
     with task.table("docs", TOKENIZED) as writer:
-        for at in range(0, table.num_rows, GROUP):
-            writer.write(table.slice(at, GROUP))
+        for start in range(0, table.num_rows, ROW_GROUP):
+            writer.write(table.slice(start, ROW_GROUP))
 
 
-def write_histogram(task: Task, value: np.ndarray) -> None:
+def write_histogram(task: Task, histogram: Histogram) -> None:
     """Write output `histogram`, an .npy file."""
     path = task.output("histogram.npy")
     buffer = BytesIO()
-    np.save(buffer, value)
+    np.save(buffer, histogram)
     Path(path).write_bytes(buffer.getvalue())  # not np.save to a path, whose error on a full disk names no errno
     task.add("histogram", path)
 
@@ -129,26 +140,26 @@ class TokenFile:
         self.docs_path, self.tokens_path = task.path(docs), task.path(tokens)
         self.map: mmap.mmap | None = None
 
-    def rows(self, low: int = 0, high: int = FULL, columns: list[str] | None = None) -> pa.Table:
-        """Documents whose position lies in [low, high), in order. `position` is always among the columns."""
-        wanted = [f.name for f in TOKENIZED] if columns is None else [*columns, "position"]
+    def rows(self, low: int = 0, high: int = NUM_POSITIONS, columns: list[str] | None = None) -> pa.Table:
+        """Return the rows whose position lies in [low, high), in order. `position` is always among the columns."""
+        wanted = TOKENIZED.names if columns is None else [*columns, "position"]
         with pq.ParquetFile(self.docs_path) as file:
             column = file.schema_arrow.get_field_index("position")
             groups = []
-            for i in range(file.num_row_groups):
-                found = file.metadata.row_group(i).column(column).statistics
-                if found is None or not found.has_min_max or (found.min < high and found.max >= low):
-                    groups.append(i)
+            for group in range(file.num_row_groups):
+                stats = file.metadata.row_group(group).column(column).statistics
+                if stats is None or not stats.has_min_max or (stats.min < high and stats.max >= low):
+                    groups.append(group)
             table = file.read_row_groups(groups, columns=wanted, use_threads=False)
-        if low <= 0 and high >= FULL:
+        if low <= 0 and high >= NUM_POSITIONS:
             return table
         position = table["position"].to_numpy()
         first = int(np.searchsorted(position, np.uint64(low), "left"))
-        last = len(position) if high >= FULL else int(np.searchsorted(position, np.uint64(high), "left"))
+        last = len(position) if high >= NUM_POSITIONS else int(np.searchsorted(position, np.uint64(high), "left"))
         return table.slice(first, max(0, last - first))
 
     def memory(self) -> memoryview:
-        """The token file's bytes, mapped."""
+        """Return the token file's bytes, mapped."""
         if self.map is None:
             with Path(self.tokens_path).open("rb") as file:
                 if Path(self.tokens_path).stat().st_size == 0:
@@ -157,16 +168,18 @@ class TokenFile:
         return memoryview(self.map)
 
 
-def ring(low: int, high: int) -> list[tuple[int, int]]:
-    """[low, high), taken modulo 2^64, as ranges that do not wrap."""
-    if high - low >= FULL:
-        return [(0, FULL)]
-    low, high = low % FULL, high % FULL or FULL
-    return [(low, high)] if low < high else [r for r in ((low, FULL), (0, high)) if r[0] < r[1]]
+def token_files(task: Task, sources: Sequence[str] | None = None) -> list[TokenFile]:
+    """Open the task's inputs, a pair (docs, tokens) a unit; `sources` names the source of each unit."""
+    docs, tokens = task.inputs[::2], task.inputs[1::2]
+    names = [""] * len(docs) if sources is None else sources
+    return [TokenFile(task, *unit) for unit in zip(docs, tokens, names, strict=True)]
 
 
-def pieces_of(memories: Sequence[memoryview], unit: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> Pieces:
-    """The bytes of each document: tokens [start, start + count) of the unit it lies in. All of shape (n,)."""
-    ends = 2 * (starts + counts)
-    for u, a, b in zip(unit.tolist(), (2 * starts).tolist(), ends.tolist(), strict=True):
-        yield memories[u][a:b]
+def unwrap_range(low: int, high: int) -> list[tuple[int, int]]:
+    """Return the positions [low, high), taken modulo 2^64, as ranges that do not wrap."""
+    if high - low >= NUM_POSITIONS:
+        return [(0, NUM_POSITIONS)]
+    low, high = low % NUM_POSITIONS, high % NUM_POSITIONS or NUM_POSITIONS
+    if low < high:
+        return [(low, high)]
+    return [(start, stop) for start, stop in ((low, NUM_POSITIONS), (0, high)) if start < stop]

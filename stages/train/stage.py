@@ -14,6 +14,7 @@ from stages.errors import DataError
 from stages.pack.stage import PACK
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
+from stages.train.report import report
 from stages.train.work import work
 
 
@@ -87,6 +88,7 @@ TRAIN = Stage(
     after=tuple(PACK.values()),
     libraries=("torch",),
     publish=publish,
+    report=report,
     news=news,
     stops=True,
     cpus=0,

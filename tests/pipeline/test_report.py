@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipeline.commands.report import grid
-from stages.report import engines, mixture, training
+from stages.pack.describe import mixture_table
+from stages.stage import Table
+from stages.tokenize.stage import engine_lines
+from stages.train.report import report
 from train.data.manifest import load_manifest
 from train.eval.validation import Validation
 
@@ -41,14 +44,18 @@ def test_training_by_phase_and_by_source(tmp_path):
     for phase, value in (("pretrain", summary), ("anneal", summary | {"before": None}), ("old", old)):
         (tmp_path / phase).write_text(json.dumps(value))
         done[phase] = SimpleNamespace(output=lambda _, phase=phase: tmp_path / phase)
-    tables, samples = training(context, done)
-    lines = shown(tables)
-    assert samples == [] and "pretrain 1,234 5 99 3.0000 2.0000 1.0000 50.0% below" in lines
+    groups = list(report(context, done))
+    lines = shown(table for (table,) in groups)
+    assert "pretrain 1,234 5 99 3.0000 2.0000 1.0000 50.0% below" in lines
     assert "pretrain web 9 3,000 4.0000 2.5000 2.7500 10.0% above" in lines
     assert "pretrain maths 9 3,000 - 1.5000 0.7500 50.0% below" in lines
     assert "anneal web 9 3,000 - 2.5000 2.7500 10.0% above" in lines
     assert not any(line.startswith("old web") for line in lines)
-    assert len(training(context, {"old": done["old"]})[0]) == 1
+    assert len(list(report(context, {"old": done["old"]}))) == 1
+    sampled = summary | {"samples": [{"prompt": "a", "text": "b"}]}
+    (tmp_path / "pretrain").write_text(json.dumps(sampled))
+    *tables, samples = report(context, {"pretrain": done["pretrain"]})
+    assert all(isinstance(table, Table) for (table,) in tables) and samples == ["[pretrain] 'a' -> 'b'"]
 
 
 def test_documents_in_a_window_and_who_encoded():
@@ -60,13 +67,13 @@ def test_documents_in_a_window_and_who_encoded():
         "shards": [],
         "sources": [source | {"max_epochs": 1}],
     }
-    assert shown([mixture(manifest, 256)])[1:3] == [
+    assert shown([mixture_table(manifest, 256)])[1:3] == [
         "source asked got tokens documents epochs cap documents/window",
         "qa 100.00% 100.0000% 4,096 64 1.000 1 4.00",
     ]
-    assert shown([mixture(manifest)])[2].endswith("1.000 1")
+    assert shown([mixture_table(manifest)])[2].endswith("1.000 1")
     counts = {"tokens": 5, "encoded_by.fastokens 1.0": 3, "encoded_by.tokenizers 2.0; fastokens 1.0: differs": 1}
-    first, second = engines(SimpleNamespace(counts=lambda stage: counts))
+    first, second = engine_lines(SimpleNamespace(counts=lambda stage: counts))
     assert first.startswith("Encoded by fastokens 1.0 (3 of 4 units)")
     assert second.startswith("Encoded by tokenizers 2.0; fastokens 1.0: differs (1 of 4 units)")
 

@@ -1,4 +1,4 @@
-"""Tokenised units made up in memory, and packing without an engine, for tests of layout and shards."""
+"""Tokenized units made up in memory, and packing without an engine, for tests of layout and shards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from stage_harness import MiniContext, run_unit
 
 from stages import hashing
 from stages.pack.config import Mixture
-from stages.pack.stage import PACK, Layout, lay_out, training_shards, validation_shards
+from stages.pack.layout import Layout, lay_out
+from stages.pack.stage import PACK, training_shards, validation_shards
 from stages.stage import Record
 from stages.task import Artifact, Task
 from stages.tokenize.stage import TOKENIZE, TokenizedUnit
 from stages.tokenize.token_file import TOKENIZED, write_docs, write_histogram
-from stages.tokenize.work import cut, histogram
+from stages.tokenize.work import histogram, split_documents
 from train.data.format import read_shard
 
 BUILD_ID = "0123456789abcdef" * 4
@@ -71,7 +72,8 @@ def unit(folder: Path, documents: Sequence[Document], seed: int = 0, shard_token
     """What `tokenize` would have written for a part that holds `documents`."""
 
     def work(task: Task) -> None:
-        document, part, start, count = cut(np.array([d.length for d in documents], np.int64), shard_tokens)
+        parts = split_documents(np.array([d.length for d in documents], np.int64), shard_tokens)
+        document, part, start, count = parts.document, parts.part, parts.start, parts.count
         identities = np.array([list(documents[d].id) for d in document], np.uint8).reshape(-1, 16)
         places, val = hashing.position(seed, identities, part), hashing.is_validation(identities)
         rank = np.lexsort((document, part, *identities.T[::-1], places))
@@ -158,7 +160,7 @@ def pack(
     common["window"] = mixtures[name].window
 
     async def made() -> tuple[Layout, list[Record], list[tuple[str, Record]]]:
-        layout = await lay_out(context, name)
+        layout = await lay_out(context, PACK, name)
         train = await training_shards(context, PACK["pretrain"], common, layout)
         return layout, train, await validation_shards(context, PACK["pretrain"], common, layout, mixtures[name])
 

@@ -22,7 +22,7 @@ from stages.hashing import is_validation
 from stages.lineage.find import Query, find
 from stages.lineage.trace import pieces_of, rows_table, trace
 from stages.registry import STAGES
-from stages.report import decontamination
+from stages.report import decontamination_lines
 from stages.schemas import document_id
 from train.data.manifest import load_manifest
 
@@ -129,7 +129,7 @@ def test_what_is_planted_goes_with_evidence_and_the_rest_stays(folder):
     assert context.warnings[0].startswith(
         f"quiz: {len({r['item_id'] for r in told})} of 200 items found in {len(gone)} "
     )
-    assert decontamination(context)[0].startswith(f"Contaminated: {len(gone)} documents dropped, 0 cut, ")
+    assert decontamination_lines(context)[0].startswith(f"Contaminated: {len(gone)} documents dropped, 0 cut, ")
     assert {label.split()[0] for stage, label in inline.ran if stage == "decontaminate"} >= {"web", "maths", "index"}
     assert ("decontaminate", "maths 00000") not in inline.ran, "a part without hits is passed on as it is"
     again = Inline()

@@ -17,7 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.recipe import parse_recipe
 from stages.hashing import is_validation
 from stages.pack.verify import verify
-from stages.report import exclusion
+from stages.report import exclusion_lines
 from stages.schemas import ID, document_id
 from stages.selectors import parent_domains, select_documents
 from train.data.manifest import load_manifest
@@ -85,7 +85,7 @@ def test_one_document_by_id(folder):
     assert touched == {("tokenize", "a1"), ("dedup", "report")}, "and no download, filter or tokenizer"
     source = next(s for s in manifest.sources if s.name == "a1")
     assert source.dropped == {"excluded": 1} and (source.rows_in, source.rows_kept) == (150, 149)
-    assert exclusion(context)[0].startswith("Excluded: 1 documents, ")
+    assert exclusion_lines(context)[0].startswith("Excluded: 1 documents, ")
     assert context.warnings == []
 
 
@@ -101,7 +101,7 @@ def test_tokens_are_estimated_by_the_source_that_lost_them():
         recipe=SimpleNamespace(sources=["prose", "code"]),
         counts=lambda stage, source=None: counts.get((stage.name, source), {}),
     )
-    assert "1 documents, 400 bytes of text, about 100 tokens;" in exclusion(context)[0]
+    assert "1 documents, 400 bytes of text, about 100 tokens;" in exclusion_lines(context)[0]
 
 
 def test_the_copy_that_was_kept_goes_with_the_one_that_is_named(folder):

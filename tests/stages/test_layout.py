@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pack_harness import BOS, TRAIN_IDS, VAL_IDS, Document, pack, source, unit
 
 from stages import hashing
-from stages.pack.allocate import FULL, GOLDEN, cut_positions, rotated_histogram
+from stages.pack.allocate import GOLDEN, NUM_POSITIONS, equal_borders, rotated_histogram
 
 TURN = int(GOLDEN)
 
 
-def pieces_of(documents, shard_tokens):
+def parts_of(documents, shard_tokens):
     """(id, part, file, row) -> tokens of every piece, as `tokenize` cuts them."""
     return {
         (d.id, part, d.file, d.row): d.tokens[at : at + shard_tokens]
@@ -28,16 +28,16 @@ def pieces_of(documents, shard_tokens):
 
 def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9, draw=0):
     """Every promise of packing, recomputed from the documents."""
-    pieces = {(s, *key): tokens for s, docs in sources.items() for key, tokens in pieces_of(docs, shard_tokens).items()}
+    pieces = {(s, *key): tokens for s, docs in sources.items() for key, tokens in parts_of(docs, shard_tokens).items()}
     held = {key for key in pieces if hashing.is_validation([key[1]])[0]}
     seen, got, cuts = Counter(), Counter(), Counter()
     borders = packed.layout.borders
-    assert borders[0] == 0 and borders[-1] == FULL and borders == sorted(borders)
+    assert borders[0] == 0 and borders[-1] == NUM_POSITIONS and borders == sorted(borders)
     shard_of = -1
     for record, rows, tokens in packed.train:
         assert record.counts["documents"] == len(rows) > 0 and record.counts["tokens"] == len(tokens)
         first = int(hashing.position(seed, [rows[0]["document_id"]], rows[0]["part"])[0]) + rows[0]["copy"] * TURN
-        before, shard_of = shard_of, int(np.searchsorted(borders[1:], first % FULL, "right"))
+        before, shard_of = shard_of, int(np.searchsorted(borders[1:], first % NUM_POSITIONS, "right"))
         assert before < shard_of
         low, high = borders[shard_of : shard_of + 2]
         at, orders = 0, []
@@ -50,7 +50,7 @@ def check(packed, sources, targets, seed=0, shard_tokens=10**6, val_tokens=10**9
             assert np.array_equal(piece, whole[: len(piece)])
             assert row["truncated"] == (len(piece) < len(whole))
             place = int(hashing.position(seed, [row["document_id"]], row["part"])[0]) + row["copy"] * TURN
-            assert low <= place % FULL < high
+            assert low <= place % NUM_POSITIONS < high
             orders.append(int(hashing.order(seed, [row["document_id"]], row["part"], row["copy"])[0]))
             seen[key, row["copy"]] += 1
             got[row["source"]] += len(piece)
@@ -153,10 +153,10 @@ def test_shards_do_not_depend_on_how_documents_lay_in_units(tmp_path):
     sources = two_sources()
     whole = split_and_pack(tmp_path / "1", sources, TARGETS, 1, shard_tokens=4000, val_tokens=150)
     check(whole, sources, TARGETS, shard_tokens=4000, val_tokens=150)
-    assert len(whole.train) == 8 and whole.layout.parts["a"].copies == 2
+    assert len(whole.train) == 8 and whole.layout.allocations["a"].copies == 2
     for units, flip in ((3, False), (7, True)):
         other = split_and_pack(tmp_path / f"{units}", sources, TARGETS, units, flip, shard_tokens=4000, val_tokens=150)
-        assert (other.layout.parts, other.layout.borders) == (whole.layout.parts, whole.layout.borders)
+        assert (other.layout.allocations, other.layout.borders) == (whole.layout.allocations, whole.layout.borders)
         assert other.digests == whole.digests
 
 
@@ -259,9 +259,11 @@ def test_borders_cut_any_density_into_equal_parts(seed, filled, copy, shards):
     histogram[rng.choice(4096, filled, replace=False)] = rng.integers(1, 1000, filled)
     density = rotated_histogram(histogram, copy)
     assert density.sum() == pytest.approx(histogram.sum())
-    borders = cut_positions(density, shards)
-    assert borders[0] == 0 and borders[-1] == FULL and borders == sorted(borders)
-    reached = np.interp(np.array(borders, float) / FULL * 4096, np.arange(4097), np.append(0, np.cumsum(density)))
+    borders = equal_borders(density, shards)
+    assert borders[0] == 0 and borders[-1] == NUM_POSITIONS and borders == sorted(borders)
+    reached = np.interp(
+        np.array(borders, float) / NUM_POSITIONS * 4096, np.arange(4097), np.append(0, np.cumsum(density))
+    )
     assert np.allclose(np.diff(reached), density.sum() / shards, rtol=1e-6)
 
 
@@ -319,7 +321,7 @@ def test_a_partial_epoch_takes_any_document_alike(shuffled):
     _, rows, sources = shuffled
     taken = {r["document_id"] for r in rows if r["source"] == "web"}
     all_ids = [d.id for d in sources["web"]]
-    position = hashing.position(0, all_ids, 0) / FULL
+    position = hashing.position(0, all_ids, 0) / NUM_POSITIONS
     chosen = np.array([i in taken for i in all_ids])
     lengths = np.array([d.length for d in sources["web"]])
     assert 0.28 < chosen.mean() < 0.32

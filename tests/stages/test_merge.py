@@ -24,18 +24,18 @@ def test_merged_units_give_the_same_shards(tmp_path, monkeypatch, packing):
     units = many(tmp_path)
     targets = {"a": 30_000, "b": 9000}
     whole = pack(tmp_path / "whole", units, targets, shard_tokens=1000, val_tokens=200, **packing)
-    monkeypatch.setattr(regroup, "ABOVE", 4)
-    monkeypatch.setattr(regroup, "GROUP", 4)
-    monkeypatch.setattr(token_file, "GROUP", 3)
+    monkeypatch.setattr(regroup, "MOST_UNITS", 4)
+    monkeypatch.setattr(regroup, "MERGED_UNITS", 4)
+    monkeypatch.setattr(token_file, "ROW_GROUP", 3)
     merged = pack(tmp_path / "merged", units, targets, shard_tokens=1000, val_tokens=200, **packing)
     assert [u.low for u in merged.layout.units] == [i << 62 for _ in range(3) for i in range(4)] + [0] * 3
     assert merged.digests == whole.digests and len(whole.train) > 20
-    assert (merged.layout.parts, merged.layout.borders) == (whole.layout.parts, whole.layout.borders)
+    assert (merged.layout.allocations, merged.layout.borders) == (whole.layout.allocations, whole.layout.borders)
 
 
 def test_shards_read_only_units_of_their_range(tmp_path, monkeypatch):
-    monkeypatch.setattr(regroup, "ABOVE", 4)
-    monkeypatch.setattr(regroup, "GROUP", 4)
+    monkeypatch.setattr(regroup, "MOST_UNITS", 4)
+    monkeypatch.setattr(regroup, "MERGED_UNITS", 4)
     units = [(s, r) for s, r in many(tmp_path, 8) if s == "a"][:8]
     packed = pack(tmp_path / "p", units, {"a": 5000}, shard_tokens=500)
     read = [len(record.inputs) / 2 for record, _, _ in packed.train]
@@ -45,14 +45,14 @@ def test_shards_read_only_units_of_their_range(tmp_path, monkeypatch):
 
 def test_row_groups_are_passed_over(tmp_path, monkeypatch):
     """A reader of a narrow range decodes the row groups that meet it and no others."""
-    monkeypatch.setattr(token_file, "GROUP", 10)
+    monkeypatch.setattr(token_file, "ROW_GROUP", 10)
     record = unit(tmp_path, source(TRAIN_IDS[:200], [5] * 200))
 
     class Local:
         def path(self, artifact):
             return artifact.path
 
-    whole = token_file.Unit(Local(), record.output("docs"), record.output("tokens"))
+    whole = token_file.TokenFile(Local(), record.output("docs"), record.output("tokens"))
     everything = whole.rows()
     position = everything["position"].to_numpy()
     decoded = []

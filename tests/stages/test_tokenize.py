@@ -1,4 +1,4 @@
-"""Tokenised units: round trips, special tokens, order, accounts."""
+"""Tokenized units: round trips, special tokens, order, accounts."""
 
 from collections import Counter
 from importlib.metadata import version
@@ -28,7 +28,7 @@ def path(trained):
     return trained.output("tokenizer").path
 
 
-def tokenised(tmp_path, trained, texts, shard_tokens=1000, seed=0, slice=(0, 1), **keys):
+def tokenized(tmp_path, trained, texts, shard_tokens=1000, seed=0, slice=(0, 1), **keys):
     inputs = [curated(tmp_path, "a", texts, **keys), trained.output("tokenizer")]
     params = {"seed": seed, "shard_tokens": shard_tokens, "bos_id": 0, "slice": list(slice)}
     record = run_unit(tmp_path / "out", tokenize.work, params, inputs)
@@ -38,7 +38,7 @@ def tokenised(tmp_path, trained, texts, shard_tokens=1000, seed=0, slice=(0, 1),
 
 @pytest.mark.parametrize("shard_tokens", [1000, 40, 7])
 def test_every_token_is_accounted_for(tmp_path, trained, path, shard_tokens):
-    record, tokens, rows = tokenised(tmp_path, trained, TEXTS, shard_tokens)
+    record, tokens, rows = tokenized(tmp_path, trained, TEXTS, shard_tokens)
     encoder = load_text_encoder(path)
     pieces, lengths = {}, Counter()
     at = 0
@@ -79,15 +79,15 @@ def test_every_token_is_accounted_for(tmp_path, trained, path, shard_tokens):
 
 
 def test_digests_do_not_depend_on_batches(tmp_path, trained, monkeypatch):
-    first, _, _ = tokenised(tmp_path, trained, TEXTS)
+    first, _, _ = tokenized(tmp_path, trained, TEXTS)
     monkeypatch.setattr(tokenize, "BATCH_BYTES", 300)
-    second, _, _ = tokenised(tmp_path, trained, TEXTS, group=3)
+    second, _, _ = tokenized(tmp_path, trained, TEXTS, group=3)
     assert [o.digest for o in first.outputs] == [o.digest for o in second.outputs]
 
 
 @pytest.mark.parametrize("of", [1, 2, 5, 40])
 def test_slices_of_a_part_hold_each_document_once(tmp_path, trained, of):
-    found = [tokenised(tmp_path / str(i), trained, TEXTS, slice=(i, of), group=50)[2] for i in range(of)]
+    found = [tokenized(tmp_path / str(i), trained, TEXTS, slice=(i, of), group=50)[2] for i in range(of)]
     rows = sorted(r["source_row"] for rows in found for r in rows if r["part"] == 0)
     assert rows == list(range(len(TEXTS)))
 
@@ -106,10 +106,10 @@ def test_small_sources_are_cut_finer():
 
 
 def test_an_empty_part(tmp_path, trained):
-    record, tokens, rows = tokenised(tmp_path, trained, [])
+    record, tokens, rows = tokenized(tmp_path, trained, [])
     assert (len(tokens), rows, record.counts["tokens"]) == (0, [], 0)
 
 
 def test_copies_left_in_have_a_fixed_order(tmp_path, trained):
-    _, _, rows = tokenised(tmp_path, trained, ["same", "other", "same"])
+    _, _, rows = tokenized(tmp_path, trained, ["same", "other", "same"])
     assert [r["source_row"] for r in rows if r["document_id"] == document_id("same")] == [0, 2]
