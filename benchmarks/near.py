@@ -6,11 +6,12 @@ Processor seconds of this process, candidates in turn, several rounds, medians (
 counted, but it slows what shares its core). Documents are runs of up to 300 words of real text, a tenth of them
 near-duplicates of others, planted at a Jaccard similarity of .8 or more.
 
-Signatures: ours over arrow columns, and as the unit `sign`, parquet in and keys out; rensa's RMinHash as its users
-feed it, with word 5-grams as Python strings; datatrove's MinhashDedupSignature over a share of the same documents.
+Signatures: ours over arrow columns, and as the unit `write_keys`, parquet in and keys out; rensa's RMinHash as its
+users feed it, with word 5-grams as Python strings; datatrove's MinhashDedupSignature over a share of the same
+documents.
 
 Recall: pairs of known true similarity, in texts of plain words so that all agree on what a word is; found means kept
-together by the whole stage (`stages.dedup.clusters`), beside what the S-curve says and rensa's RMinHashLSH at 16 x 8
+together by the whole stage `dedup`, beside what the S-curve says and rensa's RMinHashLSH at 16 x 8
 finds.
 
 Whole: sign, match, join, drops and apply, every unit of the stage `dedup` in this process, by step.
@@ -39,11 +40,13 @@ from benchmarks import measure
 from benchmarks.curate_peer import signature
 from benchmarks.filter import GROUP, spread, write_part
 from pipeline.recipe import parse_recipe
-from stages.dedup import clusters, minhash
+from stages.dedup import minhash
 from stages.dedup import stage as dedup
 from stages.dedup.config import Dedup
-from stages.filter import work as apply_rules
+from stages.dedup.keys import write_keys
 from stages.filter.stage import Filtered
+from stages.filter.work import work as filter_part
+from stages.kernels.words import words
 from stages.stage import Record, Stage, Unit
 from stages.task import Artifact, Task
 
@@ -105,7 +108,7 @@ def filtered(texts: list[str], folder: Path) -> list[Artifact]:
         into = folder / f"in{at}"
         into.mkdir(parents=True)
         task = Task({"rules": []}, [write_part(texts[at : at + PART], into)], into, "filter", lambda a: a.path)
-        apply_rules.work(task)
+        filter_part(task)
         found += [sealed(a) for a in task.outputs if a.name == "docs"]
     return found
 
@@ -198,18 +201,18 @@ def megabytes(texts: list[str]) -> float:
 def signatures(texts: list[str], peer_documents: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Documents and MB a second of each, medians over rounds, and the ratios of the same round."""
     columns = [pa.array(texts[i : i + GROUP]) for i in range(0, len(texts), GROUP)]
-    shape = Dedup().near() or {}
+    shape = Dedup().minhash() or {}
     few = spread(texts, megabytes(texts) * peer_documents / len(texts))
     parts = filtered(texts, folder)
 
     def unit() -> None:
         for number, part in enumerate(parts):
-            clusters.sign(Task({"near": shape}, [part], folder, f"sign{number}", lambda a: a.path))
+            write_keys(Task({"near": shape}, [part], folder, f"sign{number}", lambda a: a.path))
 
     candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
         "ours, arrow columns, 14 x 8": (texts, lambda: [minhash.band_keys(column, **shape) for column in columns]),
         "ours, 16 x 8": (texts, lambda: [minhash.band_keys(column, 5, 16, 8) for column in columns]),
-        "unit sign, parquet to keys": (texts, unit),
+        "unit write_keys, parquet to keys": (texts, unit),
         "rensa, 112 permutations": (texts, lambda: [rensa_signature(text, 112) for text in texts]),
         "rensa, 128 permutations": (texts, lambda: [rensa_signature(text) for text in texts]),
         "rensa with RMinHashLSH, 16 x 8": (texts, lambda: rensa_index(texts)),
@@ -255,7 +258,7 @@ def recall(texts: list[str], rng: random.Random, folder: Path) -> dict[str, Any]
     from stages.schemas import document_id
 
     wanted = [*(s for s in FIXED for _ in range(PAIRS)), *(rng.uniform(0.8, 1) for _ in range(5 * PAIRS // 2))]
-    plain = {" ".join(minhash.words(text)[:WORDS]) for text in rng.sample(texts, min(len(texts), 2 * len(wanted)))}
+    plain = {" ".join(words(text)[:WORDS]) for text in rng.sample(texts, min(len(texts), 2 * len(wanted)))}
     bases = rng.sample(sorted(text for text in plain if text.count(" ") >= 200), len(wanted))
     pairs = [(text, *altered(text, similarity, rng)) for text, similarity in zip(bases, wanted, strict=True)]
     everything = [text for pair in pairs for text in pair[:2]]
@@ -272,9 +275,9 @@ def recall(texts: list[str], rng: random.Random, folder: Path) -> dict[str, Any]
             "pairs": len(chosen),
             "mean true Jaccard": round(sum(pairs[i][2] for i in chosen) / len(chosen), 4),
             "found": round(sum(ours) / len(ours), 4),
-            "S-curve 14 x 8": round(sum(minhash.chance(pairs[i][2], 14, 8) for i in chosen) / len(chosen), 4),
+            "S-curve 14 x 8": round(sum(minhash.chance_found(pairs[i][2], 14, 8) for i in chosen) / len(chosen), 4),
             "rensa, 16 x 8": round(sum(theirs) / len(theirs), 4),
-            "S-curve 16 x 8": round(sum(minhash.chance(pairs[i][2], 16, 8) for i in chosen) / len(chosen), 4),
+            "S-curve 16 x 8": round(sum(minhash.chance_found(pairs[i][2], 16, 8) for i in chosen) / len(chosen), 4),
         }
     return found
 

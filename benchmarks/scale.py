@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import measure
-from stages.dedup.clusters import ENTRIES, PAIRS, ranges_for
+from stages.dedup.stage import ENTRIES, PAIRS, ranges_for
 from stages.sources.base import UNIT_BYTES
 from stages.tokenize.regroup import MERGED_UNITS, MOST_UNITS
 from stages.tokenize.stage import MOST_BYTES

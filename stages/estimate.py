@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.dedup import work as dedup
-from stages.dedup.clusters import sign
+from stages.dedup.keys import write_keys
 from stages.errors import DataError
 from stages.filter import work as apply_rules
 from stages.filter.edits import parse_edits
@@ -326,7 +326,7 @@ def filtered(
             {"source": ""}, [replace(task.outputs[0], name="docs")], folder, f"dedup-{part.name}", lambda a: a.path
         )
         moment = time.perf_counter()
-        sign(Task({"near": NEAR}, curate.inputs, folder, f"sign-{part.name}", lambda a: a.path))
+        write_keys(Task({"near": NEAR}, curate.inputs, folder, f"sign-{part.name}", lambda a: a.path))
         dedup.work(curate)
         spent += time.perf_counter() - moment
         files, numbers, texts = (column.to_pylist() for column in table.columns)

@@ -3,7 +3,7 @@
 All of them are pure functions of the 128-bit id (and a seed), computed without state, so any process at any
 time gets the same answer. Documents are never drawn with a random number generator.
 
-The mixer is the finaliser of splitmix64 (Steele, Lea, Flood 2014; the constants are Stafford's variant 13),
+The mixer is the finalizer of splitmix64 (Steele, Lea, Flood 2014; the constants are Stafford's variant 13),
 a bijection of 64-bit integers. A draw folds tag, seed, both words of the id and its other arguments through
 it, one after another; a different tag gives an independent draw.
 """
@@ -34,23 +34,28 @@ TAG_SAMPLE = 0x8EBC6AF09C88C6E3
 
 
 def mix64(x: Words) -> Words:
-    """The splitmix64 finaliser of each element (after adding the golden-ratio increment). A bijection."""
+    """Return the splitmix64 finalizer of each element (after adding the golden-ratio increment). A bijection."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The values, each once, sorted. np.unique of 10 million takes half a minute since it hashes (numpy 2.3)."""
+def power_of_two_at_least(number: int) -> int:
+    """Return the least power of two that is not below `number`, from 1."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def distinct(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return the values, each once, sorted. np.unique of 10 million takes half a minute since it hashes (numpy 2.3)."""
     values = np.sort(values)
-    fresh = np.ones(len(values), bool)
-    fresh[1:] = values[1:] != values[:-1]
-    return values[fresh]
+    is_new = np.ones(len(values), bool)
+    is_new[1:] = values[1:] != values[:-1]
+    return values[is_new]
 
 
 def id_words(ids: Ids) -> tuple[Words, Words]:
-    """The two little-endian 64-bit words of each 16-byte id.
+    """Return the two little-endian 64-bit words of each 16-byte id.
 
     Takes a list of bytes, a fixed-size binary arrow column without nulls, or an array of shape [n, 16].
     """
@@ -68,7 +73,7 @@ def id_words(ids: Ids) -> tuple[Words, Words]:
 
 
 def draw(tag: int, ids: Ids, *numbers: int | npt.NDArray[np.integer]) -> Words:
-    """One uint64 a document, uniform over ids; `numbers` (a seed, a part, a copy) select independent draws."""
+    """Return one uint64 a document, uniform over ids; `numbers` (a seed, a part, a copy) select independent draws."""
     lo, hi = id_words(ids)
     state = mix64(np.full(len(lo), tag, np.uint64) ^ lo)
     state = mix64(state ^ hi)
@@ -79,22 +84,22 @@ def draw(tag: int, ids: Ids, *numbers: int | npt.NDArray[np.integer]) -> Words:
 
 
 def is_validation(ids: Ids) -> npt.NDArray[np.bool_]:
-    """Which documents are held out from training: one in a hundred, by VALIDATION_RULE."""
+    """Return which documents are held out from training: one in a hundred, by VALIDATION_RULE."""
     return draw(TAG_VALIDATION, ids) < VALIDATION_THRESHOLD
 
 
 def position(seed: int, ids: Ids, part: int | npt.NDArray[np.integer]) -> Words:
-    """Where (document, part) lies in a mixture, as a fraction of 2**64. Tokenised units are sorted by it."""
+    """Return where (document, part) lies in a mixture, as a fraction of 2**64. Tokenized units are sorted by it."""
     return draw(TAG_POSITION, ids, seed, part)
 
 
 def order(seed: int, ids: Ids, part: int | npt.NDArray[np.integer], copy: int | npt.NDArray[np.integer]) -> Words:
-    """The key that sorts (document, part, copy) inside a shard; independent of `position`."""
+    """Return the key that sorts (document, part, copy) inside a shard; independent of `position`."""
     return draw(TAG_ORDER, ids, seed, part, copy)
 
 
 def take(seed: int, ids: Ids, number: int = 0) -> Words:
-    """Which documents a partial epoch takes: those with the smallest values; independent of `position`.
+    """Return what a partial epoch takes documents by: those with the smallest values; independent of `position`.
 
     Draw 0 is pretrain's. An anneal mixture has draw 1 of its own, unless it follows what pretrain showed.
     """
@@ -102,5 +107,5 @@ def take(seed: int, ids: Ids, number: int = 0) -> Words:
 
 
 def sample(ids: Ids) -> Words:
-    """The order in which documents enter the tokenizer's training sample; no seed, as the text has none."""
+    """Return the order in which documents enter the tokenizer's training sample; no seed, as the text has none."""
     return draw(TAG_SAMPLE, ids)

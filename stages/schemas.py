@@ -11,12 +11,13 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 ID = pa.binary(16)  # 128-bit document id
 
 
 def document_id(text: str) -> bytes:
-    """128-bit BLAKE2b of the source's text before any edit, as UTF-8. Computed once, never again.
+    """Return the 128-bit BLAKE2b of the source's text before any edit, as UTF-8. Computed once, never again.
 
     Raises UnicodeEncodeError on lone surrogates: such a row has no faithful bytes and is quarantined.
     """
@@ -45,6 +46,11 @@ QUARANTINE = pa.schema(
         ("excerpt", pa.string()),
     ]
 )
+
+
+def utf8_bytes(column: pa.Array | pa.ChunkedArray) -> int:
+    """Return the bytes of UTF-8 in a column of text. A null has none."""
+    return pc.sum(pc.binary_length(column), min_count=0).as_py()
 
 
 class TableDigest:
@@ -84,7 +90,7 @@ class TableDigest:
             self.data[i].update(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")).tobytes())
 
     def hexdigest(self) -> str:
-        """The digest of all rows seen so far."""
+        """Return the digest of all rows seen so far."""
         total = hashlib.blake2b(digest_size=32)
         for field, shape, data in zip(self.schema, self.shape, self.data, strict=True):
             total.update(f"{field.name}:{field.type}:{self.rows};".encode())
@@ -93,7 +99,7 @@ class TableDigest:
 
 
 def table_digest(table: pa.Table) -> str:
-    """The logical digest of a table in memory."""
+    """Return the logical digest of a table in memory."""
     digest = TableDigest(table.schema)
     digest.update(table)
     return digest.hexdigest()

@@ -14,79 +14,90 @@ import functools
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from stages.hashing import distinct, mix64
-from stages.kernels.words import MASK, folded, ngram_hash, ngrams, word_hash, words
+from stages.kernels.words import MASK, fill_ngram_hashes, folded, ngram_hash, word_hash, words
 
 SALT = 0x6E656172  # of the permutations
 
 
 @functools.cache
-def permutations(number: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """(factors, terms) of so many permutations, always the same."""
-    drawn = (mix64(np.arange(2 * number, dtype=np.uint64) + np.uint64(SALT)) >> np.uint64(32)).astype(np.uint32)
-    return drawn[:number] | np.uint32(1), drawn[number:]
+def permutations(number: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Return the factors and the terms of so many permutations, always the same."""
+    counters = np.arange(2 * number, dtype=np.uint64) + np.uint64(SALT)
+    drawn = (mix64(counters) >> np.uint64(32)).astype(np.uint32)
+    factors, terms = drawn[:number] | np.uint32(1), drawn[number:]
+    return factors, terms
 
 
-def band_keys(texts: pa.Array, ngram: int, bands: int, rows: int) -> NDArray[np.uint64]:
-    """(documents, bands): documents with the same key in a column are candidates; 0 for a text without a word."""
-    from stages.kernels.minhash import sign
+def band_keys(texts: pa.Array, ngram: int, bands: int, rows: int) -> npt.NDArray[np.uint64]:
+    """Return keys of shape (documents, bands): documents with the same key in a column are candidates.
+
+    0 for a text without a word.
+    """
+    from stages.kernels.minhash import fill_band_keys
     from stages.kernels.text_columns import utf8_buffers
 
     data, offsets = utf8_buffers(texts)
     keys = np.empty((len(texts), bands), np.uint64)
     scratch = np.empty(ngram, np.uint64), np.empty(bands * rows, np.uint32)
-    sign(data, offsets, folded(), rows, *permutations(bands * rows), scratch, keys)
+    fill_band_keys(data, offsets, folded(), rows, *permutations(bands * rows), scratch, keys)
     return keys
 
 
 def shingles(text: str, ngram: int) -> set[tuple[str, ...]]:
-    """The word n-grams of a text; all its words where there are fewer; nothing of a text without words."""
-    found = words(text)
-    return {tuple(found[i : i + ngram]) for i in range(max(1, len(found) - ngram + 1))} if found else set()
+    """Return the word n-grams of a text; all its words where there are fewer; none of a text without words."""
+    given = words(text)
+    if not given:
+        return set()
+    starts = range(max(1, len(given) - ngram + 1))
+    return {tuple(given[start : start + ngram]) for start in starts}
 
 
-def hashes(text: str, ngram: int) -> NDArray[np.uint64]:
-    """The hashes of `shingles`, sorted."""
+def shingle_hashes(text: str, ngram: int) -> npt.NDArray[np.uint64]:
+    """Return the hashes of `shingles`, each once, sorted."""
     from stages.kernels.text_columns import utf8_buffers
 
     data, offsets = utf8_buffers(pa.array([text]))
-    found = np.empty(int(offsets[1]) // 2 + 1, np.uint64)
-    return distinct(found[: ngrams(data, int(offsets[1]), folded(), np.zeros(ngram, np.uint64), found)])
+    size = int(offsets[1])
+    hashes = np.empty(size // 2 + 1, np.uint64)
+    number = fill_ngram_hashes(data, size, folded(), np.zeros(ngram, np.uint64), hashes)
+    return distinct(hashes[:number])
 
 
 def jaccard(a: str, b: str, ngram: int) -> float:
-    """Of all n-grams that two texts have, the share that both have, by their 64-bit hashes."""
-    left, right = hashes(a, ngram), hashes(b, ngram)
-    either = len(distinct(np.concatenate([left, right])))
-    return (len(left) + len(right) - either) / max(1, either)
+    """Return of all n-grams that two texts have the share that both have, by their 64-bit hashes."""
+    left, right = shingle_hashes(a, ngram), shingle_hashes(b, ngram)
+    in_either = len(distinct(np.concatenate([left, right])))
+    in_both = len(left) + len(right) - in_either
+    return in_both / max(1, in_either)
 
 
-def chance(similarity: float, bands: int, rows: int) -> float:
-    """How likely two documents of a Jaccard similarity are found: the S-curve."""
+def chance_found(similarity: float, bands: int, rows: int) -> float:
+    """Return how likely two documents of a Jaccard similarity are found: the S-curve."""
     return float(1 - (1 - similarity**rows) ** bands)
 
 
 def readable_keys(text: str, ngram: int, bands: int, rows: int) -> list[int]:
-    """`band_keys` of one text, step by step."""
+    """Return `band_keys` of one text, made step by step."""
     factors, terms = (values.tolist() for values in permutations(bands * rows))
-    drawn = {ngram_hash([word_hash(word) for word in shingle]) >> 32 for shingle in shingles(text, ngram)}
-    if not drawn:
+    shingle_bits = {ngram_hash([word_hash(word) for word in shingle]) >> 32 for shingle in shingles(text, ngram)}
+    if not shingle_bits:
         return [0] * bands
-    least = [min((a * x + b) % 2**32 for x in drawn) for a, b in zip(factors, terms, strict=True)]
+    signature = [min((a * x + b) % 2**32 for x in shingle_bits) for a, b in zip(factors, terms, strict=True)]
     keys = []
     for band in range(bands):
         key = band
-        for value in least[band * rows : (band + 1) * rows]:
+        for value in signature[band * rows : (band + 1) * rows]:
             key = ((key ^ value) * 0x9E3779B97F4A7C15) & MASK
             key ^= key >> 32
         keys.append(key)
     return keys
 
 
-def describe(ngram: int, bands: int, rows: int) -> dict[str, Any]:
-    """The parameters and the S-curve, for a report."""
-    curve = {f"{s / 100:.2f}": round(chance(s / 100, bands, rows), 4) for s in range(30, 101, 5)}
+def describe_minhash(ngram: int, bands: int, rows: int) -> dict[str, Any]:
+    """Return the parameters and the S-curve, for a report."""
+    curve = {f"{s / 100:.2f}": round(chance_found(s / 100, bands, rows), 4) for s in range(30, 101, 5)}
     return {"ngram": ngram, "bands": bands, "rows": rows, "chance to be found by Jaccard similarity": curve}

@@ -1,9 +1,9 @@
-"""The report on duplicates: how many, of which source in favour of which, and pairs for a person to look at."""
+"""The report on duplicates: how many, of which source in favor of which, and pairs for a person to look at."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,67 +11,76 @@ import pyarrow.parquet as pq
 
 from stages.task import Task
 
-SHOWN = 20  # pairs
 EXCERPT = 400  # characters of a text; none where the recipe takes documents down, whose text nothing may publish
 KINDS = ("duplicate", "near_duplicate")
 
 
-def work(task: Task) -> None:
+def write_report(task: Task) -> None:
     """Write the report. Inputs: filtered parts. Output: `report`.
 
-    Params: near, None or {ngram, bands, rows}; rates, as `rates` gives them; pairs, a list of [number of the input,
-    row] of the document dropped and the same of the one kept; sources, the name of each input's; excerpt, characters.
+    Params: near, None or {ngram, bands, rows}; rates, as `duplicate_rates` gives them; pairs, a list of [number of the
+    input, row] of the document dropped and the same of the one kept; sources, the name of each input's; excerpt,
+    characters.
     """
-    from stages.dedup import minhash
+    from stages.dedup.minhash import describe_minhash
 
-    params = task.params
-    shape = params["near"]
-    value: dict[str, Any] = {"by source": params["rates"]}
+    shape = task.params["near"]
+    value: dict[str, Any] = {"by source": task.params["rates"]}
     if shape:
-        value["near-duplicates"] = minhash.describe(**shape)
-        value["pairs"] = [pair(task, one[:2], one[2:], shape["ngram"]) for one in params["pairs"]]
+        value["near-duplicates"] = describe_minhash(**shape)
+        value["pairs"] = [describe_pair(task, *pair, ngram=shape["ngram"]) for pair in task.params["pairs"]]
     path = task.output("report.json")
     Path(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     task.add("report", path)
 
 
-def pair(task: Task, left: Sequence[int], right: Sequence[int], ngram: int) -> dict[str, Any]:
-    """A document dropped and the one kept, [input, row] of each, with the similarity that they have.
+def describe_pair(task: Task, part: int, row: int, kept_part: int, kept_row: int, *, ngram: int) -> dict[str, Any]:
+    """Return a document dropped and the one kept, for the report, with the similarity that they have.
 
     Where that is low they are not alike themselves, but both like others of their cluster.
     """
-    from stages.dedup import minhash
+    from stages.dedup.minhash import jaccard
 
-    dropped, kept = document(task, *left), document(task, *right)
-    similarity = minhash.jaccard(dropped["text"], kept["text"], ngram)
-    shown = {
-        what: {**one, "text": one["text"][: task.params["excerpt"]], "characters": len(one["text"])}
-        for what, one in (("dropped", dropped), ("kept", kept))
+    dropped = read_document(task, part, row)
+    kept = read_document(task, kept_part, kept_row)
+    similarity = jaccard(dropped["text"], kept["text"], ngram)
+    excerpt = task.params["excerpt"]
+    return {
+        "jaccard": round(similarity, 4),
+        "dropped": shorten(dropped, excerpt),
+        "kept": shorten(kept, excerpt),
     }
-    return {"jaccard": round(similarity, 4), **shown}
 
 
-def document(task: Task, part: int, row: int) -> dict[str, Any]:
-    """One document of a filtered part."""
+def shorten(document: Mapping[str, Any], excerpt: int) -> dict[str, Any]:
+    """Return the document with at most `excerpt` characters of its text, and their number in all."""
+    text = document["text"]
+    return {**document, "text": text[:excerpt], "characters": len(text)}
+
+
+def read_document(task: Task, part: int, row: int) -> dict[str, Any]:
+    """Return one document of a filtered part. Raises IndexError for a row that is not there."""
     file = pq.ParquetFile(task.path(task.inputs[part]))
-    at = 0
+    first_row = 0
     for group in range(file.num_row_groups):
-        n = file.metadata.row_group(group).num_rows
-        if row < at + n:
+        rows = file.metadata.row_group(group).num_rows
+        if row < first_row + rows:
             columns = ["document_id", "source_file", "source_row", "url", "text"]
-            found = file.read_row_group(group, columns=columns).slice(row - at, 1).to_pylist()[0]
-            return {"source": task.params["sources"][part], **found, "document_id": found["document_id"].hex()}
-        at += n
-    raise IndexError(f"row {row} of {at}")
+            document = file.read_row_group(group, columns=columns).slice(row - first_row, 1).to_pylist()[0]
+            document["document_id"] = document["document_id"].hex()
+            return {"source": task.params["sources"][part], **document}
+        first_row += rows
+    raise IndexError(f"row {row} of {first_row}")
 
 
-def rates(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """By source, from its counts: documents in, kept, and dropped in favour of which source."""
-    found: dict[str, Any] = {}
-    for source, of in counts.items():
-        entry: dict[str, Any] = {"documents": of.get("rows_in", 0), "kept": of.get("kept", 0)}
+def duplicate_rates(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Return by source, from its counts: documents in, kept, and dropped in favor of which source."""
+    rates: dict[str, Any] = {}
+    for source, counters in counts.items():
+        entry: dict[str, Any] = {"documents": counters.get("rows_in", 0), "kept": counters.get("kept", 0)}
         for kind in KINDS:
             prefix = f"{kind}_of."
-            entry[f"{kind}_of"] = {k.removeprefix(prefix): n for k, n in sorted(of.items()) if k.startswith(prefix)}
-        found[source] = entry
-    return found
+            of_kind = {name: n for name, n in sorted(counters.items()) if name.startswith(prefix)}
+            entry[f"{kind}_of"] = {name.removeprefix(prefix): n for name, n in of_kind.items()}
+        rates[source] = entry
+    return rates

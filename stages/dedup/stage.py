@@ -1,9 +1,9 @@
 """Deduplication across sources: of all documents with the same text, or nearly the same, one is kept.
 
-The same: equal after normalisation (`stages.filter.work.text_hash`). Nearly: found by MinHash (`stages.dedup.minhash`),
-and whatever is nearly the same as one of those. `stages.dedup.clusters` finds them from keys, ids and numbers alone,
-and gives each part its list of rows to drop. A list has a digest of its own, so a change in one input file writes only
-those parts again whose own drops changed.
+The same: equal after normalization (`stages.filter.work.text_hash`). Nearly: found by MinHash (`stages.dedup.minhash`),
+and whatever is nearly the same as one of those. `stages.dedup.keys` writes the keys of each part's documents,
+`stages.dedup.clusters` finds those that share one, and `stages.dedup.drops` lists the rows to drop of each part. A list
+has a digest of its own, so a change in one input file writes only those parts again whose own drops changed.
 
 Which one is kept: a validation document before any other (so that no training copy of it survives), then the source
 that comes first in `dedup.priority` and behind those by name, then the smallest document id (its first 23 bits), then
@@ -21,13 +21,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.dedup import report
-from stages.dedup.clusters import ENTRIES, PAIRS, RANKS, begins, join, match, ranges_for, sign, slices
+from stages.dedup.clusters import RANKS, first_numbers, match_keys, unite_pairs
+from stages.dedup.drops import SHOWN, list_drops
+from stages.dedup.keys import write_keys
+from stages.dedup.report import EXCERPT, duplicate_rates, write_report
 from stages.dedup.work import work
 from stages.errors import DataError
 from stages.filter.stage import FILTER
+from stages.hashing import power_of_two_at_least
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
+
+ENTRIES = 1 << 22  # keys compared in a unit
+PAIRS = 1 << 22  # pairs united in a unit
+MOST_RANGES = 1024  # of keys, or of documents
 
 Parts = Mapping[str, Sequence[Artifact]]  # tables of documents by source, one a part
 
@@ -49,8 +56,8 @@ async def build(context: BuildContext) -> Deduplicated:
             f"dedup: {len(sources)} sources, and at most {RANKS} can be ranked; merge some, or set exact: false"
         )
     filtered = (await context.stage(FILTER)).docs
-    sliced = await find_drops(context, filtered) if config.exact else []
-    drops = [artifact for record in sliced for artifact in record.named("drops-")]  # one a part, in the order of parts
+    listed = await find_drops(context, filtered) if config.exact else []
+    drops = [artifact for record in listed for artifact in record.named("drops-")]  # one a part, in the order of parts
     units, part_number = [], 0
     for name, parts in filtered.items():
         for i, part in enumerate(parts):
@@ -60,7 +67,7 @@ async def build(context: BuildContext) -> Deduplicated:
     records = iter(await context.map(DEDUP, units))
     docs = {name: [next(records).output("docs") for _ in parts] for name, parts in filtered.items()}
     warn_of_empty(context, filtered, docs)
-    return Deduplicated(docs, drops, await write_report(context, filtered, sliced) if sliced else None)
+    return Deduplicated(docs, drops, await report_on(context, filtered, listed) if listed else None)
 
 
 def warn_of_empty(context: BuildContext, filtered: Parts, docs: Parts) -> None:
@@ -72,7 +79,7 @@ def warn_of_empty(context: BuildContext, filtered: Parts, docs: Parts) -> None:
 
 
 async def find_drops(context: BuildContext, filtered: Parts) -> list[Record]:
-    """Return the records of `slices`, whose outputs `drops-` are the drops of every part, in the order of parts."""
+    """Return the records of `list_drops`, whose outputs `drops-` are the drops of every part, in the order of parts."""
     config = context.recipe.dedup
     parts = [part for artifacts in filtered.values() for part in artifacts]
     if sum(part.rows for part in parts) >= 1 << 32:
@@ -85,26 +92,26 @@ async def find_drops(context: BuildContext, filtered: Parts) -> list[Record]:
         "rows": [part.rows for part in parts],
         "sources": [[name, len(artifacts), ranks[name]] for name, artifacts in filtered.items()],
     }
-    signed = await context.map(
+    keyed = await context.map(
         DEDUP,
         (
-            Unit(sign, {"near": config.minhash()}, [part], f"sign {i:05d}", name, part.bytes)
+            Unit(write_keys, {"near": config.minhash()}, [part], f"sign {i:05d}", name, part.bytes)
             for name, artifacts in filtered.items()
             for i, part in enumerate(artifacts)
         ),
     )
-    exact = await find_pairs(context, [record.output("exact") for record in signed], "exact", corpus)
+    exact = await find_pairs(context, [record.output("exact") for record in keyed], "exact", corpus)
     near: list[Artifact] = []
     if config.near:
-        near = await find_pairs(context, [record.output("near") for record in signed], "near", corpus)
+        near = await find_pairs(context, [record.output("near") for record in keyed], "near", corpus)
     ranges = part_ranges(corpus["rows"], sum(pairs.rows for pairs in exact + near))
     joined = await join_pairs(context, exact + near, corpus["rows"], ranges) if near else [exact] * len(ranges)
-    ids = [record.output("ids") for record in signed]
+    ids = [record.output("ids") for record in keyed]
     return await context.map(
         DEDUP,
         (
             Unit(
-                slices,
+                list_drops,
                 {"files": [len(pairs), len(exact)], **corpus, "low": low, "high": high},
                 [*pairs, *exact, *ids],
                 f"drops of parts {low} to {high - 1}",
@@ -115,6 +122,12 @@ async def find_drops(context: BuildContext, filtered: Parts) -> list[Record]:
     )
 
 
+def ranges_for(number: int, most: int) -> int:
+    """Return into how many ranges `number` is split so that each holds some `most`: a power of two."""
+    needed = max(1, -(-number // most))
+    return min(MOST_RANGES, power_of_two_at_least(needed))
+
+
 async def find_pairs(context: BuildContext, keys: list[Artifact], kind: str, corpus: dict[str, Any]) -> list[Artifact]:
     """Return pairs of documents with the same key, a file for each range of keys. `keys` has a file a part."""
     of = ranges_for(sum(artifact.rows for artifact in keys), ENTRIES)
@@ -122,7 +135,7 @@ async def find_pairs(context: BuildContext, keys: list[Artifact], kind: str, cor
     records = await context.map(
         DEDUP,
         (
-            Unit(match, {"range": i, "of": of, **corpus}, keys, f"match {kind} {i + 1} of {of}", weight=weight)
+            Unit(match_keys, {"range": i, "of": of, **corpus}, keys, f"match {kind} {i + 1} of {of}", weight=weight)
             for i in range(of)
         ),
     )
@@ -142,7 +155,7 @@ async def join_pairs(
     context: BuildContext, pairs: list[Artifact], rows: Sequence[int], ranges: list[tuple[int, int]]
 ) -> list[list[Artifact]]:
     """Return for each range of parts the file with the pairs of whole clusters."""
-    first_rows = begins(rows).tolist()
+    first_rows = first_numbers(rows).tolist()
     weight = sum(artifact.bytes for artifact in pairs) // len(ranges)
     number = 0
     while True:
@@ -151,7 +164,7 @@ async def join_pairs(
             DEDUP,
             [
                 Unit(
-                    join,
+                    unite_pairs,
                     {"low": first_rows[low], "high": first_rows[high]},
                     pairs,
                     f"join {i + 1} of {len(ranges)}, round {number}",
@@ -166,21 +179,21 @@ async def join_pairs(
         pairs = joined
 
 
-async def write_report(context: BuildContext, filtered: Parts, sliced: Sequence[Record]) -> Artifact:
-    """Return the report on duplicates, after every part has been written. `sliced` are the records of `slices`."""
-    samples = [pq.read_table(context.artifact_path(record.output("sample"))) for record in sliced]
-    shown = pa.concat_tables(samples).sort_by("draw")[: report.SHOWN].drop_columns(["draw"])
+async def report_on(context: BuildContext, filtered: Parts, listed: Sequence[Record]) -> Artifact:
+    """Return the report on duplicates, after every part has been written. `listed` are the records of `list_drops`."""
+    samples = [pq.read_table(context.artifact_path(record.output("sample"))) for record in listed]
+    shown = pa.concat_tables(samples).sort_by("draw")[:SHOWN].drop_columns(["draw"])
     rows = [tuple(row.values()) for row in shown.to_pylist()]
     parts = [(name, part) for name, artifacts in filtered.items() for part in artifacts]
     used = sorted({number for row in rows for number in (row[0], row[2])})
     params = {
         "near": context.recipe.dedup.minhash(),
-        "rates": report.rates({name: context.counts(DEDUP, name) for name in filtered}),
+        "rates": duplicate_rates({name: context.counts(DEDUP, name) for name in filtered}),
         "pairs": [[used.index(part), row, used.index(kept_part), kept] for part, row, kept_part, kept in rows],
         "sources": [parts[number][0] for number in used],
-        "excerpt": 0 if context.recipe.exclude.asked else report.EXCERPT,
+        "excerpt": 0 if context.recipe.exclude.asked else EXCERPT,
     }
-    record = await context.run(DEDUP, Unit(report.work, params, [parts[number][1] for number in used], "report"))
+    record = await context.run(DEDUP, Unit(write_report, params, [parts[number][1] for number in used], "report"))
     return record.output("report")
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.schemas import CURATED
+from stages.schemas import CURATED, utf8_bytes
 from stages.task import Task
 
 
 def work(task: Task) -> None:
-    """Apply to one part. Inputs: the filtered part, then its drops if there are any. Params: source.
+    """Write one part without its duplicates. Inputs: the filtered part, then its drops if there are any.
 
-    Output: `docs` (CURATED). Counts rows_in, kept, text_bytes, and by the kind of duplicate dropped.duplicate,
-    dropped.near_duplicate and duplicate_of.<source>, near_duplicate_of.<source>.
+    Params: source. Output: `docs` (CURATED). Counts rows_in, kept, text_bytes, and by the kind of duplicate
+    dropped.duplicate, dropped.near_duplicate and duplicate_of.<source>, near_duplicate_of.<source>.
     """
     file = pq.ParquetFile(task.path(task.inputs[0]))
     dropped = np.zeros(file.metadata.num_rows, bool)
@@ -33,7 +33,7 @@ def work(task: Task) -> None:
             source = pa.array([task.params["source"]] * table.num_rows, pa.string())
             if table.num_rows:
                 writer.write(table.append_column("source", source))
-                task.count("text_bytes", text_bytes(table["text"]))
+                task.count("text_bytes", utf8_bytes(table["text"]))
         writer.meta["text_bytes"] = task.counts["text_bytes"]
     task.count("rows_in", row)
     task.count("kept", int(row - dropped.sum()))
@@ -47,13 +47,3 @@ def count_drops(task: Task, drops: pa.Table) -> None:
             task.count(f"dropped.{kind}", of_kind.num_rows)
         for entry in of_kind["kept_source"].value_counts().to_pylist():
             task.count(f"{kind}_of.{entry['values']}", entry["counts"])
-
-
-def text_bytes(column: pa.ChunkedArray) -> int:
-    """Return the UTF-8 bytes in a string column."""
-    total = 0
-    for chunk in column.chunks:
-        if len(chunk):
-            offsets = np.frombuffer(chunk.buffers()[1], np.int32)
-            total += int(offsets[chunk.offset + len(chunk)] - offsets[chunk.offset])
-    return total

@@ -22,7 +22,7 @@ from stages.filter.document import Document
 from stages.filter.edits import apply_edits
 from stages.filter.rules import RULES, ParsedRule
 from stages.filter.samples import DROPPED, Sample
-from stages.schemas import DOCUMENTS, FILTERED, ID
+from stages.schemas import DOCUMENTS, FILTERED, ID, utf8_bytes
 from stages.task import TableWriter, Task
 
 META = "meta."
@@ -122,7 +122,7 @@ def write_kept(task: Task, writer: TableWriter, table: pa.Table, source_texts: p
     edited = len(texts) - pc.sum(pc.equal(source_texts, texts)).as_py()
     if edited:
         task.count("edited", edited)
-    task.count("text_bytes", pc.sum(pc.binary_length(texts)).as_py())
+    task.count("text_bytes", utf8_bytes(texts))
     with_texts = table.set_column(table.schema.get_field_index("text"), DOCUMENTS.field("text"), texts)
     writer.write(with_texts.append_column(pa.field("text_hash", ID), pa.array(text_hashes(texts), ID)))
 

@@ -14,14 +14,16 @@ MOST = np.uint32(2**32 - 1)
 
 
 @compiled
-def lower_all(signature: Any, factors: Any, terms: Any, x: Any) -> None:
+def lower_signature(signature: Any, factors: Any, terms: Any, x: Any) -> None:
     """Take the shingle `x` (uint32) into a signature: the least value of each permutation."""
     for k in range(len(signature)):
         signature[k] = min(signature[k], np.uint32(factors[k] * x + terms[k]))
 
 
 @compiled
-def sign(data: Any, offsets: Any, fold: Any, rows: int, factors: Any, terms: Any, scratch: Any, keys: Any) -> None:
+def fill_band_keys(
+    data: Any, offsets: Any, fold: Any, rows: int, factors: Any, terms: Any, scratch: Any, keys: Any
+) -> None:
     """Fill `keys` (documents, bands) with a hash of each band's `rows` least values; 0 where there is no word.
 
     `scratch` is room for a word each of an n-gram (n,) uint64, and for a signature (bands x rows,) uint32.
@@ -45,9 +47,9 @@ def sign(data: Any, offsets: Any, fold: Any, rows: int, factors: Any, terms: Any
             ring[at] = word
             number += 1
             if number >= n:
-                lower_all(signature, factors, terms, np.uint32(spread(h) >> uint64(32)))
+                lower_signature(signature, factors, terms, np.uint32(spread(h) >> uint64(32)))
         if 0 < number < n:
-            lower_all(signature, factors, terms, np.uint32(spread(h) >> uint64(32)))
+            lower_signature(signature, factors, terms, np.uint32(spread(h) >> uint64(32)))
         for band in range(keys.shape[1]):
             key = uint64(band)
             for k in range(band * rows, (band + 1) * rows):

@@ -78,7 +78,7 @@ def spread(h: Any) -> Any:
 
 
 @compiled
-def ngrams(data: Any, b: int, fold: Any, ring: Any, found: Any) -> int:
+def fill_ngram_hashes(data: Any, b: int, fold: Any, ring: Any, found: Any) -> int:
     """Hashes of the n-grams of words of data[:b] into `found`, in their order; of all words where there are fewer.
 
     Returns their number; `found` holds as many as there may be words, (b + 1) // 2, or one. `ring` (n,) is all 0.

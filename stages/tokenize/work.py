@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.hashing import is_validation, position, take
+from stages.schemas import utf8_bytes
 from stages.task import Task
 from stages.tokenize.token_file import (
     BINS,
@@ -130,12 +131,6 @@ def text_batches(column: pa.StringArray) -> Iterator[pa.StringArray]:
         stop = max(start + 1, int(np.searchsorted(ends, int(ends[start]) + BATCH_BYTES, "right")) - 1)
         yield column.slice(start, stop - start)
         start = stop
-
-
-def utf8_bytes(column: pa.StringArray) -> int:
-    """Return the bytes of all texts in UTF-8."""
-    ends = np.frombuffer(column.buffers()[1], np.int32)
-    return int(ends[column.offset + len(column)]) - int(ends[column.offset])
 
 
 def split_documents(lengths: Int64s, shard_tokens: int) -> DocumentParts:

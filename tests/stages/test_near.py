@@ -14,10 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stage_harness import SHARED, MiniContext, build, needs_shared, recipe, rows_of
 
-from stages.dedup import clusters, minhash
+from stages.dedup import keys as dedup_keys
+from stages.dedup import minhash
 from stages.dedup import stage as dedup
-from stages.dedup.clusters import PAIR, both_ways, equal_keys, first_bits, ranges_for
+from stages.dedup.arrays import read_range
+from stages.dedup.clusters import PAIR, both_ways, equal_keys, unite_pairs
 from stages.dedup.config import Dedup
+from stages.dedup.keys import EXACT, NEAR, first_bits, write_keys
+from stages.dedup.stage import ranges_for
 from stages.exclude.config import Exclude
 from stages.hashing import is_validation
 from stages.registry import STAGES
@@ -57,7 +61,7 @@ def test_planted_pairs_follow_the_curve(length):
         left, right, true = planted(rng, number, length, similarity)
         keys = [minhash.band_keys(pa.array(side), 5, 14, 8) for side in (left, right)]
         found = (keys[0] == keys[1]).any(axis=1).mean()
-        expected = minhash.chance(true, 14, 8)
+        expected = minhash.chance_found(true, 14, 8)
         assert abs(true - similarity) < 0.02
         assert abs(found - expected) < 4 * (expected * (1 - expected) / number) ** 0.5 + 0.01, (true, found, expected)
 
@@ -90,7 +94,7 @@ def test_rounds_of_joins_give_whole_clusters(tmp_path_factory, edges, of, data):
         for low, high in cuts:
             made.append(None)
             task = Task({"low": low, "high": high}, files, folder, f"t{len(made)}", lambda a: a.path)
-            clusters.join(task)
+            unite_pairs(task)
             outputs.append(task.outputs[0])
         files = outputs
         if len(cuts) == 1 or [np.load(f.path).tobytes() for f in files] == before:
@@ -127,7 +131,7 @@ def reached(label, edges):
 
 def test_equal_keys_against_a_plain_dictionary():
     rng = np.random.default_rng(0)
-    for dtype in (clusters.EXACT, clusters.NEAR):
+    for dtype in (EXACT, NEAR):
         entries = np.zeros(5000, dtype)
         for name in dtype.names:
             entries[name] = rng.integers(0, 60, 5000)
@@ -144,7 +148,7 @@ def test_equal_keys_against_a_plain_dictionary():
 @pytest.mark.parametrize("run", [1, 28, 70, 1 << 22])
 def test_keys_lie_in_sorted_runs(tmp_path, monkeypatch, run):
     """Whatever the length of a run, every key of every text that has words is found once, in any stretch of keys."""
-    monkeypatch.setattr(clusters, "RUN", run)
+    monkeypatch.setattr(dedup_keys, "RUN", run)
     texts = ["...", *(f"a b {i}" for i in range(11)), "", *(["..."] * 90)]  # the header says 1,442 entries at first
     ids = [document_id(str(i)) for i in range(len(texts))]
     path = tmp_path / "part.parquet"
@@ -152,14 +156,14 @@ def test_keys_lie_in_sorted_runs(tmp_path, monkeypatch, run):
     pq.write_table(pa.table(columns), path, row_group_size=9)
     shape = {"ngram": 5, "bands": 14, "rows": 8}
     task = Task({"near": shape}, [Artifact(str(path), "")], tmp_path, "t", lambda a: a.path)
-    clusters.sign(task)
+    write_keys(task)
     file = next(a for a in task.outputs if a.name == "near")
     first = first_bits(np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)).tolist()
     keys = minhash.band_keys(pa.array(texts), **shape).tolist()
     wanted = sorted((key, first[i], i) for i, row in enumerate(keys) if any(row) for key in row)
     assert len(wanted) == file.rows == 11 * 14 and len(file.meta["runs"]) == -(-103 // max(1, run // 14)) + 1
     for bounds in ((0, 1 << 63, 1 << 64), (0, wanted[40][0], wanted[41][0], 1 << 64)):
-        found = [clusters.stretch(task, file, a, b, lambda e: int(e["lo"])) for a, b in pairwise(bounds)]
+        found = [read_range(task, file, a, b, lambda e: int(e["lo"])) for a, b in pairwise(bounds)]
         for part, (a, b) in zip(found, pairwise(bounds), strict=True):
             assert all(a <= int(key) < b for key in part["lo"])
         assert sorted(e for part in found for e in part.tolist()) == wanted
@@ -204,7 +208,7 @@ def test_any_cut_keeps_the_same_documents(tmp_path, monkeypatch):
     kept = {}
     for entries, pairs, run in ((1 << 20, 1 << 20, 1 << 20), (100, 40, 50)):
         monkeypatch.setattr(dedup, "ENTRIES", entries), monkeypatch.setattr(dedup, "PAIRS", pairs)
-        monkeypatch.setattr(clusters, "RUN", run)
+        monkeypatch.setattr(dedup_keys, "RUN", run)
         context = MiniContext(tmp_path / f"out{entries}", recipe(found, dedup=Dedup(priority=["c"])))
         docs = build(context, "dedup").docs
         kept[entries] = {(n, r["source_row"]) for n, parts in docs.items() for r in rows_of(parts)}
@@ -269,7 +273,7 @@ def test_the_crawl_sample(tmp_path):
         for _ in range(max(1, round(len(words) * rng.choice((0.005, 0.01, 0.02, 0.03))))):
             words[rng.randrange(len(words))] = f"x{rng.randrange(10**6)}"
         copies.append(" ".join(words))
-        chance = minhash.chance(minhash.jaccard(text, copies[-1], 5), 14, 8)
+        chance = minhash.chance_found(minhash.jaccard(text, copies[-1], 5), 14, 8)
         expected, spread = expected + chance, spread + chance * (1 - chance)
     found = {"crawl": {"from": "parquet", "path": str(file)}} | sources(tmp_path, copies=copies)
     context = MiniContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["crawl"])))
