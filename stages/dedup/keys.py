@@ -49,9 +49,8 @@ def write_keys(task: Task) -> None:
 
 def first_bits(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     """Return the upper half of the labels of documents, as if their source had rank 0. ids: (n, 16)."""
-    id_bits: npt.NDArray[np.uint32] = (
-        ids[:, 0].astype(np.uint32) << 15 | ids[:, 1].astype(np.uint32) << 7 | ids[:, 2] >> 1
-    )
+    first, second, third = (ids[:, i].astype(np.uint32) for i in range(3))
+    id_bits = first << np.uint32(15) | second << np.uint32(7) | third >> np.uint32(1)
     is_training = (~is_validation(ids)).astype(np.uint32)
     return is_training << np.uint32(31) | id_bits
 
