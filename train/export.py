@@ -31,10 +31,13 @@ from torch import Tensor
 from train.checkpoint.load_model import Trained, add_arguments, given_model
 from train.config import ModelConfig, TrainError
 from train.data.manifest import ManifestError, Tokenizer
+from train.export_seed_card import Config as SeedConfig
 from train.generate import TEMPERATURE, TOP_P
+from train.keys import keys_fixed_by_weights
 from train.model.transformer import count_parameters
 
-MODELING = Path(__file__).with_name("export_hf_model.py")
+HERE = Path(__file__).parent
+MODELING = "modeling_shard"  # what export_hf_model.py is called in an export, as transformers wants it
 # What export_seed_card.py imports, below train/
 CARD_MODULES = ("__init__.py", "config.py", "keys.py", "model/*.py")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -53,24 +56,24 @@ HF_NAMES = (
 
 
 def hf_name(name: str) -> str:
-    """The Hugging Face name of our parameter `name`. Raises TrainError for one that modeling_shard.py has not."""
+    """Return the Hugging Face name of our parameter `name`. Raises TrainError for one that its file has not."""
     for pattern, replacement in HF_NAMES:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(replacement)
     raise TrainError(
-        f"parameter {name} has no place in {MODELING.name}; add it there and to HF_NAMES in train/export.py"
+        f"parameter {name} has no place in train/export_hf_model.py; add it there, and to HF_NAMES in train/export.py"
     )
 
 
 def hf_config(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """config.json for transformers."""
+    """Return config.json for transformers."""
     kinds = {True: "full_attention", False: "sliding_attention"}
     return {
         "architectures": ["ShardForCausalLM"],
         "auto_map": {
-            "AutoConfig": f"{MODELING.stem}.ShardConfig",
-            "AutoModelForCausalLM": f"{MODELING.stem}.ShardForCausalLM",
+            "AutoConfig": f"{MODELING}.ShardConfig",
+            "AutoModelForCausalLM": f"{MODELING}.ShardForCausalLM",
         },
         "model_type": "shard",
         "dtype": dtype,
@@ -95,21 +98,20 @@ def hf_config(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, A
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """BOS, which ends texts too, and padding."""
+    """Return the ids of BOS, which ends texts too, and of padding."""
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
 
 
 def hf_tokenizer_config(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
-    """tokenizer_config.json. Padding goes in front, where generation wants it."""
+    """Return tokenizer_config.json. Padding goes in front, where generation wants it."""
     names = {i: name for name, i in tokenizer.special_ids.items()}
-    ours = (tokenizer.bos_id, tokenizer.pad_id)
-    rest = [names[i] for i in sorted(names) if i not in ours]
+    others = [names[i] for i in sorted(names) if i not in (tokenizer.bos_id, tokenizer.pad_id)]
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": names[tokenizer.bos_id],
         "eos_token": names[tokenizer.bos_id],
         "pad_token": names[tokenizer.pad_id],
-        **({"additional_special_tokens": rest} if rest else {}),
+        **({"additional_special_tokens": others} if others else {}),
         "padding_side": "left",
         "model_max_length": max_seq_len,
         "model_input_names": ["input_ids", "attention_mask"],
@@ -118,40 +120,42 @@ def hf_tokenizer_config(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any
 
 
 def hf_tokenizer(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json whose texts begin with BOS, as in training, where it was put in front of what `path` gives."""
+    """Return tokenizer.json whose texts begin with BOS, as in training, where it stands in front of each."""
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    name = next(name for name, i in tokenizer.special_ids.items() if i == tokenizer.bos_id)
+    bos = next(name for name, i in tokenizer.special_ids.items() if i == tokenizer.bos_id)
 
     def behind_bos(sequence: str, type_id: int) -> list[dict[str, Any]]:
-        parts = {"SpecialToken": name, "Sequence": sequence}
+        parts = {"SpecialToken": bos, "Sequence": sequence}
         return [{kind: {"id": i, "type_id": type_id}} for kind, i in parts.items()]
 
     value["post_processor"] = {
         "type": "TemplateProcessing",
         "single": behind_bos("A", 0),
         "pair": behind_bos("A", 0) + behind_bos("B", 1),
-        "special_tokens": {name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
+        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
     }
     return value
 
 
 def seed_config(trained: Trained) -> dict[str, Any]:
-    """The keys of the seed's Config (Shard-1, code/config.py) and no others, so that Config(**cfg) takes them."""
+    """Return the keys of the seed's Config (export_seed_card.py) and no others, so that Config(**cfg) takes them.
+
+    Raises TrainError for a model that these keys cannot describe.
+    """
     cfg, train = trained.cfg, trained.point.state["identity"]["train"]
+    seed_keys = {field.name for field in dataclasses.fields(SeedConfig)}
+    for name in keys_fixed_by_weights(ModelConfig):
+        if name not in seed_keys and getattr(cfg, name) != getattr(ModelConfig(), name):
+            raise TrainError(f"the seed's layout has no model.{name}; choose --format hf or safetensors")
     schedule = train["schedule"]
     decay = 0.0 if schedule["kind"] == "constant" else schedule["decay_frac"]
     if schedule["kind"] == "warmdown":
         decay = min(1.0, schedule["warmdown"] / max(1, trained.point.step - schedule["warmup"]))
-    same = (
-        *("dim", "n_layers", "n_heads", "max_seq_len", "attention_pattern", "sliding_window", "rope_base", "norm_eps"),
-        *("engram_enabled", "engram_slots", "engram_inject_layer", "dropout", "tie_embeddings", "lm_head_logit_cap"),
-        *("z_loss_weight", "init_std"),
-    )
     return {
+        **{name: value for name, value in vars(cfg).items() if name in seed_keys},
         "vocab_size": trained.manifest.tokenizer.vocab_size,
         "head_dim": cfg.head_size,
         "mlp_hidden": cfg.hidden,
-        **{key: getattr(cfg, key) for key in same},
         "optimizer": train["optimizer"],
         # the seed has these two kinds; the others are WSDs that do not decay, or without a warm-up
         "lr_schedule": "cosine" if schedule["kind"] == "cosine" else "wsd",
@@ -164,7 +168,7 @@ def seed_config(trained: Trained) -> dict[str, Any]:
 
 
 def write_safetensors(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
-    """model.safetensors, config.json, tokenizer.json."""
+    """Write model.safetensors, config.json, tokenizer.json."""
     tokenizer = trained.manifest.tokenizer
     config = {
         "model": dataclasses.asdict(trained.cfg) | {"vocab_size": tokenizer.vocab_size},
@@ -178,43 +182,61 @@ def write_safetensors(trained: Trained, weights: dict[str, Tensor], dtype: str, 
 
 
 def write_card(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
-    """models/model.pt, models/tokenizer.json, and in code/ what the card imports with the modules behind it."""
+    """Write models/model.pt, models/tokenizer.json, and in code/ what the card imports with what that imports."""
     (out / "models").mkdir()
     value = {"cfg": seed_config(trained), "model": weights, "step": trained.point.step, "trained": trained.provenance()}
     torch.save(value, out / "models/model.pt")
     shutil.copyfile(trained.tokenizer, out / "models/tokenizer.json")
-    here = MODELING.parent
     (out / "code/train/model").mkdir(parents=True)
-    for path in (path for pattern in CARD_MODULES for path in here.glob(pattern)):
-        shutil.copyfile(path, out / "code/train" / path.relative_to(here))
-    shutil.copyfile(here / "export_seed_card.py", out / "code/model.py")
+    for path in (path for pattern in CARD_MODULES for path in HERE.glob(pattern)):
+        shutil.copyfile(path, out / "code/train" / path.relative_to(HERE))
+    shutil.copyfile(HERE / "export_seed_card.py", out / "code/model.py")
     for module, name in (("config", "Config"), ("tokenizer", "load_tokenizer")):
         (out / f"code/{module}.py").write_text(f'from model import {name}\n\n__all__ = ["{name}"]\n')
 
 
+README = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {title}
+
+{parameters:,} parameters, trained on windows of {seq_len:,} tokens. A base model: it continues texts.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+batch = tokenizer(["The capital"], return_tensors="pt")  # BOS is put in front
+print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50))[0])
+```
+
+Checkpoint {checkpoint}, of data build {build}.
+"""
+
+
 def readme(trained: Trained) -> str:
-    """The model card: what it is, how to load it, and what it read, which the manifest says only of its own run."""
-    found, made = trained.manifest, trained.provenance()
-    read = [f"| {s.name} | {s.tokens:,} | {s.license or 'not stated'} |" for s in found.sources]
-    table = ["", "| source | tokens in the mixture | license |", "|---|---|---|", *read] if read else []
-    lines = [
-        *("---", "library_name: transformers", "pipeline_tag: text-generation", "---", ""),
-        *(f"# {made['name']}, {made['phase']}, step {made['step']:,}{trained.average and ', ' + trained.average}", ""),
-        f"{count_parameters(trained.cfg, found.tokenizer.vocab_size):,} parameters, trained on windows of "
-        f"{trained.seq_len:,} tokens. A base model: it continues texts.",
-        *("", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""),
-        "tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)",
-        "model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)",
-        'batch = tokenizer(["The capital"], return_tensors="pt")  # BOS is put in front',
-        "print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50))[0])",
-        *("```", "", f"Checkpoint {made['checkpoint_sha256']}, of data build {made['build_id']}."),
-        *(table if found.build_id == made["build_id"] else []),
-    ]
-    return "\n".join(lines) + "\n"
+    """Return the model card: what it is, how to load it, and what it read, if the manifest is of its own build."""
+    manifest, origin = trained.manifest, trained.provenance()
+    title = f"{origin['name']}, {origin['phase']}, step {origin['step']:,}"
+    text = README.format(
+        title=f"{title}, {trained.average}" if trained.average else title,
+        parameters=count_parameters(trained.cfg, manifest.tokenizer.vocab_size),
+        seq_len=trained.seq_len,
+        checkpoint=origin["checkpoint_sha256"],
+        build=origin["build_id"],
+    )
+    if manifest.build_id != origin["build_id"] or not manifest.sources:
+        return text
+    rows = [f"| {s.name} | {s.tokens:,} | {s.license or 'not stated'} |" for s in manifest.sources]
+    return "\n".join([text, "| source | tokens in the mixture | license |", "|---|---|---|", *rows]) + "\n"
 
 
 def write_hf(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
-    """All that AutoModelForCausalLM and AutoTokenizer ask for; hands out what the run's samples were drawn with."""
+    """Write all that AutoModelForCausalLM and AutoTokenizer ask for, and how the run's samples were drawn."""
     tokenizer = trained.manifest.tokenizer
     config = hf_config(trained.cfg, tokenizer, dtype)
     save_file({hf_name(name): w for name, w in weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
@@ -224,7 +246,7 @@ def write_hf(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path
     write_json(out / "tokenizer_config.json", hf_tokenizer_config(tokenizer, trained.cfg.max_seq_len))
     text = json.dumps(hf_tokenizer(trained.tokenizer, tokenizer), ensure_ascii=False)  # its order has a meaning
     (out / "tokenizer.json").write_text(text, encoding="utf-8")
-    shutil.copyfile(MODELING, out / MODELING.name)
+    shutil.copyfile(HERE / "export_hf_model.py", out / f"{MODELING}.py")
     (out / "README.md").write_text(readme(trained), encoding="utf-8")
 
 
@@ -240,22 +262,22 @@ def export(trained: Trained, form: str, out: Path, dtype: str = "float32") -> No
     if out.exists():
         raise TrainError(f"{out} is there already and is never overwritten; choose another --out")
     weights = {name: w.to(DTYPES[dtype]) for name, w in trained.weights().items()}
-    part = out.with_name(f".part-{out.name}-{os.getpid()}")
+    unfinished = out.with_name(f".part-{out.name}-{os.getpid()}")
     try:
-        part.mkdir(parents=True)
-        FORMATS[form](trained, weights, dtype, part)
-        part.rename(out)
+        unfinished.mkdir(parents=True)
+        FORMATS[form](trained, weights, dtype, unfinished)
+        unfinished.rename(out)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON with sorted keys."""
+    """Write JSON with sorted keys."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run the command line. Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m train.export", description="Write a trained model for others")
     add_arguments(parser)
     parser.add_argument(

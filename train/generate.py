@@ -20,13 +20,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from train.checkpoint.load_model import Trained, add_arguments, given_model
 from train.config import TrainError
 from train.data.manifest import ManifestError
-from train.model.attention import attend
+from train.model.attention import attend, sdpa
 from train.model.masks import row_mask
 from train.model.transformer import Model
 
@@ -53,9 +52,7 @@ class LayerCache:
             columns = start - (start - slots) % self.size  # the newest of each slot
             hidden = self.cache.hidden(columns)
             mask = None if hidden is None else (~hidden | (columns == start))[:, None, None]
-            return F.scaled_dot_product_attention(
-                q, self.keys[:, :, : len(slots)], self.values[:, :, : len(slots)], attn_mask=mask
-            )
+            return sdpa(q, self.keys[:, :, : len(slots)], self.values[:, :, : len(slots)], mask)
         if not start and self.cache.padding is None:
             self._keep(k, v)
             return attend(q, k, v, row_mask(n, self.window, k.device))
@@ -69,7 +66,7 @@ class LayerCache:
         if hidden is not None:  # each column sees itself: nothing is defined for one that sees none
             mask = (mask & ~hidden[:, None, None]) | (distance == 0)
         self._keep(k, v)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return sdpa(q, keys, values, mask)
 
     def _keep(self, k: Tensor, v: Tensor) -> None:
         start, n = self.cache.length, k.shape[2]

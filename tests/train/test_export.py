@@ -278,6 +278,8 @@ def test_bfloat16_is_half_as_large_and_close(shapes, load_hf, tmp_path):
     assert torch.allclose(got, logits(shapes["gemma4"].model(torch.device("cpu"), torch.bfloat16), ids), atol=1e-5)
     weights = load_file(tmp_path / "out/model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    code = json.loads((tmp_path / "out/config.json").read_text())["auto_map"]["AutoConfig"]
+    assert code == "modeling_shard.ShardConfig" and (tmp_path / "out/modeling_shard.py").exists()
 
 
 def test_the_command_writes_once_and_whole(trained_run, tmp_path, capsys, monkeypatch):

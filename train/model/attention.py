@@ -92,9 +92,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         return flex(q, k, v, block_mask=mask.blocks)
     if mask.cu_seqlens is not None:
         return _varlen(q, k, v, mask.cu_seqlens, mask.window)
-    if mask.dense is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return sdpa(q, k, v, mask.dense, causal=mask.dense is None)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    """Compute the attention of q (B, H, T, D) over k, v (B, H, S, D), all of them where there is no mask.
+
+    mask: bool, (T, S) or (B, 1, T, S), true where a token is seen. causal: T = S, and a token sees those before it.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 @functools.cache
