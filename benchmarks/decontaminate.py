@@ -3,10 +3,10 @@
     python -m benchmarks.decontaminate [--megabytes 150] [--peer-megabytes 2] [--rounds 3] [--data FOLDER]
 
 The sets are ARC's validation questions, and as many of GSM8K's as its test split has, from the shared data. Timed in
-turn, several rounds, processor seconds of this process: the unit `look`, parquet in and hits out; the search alone over
-arrow columns; the readable search and datatrove's filter (12-grams of its own words, its index from ours) over a share
-of the same documents, evenly spaced. Then what is found when 50 items are planted whole and 50 with light edits, over
-several ways of writing an item and many draws; and every hit in the documents of all files but ARC's.
+turn, several rounds, processor seconds of this process: the unit `find_hits`, parquet in and hits out; the search alone
+over arrow columns; the readable search and datatrove's filter (12-grams of its own words, its index from ours) over a
+share of the same documents, evenly spaced. Then what is found when 50 items are planted whole and 50 with light edits,
+over several ways of writing an item and many draws; and every hit in the documents of all files but ARC's.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ import zstandard
 
 from benchmarks import measure
 from benchmarks.filter import spread, write_part
-from stages.decontaminate.ngrams import found_in, frequent_words, ngrams, passages_of, sieved
-from stages.decontaminate.search import Opened, index, look, stretch
+from stages.decontaminate.ngrams import find_readably, frequent_words, passages_of, readable_ngrams
+from stages.decontaminate.search import NgramIndex, find_hits, index_ngrams, text_between
 from stages.evals.passages import PASSAGES_OF
-from stages.kernels.ngrams import Index
+from stages.kernels.ngrams import NgramSearch
 from stages.sources.questions import ITEMS
 from stages.task import Artifact, Task
 
@@ -81,14 +81,9 @@ def indexed(folder: Path, sets: dict[str, list[dict[str, Any]]]) -> list[Artifac
         schema = ITEMS if "question" in rows[0] else PASSAGES_OF
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
         inputs.append(Artifact(str(folder / f"{name}.parquet"), name))
-    return run(folder, index, {"sets": list(sets), "ngram": NGRAM, "short": SHORT, "common": COMMON}, inputs).outputs
-
-
-def searching(opened: Opened) -> Index:
-    """The compiled index, as `look` makes it."""
-    first = pa.array(opened.first[:-1])
-    hashes, sizes, lasts = (opened.grams[c].take(first).to_numpy() for c in ("hash", "size", "last"))
-    return Index(hashes, sizes, lasts, sieved(SHORT), SHORT)
+    return run(
+        folder, index_ngrams, {"sets": list(sets), "ngram": NGRAM, "short": SHORT, "common": COMMON}, inputs
+    ).outputs
 
 
 def datatrove_filter(passages: list[str]) -> Callable[[str], bool]:
@@ -118,16 +113,19 @@ def speeds(texts: list[str], sets: dict[str, Any], peer_megabytes: float, rounds
     grams: dict[tuple[str, ...], int] = {}
     frequent = frequent_words(passages, COMMON)
     for passage in passages:
-        for gram in ngrams(passage, frequent):
+        for gram in readable_ngrams(passage, frequent):
             grams.setdefault(gram, len(grams))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         known = indexed(folder, sets)
-        part, search = write_part(texts, folder), searching(Opened(*(a.path for a in known)))
+        part, search = write_part(texts, folder), NgramIndex(*(a.path for a in known)).search(SHORT)
         candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
-            "unit look, parquet to hits": (texts, lambda: run(folder, look, {"short": SHORT}, [part, *known])),
-            "search over arrow": (texts, lambda: [search.look(column) for column in columns]),
-            "readable": (some, lambda: [found_in(text, grams, SHORT) for text in some]),
+            "unit find_hits, parquet to hits": (
+                texts,
+                lambda: run(folder, find_hits, {"short": SHORT}, [part, *known]),
+            ),
+            "search over arrow": (texts, lambda: [search.find(column) for column in columns]),
+            "readable": (some, lambda: [find_readably(text, grams, SHORT) for text in some]),
         }
         try:
             theirs = datatrove_filter([" ".join(p.words) for p in passages if p.name in ("question", "answer")])
@@ -152,7 +150,7 @@ def speeds(texts: list[str], sets: dict[str, Any], peer_megabytes: float, rounds
     return {"n-grams": len(grams), "MB/s": medians, "rounds, MB/s": rates, **ratios}
 
 
-def recall(rows: list[dict[str, Any]], search: Index, opened: Opened) -> dict[str, Any]:
+def recall(rows: list[dict[str, Any]], search: NgramSearch, index: NgramIndex) -> dict[str, Any]:
     """Of 50 items planted whole and 50 edited, how many are found: least and mean over draws, by way of writing."""
     from planting import EDITS, WAYS, edited
 
@@ -168,8 +166,8 @@ def recall(rows: list[dict[str, Any]], search: Index, opened: Opened) -> dict[st
                 text = text if i < 50 else edited(text, EDITS[i % len(EDITS)], rng)
                 texts.append(f"The weather was fine that day. {text} So they went home.")
             right = set()
-            for row, gram, *_ in search.look(pa.array(texts)).tolist():
-                items = {opened.passages["item"][p].as_py() for _, p in opened.items(gram)}
+            for row, gram, *_ in search.find(pa.array(texts)).tolist():
+                items = {index.passages["item"][p].as_py() for _, p in index.items(gram)}
                 right |= {row} if chosen[row] in items else set()
             whole.append(sum(i < 50 for i in right))
             light.append(sum(i >= 50 for i in right))
@@ -180,17 +178,17 @@ def recall(rows: list[dict[str, Any]], search: Index, opened: Opened) -> dict[st
     return found
 
 
-def clean_hits(folder: Path, search: Index, opened: Opened) -> dict[str, Any]:
+def clean_hits(folder: Path, search: NgramSearch, index: NgramIndex) -> dict[str, Any]:
     """Every hit of ARC's validation questions in all the shared text that is not ARC."""
     documents, hit, examples = 0, Counter[str](), []
     for file, texts in documents_of(folder):
         documents += len(texts)
         column = pa.array(texts)
         rows = set()
-        for row, gram, start, stop in search.look(column).tolist():
+        for row, gram, start, stop in search.find(column).tolist():
             if row not in rows:
-                words = " ".join(opened.words(int(opened.first[gram])))
-                examples.append([file, words, stretch(column, row, gram, start, stop)])
+                words = " ".join(index.words(int(index.first_row[gram])))
+                examples.append([file, words, text_between(column, row, start, stop)])
             rows.add(row)
         hit[file] += len(rows)
     return {"documents": documents, "hit": sum(hit.values()), "by file": dict(hit), "examples": examples}
@@ -236,9 +234,9 @@ def main() -> None:
         options.rounds,
     )
     with tempfile.TemporaryDirectory() as name:
-        opened = Opened(*(a.path for a in indexed(Path(name), {"arc": rows})))
-    search = searching(opened)
-    result |= {"planted": recall(rows, search, opened), "clean": clean_hits(data, search, opened)}
+        index = NgramIndex(*(a.path for a in indexed(Path(name), {"arc": rows})))
+    search = index.search(SHORT)
+    result |= {"planted": recall(rows, search, index), "clean": clean_hits(data, search, index)}
     print(json.dumps({k: v for k, v in result.items() if k != "rounds, MB/s"}, indent=1))
     measure.save("decontaminate", result)
 

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.decontaminate.ngrams import COLUMNS, Array, chosen, frequent_words, grams_of, passages_of, says, sieved
+from stages.decontaminate.ngrams import (
+    frequent_words,
+    has_words,
+    ngram_columns,
+    ngram_words,
+    passages_of,
+    sieve_words,
+)
 from stages.schemas import ID, table_digest
 from stages.task import Artifact, Task
+
+if TYPE_CHECKING:
+    from stages.kernels.ngrams import NgramSearch
 
 PASSAGES = pa.schema(
     [
@@ -40,145 +51,200 @@ GRAMS = pa.schema(
 )
 HITS = pa.schema([("row", pa.int64()), ("gram", pa.int64()), ("start", pa.int64()), ("stop", pa.int64())])
 
+Columns = dict[str, npt.NDArray[Any]]  # of n-grams; `item` and `holder` beside those of GRAMS
+NO_NGRAMS: Columns = {
+    "hash": np.zeros(0, np.uint64),
+    "size": np.zeros(0, np.int64),
+    "last": np.zeros(0, np.uint64),
+    "offset": np.zeros(0, np.int64),
+    "skips": np.zeros(0, np.bool_),
+    "passage": np.zeros(0, np.int64),
+    "item": np.zeros(0, np.int64),
+    "holder": np.zeros(0, np.int64),
+}
 
-def index(task: Task) -> None:
+
+def index_ngrams(task: Task) -> None:
     """List the n-grams of some sets. Inputs: their items. Params: sets (names), ngram, short, common.
 
     Outputs: `passages` (PASSAGES), `grams` (GRAMS). Counts items.<set>, and unsearched.<set>: items of which nothing
     is looked for; an item that a set has twice counts once. An n-gram that more than `common` items of different text
     share is left out, and one of words that more items of its set than that, and than one in a hundred, use.
     """
-    params, last = task.params, sieved(task.params["short"])
-    rows: dict[str, list[Any]] = {name: [] for name in PASSAGES.names}
-    kinds = (np.uint64, np.int64, np.uint64, np.int64, np.bool_, np.int64, np.int64, np.int64)
-    pieces: list[list[Array]] = [[np.zeros(0, kind) for kind in kinds]]
-    holders: dict[str, int] = {}
-    known: dict[str, tuple[int, int]] = {}
-    owners: list[str] = []  # of each item: its set
+    params = task.params
+    last_words = sieve_words(params["short"])
+    passage_rows: list[dict[str, Any]] = []
+    pieces = [NO_NGRAMS]
+    holders: dict[str, int] = {}  # numbers of the texts that `Passage.holder` is
+    known_words: dict[str, tuple[int, int]] = {}
+    set_of_item: list[str] = []
     for name, artifact in zip(params["sets"], task.inputs, strict=True):
-        read = pq.read_table(task.path(artifact), partitioning=None).drop_columns(["source_file", "source_row"])
-        items = list({tuple(row.values()): row for row in read.to_pylist()}.values())
-        cut_up = [list(passages_of(row, params["ngram"], params["short"])) for row in items]
-        frequent = frequent_words(itertools.chain.from_iterable(cut_up), params["common"])
-        for row, passages in zip(items, cut_up, strict=True):
+        items = read_items(task.path(artifact))
+        passages_by_item = [list(passages_of(item, params["ngram"], params["short"])) for item in items]
+        frequent = frequent_words(itertools.chain.from_iterable(passages_by_item), params["common"])
+        for item, passages in zip(items, passages_by_item, strict=True):
             for passage in passages:
-                holder = holders.setdefault(passage.holder, len(holders))
-                for found in grams_of(passage, last, known, frequent):
-                    which = [np.full(len(found[0]), n) for n in (len(rows["set"]), len(owners), holder)]
-                    pieces.append([*found, *which])
-                values = (name, len(owners), row["item_id"], passage.name, " ".join(passage.words))
-                for column, value in zip(rows.values(), values, strict=True):
-                    column.append(value)
-            owners.append(name)
-    names, arrays = (*COLUMNS, "passage", "item", "holder"), map(np.concatenate, zip(*pieces, strict=True))
-    table = listed(dict(zip(names, arrays, strict=True)), params["common"])
-    searched = {rows["item"][i] for i in pc.unique(table["passage"]).to_pylist()}
-    for item, name in enumerate(owners):
+                numbers = {
+                    "passage": len(passage_rows),
+                    "item": len(set_of_item),
+                    "holder": holders.setdefault(passage.holder, len(holders)),
+                }
+                for columns in ngram_columns(passage, last_words, known_words, frequent):
+                    repeated = {column: np.full(len(columns.hash), number) for column, number in numbers.items()}
+                    pieces.append(columns._asdict() | repeated)
+                passage_rows.append(
+                    {
+                        "set": name,
+                        "item": numbers["item"],
+                        "item_id": item["item_id"],
+                        "passage": passage.name,
+                        "words": " ".join(passage.words),
+                    }
+                )
+            set_of_item.append(name)
+    columns_of_all = {name: np.concatenate([piece[name] for piece in pieces]) for name in NO_NGRAMS}
+    grams = number_ngrams(columns_of_all, params["common"])
+    searched_items = {passage_rows[number]["item"] for number in pc.unique(grams["passage"]).to_pylist()}
+    for item_number, name in enumerate(set_of_item):
         task.count(f"items.{name}")
-        task.count(f"unsearched.{name}", item not in searched)
+        task.count(f"unsearched.{name}", item_number not in searched_items)
     with task.table("passages", PASSAGES) as writer:
-        writer.write(pa.table(rows, schema=PASSAGES))
+        writer.write(pa.Table.from_pylist(passage_rows, schema=PASSAGES))
     with task.table("grams", GRAMS) as writer:
-        writer.write(table)
+        writer.write(grams)
 
 
-def listed(columns: dict[str, Array], common: int) -> pa.Table:
-    """GRAMS of the n-grams, numbered by hash and size; of several places in one item the first."""
+def read_items(path: str) -> list[dict[str, Any]]:
+    """Return the items of a set, each once, wherever in it they stand."""
+    table = pq.read_table(path, partitioning=None).drop_columns(["source_file", "source_row"])
+    once = {tuple(row.values()): row for row in table.to_pylist()}
+    return list(once.values())
+
+
+def number_ngrams(columns: Columns, common: int) -> pa.Table:
+    """Return n-grams as a table (GRAMS), numbered by hash and size, without those that too many items share.
+
+    Of several places in one item the first is kept. common: items of different text that may share an n-gram.
+    """
     order = np.lexsort([columns[name] for name in ("offset", "passage", "item", "size", "hash")])
     columns = {name: values[order] for name, values in columns.items()}
-
-    def changes(*names: str) -> Array:
-        fresh = np.ones(len(order), bool)
-        fresh[1:] = np.any([columns[n][1:] != columns[n][:-1] for n in names], axis=0)
-        return fresh
-
-    gram = np.cumsum(changes("hash", "size")) - 1
+    number = np.cumsum(differs_from_previous(columns, "hash", "size")) - 1
+    is_first_in_item = differs_from_previous(columns, "hash", "size", "item")
     holders = 1 + int(columns["holder"].max(initial=0))
-    shared = np.bincount(np.unique(gram * holders + columns["holder"]) // holders, minlength=len(gram)) > common
-    keep = changes("hash", "size", "item") & ~shared[gram]
-    _, columns["gram"] = np.unique(gram[keep], return_inverse=True)
-    return pa.table([columns[n] if n == "gram" else columns[n][keep] for n in GRAMS.names], schema=GRAMS)
+    number_and_holder = np.unique(number * holders + columns["holder"])
+    is_shared = np.bincount(number_and_holder // holders, minlength=len(number)) > common
+    kept = is_first_in_item & ~is_shared[number]
+    columns = {name: values[kept] for name, values in columns.items()}
+    _, columns["gram"] = np.unique(number[kept], return_inverse=True)
+    return pa.table([columns[name] for name in GRAMS.names], schema=GRAMS)
 
 
-class Opened:
-    """The outputs of `index`, open."""
+def differs_from_previous(columns: Columns, *names: str) -> npt.NDArray[np.bool_]:
+    """Return which rows differ in any of the columns named from the row before; the first does."""
+    differs = np.ones(len(columns[names[0]]), bool)
+    differs[1:] = np.any([columns[name][1:] != columns[name][:-1] for name in names], axis=0)
+    return differs
+
+
+class NgramIndex:
+    """The outputs of `index_ngrams`, open."""
 
     def __init__(self, passages: str, grams: str):
         self.grams = pq.read_table(grams)
         self.passages = pq.read_table(passages)
         numbers = self.grams["gram"].to_numpy()
-        self.first = np.searchsorted(numbers, np.arange(numbers.max(initial=-1) + 2))  # row of each n-gram, and the end
+        # The row where each n-gram begins, and the end.
+        self.first_row = np.searchsorted(numbers, np.arange(numbers.max(initial=-1) + 2))
 
     def words(self, row: int) -> list[str]:
-        """The n-gram of a row."""
-        passage, n, offset, skips = (self.grams[c][row].as_py() for c in ("passage", "size", "offset", "skips"))
-        return chosen(self.passages["words"][passage].as_py().split(" "), offset, n, skips)
+        """Return the words of the n-gram of a row."""
+        passage, size, offset, skips = (self.grams[c][row].as_py() for c in ("passage", "size", "offset", "skips"))
+        return ngram_words(self.passages["words"][passage].as_py().split(" "), offset, size, skips)
 
     def items(self, gram: int) -> Iterator[tuple[int, int]]:
-        """(row of the n-gram, number of a passage that holds it), one for each item."""
-        for row in range(int(self.first[gram]), int(self.first[gram + 1])):
+        """Yield (row of the n-gram, number of a passage that holds it), one for each item."""
+        for row in range(int(self.first_row[gram]), int(self.first_row[gram + 1])):
             yield row, self.grams["passage"][row].as_py()
 
+    def search(self, short: int) -> NgramSearch:
+        """Return the compiled search for all n-grams; those of `short` words are found with a word more, too."""
+        from stages.kernels.ngrams import NgramSearch
 
-def look(task: Task) -> None:
+        first_rows = pa.array(self.first_row[:-1])
+        hashes, sizes, lasts = (self.grams[name].take(first_rows).to_numpy() for name in ("hash", "size", "last"))
+        return NgramSearch(hashes, sizes, lasts, sieve_words(short), short)
+
+
+def find_hits(task: Task) -> None:
     """Search one part. Params: short. Inputs: the part, `passages`, `grams`. Output: `hits` (HITS).
 
     What a hash found counts only where the words are the same.
     """
-    from stages.kernels.ngrams import Index
-
-    part, *known = map(task.path, task.inputs)
-    opened = Opened(*known)
-    first, short = pa.array(opened.first[:-1]), task.params["short"]
-    hashes, sizes, lasts = (opened.grams[c].take(first).to_numpy() for c in ("hash", "size", "last"))
-    search = Index(hashes, sizes, lasts, sieved(short), short)
-    file, at = pq.ParquetFile(part), 0
+    part, passages, grams = map(task.path, task.inputs)
+    index = NgramIndex(passages, grams)
+    search = index.search(task.params["short"])
+    file = pq.ParquetFile(part)
+    first_row = 0
     with task.table("hits", HITS) as writer:
         for group in range(file.num_row_groups):
             texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
-            found = search.look(texts)
-            if len(found):
-                found = found[[says(stretch(texts, *row), opened.words(int(first[row[1]]))) for row in found.tolist()]]
-                found[:, 0] += at
-            if len(found):
-                writer.write(pa.table(list(found.T), schema=HITS))
-            at += len(texts)
+            hits = true_hits(texts, search.find(texts), index)
+            hits[:, 0] += first_row
+            if len(hits):
+                writer.write(pa.table(list(hits.T), schema=HITS))
+            first_row += len(texts)
 
 
-def stretch(texts: pa.Array, row: int, gram: int, start: int, stop: int) -> str:
-    """The bytes [start, stop) of a text of a column."""
+def true_hits(texts: pa.Array, hits: npt.NDArray[np.int64], index: NgramIndex) -> npt.NDArray[np.int64]:
+    """Return those of the hits (row, n-gram, start, stop) whose text has the words of the n-gram."""
+    is_true = [
+        has_words(text_between(texts, row, start, stop), index.words(int(index.first_row[gram])))
+        for row, gram, start, stop in hits.tolist()
+    ]
+    return hits[np.array(is_true, bool)]
+
+
+def text_between(texts: pa.Array, row: int, start: int, stop: int) -> str:
+    """Return the bytes [start, stop) of a text of a column."""
     return bytes(texts[row].as_buffer()[start:stop]).decode()
 
 
-def evidence(task: Task) -> None:
+def weigh_hits(task: Task) -> None:
     """Leave out n-grams that more than `common` documents hold. Inputs: `hits` of parts. Params: common.
 
     Outputs: `hits-00000`, ...: a slice of one table (HITS) for each input. Counts common: n-grams left out.
     """
-    paths = [task.path(a) for a in task.inputs]
-    times = np.zeros(0, np.int64)
-    for path in paths:
-        table = pq.read_table(path, columns=["row", "gram"])
-        grams = table.group_by(["row", "gram"]).aggregate([])["gram"].to_numpy()
-        found = np.bincount(grams, minlength=len(times))
-        found[: len(times)] += times
-        times = found
-    ignored = times > task.params["common"]
-    path, at = task.output("hits.parquet"), 0
+    paths = [task.path(artifact) for artifact in task.inputs]
+    is_common = documents_by_ngram(paths) > task.params["common"]
+    path = task.output("hits.parquet")
+    start = 0
     with pq.ParquetWriter(path, HITS, compression="zstd") as writer:
-        for i, one in enumerate(paths):
-            table = pq.read_table(one, schema=HITS)
-            table = table.filter(pa.array(~ignored[table["gram"].to_numpy()]))
+        for i, hits_path in enumerate(paths):
+            table = pq.read_table(hits_path, schema=HITS)
+            table = table.filter(pa.array(~is_common[table["gram"].to_numpy()]))
             writer.write_table(table)
+            stop = start + len(table)
             task.outputs.append(
                 Artifact(
                     path,
                     table_digest(table),
                     name=f"hits-{i:05d}",
                     rows=len(table),
-                    rows_from=at,
-                    rows_to=at + len(table),
+                    rows_from=start,
+                    rows_to=stop,
                 )
             )
-            at += len(table)
-    task.count("common", int(ignored.sum()))
+            start = stop
+    task.count("common", int(is_common.sum()))
+
+
+def documents_by_ngram(paths: list[str]) -> npt.NDArray[np.int64]:
+    """Return how many documents hold each n-gram, by its number, as far as tables of hits name them."""
+    documents = np.zeros(0, np.int64)
+    for path in paths:
+        table = pq.read_table(path, columns=["row", "gram"])
+        once = table.group_by(["row", "gram"]).aggregate([])
+        in_part = np.bincount(once["gram"].to_numpy(), minlength=len(documents))
+        in_part[: len(documents)] += documents
+        documents = in_part
+    return documents

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from stages.decontaminate.search import evidence, index, look
+from stages.decontaminate.search import find_hits, index_ngrams, weigh_hits
 from stages.decontaminate.work import gather_evidence, work
 from stages.dedup.stage import DEDUP
 from stages.evals.stage import EVALS, read_set
@@ -69,13 +69,13 @@ async def search_and_take_out(
     config = context.recipe.decontaminate
     params = {"ngram": config.ngram, "short": config.short, "common": config.common}
     items = [record.output("items") for record in sets.values()]
-    indexed = await context.run(DECONTAMINATE, Unit(index, {"sets": list(sets), **params}, items, "index"))
+    indexed = await context.run(DECONTAMINATE, Unit(index_ngrams, {"sets": list(sets), **params}, items, "index"))
     known = [indexed.output("passages"), indexed.output("grams")]
     parts = [(name, i, part) for name, parts in untouched.docs.items() for i, part in enumerate(parts)]
     searched = await context.map(
         DECONTAMINATE,
         (
-            Unit(look, {"short": config.short}, [part, *known], f"look {i:05d}", name, part.bytes)
+            Unit(find_hits, {"short": config.short}, [part, *known], f"look {i:05d}", name, part.bytes)
             for name, i, part in parts
         ),
     )
@@ -84,7 +84,7 @@ async def search_and_take_out(
     result, gathered, common_ngrams = untouched, None, 0
     if suspects:
         all_hits = [suspect.hits for suspect in suspects]
-        weighed = await context.run(DECONTAMINATE, Unit(evidence, {"common": config.common}, all_hits, "evidence"))
+        weighed = await context.run(DECONTAMINATE, Unit(weigh_hits, {"common": config.common}, all_hits, "evidence"))
         common_ngrams = weighed.counts.get("common", 0)
         left = zip(suspects, weighed.named("hits-"), strict=True)
         guilty = [suspect._replace(hits=hits) for suspect, hits in left if hits.rows]
@@ -119,10 +119,10 @@ async def take_out(
     for suspect, record in zip(guilty, records, strict=True):
         docs[suspect.source][suspect.number] = record.output("docs")
         tables[suspect.source].append(record.output("evidence"))
-    params: dict[str, Any] = {"sources": [[name, len(found)] for name, found in tables.items()]}
+    params: dict[str, Any] = {"sources": [[name, len(parts)] for name, parts in tables.items()]}
     if exclude.asked:  # what is taken down is not shown either
         params |= exclude.selectors()
-    inputs = [table for found in tables.values() for table in found]
+    inputs = [table for parts in tables.values() for table in parts]
     gathered = await context.run(DECONTAMINATE, Unit(gather_evidence, params, inputs, "gathered"))
     evidence_by_source = {name: gathered.output(f"evidence-{name}") for name in tables}
     return replace(untouched, docs=docs, evidence=evidence_by_source), gathered

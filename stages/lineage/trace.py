@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from stages.decontaminate.ngrams import cut
+from stages.decontaminate.cut import cut_out
 from stages.errors import DataError
 from stages.filter.document import Document
 from stages.filter.edits import apply_edits, parse_edits
@@ -261,7 +261,7 @@ def trace(manifest: Manifest, pieces: Sequence[Piece], places: Mapping[str, str]
     def left(piece: Piece, original: str) -> str:
         stretches = gone.get(piece.source, {}).get(piece.document_id)
         text = transformed(manifest, piece.source, original)
-        return cut(text, stretches) if stretches else text
+        return cut_out(text, stretches) if stretches else text
 
     references = []
     for piece in pieces:

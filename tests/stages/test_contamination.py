@@ -10,20 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.decontaminate.cut import MARGIN, cut_out, merge_ranges
 from stages.decontaminate.ngrams import (
-    COLUMNS,
-    MARGIN,
-    cut,
-    found_in,
+    find_readably,
     frequent_words,
-    grams_of,
-    merged,
-    ngrams,
+    ngram_columns,
     passages_of,
-    sieved,
-    spans,
+    readable_ngrams,
+    sieve_words,
+    word_spans,
 )
-from stages.kernels.ngrams import Index
+from stages.kernels.ngrams import NgramSearch
 from stages.kernels.words import ngram_hash, word_hash, words
 
 # Few words, so that n-grams repeat; what stands between them, and characters that are hard to lower or to cut.
@@ -34,12 +31,12 @@ GAP = st.sampled_from([" ", "  ", "\n", ", ", "—", "\u0301", "_", "\u2028", "\
 TEXT = st.lists(st.one_of(WORD, GAP, st.characters(exclude_categories=["Cs"])), max_size=60).map("".join)
 
 
-def index_of(grams, gap):
-    """The compiled index of n-grams given as tuples of words."""
+def search_for(grams, gap):
+    """The compiled search for n-grams given as tuples of words."""
     last = min([*map(len, grams), *([gap // 2] if gap else [])])
     hashes = [ngram_hash([word_hash(w) for w in gram]) for gram in grams]
     lasts = [ngram_hash([word_hash(w) for w in gram[-last:]]) for gram in grams]
-    return Index(np.array(hashes, np.uint64), np.array([*map(len, grams)]), np.array(lasts, np.uint64), last, gap)
+    return NgramSearch(np.array(hashes, np.uint64), np.array([*map(len, grams)]), np.array(lasts, np.uint64), last, gap)
 
 
 @settings(max_examples=150, deadline=None)
@@ -59,16 +56,16 @@ def test_the_compiled_search_finds_what_the_readable_one_finds(texts, data, gap)
             grams.setdefault(tuple(gram), len(grams))
     if not grams:
         return
-    found = index_of(list(grams), gap).look(pa.array(["", *texts, "x"]).slice(1, len(texts)))
-    expected = [(i, *one) for i, text in enumerate(texts) for one in found_in(text, grams, gap)]
+    found = search_for(list(grams), gap).find(pa.array(["", *texts, "x"]).slice(1, len(texts)))
+    expected = [(i, *one) for i, text in enumerate(texts) for one in find_readably(text, grams, gap)]
     assert sorted(map(tuple, found.tolist())) == sorted(expected)
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXT)
 def test_spans_are_the_words(text):
-    assert [s.word for s in spans(text)] == words(text)
-    assert all(words(text.encode()[s.start : s.stop].decode()) == [s.word] for s in spans(text))
+    assert [s.word for s in word_spans(text)] == words(text)
+    assert all(words(text.encode()[s.start : s.stop].decode()) == [s.word] for s in word_spans(text))
 
 
 @settings(max_examples=100, deadline=None)
@@ -82,15 +79,13 @@ def test_spans_are_the_words(text):
 def test_hashes_of_whole_passages_are_those_of_their_ngrams(text, choices, ngram, short, frequent):
     row = {"question": text, "choices": json.dumps(choices)}
     for passage in passages_of(row, ngram, short):
-        hashes = [
-            int(h) for part in grams_of(passage, sieved(short), {}, frequent) for h in part[COLUMNS.index("hash")]
-        ]
-        assert hashes == [ngram_hash([word_hash(w) for w in gram]) for gram in ngrams(passage, frequent)]
+        hashes = [int(h) for part in ngram_columns(passage, sieve_words(short), {}, frequent) for h in part.hash]
+        assert hashes == [ngram_hash([word_hash(w) for w in gram]) for gram in readable_ngrams(passage, frequent)]
 
 
 def test_more_hits_than_room_are_all_there():
     text = "a b " * 20_000
-    found = index_of([("a", "b"), ("b", "a", "b")], 0).look(pa.array([text, "c"]))
+    found = search_for([("a", "b"), ("b", "a", "b")], 0).find(pa.array([text, "c"]))
     assert len(found) == 20_000 + 19_999
 
 
@@ -98,7 +93,7 @@ def test_numbers_formulas_and_labels_are_no_evidence():
     row = {
         "passages": json.dumps({"x": "1 2 3 4 5 6 7 8 9 10 11 12", "y": "for i in range ( 0 , n ) : x [ i ] = i + 1"})
     }
-    assert [gram for passage in passages_of(row, 13, 8) for gram in ngrams(passage)] == []
+    assert [gram for passage in passages_of(row, 13, 8) for gram in readable_ngrams(passage)] == []
 
 
 def test_turns_of_speech_are_no_evidence():
@@ -108,13 +103,13 @@ def test_turns_of_speech_are_no_evidence():
     passages = [p for row in rows for p in passages_of(row, 13, 8)]
     frequent = frequent_words(passages, 10)
     assert frequent == {*words(phrase), "x", "y", "1", "2"} | {"a", "b"}
-    grams = {gram for p in passages for gram in ngrams(p, frequent)}
+    grams = {gram for p in passages for gram in readable_ngrams(p, frequent)}
     assert tuple(words(phrase))[:8] not in grams and (*words(phrase)[3:], "a" * 8, "a" * 9) in grams
 
 
 def test_a_short_question_is_found_with_its_choices_only_whole():
     row = {"question": "One example of matter is", "choices": json.dumps(["magnetism", "heat"])}
-    found = {" ".join(gram) for passage in passages_of(row, 13, 8) for gram in ngrams(passage)}
+    found = {" ".join(gram) for passage in passages_of(row, 13, 8) for gram in readable_ngrams(passage)}
     assert "one example of matter is" not in found, "twenty letters say nothing"
     assert "one example of matter is magnetism" in found
     assert "one example of matter is a magnetism b" in found
@@ -128,7 +123,7 @@ def test_what_is_cut_is_gone_and_the_rest_is_the_texts(data, size, character):
     edges = np.cumsum([0, *(width if i % 2 == 0 else 1 for i in range(size))]).tolist()
     places = st.integers(0, size)
     stretches = [(edges[min(p)], edges[max(p)]) for p in data.draw(st.lists(st.tuples(places, places), max_size=5))]
-    left = cut(text, stretches)
+    left = cut_out(text, stretches)
     gone = np.zeros(size, bool)
     for a, b in stretches:
         gone[max(0, edges.index(a) - MARGIN) : edges.index(b) + MARGIN] = True
@@ -143,10 +138,10 @@ def test_what_is_cut_is_gone_and_the_rest_is_the_texts(data, size, character):
 
 def test_a_text_with_many_cuts_goes():
     text = "x" * 20_000
-    assert cut(text, [(i * 1000, i * 1000 + 1) for i in range(10)])
-    assert cut(text, [(i * 1000, i * 1000 + 1) for i in range(11)]) == ""
+    assert cut_out(text, [(i * 1000, i * 1000 + 1) for i in range(10)])
+    assert cut_out(text, [(i * 1000, i * 1000 + 1) for i in range(11)]) == ""
 
 
 @pytest.mark.parametrize("given_stretches", [[], [(3, 5), (1, 2), (4, 9), (9, 10)]])
 def test_merged(given_stretches):
-    assert merged(given_stretches) == ([(1, 2), (3, 10)] if given_stretches else [])
+    assert merge_ranges(given_stretches) == ([(1, 2), (3, 10)] if given_stretches else [])

@@ -16,7 +16,7 @@ from stage_harness import SHARED, needs_shared
 from pipeline.commands.drop_reason import fates
 from pipeline.errors import UnitFailed, UsageError
 from pipeline.recipe import parse_recipe
-from stages.decontaminate.ngrams import cut
+from stages.decontaminate.cut import cut_out
 from stages.errors import DataError
 from stages.hashing import is_validation
 from stages.lineage.find import Query, find
@@ -183,7 +183,7 @@ def test_a_dropped_document_is_told_of_and_a_cut_one_is_traced(folder):
         by_document.setdefault(row["document_id"], []).append(row)
     assert {row["done"] for row in told} == {"cut"} and set(by_document) <= set(kept)
     for identity, mine in by_document.items():
-        left = cut(texts[mine[0]["source_row"]], [(r["start"], r["stop"]) for r in mine])
+        left = cut_out(texts[mine[0]["source_row"]], [(r["start"], r["stop"]) for r in mine])
         assert kept[identity] == left and not any(r["text"] in left for r in mine)
     pieces = [p for s in manifest.shards for p in pieces_of(s.path, rows_table(manifest, s)) if not p.truncated]
     mine = [p for p in pieces if p.document_id in by_document]
