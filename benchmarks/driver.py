@@ -28,8 +28,9 @@ from typing import Any
 
 from benchmarks import measure
 from pipeline.engine.context import Context, drive
+from pipeline.engine.local_store import LocalStore
 from pipeline.engine.progress import Progress
-from pipeline.engine.store import RECORD, Store
+from pipeline.engine.store import RECORD
 from pipeline.recipe import parse_recipe
 from stages.dedup import work as dedup
 from stages.filter import work as apply_rules
@@ -57,7 +58,7 @@ OUTPUTS = {
 }
 
 
-class LogStore(Store):
+class LogStore(LocalStore):
     """A store whose records lie in one SQLite file. Outputs are taken to be there."""
 
     def __init__(self, out: str):
@@ -89,7 +90,7 @@ class LogStore(Store):
         self.base.execute("commit")
 
 
-class DiskStore(Store):
+class DiskStore(LocalStore):
     """The real store; outputs are empty files and nothing is synced, which are the worker's costs."""
 
     def __init__(self, out: str):

@@ -35,10 +35,11 @@ from benchmarks import measure
 from benchmarks.processes import counters, forget_cache, processor, watched
 from pipeline.engine.context import Context, drive
 from pipeline.engine.progress import Progress
-from pipeline.engine.store import Store
-from pipeline.executors.choose import LocalExecutor
+from pipeline.engine.store import open_store
+from pipeline.executors.local import LocalExecutor
 from pipeline.recipe import parse_recipe
 from stages.pack.verify import verify
+from stages.registry import STAGES
 from train.data.manifest import load_manifest
 
 WORKERS = 2
@@ -118,8 +119,8 @@ def prepare(folder: Path, corpus: Path, name: str) -> Case:
 
 def build(raw: dict[str, Any], out: Path, pool: LocalExecutor, stage: str, seed: int = 1) -> None:
     """Drive `stage` on the workers of `pool`."""
-    context = Context(parse_recipe({**raw, "seed": seed}, "bench"), Store(str(out)), lambda: pool, Progress(True))
-    drive(context, context.stage(stage))
+    context = Context(parse_recipe({**raw, "seed": seed}, "bench"), open_store(str(out)), lambda: pool, Progress(True))
+    drive(context, context.stage(STAGES[stage]))
 
 
 def copy_store(source: Path, target: Path, leave: str = "") -> None:

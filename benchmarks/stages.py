@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks import measure
 from benchmarks.processes import observed
-from pipeline.engine.store import RECORD, Store
+from pipeline.engine.store import RECORD, open_store
 from stages.stage import Record
 
 SAMPLE, TOKENS = "40MB", "30M"
@@ -87,7 +87,7 @@ def run(stage: str, raw: dict[str, Any], out: Path, *options: str) -> Any:
 
 def records(out: Path) -> Iterator[Record]:
     """Every record of a store."""
-    for _, _, folder in Store(str(out)).unit_folders():
+    for _, _, folder in open_store(str(out)).unit_folders():
         file = Path(folder) / RECORD
         if file.is_file():
             yield Record.from_dict(json.loads(file.read_text(encoding="utf-8")))

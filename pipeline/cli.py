@@ -10,17 +10,18 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from pipeline.errors import Stopped, UsageError, UserError
+from pipeline.errors import DISK_FULL, Stopped, UsageError, UserError
 from pipeline.executors.no_pandas import without_pandas
 from stages.errors import DataError
 from train.data.manifest import ManifestError, load_manifest
 
 if TYPE_CHECKING:
+    from pipeline.engine.context import Context
     from stages.recipe import Recipe
 
 app = typer.Typer(
@@ -49,30 +50,35 @@ def make_context(
     executor: str | None = None,
     address: str | None = None,
     workers: int | None = None,
-    **options: Any,
-) -> Any:
-    """A Context for one command. Raises UserError."""
+    *,
+    dry: bool = False,
+    quiet: bool = False,
+    force: bool = False,
+    debug: bool = False,
+) -> Context:
+    """Return the Context of one command that builds `stage`; `force` runs its units again. Raises UserError."""
     from pipeline.engine.context import Context
+    from pipeline.engine.executor import Executor
     from pipeline.engine.graph import find_stage
     from pipeline.engine.progress import Progress
-    from pipeline.engine.store import Store
-    from pipeline.executors.choose import choose_executor
-    from pipeline.executors.forkserver import Nursery
+    from pipeline.engine.store import open_store
+    from pipeline.executors.choose import KINDS, choose_executor
+    from pipeline.executors.forkserver import ForkServer
     from pipeline.recipe import load_recipe
 
     find_stage(stage)
     loaded = load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe
     kind = executor or ("ray" if address else loaded.executor)
-    if kind not in ("auto", "ray", "local", "inline"):
-        raise UsageError(f"--executor {kind}: allowed are auto, ray, local, inline")
-    context: Any
-    nursery = None if kind in ("ray", "inline") or options.get("dry") else Nursery()  # before there are threads
+    if kind not in KINDS:
+        raise UsageError(f"--executor {kind}: allowed are {', '.join(KINDS)}")
+    forkserver = ForkServer() if kind in ("auto", "local") and not dry else None  # before there are threads
+    progress = Progress(quiet)
 
-    def start() -> Any:
-        return choose_executor(kind, address, workers, context.progress.known_bytes(), nursery)
+    def make_executor() -> Executor:
+        return choose_executor(kind, address, workers, progress.known_bytes(), forkserver)
 
-    context = Context(loaded, Store(out), start, Progress(options.pop("quiet", False)), **options)
-    return context
+    forced = frozenset([stage]) if force else frozenset()
+    return Context(loaded, open_store(out), make_executor, progress, dry=dry, force=forced, debug=debug)
 
 
 @app.command("list")
@@ -81,7 +87,10 @@ def list_stages() -> None:
     from pipeline.commands.report import grid
     from stages.registry import STAGES
 
-    rows = [(s.name, ", ".join(needed.name for needed in s.after) or "-", s.reads, s.writes) for s in STAGES.values()]
+    rows = [
+        (stage.name, ", ".join(needed.name for needed in stage.after) or "-", stage.reads, stage.writes)
+        for stage in STAGES.values()
+    ]
     header = ("stage", "after", "reads", "writes")
     table = grid("Stages", header, rows, left=header)
     for column in table.columns:
@@ -120,11 +129,10 @@ def run(
     from pipeline.commands.report import print_report
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
-    from pipeline.engine.locks import use
+    from pipeline.engine.locks import store_lock
 
-    forced = frozenset([stage]) if force else frozenset()
-    context = make_context(stage, recipe, overrides, out, executor, address, workers, force=forced, debug=debug)
-    with use(context.store):
+    context = make_context(stage, recipe, overrides, out, executor, address, workers, force=force, debug=debug)
+    with store_lock(context.store):
         try:
             drive(context, context.stage(find_stage(stage)))
         finally:
@@ -137,9 +145,9 @@ def run(
 def status(recipe: RecipeOption = "quickstart", out: OutOption = "build") -> None:
     """What is done, running, failed, quarantined."""
     from pipeline.commands.status import print_status
-    from pipeline.engine.store import Store
+    from pipeline.engine.store import open_store
 
-    print_status(Store(out), recipe_name(recipe))
+    print_status(open_store(out), recipe_name(recipe))
 
 
 @app.command()
@@ -152,9 +160,9 @@ def dropped(
 ) -> None:
     """Read what the rules dropped: a sample of documents for each reason, with their text."""
     from pipeline.commands.dropped import print_dropped
-    from pipeline.engine.store import Store
+    from pipeline.engine.store import open_store
 
-    print_dropped(Store(out), recipe_name(recipe), source, reason, full)
+    print_dropped(open_store(out), recipe_name(recipe), source, reason, full)
 
 
 @app.command()
@@ -165,9 +173,9 @@ def clean(
 ) -> None:
     """Delete what no result refers to. Training runs stay unless --force."""
     from pipeline.commands.status import clean_store
-    from pipeline.engine.store import Store
+    from pipeline.engine.store import open_store
 
-    clean_store(Store(out), dry_run, force)
+    clean_store(open_store(out), dry_run, force)
 
 
 @app.command()
@@ -305,50 +313,50 @@ def schema(what: Annotated[str, typer.Argument(help="recipe, manifest or referen
 
 
 def recipe_name(recipe: str) -> str:
-    """The name inside a recipe file, which names its folder of results."""
+    """Return the name inside a recipe file, which names its folder of results."""
     from pipeline.recipe import load_recipe
 
     return load_recipe(recipe).name
 
 
 def main() -> None:
-    """Entry point: people get a line, programs an exit status, and --debug the stack trace."""
-    debug = "--debug" in sys.argv
+    """Run a command: people get a line, programs an exit status, and --debug the stack trace."""
     without_pandas()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         status = app(standalone_mode=False)  # typer turns Ctrl-C into a status and returns it
         if status == 130:
             raise KeyboardInterrupt
-        sys.exit(status if isinstance(status, int) else 0)
-    except (UserError, DataError, ManifestError) as error:
-        if debug:
-            traceback.print_exc()
-        print(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
-    except typer.Abort:
-        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except Exception as error:
+        sys.exit(report_error(error, "--debug" in sys.argv))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def report_error(error: Exception, debug: bool) -> int:
+    """Print what a person should know of an error, and return the exit status."""
+    if isinstance(error, typer.Abort):
+        return 1
+    if isinstance(error, BrokenPipeError):  # nobody reads our output any more, and Python flushes it at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
+        return 1
+    if hasattr(error, "format_message"):  # one of click's usage errors
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return 2
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, UserError | DataError | ManifestError):
+        print(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    if isinstance(error, OSError):
         where = f" ({Path(error.filename)})" if isinstance(error.filename, str) else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            from pipeline.executors.worker import DISK_FULL
-
             where = f": {DISK_FULL}"
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # click's usage errors
-            print(f"error: {error.format_message()}", file=sys.stderr)
-            sys.exit(2)
-        if debug:
-            raise
-        print(f"error: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    if not debug:
+        fault = f"{type(error).__name__}: {error} (a fault of ours; --debug shows where)"
+        print(f"error: {fault}", file=sys.stderr)
+    return 1

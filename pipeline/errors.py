@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DISK_FULL = "no space left on the disk of --out; free some and run the same command again"
+
 
 class UserError(Exception):
     """Wrong usage, a wrong recipe, or input that cannot work. Printed without a stack trace."""
@@ -16,7 +18,7 @@ class UsageError(UserError):
 
 
 class UnitFailed(UserError):  # noqa: N818 - reads as what happened
-    """A unit failed for good. `fatal` ends the run at once (a full disk); else the rest goes on."""
+    """A unit failed for good. With `fatal` (a full disk) the run ends at once; else the rest goes on."""
 
     def __init__(self, stage: str, label: str, message: str, fatal: bool = False):
         super().__init__(f"{stage} {label}: {message}")

@@ -185,6 +185,7 @@ class Stage(Generic[Result]):
     may_lose_units: bool = False  # a unit that fails on its input is tolerated within the recipe's `quarantine`
     drops_documents: bool = False  # its counters `dropped.<reason>` are documents that left the corpus
     stops: bool = False  # a unit looks for the file places["stop"]; when it is there it saves and raises Unfinished
+    keeps_runs: bool = False  # a unit's folder holds more than its outputs, and only `clean --force` deletes it
     cpus: int = 1  # that a unit keeps busy itself; 0 when it only starts a job that asks for its own
 
     def upstream(self) -> list[Stage[Any]]:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.engine.changes import Units
-from pipeline.engine.store import UNITS, Store
+from pipeline.engine.changes import KeyHistory
+from pipeline.engine.store import UNITS, open_store
 from stages.filter.document import Document
 from stages.filter.edits import apply_edits, parse_edits
 from stages.filter.rules import apply_rules, parse_rules
@@ -30,13 +30,13 @@ class Build:
 
     def __init__(self, manifest: Manifest):
         out = Path(manifest.folder).parent.parent
-        self.manifest, self.store = manifest, Store(str(out)) if (out / "store").is_dir() else None
+        self.manifest, self.store = manifest, open_store(str(out)) if (out / "store").is_dir() else None
 
     def records(self, stage: str) -> Iterator[tuple[str, Record]]:
         """(label, record) of each unit of a stage that is there, by label."""
         if self.store is None:
             return
-        units = Units(self.store.read_state(self.manifest.name, f"{UNITS}/{stage}.json"))
+        units = KeyHistory(self.store.read_state(self.manifest.name, f"{UNITS}/{stage}.json"))
         for label in sorted(units.rows):
             record = self.store.find(stage, units.key(label))
             if record is not None:

@@ -13,13 +13,14 @@ from rich.console import Console
 from pipeline.commands.report import grid
 from pipeline.engine.store import Store
 from pipeline.errors import UserError
+from stages.paths import glob_below
 
 EXCERPT = 400  # characters of a text, unless --full
 
 
 def samples(store: Store, recipe: str, source: str | None) -> list[tuple[str, pa.Table]]:
-    """(source, its sample) of each source that has one. Raises UserError where there is none."""
-    files = {Path(f).stem: f for f in sorted(store.fs.glob(f"{store.out}/{recipe}/dropped/*.parquet"))}
+    """Return (source, its sample) of each source that has one. Raises UserError where there is none."""
+    files = {Path(file).stem: file for file in sorted(glob_below(store.fs, store.out, f"{recipe}/dropped/*.parquet"))}
     chosen = [name for name in files if source in (None, name)]
     if not chosen:
         have = f"sources with a sample are {', '.join(files)}" if files else "run `filter` first, or it dropped none"
@@ -28,18 +29,17 @@ def samples(store: Store, recipe: str, source: str | None) -> list[tuple[str, pa
 
 
 def print_dropped(store: Store, recipe: str, source: str | None, reason: str | None, full: bool) -> None:
-    """Which reasons have a sample; with `reason`, the documents and their text. Raises UserError."""
+    """Print which reasons have a sample; with `reason`, the documents and their text. Raises UserError."""
     console = Console(highlight=False, soft_wrap=True)
     tables = samples(store, recipe, source)
-    said = {name: Counter(table["reason"].to_pylist()) for name, table in tables}
+    by_source = {name: Counter(table["reason"].to_pylist()) for name, table in tables}
     if reason is None:
-        counted = [(name, why, n) for name, counts in said.items() for why, n in sorted(counts.items())]
-        shown = grid("Dropped documents kept to read", ("source", "reason", "documents"), counted)
-        shown.columns[1].justify = "left"
-        console.print(shown)
+        rows = [(name, why, n) for name, counts in by_source.items() for why, n in sorted(counts.items())]
+        header = ("source", "reason", "documents")
+        console.print(grid("Dropped documents kept to read", header, rows, left=header[:2]))
         console.print("\nRead them with --reason NAME; whole texts with --full.", markup=False)
         return
-    known = sorted({why for counts in said.values() for why in counts})
+    known = sorted({why for counts in by_source.values() for why in counts})
     if reason not in known:
         raise UserError(f"--reason {reason}: there are {', '.join(known)}")
     for name, table in tables:
@@ -49,7 +49,7 @@ def print_dropped(store: Store, recipe: str, source: str | None, reason: str | N
 
 
 def print_document(console: Console, source: str, row: dict[str, Any], full: bool) -> None:
-    """One document: where it is from, and its text."""
+    """Print one document: where it is from, and its text."""
     where = f"{source}: {row['source_file']} row {row['source_row']}"
     console.print(
         f"{row['reason']}  {where}  id {row['document_id'].hex()}  {row['url'] or ''}", style="bold", markup=False

@@ -11,90 +11,124 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 from pipeline.engine import fingerprint
 
+KEY_BYTES = 20
+DIGEST_BYTES = 6
 
-def fact_digest(value: Any) -> str:
-    """A short digest of one part of a unit's key."""
+
+class Facts(TypedDict):
+    """What a unit's key is the hash of."""
+
+    stage: str
+    work: str
+    code: str
+    versions: dict[str, str]
+    params: dict[str, Any]
+    inputs: list[str]  # digests
+
+
+class Digests(NamedTuple):
+    """Short digests of the four things that a unit's key is made of, beside its stage."""
+
+    code: str
+    versions: str
+    params: str
+    inputs: str
+
+
+def short_digest(value: Any) -> str:
+    """Return 32 hex digits that stand for a value of JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def brief(values: tuple[tuple[str, str], ...]) -> tuple[str, dict[str, str]]:
-    """(digest, name -> short value) of names and values."""
-    short = {name: value[:12] for name, value in values}
-    return fact_digest(short)[:12], short
+def named_set(items: tuple[tuple[str, str], ...]) -> tuple[str, dict[str, str]]:
+    """Return a digest of names and values, and name -> value, each cut to 12 characters."""
+    values = {name: value[:12] for name, value in items}
+    return short_digest(values)[: 2 * DIGEST_BYTES], values
 
 
-noted = functools.cache(brief)  # for sets that many units share
+shared_set = functools.cache(named_set)  # for code and versions, which many units have in common
 
 
-class Units:
-    """The units of one stage by label: key, and digests of code, versions, parameters and inputs."""
+class KeyHistory:
+    """The units of one stage in one build, by label: their keys, and what those were made of."""
 
-    def __init__(self, saved: dict[str, Any] | None = None):
+    def __init__(self, saved: Mapping[str, Any] | None = None):
+        """Start empty, or from what `to_dict` gave."""
         saved = saved or {}
-        self.sets: dict[str, dict[str, str]] = dict(saved.get("sets", {}))  # digest -> name -> digest of the value
-        # label -> key (20 bytes), digests of code, versions, params and inputs (6 bytes each)
+        self.sets: dict[str, dict[str, str]] = dict(saved.get("sets", {}))  # digest -> name -> short value
+        # Label -> its key and its Digests, as bytes: 44 for a unit.
         self.rows = {label: bytes.fromhex(row) for label, row in saved.get("units", {}).items()}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def unit_keys(self) -> Iterator[str]:
-        """The key of each unit."""
-        return (row[:20].hex() for row in self.rows.values())
+        """Yield the key of each unit."""
+        return (row[:KEY_BYTES].hex() for row in self.rows.values())
 
     def key(self, label: str) -> str:
-        """The key of the unit called `label`, or an empty text."""
-        return self.rows.get(label, b"")[:20].hex()
+        """Return the key of the unit called `label`, or an empty text."""
+        return self.rows.get(label, b"")[:KEY_BYTES].hex()
 
-    def add(self, label: str, key: str, facts: Mapping[str, Any]) -> None:
+    def add(self, label: str, key: str, facts: Facts) -> None:
         """Note the unit called `label` and what its key is made of."""
         modules = fingerprint.modules_of(facts["work"].split(":")[0])
-        params = tuple((name, fact_digest(value)) for name, value in facts["params"].items())
+        params = tuple((name, short_digest(value)) for name, value in facts["params"].items())
         row = key
-        for digest, short in (noted(tuple(modules.items())), noted(tuple(facts["versions"].items())), brief(params)):
-            self.sets[digest] = short
+        for digest, values in (
+            shared_set(tuple(modules.items())),
+            shared_set(tuple(facts["versions"].items())),
+            named_set(params),
+        ):
+            self.sets[digest] = values
             row += digest
-        self.rows[label] = bytes.fromhex(row + fact_digest(facts["inputs"])[:12])
+        self.rows[label] = bytes.fromhex(row + short_digest(facts["inputs"])[: 2 * DIGEST_BYTES])
 
-    def merged(self, later: Units) -> Units:
-        """These and `later`, which wins."""
-        both = Units()
+    def digests(self, label: str) -> Digests:
+        """Return the digests of what the key of the unit called `label` was made of. Raises KeyError."""
+        row = self.rows[label].hex()
+        width = 2 * DIGEST_BYTES
+        return Digests(*(row[start : start + width] for start in range(2 * KEY_BYTES, len(row), width)))
+
+    def merged(self, later: KeyHistory) -> KeyHistory:
+        """Return the units of both; those of `later` win."""
+        both = KeyHistory()
         both.sets, both.rows = {**self.sets, **later.sets}, {**self.rows, **later.rows}
         return both
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; sets that no unit refers to any more are left out."""
-        used = {digest for row in self.rows.values() for digest in digests(row)[:3]}
+        """Return JSON values; sets that no unit refers to any more are left out."""
+        used = {digest for label in self.rows for digest in self.digests(label)[:3]}
         sets = {digest: values for digest, values in self.sets.items() if digest in used}
         return {"sets": sets, "units": {label: row.hex() for label, row in self.rows.items()}}
 
-    def changed(self, label: str, before: Units) -> list[str]:
-        """What differs from `before` for the unit called `label`, in words."""
-        now, then = digests(self.rows[label]), digests(before.rows[label])
+    def changed(self, label: str, before: KeyHistory) -> list[str]:
+        """Say in words what differs from `before` for the unit called `label`."""
+        new, old = self.digests(label), before.digests(label)
         words = []
-        for (singular, plural), a, b in zip(PARTS, now, then, strict=False):
-            if a != b:
-                new, old = self.sets.get(a, {}), before.sets.get(b, {})
-                names = sorted(n for n in {*new, *old} if new.get(n) != old.get(n))
+        for singular, plural, new_digest, old_digest in (
+            ("code", "code", new.code, old.code),
+            ("version of", "versions of", new.versions, old.versions),
+            ("parameter", "parameters", new.params, old.params),
+        ):
+            if new_digest != old_digest:
+                names = different_names(self.sets.get(new_digest, {}), before.sets.get(old_digest, {}))
                 shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
                 words.append(f"{plural if len(names) > 1 else singular} {shown} changed")
-        return words + (["input changed"] if now[3] != then[3] else [])
+        return words + (["input changed"] if new.inputs != old.inputs else [])
 
 
-def digests(row: bytes) -> list[str]:
-    """Those of code, versions, params and inputs."""
-    return [row[i : i + 6].hex() for i in range(20, 44, 6)]
+def different_names(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """Return the names that have different values in `a` and `b`, or are in one of them only."""
+    return sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
 
 
-PARTS = (("code", "code"), ("version of", "versions of"), ("parameter", "parameters"))
-
-
-def reason(label: str, now: Units, before: Units, had_record: bool) -> str:
-    """Why the unit called `label` is not in the store. `had_record`: a record of this very key is there."""
+def reason_to_run(label: str, now: KeyHistory, before: KeyHistory, had_record: bool) -> str:
+    """Say why the unit called `label` is not in the store. `had_record`: a record of this very key is there."""
     if had_record:
         return "its output is missing or damaged"
     if label not in before.rows:

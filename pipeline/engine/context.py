@@ -15,14 +15,15 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import ContextVar
-from typing import Any, TypedDict, TypeVar
+from enum import Enum
+from typing import Any, TypeVar
 
 from pipeline.engine import fingerprint, quarantine
-from pipeline.engine.changes import Units, fact_digest, reason
+from pipeline.engine.changes import Facts, KeyHistory, reason_to_run, short_digest
 from pipeline.engine.dispatch import Dispatcher
 from pipeline.engine.executor import Executor, UnitSpec, work_name
 from pipeline.engine.progress import Progress
-from pipeline.engine.state import StageState, slim
+from pipeline.engine.state import StageState, compact_record
 from pipeline.engine.store import UNITS, Store
 from pipeline.errors import NotBuilt, UnitFailed
 from stages.recipe import Recipe
@@ -38,15 +39,10 @@ Result = TypeVar("Result")
 BUILDING: ContextVar[Stage[Any] | None] = ContextVar("building", default=None)  # the stage whose `build` runs
 
 
-class Facts(TypedDict):
-    """What a unit's key is the hash of."""
+class Missing(Enum):
+    """What stands for a result that is not there (yet): `gather` leaves it out."""
 
-    stage: str
-    work: str
-    code: str
-    versions: dict[str, str]
-    params: dict[str, Any]
-    inputs: list[str]  # digests
+    MISSING = 0
 
 
 class Context:
@@ -76,7 +72,7 @@ class Context:
         self._flying: dict[str, asyncio.Future[Record]] = {}  # key -> a unit that is being looked up or run
         self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
         self._files: dict[str, set[tuple[str, int, str]]] = {}  # source or evaluation set -> files its units read
-        self._last_units: dict[str, Units] = {}  # of the last build, read when a unit has to run
+        self._last_units: dict[str, KeyHistory] = {}  # of the last build, read when a unit has to run
 
     # -- what stages call ----------------------------------------------------------------------------
 
@@ -147,7 +143,7 @@ class Context:
         before NotBuilt is raised.
         """
         window = asyncio.Semaphore(WINDOW)
-        results: dict[int, Result] = {}
+        results: list[Result | Missing] = []
         errors: dict[bool, NotBuilt | UnitFailed] = {}  # the first that might be tolerated, the first that is not
         faults: list[Exception] = []
         running: set[asyncio.Task[None]] = set()
@@ -166,6 +162,7 @@ class Context:
             await window.acquire()
             # A task of its own, so that it ends cleanly when it is cancelled before its turn.
             inner = asyncio.ensure_future(awaitable)
+            results.append(Missing.MISSING)
             task = asyncio.ensure_future(wait_for(number, inner))
             running.add(task)
             task.add_done_callback(running.discard)
@@ -178,7 +175,7 @@ class Context:
         for lost, error in errors.items():
             if not lost or self._lost_units() > self.recipe.quarantine.files:
                 raise error
-        return [results[number] for number in sorted(results)]
+        return [result for result in results if not isinstance(result, Missing)]
 
     def warn(self, text: str) -> None:
         """Say once what a person should know; the run goes on, and its report says it again."""
@@ -231,7 +228,7 @@ class Context:
     def code_digest(self, stage: Stage[Any]) -> str:
         """Return one digest of all the code that `stage` and the stages before it ran."""
         names = {upstream.name for upstream in stage.upstream()}
-        return fact_digest(sorted((work, digest) for (name, work), digest in self._codes.items() if name in names))
+        return short_digest(sorted((work, digest) for (name, work), digest in self._codes.items() if name in names))
 
     def modules(self, stage: Stage[Any]) -> dict[str, str]:
         """Return the digest of every project module that `stage` and the stages before it ran."""
@@ -269,13 +266,13 @@ class Context:
             self.store.forget(stage.name, key)
         stored, had_record = (None, False) if force else await self._look(stage.name, key)
         if stored is not None:
-            record = slim(stored, label, cached=True)
+            record = compact_record(stored, label, cached=True)
             if not known:
-                state.finished(record)
+                state.add_record(record)
                 self.progress.finished(stage.name, record, unit.weight)
             return record
         if not known:
-            why = "--force" if force else reason(label, state.units, self._units_before(stage.name), had_record)
+            why = "--force" if force else reason_to_run(label, state.units, self._units_before(stage.name), had_record)
             state.reasons[why] += 1
         self.progress.planned(stage.name, label, unit.weight)
         if self.dry:
@@ -290,12 +287,12 @@ class Context:
             "inputs": [{**artifact.to_dict(), "path": self.store.absolute(artifact)} for artifact in unit.inputs],
         }
         try:
-            record = slim(await self.dispatcher.submit(spec), label)
+            record = compact_record(await self.dispatcher.submit(spec), label)
         except UnitFailed as error:
             state.failed.append(error)
             self.progress.failed(stage.name, label, error.message)
             raise
-        state.finished(record)
+        state.add_record(record)
         self.progress.finished(stage.name, record, unit.weight)
         return record
 
@@ -305,10 +302,10 @@ class Context:
             return self.store.look(stage, key)
         return await asyncio.to_thread(self.store.look, stage, key)
 
-    def _units_before(self, stage: str) -> Units:
+    def _units_before(self, stage: str) -> KeyHistory:
         """Return the units of the last build of `stage`."""
         if stage not in self._last_units:
-            self._last_units[stage] = Units(self.store.read_state(self.recipe.name, f"{UNITS}/{stage}.json"))
+            self._last_units[stage] = KeyHistory(self.store.read_state(self.recipe.name, f"{UNITS}/{stage}.json"))
         return self._last_units[stage]
 
     def _lost_units(self) -> int:
@@ -363,7 +360,7 @@ def drive(context: Context, coroutine: Coroutine[Any, Any, Result]) -> Result:
 
     started = time.monotonic()
     try:
-        with context.dispatcher.stops.listening():
+        with context.dispatcher.signals.handled():
             return asyncio.run(main())
     finally:
         context.progress.close(time.monotonic() - started)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pipeline.engine.executor import Executor, Fault, UnitSpec, WorkerLost
 from pipeline.engine.locks import run_lock
 from pipeline.engine.progress import Progress
-from pipeline.engine.signals import Stops
+from pipeline.engine.signals import StopSignals
 from pipeline.engine.store import Store
 from pipeline.errors import Stopped, UnitFailed
 from stages.registry import STAGES
@@ -28,12 +28,12 @@ class Dispatcher:
         self, make_executor: Callable[[], Executor], store: Store, progress: Progress, command: str, debug: bool
     ):
         self.store, self.progress, self.debug = store, progress, debug
-        self.stops = Stops()
+        self.signals = StopSignals()
         self.fatal: UnitFailed | None = None  # ends the run: no other unit is started
         self._make_executor = make_executor
         self._executor: Executor | None = None
         self._slots: asyncio.Semaphore | None = None
-        self._open = contextlib.ExitStack()  # holds the run's lock while there is an executor
+        self._lock = contextlib.ExitStack()  # holds the run's lock while there is an executor
         self._command = command
 
     @property
@@ -43,8 +43,8 @@ class Dispatcher:
 
     def _start(self) -> tuple[Executor, asyncio.Semaphore]:
         if self._executor is None or self._slots is None:
+            self._lock.enter_context(run_lock(self.store, self._command))
             self._executor = self._make_executor()
-            self._open.enter_context(run_lock(self.store, self._command))
             self._slots = asyncio.Semaphore(self._executor.slots)
             self.progress.line(f"executor {self._executor.name}, {self._executor.slots} slots")
         return self._executor, self._slots
@@ -61,7 +61,7 @@ class Dispatcher:
                 async with slots:
                     if self.fatal:
                         raise self.fatal
-                    if self.stops.asked:
+                    if self.signals.received:
                         raise Stopped(f"a signal came before {stage} {label}; the same command continues there")
                     self.progress.started(stage, label)
                     with self._following(spec):
@@ -86,7 +86,7 @@ class Dispatcher:
         stage, label = spec["stage"], spec["label"]
         if self.debug:
             self.progress.line(fault["trace"])
-        if fault["kind"] == "unfinished" or self.stops.asked:
+        if fault["kind"] == "unfinished" or self.signals.received:
             raise Stopped(f"{stage} {label}: {fault['message']}; the same command continues")
         if fault["kind"] != "transient" or transient >= RETRIES:
             failure = UnitFailed(stage, label, fault["message"], fatal=fault["kind"] == "fatal")
@@ -113,7 +113,7 @@ class Dispatcher:
         remote = self._executor is not None and self._executor.name != "local"
         follower = asyncio.ensure_future(follow()) if news and remote else None
         try:
-            with self.stops.told(spec, folder) if stage.stops else contextlib.nullcontext():
+            with self.signals.stop_file(spec, folder) if stage.stops else contextlib.nullcontext():
                 yield
         finally:
             if follower:
@@ -123,4 +123,4 @@ class Dispatcher:
         """Stop the executor, if one was started."""
         if self._executor is not None:
             self._executor.close()
-        self._open.close()
+        self._lock.close()

@@ -1,4 +1,8 @@
-"""Who uses a store: everybody together, or `clean` alone; and which runs are at work, for `status`."""
+"""Who uses a store: everybody together, or `clean` alone; and which runs are at work, for `status`.
+
+The locks are flock's, which go with the process that holds them, however it ends. The lock that filelock offers for
+many readers and one writer is a database of SQLite, and needs to write where a reader may not.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,20 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from pipeline.engine.store import LOCK, RUNNING, Store
 
 
+class ActiveRun(TypedDict):
+    """A run that is using a store now."""
+
+    pid: int
+    command: str
+
+
 @contextlib.contextmanager
-def use(store: Store, alone: bool = False) -> Iterator[None]:
+def store_lock(store: Store, exclusive: bool = False) -> Iterator[None]:
     """Use a local store together with other runs, or alone, as `clean` must.
 
     Together: waits while somebody is alone. Alone: raises BlockingIOError while anybody else is there. A store that
@@ -27,16 +38,13 @@ def use(store: Store, alone: bool = False) -> Iterator[None]:
             with contextlib.suppress(PermissionError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(path.open("a"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
         yield
 
 
 @contextlib.contextmanager
 def run_lock(store: Store, command: str) -> Iterator[None]:
-    """Say which run works on this store, for `status`. Several runs may share a store.
-
-    The lock on the file goes with the process, however that ends.
-    """
+    """Say which run works on a local store, for `status`. Several runs may share a store."""
     if not store.local:
         yield
         return
@@ -52,16 +60,16 @@ def run_lock(store: Store, command: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def runs(store: Store) -> list[dict[str, Any]]:
-    """The runs that are using this store now."""
-    found = []
+def active_runs(store: Store) -> list[ActiveRun]:
+    """Return the runs that are using a local store now: those whose lock is held."""
+    runs: list[ActiveRun] = []
     for path in sorted(Path(store.root).glob(f"{RUNNING}/*.json")) if store.local else []:
         try:
             with path.open(encoding="utf-8") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    found.append(json.load(file))
+                    runs.append(json.load(file))
         except (FileNotFoundError, ValueError):
             continue  # it has just ended, or just begun
-    return found
+    return runs

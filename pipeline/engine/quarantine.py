@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.engine.changes import fact_digest
+from pipeline.engine.changes import short_digest
 from pipeline.errors import UserError
 from stages.registry import STAGES
 
@@ -28,6 +28,6 @@ def check(context: Context) -> None:
 def publish(context: Context) -> None:
     """Put the tables of bad rows into `<out>/<recipe>/quarantine/`."""
     records = [record for state in context.states.values() for record in state.quarantined]
-    files = {f"{fact_digest(r.label)[:16]}.parquet": r.output("quarantine") for r in records}
+    files = {f"{short_digest(r.label)[:16]}.parquet": r.output("quarantine") for r in records}
     if files and not context.dry and "quarantine" not in context.folders:
         context.publish("quarantine", files)

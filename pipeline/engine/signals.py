@@ -19,48 +19,49 @@ from pipeline.engine.executor import UnitSpec
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Stops:
-    """What a run was told, and whom it tells."""
+class StopSignals:
+    """Whether a signal has asked this run to stop, and the units that are to be asked in turn."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self.files: set[Path] = set()
+        self.received = False
+        self.stop_files: set[Path] = set()  # a file for each unit at work that can be asked
 
     @contextlib.contextmanager
-    def told(self, spec: UnitSpec, folder: str) -> Iterator[None]:
-        """While a unit that can be asked is at work: `places.stop` of its `spec` is the file it looks for."""
+    def stop_file(self, spec: UnitSpec, folder: str) -> Iterator[None]:
+        """Ask the unit of `spec` to stop when a signal comes inside: `places.stop` names the file it looks for."""
         file = Path(folder) / f"stop-{uuid.uuid4().hex}"
         spec["places"] = {**spec["places"], "stop": str(file)}
-        self.files.add(file)
+        self.stop_files.add(file)
         try:
             yield
         finally:
-            self.files.discard(file)
+            self.stop_files.discard(file)
             file.unlink(missing_ok=True)
 
-    def ask(self, number: int, frame: object = None) -> None:
-        """A signal came; a handler, so it does little. Later ones change nothing: schedulers repeat themselves."""
-        if not self.files and not self.asked:
+    def handle(self, number: int, frame: object = None) -> None:
+        """Answer a signal: ask the units at work to stop, or exit if none can be asked.
+
+        Later signals change nothing: schedulers repeat themselves.
+        """
+        if not self.stop_files and not self.received:
             sys.exit(128 + number)
-        self.asked = True
-        for file in self.files:
+        self.received = True
+        for file in self.stop_files:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Signals are ours inside."""
-        before = {number: signal.signal(number, self.ask) for number in SIGNALS}
-        try:
+    def handled(self) -> Iterator[None]:
+        """Answer signals inside; the handlers of before come back at the end."""
+        with kept_handlers():
+            for number in SIGNALS:
+                signal.signal(number, self.handle)
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def kept_handlers() -> Iterator[None]:
-    """The handlers stay ours, whatever is set inside: ray.init takes SIGTERM for itself."""
+    """Bring the handlers back at the end, whatever was set inside: ray.init takes SIGTERM for itself."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -69,10 +70,10 @@ def kept_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def ignore() -> None:
-    """For processes that the driver ends: what is sent to the whole group is the driver's to answer.
+def ignore_signals() -> None:
+    """Ignore, in a process that the driver ends, what is sent to the whole group: the driver answers it.
 
-    Not SIG_IGN, which the programs they start would inherit.
+    Not by SIG_IGN, which the programs that the process starts would inherit.
     """
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)

@@ -7,19 +7,20 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.engine.changes import Units
+from pipeline.engine.changes import KeyHistory
+from pipeline.engine.store import STAMP
 from pipeline.errors import UnitFailed
 from stages.stage import Record
 
-NOTHING: dict[str, Any] = {}  # shared by records that have nothing to say
+NO_VALUES: dict[str, Any] = {}  # shared by all compact records
 NO_INPUTS: list[str] = []
 
 
 @dataclass
 class StageState:
-    """What the driver has seen of one stage in this run, small enough for a million units; records hold the truth."""
+    """What the driver has seen of one stage in this run: sums and keys, as the records hold the truth."""
 
-    units: Units = field(default_factory=Units)
+    units: KeyHistory = field(default_factory=KeyHistory)
     reasons: Counter[str] = field(default_factory=Counter)  # why units run (or would) -> how many
     done: int = 0  # records found or made
     counts: dict[str, Counter[str]] = field(default_factory=dict)  # first word of the label, its source -> counters
@@ -27,8 +28,8 @@ class StageState:
     quarantined: list[Record] = field(default_factory=list)  # records with bad rows
     failed: list[UnitFailed] = field(default_factory=list)
 
-    def finished(self, record: Record) -> None:
-        """Add a record to the sums."""
+    def add_record(self, record: Record) -> None:
+        """Add the record of a finished unit to the sums."""
         self.done += 1
         self.counts.setdefault(record.label.partition(" ")[0], Counter()).update(record.counts)
         if record.counts.get("text_bytes"):
@@ -37,14 +38,20 @@ class StageState:
             self.quarantined.append(record)
 
 
-def slim(record: Record, label: str, cached: bool = False) -> Record:
-    """A record as the driver keeps it, without what only the store needs: there may be a million."""
+def compact_record(record: Record, label: str, cached: bool = False) -> Record:
+    """Return a record without what only the store needs, and with names that repeat kept once in memory."""
     outputs = []
     for output in record.outputs:
-        meta = {sys.intern(name): value for name, value in output.meta.items() if name != "stamp"}
+        meta = {sys.intern(name): value for name, value in output.meta.items() if name != STAMP}
         sha256 = output.digest if output.sha256 == output.digest else output.sha256
-        outputs.append(replace(output, sha256=sha256, meta=meta or NOTHING))
-    stage = sys.intern(record.stage)
+        outputs.append(replace(output, sha256=sha256, meta=meta or NO_VALUES))
     return replace(
-        record, stage=stage, label=label, cached=cached, inputs=NO_INPUTS, versions=NOTHING, attempt="", outputs=outputs
+        record,
+        stage=sys.intern(record.stage),
+        label=label,
+        cached=cached,
+        inputs=NO_INPUTS,
+        versions=NO_VALUES,
+        attempt="",
+        outputs=outputs,
     )

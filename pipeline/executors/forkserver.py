@@ -1,7 +1,7 @@
 """Workers that start at once: one process holds all that a worker imports, and forks each worker.
 
 It is itself forked from the driver, early, while that has no second thread that might hold a lock; elsewhere (not
-Linux, or threads already run) it is a fresh interpreter that imports for itself, once. The nursery has one thread
+Linux, or threads already run) it is a fresh interpreter that imports for itself, once. The server has one thread
 and does nothing else. It and its workers end when the driver's end of their sockets closes, however that happens.
 """
 
@@ -15,18 +15,18 @@ import subprocess
 import sys
 import threading
 
-from pipeline.engine.signals import ignore
+from pipeline.engine.signals import ignore_signals
 from pipeline.executors.no_pandas import without_pandas
 
-REQUEST = struct.Struct("<cq")  # HATCH, 0 with the worker's socket; or WAIT, pid
+REQUEST = struct.Struct("<cq")  # START, 0 with the worker's socket; or WAIT, pid
 ANSWER = struct.Struct("<q")  # the pid, or the exit status
-HATCH, WAIT = b"h", b"w"
+START, WAIT = b"s", b"w"
 # One thread a worker in the libraries: there are as many workers as cores.
 THREADS = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-class Nursery:
-    """The driver's handle. Its calls raise ConnectionError when the nursery itself was killed."""
+class ForkServer:
+    """The driver's handle. Its calls raise ConnectionError when the server itself was killed."""
 
     def __init__(self) -> None:
         self.control, theirs = socket.socketpair()
@@ -39,7 +39,7 @@ class Nursery:
             self.pid = os.fork()
             if self.pid == 0:
                 self.control.close()
-                tend(theirs)
+                run_server(theirs)
         else:
             end = theirs.fileno()
             self.process = subprocess.Popen(
@@ -47,14 +47,14 @@ class Nursery:
             )
         theirs.close()
 
-    def hatch(self) -> tuple[int, socket.socket]:
-        """A new worker: its pid, and a connection to it."""
+    def start_worker(self) -> tuple[int, socket.socket]:
+        """Start a worker; return its pid, and a connection to it."""
         ours, theirs = socket.socketpair()
         with theirs:
-            return self._ask(HATCH, 0, theirs), ours
+            return self._ask(START, 0, theirs), ours
 
     def wait(self, pid: int) -> int:
-        """The exit status of a worker that ends or has ended."""
+        """Wait for a worker to end and return its exit status."""
         return self._ask(WAIT, pid)
 
     def _ask(self, what: bytes, pid: int, end: socket.socket | None = None) -> int:
@@ -67,7 +67,7 @@ class Nursery:
         return int(value)
 
     def close(self) -> None:
-        """End the nursery; workers end when their own connections close."""
+        """End the server; workers end when their own connections close."""
         self.control.close()
         if self.process is not None:
             self.process.wait()
@@ -76,12 +76,12 @@ class Nursery:
             self.pid = 0
 
 
-def tend(control: socket.socket) -> None:
+def run_server(control: socket.socket) -> None:
     """Fork workers until the driver is gone. Never returns."""
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the driver decides
-        ignore()
+        ignore_signals()
         os.environ.update(THREADS)
         without_pandas()
         _serve(control)
@@ -98,7 +98,7 @@ def _serve(control: socket.socket) -> None:
         if len(request) < REQUEST.size:
             return
         what, answer = REQUEST.unpack(request)
-        if what == HATCH:
+        if what == START:
             answer = os.fork()
             if answer == 0:
                 control.close()
@@ -112,4 +112,4 @@ def _serve(control: socket.socket) -> None:
 if __name__ == "__main__":
     import stages.registry  # noqa: F401 - what every worker needs
 
-    tend(socket.socket(fileno=int(sys.argv[1])))
+    run_server(socket.socket(fileno=int(sys.argv[1])))

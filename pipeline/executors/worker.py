@@ -11,7 +11,6 @@ import json
 import os
 import queue
 import resource
-import shutil
 import socket
 import struct
 import threading
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, cast
 
 from pipeline.engine.executor import Fault, Reply, UnitSpec, find_work
-from pipeline.engine.store import Store
+from pipeline.engine.store import STAMP, Store, open_store
+from pipeline.errors import DISK_FULL
 from pipeline.executors.train_job import launcher
 from stages.errors import DataError, TransientError, Unfinished
 from stages.stage import Record
@@ -34,45 +34,39 @@ from train.files import sha256_file
 TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
 FILES_AT_A_TIME = 4  # hashed and synced; a unit seldom has more
 
-DISK_FULL = "no space left on the disk of --out; free some and run the same command again"
-
 
 def run_unit(spec: UnitSpec) -> Reply:
-    """Run the unit described by `spec`. Returns {"record": ...} or {"error": {kind, message, trace}}.
-
-    kind: transient (try again), permanent (the input is at fault or the code is), fatal (stop the run), unfinished.
-    """
-    store = Store(spec["out"])
+    """Run the unit described by `spec` and return its record, or how it failed."""
+    store = open_store(spec["out"])
     attempt = uuid.uuid4().hex[:12]
     try:
         folder = store.attempt_folder(spec["stage"], spec["key"])
     except OSError as error:
-        return {"error": _classify(error)}
+        return {"error": fault_of(error)}
     try:
         return {"record": _run(store, spec, attempt, folder).to_dict()}
     except Exception as error:
         for leftover in folder.glob(f"{attempt}.*"):
             leftover.unlink(missing_ok=True)
-        return {"error": _classify(error)}
+        return {"error": fault_of(error)}
     finally:
         store.drop_scratch()
-        if not store.local:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(store: Store, spec: UnitSpec, attempt: str, folder: Path) -> Record:
+    """Call the work of a unit, put its outputs and then its record into the store."""
     _reset_peak()
     started = time.time()
-    inputs = [Artifact(**a) for a in spec["inputs"]]
+    inputs = [Artifact(**artifact) for artifact in spec["inputs"]]
     task = Task(spec["params"], inputs, folder, attempt, store.fetch, spec["places"], launcher(spec["executor"]))
     find_work(spec["work"])(task)
-    outputs = _seal(store, spec, task.outputs)
+    outputs = _store_outputs(store, spec, task.outputs)
     finished = time.time()
     record = Record(
         key=spec["key"],
         stage=spec["stage"],
         label=spec["label"],
-        inputs=[a.digest for a in inputs],
+        inputs=[artifact.digest for artifact in inputs],
         outputs=outputs,
         counts=dict(sorted(task.counts.items())),
         seconds=round(finished - started, 3),
@@ -85,27 +79,31 @@ def _run(store: Store, spec: UnitSpec, attempt: str, folder: Path) -> Record:
     return store.put_record(record)
 
 
-def _seal(store: Store, spec: UnitSpec, outputs: list[Artifact]) -> list[Artifact]:
-    """The outputs as the store holds them. Files are hashed and made durable side by side, each of them once."""
-    known = {output.path: output.sha256 for output in outputs if output.sha256}
-    files = {output.path: output for output in outputs}  # slices of one file share it
+def _store_outputs(store: Store, spec: UnitSpec, outputs: list[Artifact]) -> list[Artifact]:
+    """Put outputs into the store and return them as the record names them.
+
+    Files are hashed and made durable side by side, each of them once.
+    """
+    known_hashes = {output.path: output.sha256 for output in outputs if output.sha256}
+    by_path = {output.path: output for output in outputs}  # slices of one file share it
 
     def seal(output: Artifact) -> Artifact:
-        sha256 = known.get(output.path) or sha256_file(output.path)
+        sha256 = known_hashes.get(output.path) or sha256_file(output.path)
         return store.seal(spec["stage"], spec["key"], output, sha256)
 
     with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
-        sealed = dict(zip(files, pool.map(seal, files.values()), strict=True))
-    found = []
+        files = dict(zip(by_path, pool.map(seal, by_path.values()), strict=True))
+    stored = []
     for output in outputs:
-        file = sealed[output.path]
-        meta = {**output.meta, "stamp": file.meta["stamp"]}
+        file = files[output.path]
+        meta = {**output.meta, STAMP: file.meta[STAMP]}
         digest = output.digest or file.sha256
-        found.append(replace(output, path=file.path, bytes=file.bytes, sha256=file.sha256, digest=digest, meta=meta))
-    return found
+        stored.append(replace(output, path=file.path, bytes=file.bytes, sha256=file.sha256, digest=digest, meta=meta))
+    return stored
 
 
-def _classify(error: Exception) -> Fault:
+def fault_of(error: Exception) -> Fault:
+    """Describe an error of a unit: whether it is tried again or ends the run, and what people read."""
     message = " ".join(str(error).split()) or type(error).__name__
     kind: Literal["transient", "permanent", "fatal", "unfinished"]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -133,6 +131,7 @@ def _reset_peak() -> None:
 
 
 def _peak_mb() -> float:
+    """Return the peak of this process's memory in MiB."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

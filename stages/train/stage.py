@@ -91,5 +91,6 @@ TRAIN = Stage(
     report=report,
     news=news,
     stops=True,
+    keeps_runs=True,
     cpus=0,
 )

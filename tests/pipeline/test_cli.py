@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from engine_harness import Work, copy_project, edit, new_work
 
-from pipeline.engine.locks import run_lock, use
-from pipeline.engine.store import Store
+from pipeline.engine.locks import run_lock, store_lock
+from pipeline.engine.store import open_store
 
 
 def test_list_names_every_stage(work: Work) -> None:
@@ -79,12 +79,12 @@ def test_a_run_cut_short_forgets_nothing(packed: Work) -> None:
 
 def test_clean_waits_for_a_run(tmp_path: Path) -> None:
     work = new_work(tmp_path)
-    store = Store(str(work.out))
-    with use(store), run_lock(store, "run something"):
+    store = open_store(str(work.out))
+    with store_lock(store), run_lock(store, "run something"):
         text = work.fails("clean")
         assert f"process {os.getpid()} is running `run something`" in text
         assert "running: run something" in work.cli("status").stdout
-    with use(store):  # a run that has found everything so far
+    with store_lock(store):  # a run that has found everything so far
         assert "another run is using this store" in work.fails("clean")
     assert work.cli("clean").returncode == 0
 

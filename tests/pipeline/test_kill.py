@@ -101,7 +101,7 @@ def test_nothing_outlives_a_killed_driver(tmp_path: Path, executor: str) -> None
 
 
 def workers(driver: int, executor: str) -> list[int]:
-    """Workers of a run; those of the pool are children of the driver's one child, the nursery."""
+    """Workers of a run; those of the pool are children of the driver's one child, the fork server."""
     below = descendants(driver)
     if executor == "ray":
         return [p for p, command in below.items() if "ray::tokenize" in command]
@@ -129,8 +129,8 @@ def test_a_run_outlives_the_process_that_starts_its_workers(tmp_path: Path) -> N
     driver = work.start("run", "tokenize", "--executor", "local", "--workers", "2")
     wait_for(lambda: busy(work), "the tokeniser")
     busy_ones = wait_for(lambda: workers(driver.pid, "local"), "a worker at work", 10)
-    (nursery,) = (p for p in descendants(driver.pid) if p not in busy_ones)
-    kill(nursery)
+    (forkserver,) = (p for p in descendants(driver.pid) if p not in busy_ones)
+    kill(forkserver)
     kill(busy_ones[0])
     assert driver.wait(LIMIT) == 0, (tmp_path / "stderr").read_text()
     assert "trying again" in (tmp_path / "stderr").read_text()

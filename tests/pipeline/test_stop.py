@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from engine_harness import LIMIT, Work, gone, wait_for
 
-from pipeline.engine.signals import Stops
+from pipeline.engine.signals import StopSignals
 
 SETTINGS = ("train.pretrain.steps=300", "train.pretrain.epochs=100", "train.pretrain.log_every=1", "ranks=2")
 LONG = tuple(word for setting in SETTINGS for word in ("--set", setting))
@@ -68,13 +68,13 @@ def test_a_signal_to_the_driver_saves_and_the_same_command_goes_on(packed: Work,
 
 
 def test_a_signal_while_nothing_trains_ends_the_run(tmp_path: Path) -> None:
-    stops = Stops()
+    stops = StopSignals()
     with pytest.raises(SystemExit) as end:
-        stops.ask(signal.SIGTERM)
-    assert end.value.code == 143 and not stops.asked
+        stops.handle(signal.SIGTERM)
+    assert end.value.code == 143 and not stops.received
     spec = {"places": {"manifest": "m"}}
-    with stops.told(spec, str(tmp_path / "unit")):
-        stops.ask(signal.SIGUSR1)
+    with stops.stop_file(spec, str(tmp_path / "unit")):
+        stops.handle(signal.SIGUSR1)
         assert spec["places"]["manifest"] == "m" and Path(spec["places"]["stop"]).exists()
-        stops.ask(signal.SIGTERM)  # again: nothing new
-    assert stops.asked and not list((tmp_path / "unit").iterdir())
+        stops.handle(signal.SIGTERM)  # again: nothing new
+    assert stops.received and not list((tmp_path / "unit").iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine.locks import run_lock
-from pipeline.engine.store import RECORD, Store, switch_link
+from pipeline.engine.local_store import switch_link
+from pipeline.engine.locks import active_runs, run_lock
+from pipeline.engine.store import RECORD, Store, open_store
 from stages.stage import Record
 from stages.task import Artifact
 from train.files import sha256_file
@@ -30,7 +30,7 @@ def make_record(store: Store, tmp_path: Path, attempt: str, content: bytes, key:
 @pytest.fixture(params=["disk", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store, local and remote."""
-    return Store(str(tmp_path / "out") if request.param == "disk" else f"memory://{uuid.uuid4().hex}")
+    return open_store(str(tmp_path / "out") if request.param == "disk" else f"memory://{uuid.uuid4().hex}")
 
 
 def test_the_first_record_wins(store: Store, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_record_whose_outputs_are_gone_is_replaced(store: Store, tmp_path: Pat
     first = make_record(store, tmp_path, "one", b"1111")
     store.put_record(first)
     store.fs.rm_file(store.absolute(first.outputs[0]))
-    fresh = Store(store.uri)
+    fresh = open_store(store.uri)
     assert fresh.find("filter", first.key) is None
     assert fresh.look("filter", first.key) == (None, True)
     assert fresh.put_record(make_record(fresh, tmp_path, "two", b"2222")).attempt == "two"
@@ -68,19 +68,19 @@ def test_a_damaged_record_counts_as_none(store: Store, tmp_path: Path, damage: s
 
 
 def test_truncated_and_altered_outputs_are_noticed(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "out"))
+    store = open_store(str(tmp_path / "out"))
     record = store.put_record(make_record(store, tmp_path, "one", b"12345678"))
     path = Path(store.absolute(record.outputs[0]))
     path.write_bytes(b"1234567")
-    assert Store(store.out).find("filter", record.key) is None
+    assert open_store(store.out).find("filter", record.key) is None
     path.write_bytes(b"12345679")
-    assert Store(store.out).find("filter", record.key) is None
+    assert open_store(store.out).find("filter", record.key) is None
     path.write_bytes(b"12345678")  # another time, the same contents: as after a copy
-    assert Store(store.out).find("filter", record.key) is not None
+    assert open_store(store.out).find("filter", record.key) is not None
 
 
 def test_no_leftovers_of_a_commit(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "out"))
+    store = open_store(str(tmp_path / "out"))
     for attempt in ("one", "two"):
         store.put_record(make_record(store, tmp_path, attempt, b"1"))
     names = {p.name for p in Path(store.folder("filter", "ab" * 20)).iterdir()}
@@ -88,7 +88,7 @@ def test_no_leftovers_of_a_commit(tmp_path: Path) -> None:
 
 
 def test_publishing_switches_whole_folders(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "out"))
+    store = open_store(str(tmp_path / "out"))
     old = store.put_record(make_record(store, tmp_path, "one", b"old")).outputs[0]
     new = store.put_record(make_record(store, tmp_path, "two", b"new", "cd" * 20)).outputs[0]
     link = tmp_path / "out/r/pretrain"
@@ -112,7 +112,7 @@ def test_a_folder_of_the_users_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_remote_publishing_puts_the_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(f"memory://{uuid.uuid4().hex}")
+    store = open_store(f"memory://{uuid.uuid4().hex}")
     outputs = {n: store.put_record(make_record(store, tmp_path, n, n.encode(), n * 40)).outputs[0] for n in "abc"}
     files = {"manifest.json": outputs["a"], "x.bin": outputs["b"], "a.idx": outputs["c"]}
     order: list[str] = []
@@ -130,7 +130,7 @@ def test_remote_publishing_puts_the_manifest_last(tmp_path: Path, monkeypatch: p
 
 
 def test_remote_artifacts_are_fetched_once_and_scratch_goes(tmp_path: Path) -> None:
-    store = Store(f"memory://{uuid.uuid4().hex}")
+    store = open_store(f"memory://{uuid.uuid4().hex}")
     artifact = store.put_record(make_record(store, tmp_path, "one", b"abc")).outputs[0]
     path = store.fetch(artifact)
     assert Path(path).read_bytes() == b"abc"
@@ -140,11 +140,11 @@ def test_remote_artifacts_are_fetched_once_and_scratch_goes(tmp_path: Path) -> N
 
 
 def test_the_digest_of_an_input_follows_its_contents(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "out"))
+    store = open_store(str(tmp_path / "out"))
     file = tmp_path / "big"
     file.write_bytes(b"x" * (2 << 20))
     first = store.identify(str(file))
-    assert Store(store.out).identify(f"file://{file}") == first == (sha256_file(file), 2 << 20)
+    assert open_store(store.out).identify(f"file://{file}") == first == (sha256_file(file), 2 << 20)
     file.write_bytes(b"y" * (2 << 20))
     assert store.identify(str(file)) == (sha256_file(file), 2 << 20) != first
 
@@ -163,15 +163,11 @@ def test_state_is_written_only_when_it_says_something_new(store: Store) -> None:
 
 
 def test_two_runs_of_one_store_both_count_as_running(tmp_path: Path) -> None:
-    from pipeline.commands.status import running
-
-    store = Store(str(tmp_path / "out"))
-    assert running(store) is None
+    store = open_store(str(tmp_path / "out"))
+    assert active_runs(store) == []
     with run_lock(store, "run a"):
         with run_lock(store, "run b"):
-            assert running(store) is not None
-        now = running(store)
-        assert now is not None, "the end of one run must not hide the other"
-        assert now["pid"] == os.getpid()
-        assert json.dumps(now)
-    assert running(store) is None
+            assert sorted(run["command"] for run in active_runs(store)) == ["run a", "run b"]
+        # The end of one run must not hide the other.
+        assert active_runs(store) == [{"pid": os.getpid(), "command": "run a"}]
+    assert active_runs(store) == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine.store import Store
+from pipeline.engine.store import open_store
 from pipeline.executors import worker
 from stages.task import Artifact, Task
 
@@ -41,7 +41,7 @@ def test_each_file_is_read_back_once_at_most(tmp_path: Path, monkeypatch: pytest
     reply = worker.run_unit(spec)
     assert "record" in reply, reply
     assert sorted(read) == ["table", "unknown"]
-    record = Store(str(tmp_path)).find("filter", spec["key"])
+    record = open_store(str(tmp_path)).find("filter", spec["key"])
     assert record is not None
     assert [a.name for a in record.outputs] == ["known", "unknown", "slice-0", "slice-1"]
     assert {a.sha256 for a in record.outputs} == {SHA256}

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.engine.context import Context, drive
 from pipeline.engine.executor import Reply, UnitSpec
 from pipeline.engine.progress import Progress
-from pipeline.engine.store import Store
+from pipeline.engine.store import open_store
 from pipeline.executors.inline import InlineExecutor
 from pipeline.recipe import parse_recipe
 from stages.registry import STAGES
@@ -54,7 +54,7 @@ def build(
     folder: Path, raw: dict[str, Any], stage: str = "pack_anneal_mix", inline: Callable[[], Inline] = Inline
 ) -> Context:
     """Run `stage` of the recipe `raw` with results under `folder`/build."""
-    context = Context(parse_recipe(raw, "test"), Store(str(folder / "build")), inline, Progress(True))
+    context = Context(parse_recipe(raw, "test"), open_store(str(folder / "build")), inline, Progress(True))
     drive(context, context.stage(STAGES[stage]))
     return context
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.commands import rebuild
 from pipeline.commands.inspect import print_manifest
-from pipeline.engine.store import Store
+from pipeline.engine.store import open_store
 from pipeline.errors import UsageError, UserError
 from pipeline.recipe import parse_recipe
 from stages.encode_evals import work as encode
@@ -331,7 +331,7 @@ def test_rebuild_takes_moved_files_and_refuses_changed_ones(built, tmp_path, cap
     write_arc(moved / "validation.parquet", QUESTIONS * 3)
     places = {"arc": str(moved)}
     again = rebuild.recipe_of(manifest, places)
-    store = Store(str(tmp_path / "again"))
+    store = open_store(str(tmp_path / "again"))
     rebuild.check(manifest, again, store, places, False)
     build(tmp_path, again.to_dict())
     rebuild.compare(manifest, str(tmp_path / "build"), places)

@@ -1,0 +1,84 @@
+"""A pool of worker processes on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from pipeline.engine.executor import Reply, UnitSpec, WorkerLost
+from pipeline.executors.forkserver import ForkServer
+from pipeline.executors.worker import receive, send
+from train.distributed.launch_env import cores
+
+
+@dataclass(eq=False)
+class Worker:
+    """One process of the pool, and the stream of messages to and from it."""
+
+    pid: int
+    stream: BinaryIO
+
+
+class LocalExecutor:
+    """A pool of worker processes, each with its own connection, replaced when one dies."""
+
+    name = "local"
+
+    def __init__(self, workers: int | None = None, forkserver: ForkServer | None = None):
+        self.slots = workers or cores()
+        self.forkserver = forkserver
+        self.lock = threading.Lock()
+        self.idle: list[Worker] = []
+        self.workers: set[Worker] = set()
+
+    def _start_worker(self) -> Worker:
+        try:
+            self.forkserver = self.forkserver or ForkServer()
+            pid, connection = self.forkserver.start_worker()
+        except ConnectionError as error:
+            self.forkserver = None
+            raise WorkerLost(str(error)) from None
+        with connection:
+            worker = Worker(pid, cast(BinaryIO, connection.makefile("rwb")))
+        self.workers.add(worker)
+        return worker
+
+    def _run_on(self, worker: Worker, spec: UnitSpec) -> Reply:
+        try:
+            send(worker.stream, spec)
+            reply: Reply = receive(worker.stream)
+        except (EOFError, ConnectionError, ValueError):
+            raise WorkerLost(f"worker process {worker.pid} ended with {self._end_worker(worker)}") from None
+        return reply
+
+    def _end_worker(self, worker: Worker) -> int | None:
+        """Kill a worker, once, and return its exit status if it is known."""
+        with self.lock:
+            if worker not in self.workers:
+                return None
+            self.workers.discard(worker)
+            os.kill(worker.pid, signal.SIGKILL)
+            with contextlib.suppress(ConnectionError):
+                return self.forkserver.wait(worker.pid) if self.forkserver else None
+            return None
+
+    async def submit(self, spec: UnitSpec) -> Reply:
+        """Run one unit on an idle worker, started if there is none. Raises WorkerLost."""
+        worker = self.idle.pop() if self.idle else self._start_worker()
+        reply = await asyncio.to_thread(self._run_on, worker, spec)
+        self.idle.append(worker)
+        return reply
+
+    def close(self) -> None:
+        """Kill the workers."""
+        for worker in list(self.workers):
+            self._end_worker(worker)
+        self.idle.clear()
+        if self.forkserver is not None:
+            self.forkserver.close()
+            self.forkserver = None
