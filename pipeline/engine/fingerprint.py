@@ -27,7 +27,7 @@ CACHE = Path(cache_from_source(__file__)).with_suffix(".json")
 
 
 def _module_file(name: str) -> Path | None:
-    """The file of a project module, or None for anything else (or for a name inside a module)."""
+    """Return the file of a project module, or None for anything else (or for a name inside a module)."""
     if name.split(".")[0] not in PROJECT:
         return None
     base = ROOT.joinpath(*name.split("."))
@@ -47,7 +47,7 @@ def _strip_docstrings(tree: ast.AST) -> None:
 
 @functools.cache
 def _remembered() -> dict[str, list[Any]]:
-    """Module -> [digest of its file and of this one, digest of its meaning, names it imports]."""
+    """Return module -> [digest of its file and of this one, digest of its meaning, names it imports]."""
     try:
         return dict(json.loads(CACHE.read_text()))
     except (OSError, ValueError, TypeError):
@@ -55,7 +55,7 @@ def _remembered() -> dict[str, list[Any]]:
 
 
 def _remember() -> None:
-    """Keep what was parsed for the next process; where byte code is not written, it parses again."""
+    """Keep what was parsed for the next process, unless Python is told to write no byte code."""
     if sys.dont_write_bytecode:
         return
     temporary = CACHE.with_suffix(f".{os.getpid()}")
@@ -73,7 +73,7 @@ def _source(name: str) -> bytes:
 
 @functools.cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
-    """(digest of one module's meaning, project modules it imports)."""
+    """Return (digest of one module's meaning, project modules it imports)."""
     mark = hashlib.sha256(_source("pipeline.engine.fingerprint") + _source(name)).hexdigest()
     known = _remembered().get(name)
     if known is None or known[0] != mark:
@@ -83,7 +83,7 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _parse(name: str) -> tuple[str, list[str]]:
-    """(digest of one module's meaning, all names it imports)."""
+    """Return (digest of one module's meaning, all names it imports)."""
     file = _module_file(name)
     assert file is not None
     tree = ast.parse(_source(name))
@@ -105,38 +105,36 @@ def _parse(name: str) -> tuple[str, list[str]]:
 
 @functools.cache
 def modules_of(name: str) -> dict[str, str]:
-    """Digest of every project module that `name` needs, itself included."""
-    found: dict[str, str] = {}
-    todo = [name]
+    """Return the digest of every project module that `name` needs, itself included."""
+    digests: dict[str, str] = {}
+    pending = [name]
     before = dict(_remembered())
-    while todo:
-        module = todo.pop()
-        if module in found:
-            continue
-        digest, imports = _module(module)
-        found[module] = digest
-        todo.extend(imports)
+    while pending:
+        module = pending.pop()
+        if module not in digests:
+            digests[module], imports = _module(module)
+            pending.extend(imports)
     if _remembered() != before:
         _remember()
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 @functools.cache
 def fingerprint(name: str) -> str:
-    """One digest for module `name` and the project modules it imports."""
+    """Return one digest for module `name` and the project modules it imports."""
     return hashlib.sha256(repr(modules_of(name)).encode()).hexdigest()
 
 
 @functools.cache
 def versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    """Python's minor version and the versions of the libraries a stage declares."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    return found | {library: metadata.version(library) for library in sorted(libraries)}
+    """Return Python's minor version and the versions of the libraries a stage declares."""
+    python = {"python": ".".join(platform.python_version_tuple()[:2])}
+    return python | {library: metadata.version(library) for library in sorted(libraries)}
 
 
 @functools.cache
 def source_tree() -> str:
-    """Digest of every Python file of the project, as the manifest records it."""
+    """Return a digest of every Python file of the project, as the manifest records it."""
     total = hashlib.sha256()
     for package in PROJECT:
         for file in sorted((ROOT / package).rglob("*.py")):

@@ -19,30 +19,29 @@ PLAIN_EVERY = 10.0  # seconds between lines when output is a file or a pipe
 
 @dataclass
 class Row:
-    """One stage's progress. Bytes are of input."""
+    """One stage's progress, in units and in bytes of their input."""
 
     known: int = 0
-    done: int = 0
+    done: int = 0  # cached ones too
     cached: int = 0
     failed: int = 0
-    running: Counter[str] = field(default_factory=Counter)
+    running: Counter[str] = field(default_factory=Counter)  # labels
     known_bytes: int = 0
     done_bytes: int = 0
-    first: float = 0.0
+    started: float = 0.0  # when the first unit did, on the monotonic clock
     per_source: Counter[str] = field(default_factory=Counter)  # rows out
 
-    def rate(self) -> float:
-        """Units a second since the first one started."""
-        elapsed = time.monotonic() - self.first if self.first else 0
-        return (self.done - self.cached) / elapsed if elapsed > 0 else 0.0
+    def elapsed(self) -> float:
+        """Return the seconds since the first unit started, or 0."""
+        return time.monotonic() - self.started if self.started else 0.0
 
-    def left(self) -> float | None:
-        """Seconds left, by bytes where they are known."""
-        elapsed = time.monotonic() - self.first if self.first else 0
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds left, by bytes where they are known, else by units; None where nothing is known."""
         if self.done_bytes and self.known_bytes > self.done_bytes:
-            return elapsed * (self.known_bytes - self.done_bytes) / self.done_bytes
-        todo = self.known - self.done - self.failed
-        return todo / self.rate() if todo > 0 and self.rate() else None
+            return self.elapsed() * (self.known_bytes - self.done_bytes) / self.done_bytes
+        units_left = self.known - self.done - self.failed
+        units_run = self.done - self.cached
+        return self.elapsed() * units_left / units_run if units_left > 0 and units_run and self.started else None
 
 
 class Progress:
@@ -57,30 +56,30 @@ class Progress:
         self.last_plain = time.monotonic()
 
     def row(self, stage: str) -> Row:
-        """The row of `stage`, made when first seen."""
+        """Return the row of `stage`, made when it is first seen."""
         return self.rows.setdefault(stage, Row())
 
     def known_bytes(self) -> int:
-        """Input of all units planned so far."""
+        """Return the bytes of input of all units planned so far."""
         return sum(row.known_bytes for row in self.rows.values())
 
     def planned(self, stage: str, label: str, weight: int) -> None:
-        """A unit has to run."""
+        """Note that a unit has to run."""
         row = self.row(stage)
         row.known += 1
         row.known_bytes += weight
 
     def started(self, stage: str, label: str) -> None:
-        """A unit was handed to a worker."""
+        """Note that a unit was handed to a worker."""
         row = self.row(stage)
-        row.first = row.first or time.monotonic()
+        row.started = row.started or time.monotonic()
         row.running[label] += 1
         if not self.quiet and not self.plain and self.live is None:
             self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._table, transient=True)
             self.live.start()
 
     def finished(self, stage: str, record: Record, weight: int) -> None:
-        """A unit's record is there, found or made."""
+        """Note that a unit's record is there, found or made."""
         row = self.row(stage)
         row.done += 1
         if record.cached:
@@ -94,14 +93,14 @@ class Progress:
         self._plain_line(stage, row)
 
     def failed(self, stage: str, label: str, message: str) -> None:
-        """A unit failed for good."""
+        """Note that a unit failed for good, and say so."""
         row = self.row(stage)
         row.failed += 1
         row.running.pop(label, None)
         self.line(f"failed: {stage} {label}: {message}")
 
     def line(self, text: str) -> None:
-        """One line, above the live display."""
+        """Print one line, above the live display."""
         if not self.quiet:
             self.console.print(text, markup=False, soft_wrap=True)
 
@@ -119,10 +118,10 @@ class Progress:
             parts.append(f"{row.cached} cached")
         if row.failed:
             parts.append(f"{row.failed} failed")
-        elapsed = time.monotonic() - row.first if row.first else 0
+        elapsed = row.elapsed()
         if row.done_bytes and elapsed > 0:
             parts.append(f"{row.done_bytes / elapsed / 1e6:.1f} MB/s")
-        left = row.left()
+        left = row.seconds_left()
         if left is not None:
             parts.append(f"{clock_text(left)} left")
         sources = [f"{name} {n:,}" for name, n in sorted(row.per_source.items()) if n]
@@ -146,7 +145,7 @@ class Progress:
                 if row.done > row.cached or row.failed:
                     self.line(f"{stage:<16} {self._status(row)}")
         if not self.quiet and self.rows:
-            done = sum(r.done for r in self.rows.values())
-            cached = sum(r.cached for r in self.rows.values())
+            done = sum(row.done for row in self.rows.values())
+            cached = sum(row.cached for row in self.rows.values())
             self.line(f"{done} units, {cached} cached, {clock_text(seconds)}")
         sys.stderr.flush()

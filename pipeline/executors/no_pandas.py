@@ -14,12 +14,12 @@ class WithoutPandas(MetaPathFinder):
     """Answers `import pandas` as if it were not installed."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        """None, so that the other finders look, but for pandas. Raises ModuleNotFoundError."""
+        """Leave every module to the other finders, but for pandas: raise ModuleNotFoundError."""
         if name == "pandas":
             raise ModuleNotFoundError("pandas is kept out of this process", name=name)
 
 
 def without_pandas() -> None:
-    """Keep it out of this process and of those forked from it."""
+    """Keep pandas out of this process and of those forked from it."""
     if "pandas" not in sys.modules:
         sys.meta_path.insert(0, WithoutPandas())

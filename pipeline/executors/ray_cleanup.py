@@ -39,29 +39,29 @@ def start(environment: dict[str, str]) -> subprocess.Popen[bytes] | None:
 
 
 def marked(mark: str) -> list[int]:
-    """Processes whose environment carries the mark."""
+    """Return the processes whose environment carries the mark."""
     wanted = f"{MARK}={mark}".encode()
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def parents() -> dict[int, tuple[int, str]]:
-    """pid -> (parent, start time) of every process."""
-    found = {}
+    """Return pid -> (parent, start time) of every process."""
+    processes = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit():
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                found[int(entry.name)] = int(fields[1]), fields[19]
-    return found
+                processes[int(entry.name)] = int(fields[1]), fields[19]
+    return processes
 
 
 def watch(driver: int) -> dict[int, str]:
-    """pid -> start time of all that was seen to descend from `driver`, once the pipe has closed."""
+    """Note what descends from `driver` until the pipe closes; then return pid -> start time of all that was seen."""
     seen: dict[int, str] = {}
     while True:
         now = parents()

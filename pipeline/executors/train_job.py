@@ -21,24 +21,24 @@ from typing import Any
 from pipeline.engine.fingerprint import ROOT
 from stages.errors import DataError
 
-Launch = Callable[[str, list[str], int, Path], bool]  # manifest, overrides, ranks, stop: did it come to its end
+Launch = Callable[[str, list[str], int, Path], bool]  # (manifest, overrides, ranks, stop) -> whether it ended
 STOPPED = 75  # the trainer's status for "not done, everything saved"; see train/main.py
 SAVE_SECONDS = 25.0  # that it may take from being asked to stop until it has saved
 
 
 def launcher(executor: str) -> Launch:
-    """The way to start training that goes with an executor."""
-    return ray_train if executor == "ray" else processes
+    """Return the way to start training that goes with an executor."""
+    return train_with_ray if executor == "ray" else train_with_processes
 
 
 def _die_with_parent() -> None:
-    """Linux: the child is killed when its parent is, so that no trainer outlives its driver."""
+    """Have the kernel (Linux) kill this child when its parent is killed, so that no trainer outlives its driver."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL("libc.so.6", use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def processes(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bool:
+def train_with_processes(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bool:
     """Train with `ranks` processes on this machine. False when they were stopped, by a signal or by the file `stop`.
 
     Raises DataError with the trainer's last words.
@@ -54,11 +54,11 @@ def processes(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bo
         environment["LOCAL_WORLD_SIZE"] = str(ranks)
     children = []
     for rank in range(ranks):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        names_of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
         children.append(
             subprocess.Popen(
                 command,
-                env=environment | place,
+                env=environment | names_of_rank,
                 stdout=2 if rank == 0 else subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -70,23 +70,26 @@ def processes(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bo
     for reader in readers:
         reader.start()
     try:
-        asked = _attend(children, stop)
+        stopped = _wait_for_ranks(children, stop)
     finally:
-        failed = _failed(children)
+        failed = _first_failed(children)
         for child in children:
             child.kill()
         for reader in readers:
             reader.join()
-    if failed is not None and not asked:
-        said = " ".join(tails[failed])[-400:]
-        raise DataError(f"training ended with status {children[failed].returncode}: {said}")
+    if failed is not None and not stopped:
+        last_words = " ".join(tails[failed])[-400:]
+        raise DataError(f"training ended with status {children[failed].returncode}: {last_words}")
     return all(child.returncode == 0 for child in children)
 
 
-def _attend(children: list[subprocess.Popen[str]], stop: Path) -> bool:
-    """Until all have ended, or one badly, or those that were asked to stop have had their time. Whether they were."""
+def _wait_for_ranks(children: list[subprocess.Popen[str]], stop: Path) -> bool:
+    """Wait until all ranks have ended, or one badly, or those that were asked to stop have had their time.
+
+    Returns whether they were asked to stop, by the file `stop`.
+    """
     asked = 0.0
-    while (running := [c for c in children if c.poll() is None]) and _failed(children) is None:
+    while (running := [child for child in children if child.poll() is None]) and _first_failed(children) is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             running[0].wait(timeout=0.5)
         if not asked and stop.exists():
@@ -98,13 +101,13 @@ def _attend(children: list[subprocess.Popen[str]], stop: Path) -> bool:
     return asked > 0
 
 
-def _failed(children: list[subprocess.Popen[str]]) -> int | None:
-    """The first rank that ended badly."""
-    return next((i for i, c in enumerate(children) if c.poll() not in (None, 0, STOPPED)), None)
+def _first_failed(children: list[subprocess.Popen[str]]) -> int | None:
+    """Return the first rank that ended badly."""
+    return next((rank for rank, child in enumerate(children) if child.poll() not in (None, 0, STOPPED)), None)
 
 
 def _relay(child: subprocess.Popen[str], tail: list[str]) -> None:
-    """Pass on what a rank says, and remember its last lines."""
+    """Pass on what a rank prints, and remember its last four lines in `tail`."""
     assert child.stderr
     for line in child.stderr:
         sys.stderr.write(line)
@@ -119,7 +122,7 @@ def _free_port() -> int:
 
 
 def _ray_worker(config: dict[str, Any]) -> None:
-    """One rank under Ray Train, which has made the process group already."""
+    """Train as one rank under Ray Train, which has made the process group already."""
     import ray.train
 
     sys.path.insert(0, config["root"])
@@ -132,8 +135,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
     run(config["manifest"], config["overrides"], on_save=on_save, stop=Path(config["stop"]).exists)
 
 
-def ray_train(manifest: str, overrides: list[str], workers: int, stop: Path) -> bool:
-    """Train with `workers` ranks through Ray Train; a lost worker resumes from the last checkpoint.
+def train_with_ray(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bool:
+    """Train with `ranks` ranks through Ray Train; a lost worker resumes from the last checkpoint.
 
     False when it was stopped by the file `stop`, which the first rank looks for at each step: in a worker of Ray the
     loop is not in the main thread, so signals do not reach it, and SIGTERM to a worker ends that worker.
@@ -143,14 +146,15 @@ def ray_train(manifest: str, overrides: list[str], workers: int, stop: Path) -> 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    gpus = ray.cluster_resources().get("GPU", 0) >= workers
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+    gpus = ray.cluster_resources().get("GPU", 0) >= ranks
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // ranks)
     resources = {"CPU": 1} if gpus else {"CPU": cpus}
-    out = next(o.removeprefix("train.out=") for o in overrides if o.startswith("train.out="))
+    prefix = "train.out="
+    out = next(text.removeprefix(prefix) for text in overrides if text.startswith(prefix))
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"root": str(ROOT), "manifest": manifest, "overrides": overrides, "stop": str(stop)},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=ranks, use_gpu=gpus, resources_per_worker=resources),
         run_config=RunConfig(
             name="ray", storage_path=str(Path(out).parent), failure_config=FailureConfig(max_failures=3)
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,27 +12,114 @@ from pathlib import Path
 
 import pytest
 import yaml
-from engine_harness import Work, copy_project, edit, new_work, small_recipe, started_since
+from engine_harness import REPO, Work, copy_project, edit, new_work, small_recipe, started_since
 
 PRINT_ALL = """
-import json
+import json, sys
 from pipeline.engine.fingerprint import fingerprint
-names = ("stages.sources.jsonl", "stages.filter.work", "stages.dedup.work", "stages.tokenizer.work",
-         "stages.tokenize.work",
-         "stages.pack.allocate", "stages.pack.shard", "train.main")
-print(json.dumps({name: fingerprint(name) for name in names}))
+print(json.dumps({name: fingerprint(name) for name in sys.argv[1:]}))
 """
 
 
+def is_work(node: ast.stmt) -> bool:
+    """Whether a statement defines the work of a unit: a public function of a Task alone."""
+    if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+        return False
+    hints = [ast.unparse(argument.annotation) for argument in node.args.args if argument.annotation]
+    return hints == ["Task"] and node.returns is not None and ast.unparse(node.returns) == "None"
+
+
+def module_name(file: Path) -> str:
+    """The name of a module of the project."""
+    return ".".join(file.relative_to(REPO).with_suffix("").parts)
+
+
+WORK_MODULES = [
+    module_name(file)
+    for file in sorted((REPO / "stages").rglob("*.py"))
+    if any(map(is_work, ast.parse(file.read_text()).body))
+]
+ROOMS = sorted(
+    {file.parent.name for file in (REPO / "stages").glob("*/*.py") if file.name in ("stage.py", "config.py")}
+)
+
+
 def fingerprints(root: Path) -> dict[str, str]:
-    """Fingerprint of each work module of the project at `root`."""
-    done = subprocess.run([sys.executable, "-c", PRINT_ALL], cwd=root, capture_output=True, text=True, check=True)
-    return dict(yaml.safe_load(done.stdout))
+    """Fingerprint of each work module of the project at `root`, and of the trainer."""
+    command = [sys.executable, "-c", PRINT_ALL, *WORK_MODULES, "train.main"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
 
 
 def changed(root: Path, before: dict[str, str]) -> set[str]:
     """Modules whose fingerprint is another than before."""
     return {name for name, digest in fingerprints(root).items() if digest != before[name]}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A copy of the project and its fingerprints. Tests leave it as they found it."""
+    root = copy_project(tmp_path_factory.mktemp("keys"))
+    return root, fingerprints(root)
+
+
+def append(file: Path, text: str) -> None:
+    """Add to the end of a file."""
+    file.write_text(file.read_text() + text)
+
+
+def importers(root: Path, name: str) -> set[str]:
+    """Modules that name `name` in an import, and those that name them in turn: by their text alone."""
+    sources = {".".join(f.relative_to(root).with_suffix("").parts): f.read_text() for f in root.rglob("*.py")}
+    front, seen = [name], {name}
+    while front:
+        package, _, last = front.pop().rpartition(".")
+        words = (
+            rf"^\s*(from {package}\.{last} import|from {package} import [^\n]*\b{last}\b|import {package}\.{last}\b)"
+        )
+        front += (new := [m for m, text in sources.items() if m not in seen and re.search(words, text, re.M)])
+        seen |= set(new)
+    return seen
+
+
+def test_what_is_work_is_found() -> None:
+    assert {"stages.filter.work", "stages.sources.jsonl", "stages.pack.shard", "stages.train.work"} < set(WORK_MODULES)
+    assert {"filter", "dedup", "pack", "tokenize", "train"} < set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_driver_and_the_recipe_are_in_no_key(project: tuple[Path, dict[str, str]], room: str) -> None:
+    root, before = project
+    files = [file for name in ("stage.py", "config.py") if (file := root / "stages" / room / name).exists()]
+    texts = {file: file.read_text() for file in files}
+    for file in files:
+        append(file, "\n\nADDED = 1\n")
+    assert changed(root, before) == set()
+    for file, text in texts.items():
+        file.write_text(text)
+
+
+@pytest.mark.parametrize("name", WORK_MODULES)
+def test_work_is_in_its_own_key_and_in_those_of_its_importers(project: tuple[Path, dict[str, str]], name: str) -> None:
+    root, before = project
+    file = root.joinpath(*name.split(".")).with_suffix(".py")
+    text = file.read_text()
+    append(file, "\n\nADDED = 1\n")
+    assert changed(root, before) == importers(root, name) & set(before)
+    file.write_text(text)
+
+
+def test_no_docstring_is_in_a_key(tmp_path: Path) -> None:
+    root = copy_project(tmp_path)
+    before = fingerprints(root)
+    edited = 0
+    for file in (root / "stages").rglob("*.py"):
+        text = file.read_text()
+        more = re.sub(r'^( *)"""(?=[A-Z])', r'\1"""Other words. ', text, flags=re.M)
+        edited += text != more
+        file.write_text(more)
+    assert edited > 50
+    assert changed(root, before) == set()
 
 
 def test_only_meaning_counts(tmp_path: Path) -> None:
@@ -42,7 +131,8 @@ def test_only_meaning_counts(tmp_path: Path) -> None:
     edit(root / "stages/hashing.py", '"""', '"""Another docstring. ')
     assert changed(root, before) == set()
     edit(rules, 'return "length_short"', 'return "length_too_short"')
-    assert changed(root, before) == {"stages.filter.work"}
+    filters = {"stages.filter.work"}
+    assert changed(root, before) == filters
     edit(root / "stages/tokenizer/spec.py", '"<|tool|>"', '"<|tools|>"')
     assert changed(root, before) == {"stages.filter.work", "stages.tokenizer.work", "stages.tokenize.work"}
     edit(root / "train/optim/schedule.py", "def ", "UNUSED = 1\n\n\ndef ")
@@ -102,6 +192,24 @@ def rerun(work: Work, stage: str, **environment: str) -> set[tuple[str, str]]:
 def test_a_comment_runs_nothing_again(built: Work) -> None:
     edit(built.root / "stages/tokenize/work.py", "BATCH_BYTES = 8", "# Words.\nBATCH_BYTES = 8")
     assert plan(built, "pack_pretrain") == {}
+    assert rerun(built, "pack_pretrain") == set()
+
+
+def test_the_driver_runs_nothing_again_and_work_its_units(built: Work) -> None:
+    files = [file for name in ("stage.py", "config.py") for file in (built.root / "stages").glob(f"*/{name}")]
+    texts = {file: file.read_text() for file in [*files, built.root / "stages/filter/work.py"]}
+    for file in files:
+        append(file, "\n\nADDED = 1\n")
+    assert rerun(built, "pack_pretrain") == set()
+    append(built.root / "stages/filter/work.py", "\n\nADDED = 1\n")
+    units = {(r["stage"], r["label"]) for r in built.records().values() if r["stage"] == "filter"}
+    parts = {unit for unit in units if " part-" in unit[1]}
+    # The documents come out as they were: of what reads them only the manifest, which names the code.
+    again = rerun(built, "pack_pretrain")
+    assert len(parts) > 3 and parts <= again <= units | {("pack_pretrain", "manifest")}
+    assert ("pack_pretrain", "manifest") in again
+    for file, text in texts.items():
+        file.write_text(text)
     assert rerun(built, "pack_pretrain") == set()
 
 
