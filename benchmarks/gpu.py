@@ -1,7 +1,7 @@
 """Shard-40m on one GPU: is what is fast right, how fast is the whole step, where does its time go.
 
 One command, within 9 minutes. First each fast path against its readable form (benchmarks/gpu_checks.py), and what the
-device does at best. Then variants of one training step, all as the trainer makes it (train/loop.py one_step: reading,
+device does at best. Then variants of one training step, all as the trainer makes it (train/loop.py train_step: reading,
 model, loss, optimiser, sentinel, and every tenth step the line that waits for the device), on shards of random tokens
 from the model's own vocabulary, after compilation: tokens a second, utilization by two conventions
 (train/model/flops.py) against the measured matrix product, and peak memory. One step of some is profiled: the share of
@@ -48,9 +48,10 @@ from train.config import ModelConfig
 from train.data.manifest import load_manifest
 from train.distributed.runtime import Runtime
 from train.files import sha256_file
-from train.main import repeatable, set_up
+from train.main import build_run, use_deterministic_kernels
 from train.model.flops import flops_per_token
 from train.overrides import configs
+from train.run import Run
 
 GOALS = {"floor": 0.40e6, "goal": 0.47e6, "stretch": 0.60e6}  # tokens a second on one H100
 SHARD = measure.ROOT / "manifests" / "shard_40m.yaml"
@@ -59,7 +60,7 @@ FULL = {"batch_size": 32, "micro_batch": 8, "seq_len": 8192, "log_every": 10}
 TINY = {"batch_size": 4, "micro_batch": 2, "seq_len": 128, "log_every": 1, "compile": False, "eval_tokens": 128}
 TINY_MODEL = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 128, "sliding_window": 32}
 
-Hook = Callable[[loop.Run], None]
+Hook = Callable[[Run], None]
 
 
 class Variant(NamedTuple):
@@ -71,7 +72,7 @@ class Variant(NamedTuple):
     profiled: bool = False
 
 
-def torch_muon(run: loop.Run) -> None:
+def torch_muon(run: Run) -> None:
     """torch.optim.Muon for the matrices that ours updates, as near as it can express it: jordan5, in bf16."""
     cfg, optimizer = run.cfg.muon, run.optimizer
     matrices = [p for n, p in run.model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
@@ -103,7 +104,7 @@ def cudnn_first() -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
     """train.deterministic: what a resume to the bit costs."""
-    repeatable()
+    use_deterministic_kernels()
     try:
         yield
     finally:
@@ -142,26 +143,23 @@ def write_mixture(folder: Path, tokens: int, model: dict[str, Any], settings: di
     return path
 
 
-def ready(path: Path, settings: dict[str, Any], out: Path, device: torch.device) -> loop.Run:
+def ready(path: Path, settings: dict[str, Any], out: Path, device: torch.device) -> Run:
     """A run as the trainer sets it up."""
     manifest = load_manifest(path)
     sets = [f"train.{key}={json.dumps(value)}" for key, value in {**settings, "out": str(out)}.items()]
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, sets, str(path))
-    return set_up(Runtime(0, 1, device, None), manifest, model_cfg, cfg, None)
+    return build_run(Runtime(0, 1, device, None), manifest, model_cfg, cfg, None)
 
 
-def advance(run: loop.Run, steps: int) -> list[float]:
+def advance(run: Run, steps: int) -> list[float]:
     """Make `steps`, as train.loop.train does; losses where a line would be printed."""
     losses = []
     for _ in range(steps):
-        loss, _ = loop.one_step(run)
-        run.step += 1
-        run.averages.update(run.step, run.factor)
-        run.rank_loss.look(run.step)
-        if run.step % run.cfg.log_every == 0 or run.sentinel.full or run.step == 1:
+        loss, _ = loop.train_step(run)
+        if run.step % run.cfg.log_every == 0 or run.anomalies.full or run.step == 1:
             losses.append(float(loss))
-            run.sentinel.events(run.step)
-            run.rank_loss.read()
+            run.anomalies.read_events(run.step)
+            run.singular_values.read()
     return losses
 
 
@@ -177,7 +175,7 @@ def timed(path: Path, variant: Variant, out: Path, device: torch.device, warm: i
             torch.cuda.reset_peak_memory_stats(device)
         losses = advance(run, warm)
         synchronize(device)
-        run.waited, start = 0.0, time.perf_counter()
+        run.seconds_waited, start = 0.0, time.perf_counter()
         losses += advance(run, steps)
         synchronize(device)
         seconds = time.perf_counter() - start
@@ -185,7 +183,7 @@ def timed(path: Path, variant: Variant, out: Path, device: torch.device, warm: i
         result: dict[str, Any] = {
             "tokens_per_second": round(steps * cfg.batch_size * cfg.seq_len / seconds),
             "seconds_a_step": round(seconds / steps, 4),
-            "waiting_for_data": round(run.waited / seconds, 5),
+            "waiting_for_data": round(run.seconds_waited / seconds, 5),
             "set_up_and_warm_up_seconds": round(start - begun, 1),
             "kernel": run.model.mask_builder.kernel,
             "losses": [round(x, 4) for x in losses],
@@ -195,7 +193,7 @@ def timed(path: Path, variant: Variant, out: Path, device: torch.device, warm: i
         if variant.profiled:
             with tempfile.TemporaryDirectory() as folder:
                 result["time"] = shares(profiled(run, Path(folder) / "trace.json", device))
-        run.rank_loss.close()
+        run.singular_values.close()
         run.writer.close()
     return result
 
@@ -211,7 +209,7 @@ KINDS = (  # of a kernel outside the named ranges, by its name; the first that f
 )
 
 
-def profiled(run: loop.Run, path: Path, device: torch.device) -> dict[str, Any]:
+def profiled(run: Run, path: Path, device: torch.device) -> dict[str, Any]:
     """The trace of one step, in which loss, optimiser and data are named ranges."""
     optimizer, batch, loss = run.optimizer, run.loader.batch, train.model.transformer.head_loss
 

@@ -218,7 +218,7 @@ def opening(folder: Path, count: int) -> dict[str, Any]:
         "first_batch_512x128_seconds": round(first - ready, 4),
         "all_headers_seconds": round(checked - first, 4),
         "later_batch_512x128_seconds": round((time.perf_counter() - warm) / 8, 4),
-        "maps_held": len(loader._open.held),
+        "maps_held": len(loader._tokens.values),
         "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }
 

@@ -2,7 +2,7 @@
 
 The plain loop is what one writes in an afternoon: nn.Linear, nn.RMSNorm, F.scaled_dot_product_attention,
 F.cross_entropy on capped logits and z-loss in autograd, clip_grad_norm_, torch.optim.Muon for the blocks' matrices and
-torch.optim.AdamW(fused=True) for the rest, or that for all, rows sliced out of an array. Ours is `loop.one_step` with
+torch.optim.AdamW(fused=True) for the rest, or that for all, rows sliced out of an array. Ours is `loop.train_step` with
 all that a run has: loader, flat gradient, norms by module, the judge. Muon makes 5 Jordan steps, theirs in bf16, which
 is all it has, ours in fp32, the default on CPU, and once more in bf16.
 
@@ -33,13 +33,15 @@ from train.config import AdamWConfig, ModelConfig, MuonConfig, TrainConfig
 from train.data.loader import Loader
 from train.data.manifest import load_manifest
 from train.distributed.runtime import Runtime
-from train.loop import Run, one_step
+from train.loop import train_step
+from train.main import build_meter
 from train.model.attention import rope_tables
 from train.model.transformer import build
-from train.monitor.anomalies import Sentinel
-from train.monitor.singular_values import RankLoss
+from train.monitor.anomalies import AnomalyDetector
+from train.monitor.singular_values import SingularValueWatch
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
+from train.run import Run
 
 TARGET = 1.0  # plain / ours: at least as fast
 LR, DECAY = 1e-3, 0.1
@@ -135,13 +137,26 @@ def ours(manifest_path: Path, cfg: ModelConfig, train: TrainConfig) -> tuple[Cal
     loader.verified = True  # as in a run that hashed its shards
     model = build(cfg, VOCAB, 0)
     optimizer = Optimizer(model, train)
-    watch, lost = Sentinel(manifest, train, optimizer.modules, device), RankLoss({}, train.rank_loss)
-    parts: list[Any] = [Runtime(0, 1, device, None), train, model, optimizer, Averages(model, train), loader, None]
-    run = Run(*parts, Path(), {}, watch, lost)
+    rt = Runtime(0, 1, device, None)
+    parts: dict[str, Any] = {"validation": None, "folder": Path(), "identity": {}, "builds": []}  # no step needs them
+    run = Run(
+        rt=rt,
+        cfg=train,
+        model=model,
+        optimizer=optimizer,
+        averages=Averages(model, train),
+        loader=loader,
+        batches=loader,
+        anomalies=AnomalyDetector(manifest, train, optimizer.modules, device),
+        singular_values=SingularValueWatch({}, train.rank_loss),
+        meter=build_meter(rt, model, train),
+        epochs_per_step=0.0,
+        total_steps=train.steps,
+        **parts,
+    )
 
     def step() -> float:
-        loss, _ = one_step(run)
-        run.step += 1
+        loss, _ = train_step(run)
         return float(loss)
 
     return step, lambda: optimizer.step(1.0)

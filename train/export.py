@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from train.checkpoint.load_model import Trained, add_arguments, given_model
+from train.checkpoint.load_model import TrainedModel, add_model_arguments, model_from_arguments
 from train.config import ModelConfig, TrainError
 from train.data.manifest import ManifestError, Tokenizer
 from train.export_seed_card import Config as SeedConfig
@@ -137,7 +137,7 @@ def hf_tokenizer(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     return value
 
 
-def seed_config(trained: Trained) -> dict[str, Any]:
+def seed_config(trained: TrainedModel) -> dict[str, Any]:
     """Return the keys of the seed's Config (export_seed_card.py) and no others, so that Config(**cfg) takes them.
 
     Raises TrainError for a model that these keys cannot describe.
@@ -167,7 +167,7 @@ def seed_config(trained: Trained) -> dict[str, Any]:
 # Writing. Each form fills an empty folder
 
 
-def write_safetensors(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
+def write_safetensors(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
     """Write model.safetensors, config.json, tokenizer.json."""
     tokenizer = trained.manifest.tokenizer
     config = {
@@ -181,7 +181,7 @@ def write_safetensors(trained: Trained, weights: dict[str, Tensor], dtype: str, 
     shutil.copyfile(trained.tokenizer, out / "tokenizer.json")
 
 
-def write_card(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
+def write_card(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
     """Write models/model.pt, models/tokenizer.json, and in code/ what the card imports with what that imports."""
     (out / "models").mkdir()
     value = {"cfg": seed_config(trained), "model": weights, "step": trained.point.step, "trained": trained.provenance()}
@@ -218,7 +218,7 @@ Checkpoint {checkpoint}, of data build {build}.
 """
 
 
-def readme(trained: Trained) -> str:
+def readme(trained: TrainedModel) -> str:
     """Return the model card: what it is, how to load it, and what it read, if the manifest is of its own build."""
     manifest, origin = trained.manifest, trained.provenance()
     title = f"{origin['name']}, {origin['phase']}, step {origin['step']:,}"
@@ -235,7 +235,7 @@ def readme(trained: Trained) -> str:
     return "\n".join([text, "| source | tokens in the mixture | license |", "|---|---|---|", *rows]) + "\n"
 
 
-def write_hf(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
+def write_hf(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
     """Write all that AutoModelForCausalLM and AutoTokenizer ask for, and how the run's samples were drawn."""
     tokenizer = trained.manifest.tokenizer
     config = hf_config(trained.cfg, tokenizer, dtype)
@@ -250,14 +250,14 @@ def write_hf(trained: Trained, weights: dict[str, Tensor], dtype: str, out: Path
     (out / "README.md").write_text(readme(trained), encoding="utf-8")
 
 
-FORMATS: dict[str, Callable[[Trained, dict[str, Tensor], str, Path], None]] = {
+FORMATS: dict[str, Callable[[TrainedModel, dict[str, Tensor], str, Path], None]] = {
     "safetensors": write_safetensors,
     "card": write_card,
     "hf": write_hf,
 }
 
 
-def export(trained: Trained, form: str, out: Path, dtype: str = "float32") -> None:
+def export(trained: TrainedModel, form: str, out: Path, dtype: str = "float32") -> None:
     """Write `trained` as `form` into the new folder `out`, whole or not at all. Raises TrainError when it is there."""
     if out.exists():
         raise TrainError(f"{out} is there already and is never overwritten; choose another --out")
@@ -279,7 +279,7 @@ def write_json(path: Path, value: Any) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m train.export", description="Write a trained model for others")
-    add_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--format", required=True, choices=FORMATS, help="hf: for transformers; card: the seed's layout"
     )
@@ -287,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        trained = given_model(given)
+        trained = model_from_arguments(given)
         export(trained, given.format, given.out, given.dtype)
     except (TrainError, ManifestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.checkpoint.load_model import Trained, add_arguments, given_model
+from train.checkpoint.load_model import TrainedModel, add_model_arguments, model_from_arguments
 from train.config import TrainError
 from train.data.manifest import ManifestError
 from train.model.attention import attend, sdpa
@@ -33,10 +33,10 @@ TEMPERATURE, TOP_P = 0.7, 0.9  # the seed's card
 PIECE = 1024  # columns of a prompt read at once: masks are then PIECE wide, not as the prompt is long
 
 
-class LayerCache:
+class LayerKVCache:
     """Keys and values of one layer, (B, H, size, D), column c in slot c % size; called, it is the layer's attention."""
 
-    def __init__(self, cache: Cache, window: int | None) -> None:
+    def __init__(self, cache: KVCache, window: int | None) -> None:
         self.cache, self.window = cache, window
         self.size = cache.size if window is None else min(window, cache.size)
         self.keys, self.values = torch.empty(0), torch.empty(0)
@@ -75,13 +75,13 @@ class LayerCache:
         self.keys[:, :, slots], self.values[:, :, slots] = k[:, :, -kept:], v[:, :, -kept:]
 
 
-class Cache:
+class KVCache:
     """What a model has read of B texts, `size` columns at most."""
 
     def __init__(self, model: Model, size: int, padding: Tensor | None = None) -> None:
         """padding: (B,) columns in front of each text that hold none of it; None: there are none."""
         self.model, self.size, self.padding, self.length = model, size, padding, 0
-        self.layers = [LayerCache(self, block.attn.window) for block in model.blocks]
+        self.layers = [LayerKVCache(self, block.attn.window) for block in model.blocks]
 
     def hidden(self, columns: Tensor) -> Tensor | None:
         """(B, len(columns)) which of these are padding; None where none can be."""
@@ -99,7 +99,7 @@ class Cache:
         return states
 
 
-def pick(logits: Tensor, uniform: float, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> int:
+def sample_token(logits: Tensor, uniform: float, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> int:
     """One id from (V,) logits at `temperature`, among the most likely that hold `top_p`; `uniform` in [0, 1) decides.
 
     Temperature 0: the likeliest.
@@ -154,7 +154,7 @@ def generate(
     draws = [np.random.default_rng((seed, i)) for i in range(len(prompts))]
     texts: list[list[int]] = [[] for _ in prompts]
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    cache = Cache(model, longest + max(rooms), padding if padding.any() else None)
+    cache = KVCache(model, longest + max(rooms), padding if padding.any() else None)
     training = model.training
     model.eval()
     begun = time.perf_counter()
@@ -164,7 +164,7 @@ def generate(
     for step in range(max(rooms)):
         logits = model.logits(states[:, -1])
         chosen = [
-            pick(row, rng.random(), temperature, top_p) if on else 0
+            sample_token(row, rng.random(), temperature, top_p) if on else 0
             for row, rng, on in zip(logits, draws, going, strict=True)
         ]
         written += sum(going) if step else 0
@@ -184,7 +184,7 @@ def generate(
 # The command
 
 
-def continue_texts(trained: Trained, prompts: list[str], given: argparse.Namespace) -> None:
+def continue_texts(trained: TrainedModel, prompts: list[str], given: argparse.Namespace) -> None:
     """Print each prompt with its continuation; the speed goes to stderr."""
     try:
         from tokenizers import Tokenizer
@@ -218,7 +218,7 @@ def continue_texts(trained: Trained, prompts: list[str], given: argparse.Namespa
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m train.generate", description="Continue texts with a trained model")
-    add_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("--prompt", action="append", required=True, help="what to continue; give it again for more")
     parser.add_argument("--tokens", type=int, default=100, help="at most so many for each (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0: the likeliest (%(default)s)")
@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.tokens < 1 or given.temperature < 0 or not 0 < given.top_p <= 1 or given.seed < 0:
         parser.error("--tokens must be at least 1, --temperature and --seed at least 0, --top-p in (0, 1]")
     try:
-        continue_texts(given_model(given), given.prompt, given)
+        continue_texts(model_from_arguments(given), given.prompt, given)
     except (TrainError, ManifestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

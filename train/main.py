@@ -37,27 +37,30 @@ import torch
 import torch.distributed as dist
 
 from train import loop, micro_batch
-from train.checkpoint import checkpoint, run_folder
+from train.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from train.checkpoint.resume import open_run
+from train.checkpoint.run_folder import claim_folder, run_identity
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data import sampler
 from train.data.loader import Loader, check_hashes
 from train.data.manifest import Manifest, ManifestError, load_manifest
-from train.distributed import launch_env
-from train.distributed.runtime import Runtime, processes, stop_requests
-from train.eval.multiple_choice import Choices
+from train.data.prefetch import Prefetcher
+from train.distributed import hardware, launch_env
+from train.distributed.runtime import Runtime, join_processes, stop_requests
+from train.eval.multiple_choice import MultipleChoice
 from train.eval.validation import Score, Validation
-from train.loop import OnSave, Run
 from train.model.attention import choose_kernel
+from train.model.flops import flops_per_token
 from train.model.masks import MaskBuilder
-from train.model.transformer import build, check_parameters
+from train.model.transformer import Model, build, check_parameters
 from train.monitor import report
-from train.monitor.anomalies import Sentinel
-from train.monitor.singular_values import RankLoss
+from train.monitor.anomalies import AnomalyDetector
+from train.monitor.singular_values import SingularValueWatch
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import StepTimer
 from train.overrides import configs
+from train.run import OnSave, Progress, Run
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "not done, start me again"
@@ -77,83 +80,183 @@ def run(
     """
     manifest = load_manifest(manifest_path)
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
-    count = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
-    epochs = sampler.check_epochs(manifest, cfg)
+    parameters = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
+    sampler.check_epochs(manifest, cfg)
     if cfg.deterministic:
-        repeatable()
-    with stop_requests() as signalled, processes() as rt:
-        this = set_up(rt, manifest, model_cfg, cfg, on_save)
-        this.epochs_a_step = epochs / cfg.steps
-        report.describe(this, manifest, model_cfg, count, epochs)
+        use_deterministic_kernels()
+    with stop_requests() as signalled, join_processes() as rt:
+        run = build_run(rt, manifest, model_cfg, cfg, on_save)
+        report.print_start(run, manifest, parameters)
+
+        def should_stop() -> bool:
+            return signalled() or (stop is not None and rt.is_rank0 and stop())
+
         with (
-            run_folder.claimed(rt, this.folder),
-            report.records(this, manifest, str(manifest_path), overrides),
-            contextlib.closing(this.rank_loss),
-            contextlib.closing(this.writer),
+            claim_folder(rt, run.folder),
+            report.open_metrics(run, manifest, str(manifest_path), overrides) as metrics,
+            contextlib.closing(run.singular_values),
+            contextlib.closing(run.writer),
         ):
-            asked = signalled if stop is None or not rt.first else lambda: signalled() or stop()
-            if not loop.train(this, asked):
-                rt.say(f"stopped by a signal after step {this.step}, saved; train.resume=auto continues: {this.folder}")
-                return {"status": "stopped", "step": this.step, "folder": str(this.folder)}
-            return report.finish(this, manifest, count)
+            if not loop.train(run, metrics, should_stop):
+                where = f"after step {run.step}, saved; train.resume=auto continues: {run.folder}"
+                rt.print_rank0(f"stopped by a signal {where}")
+                return {"status": "stopped", "step": run.step, "folder": str(run.folder)}
+            return report.finish_run(run, manifest, parameters)
 
 
-def repeatable() -> None:
-    """Kernels that add in a fixed order, or an error: torch.use_deterministic_algorithms, and what cuBLAS asks for."""
+def use_deterministic_kernels() -> None:
+    """Allow only kernels that add in a fixed order: torch.use_deterministic_algorithms, and what cuBLAS asks for."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read no memory that was not written
 
 
-def set_up(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None) -> Run:
-    """Everything ready for the next step: data checked, weights drawn or read, run folder opened."""
-    loader = Loader(manifest, cfg, rt.rank, rt.world, rt.device)
-    choices = Choices(manifest, model_cfg.max_seq_len, cfg.eval_items, rt.control, rt.rank, rt.world)
-    for note in choices.notes:
-        rt.say(note)
-    masked, group = cfg.document_mask, rt.control
-    validation = Validation(manifest, cfg.seq_len, cfg.eval_tokens, group, rt.rank, rt.world, choices, masked)
-    loader.verified = check_hashes(manifest, rt.rank, rt.world)
+# ---------------------------------------------------------------------------------------------------------------------
+# Building a run
+
+
+def build_run(
+    rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None = None
+) -> Run:
+    """Return a run that is ready for its next step: data checked, weights drawn or read, run folder opened.
+
+    Raises ManifestError and TrainError where the data, the folder or the checkpoint cannot be used.
+    """
+    loader = build_loader(rt, manifest, cfg)
+    validation = build_validation(rt, manifest, model_cfg, cfg)
+    identity = run_identity(manifest, model_cfg, cfg)
+    start = rt.broadcast_from_rank0(lambda: open_run(manifest, cfg, identity))
+    checkpoint = read_checkpoint(start.checkpoint) if start.checkpoint else None
+    resumed = checkpoint if start.resumes else None
+    model = build_model(rt, manifest, model_cfg, cfg, checkpoint)
+    optimizer = build_optimizer(rt, model, cfg)
+    averages = Averages(model, cfg)
+    anomalies = AnomalyDetector(manifest, cfg, optimizer.modules, rt.device)
+    if resumed is not None:
+        restore(resumed, optimizer, averages, anomalies)
+    run = Run(
+        rt=rt,
+        cfg=cfg,
+        model=model,
+        optimizer=optimizer,
+        averages=averages,
+        loader=loader,
+        # on a CPU a thread would take its time from the step's own
+        batches=Prefetcher(loader) if rt.device.type == "cuda" else loader,
+        validation=validation,
+        folder=start.folder,
+        identity=identity,
+        builds=start.builds,
+        anomalies=anomalies,
+        singular_values=build_singular_value_watch(rt, optimizer, cfg),
+        meter=build_meter(rt, model, cfg),
+        epochs_per_step=sampler.epochs_needed(manifest, cfg) / cfg.steps,
+        total_steps=cfg.steps,
+        step_timer=build_step_timer(cfg, resumed),
+        on_save=on_save,
+        progress=Progress() if resumed is None else restored_progress(resumed, start.best),
+    )
+    if checkpoint is not None:
+        rt.print_rank0(f"{'continuing' if resumed else 'weights from'} {checkpoint.folder}")
+    loader.micro_batch_size = micro_batch.choose(run, resumed.state if resumed else {})
+    return run
+
+
+def build_loader(rt: Runtime, manifest: Manifest, cfg: TrainConfig) -> Loader:
+    """Return the reader of training batches, its shards checked."""
+    loader = Loader(manifest, cfg, rt.rank, rt.world_size, rt.device)
+    loader.verified = check_hashes(manifest, rt.rank, rt.world_size)
     if not loader.verified:
-        rt.say("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
-    ours = run_folder.identity(manifest, model_cfg, cfg)
-    start = rt.agreed(lambda: open_run(manifest, cfg, ours))
+        rt.print_rank0("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
+    return loader
+
+
+def build_validation(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig) -> Validation:
+    """Return what scores the model: the validation windows, and the questions of the evaluation sets."""
+    choices = MultipleChoice(
+        manifest, model_cfg.max_seq_len, cfg.eval_items, group=rt.control, rank=rt.rank, world_size=rt.world_size
+    )
+    for note in choices.notes:
+        rt.print_rank0(note)
+    return Validation(
+        manifest,
+        cfg.seq_len,
+        cfg.eval_tokens,
+        group=rt.control,
+        rank=rt.rank,
+        world_size=rt.world_size,
+        choices=choices,
+        document_mask=cfg.document_mask,
+    )
+
+
+def build_model(
+    rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, checkpoint: Checkpoint | None
+) -> Model:
+    """Return the model on its device, with the weights of `checkpoint`, or fresh ones; its kernels are chosen."""
     model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed).to(rt.device)
-    source = start.resumed or start.weights
-    point = checkpoint.read(source) if source else None
-    if point is not None:
-        model.load_state_dict(point.tensors("model.safetensors"))
-    bf16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and rt.device.type == "cuda")
-    model.dtype = torch.bfloat16 if bf16 else torch.float32
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.tensors("model.safetensors"))
+    on_cuda = rt.device.type == "cuda"
+    uses_bfloat16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and on_cuda)
+    model.dtype = torch.bfloat16 if uses_bfloat16 else torch.float32
     kernel = choose_kernel(cfg.attention, model_cfg, cfg.seq_len, cfg.document_mask, rt.device, model.dtype)
     model.mask_builder = MaskBuilder(model_cfg, kernel)
-    if cfg.compile is True or (cfg.compile == "auto" and rt.device.type == "cuda"):
+    if cfg.compile is True or (cfg.compile == "auto" and on_cuda):
         model.compile_parts()
-    optimizer = Optimizer(model, cfg, rt.rank, rt.world)
-    if rt.world > 1:
+    return model
+
+
+def build_optimizer(rt: Runtime, model: Model, cfg: TrainConfig) -> Optimizer:
+    """Return the optimizer of `model`, the weights of rank 0 in place on every rank."""
+    optimizer = Optimizer(model, cfg, rt.rank, rt.world_size)
+    if rt.world_size > 1:
         dist.broadcast(optimizer.weights, src=0)
-    averages = Averages(model, cfg)
-    watch = Sentinel(manifest, cfg, optimizer.modules, rt.device)
-    lost = RankLoss({n: optimizer.parameters[n] for n in optimizer.muon_names} if rt.first else {}, cfg.rank_loss)
-    state = {"identity": ours, "builds": start.builds}
-    this = Run(rt, cfg, model, optimizer, averages, loader, validation, start.folder, state, watch, lost)
-    this.on_save = on_save
-    this.pace = None if cfg.schedule.seconds is None else StepTimer()
-    if start.resumed and point is not None:
-        tensors = point.tensors("optimizer.safetensors")
-        optimizer.load(tensors, point.state.get("updates", point.step))
-        watch.stats.copy_(tensors.get("sentinel", watch.stats))
-        watch.skipped = point.state.get("skipped", 0)
-        averages.load(tensors, point.state.get("averages", {}))
-        if this.pace is not None:
-            this.pace = StepTimer(*point.state.get("schedule", {}).get("pace", ()))
-        this.step, this.seconds = point.step, float(point.state["seconds"])
-        this.before = Score.read(point.state["before"]) if point.state["before"] else None
-        this.best = start.best
-    if source:
-        rt.say(f"{'continuing' if start.resumed else 'weights from'} {source}")
-    loader.micro = micro_batch.choose(this, point.state if start.resumed and point is not None else {})
-    return this
+    return optimizer
+
+
+def build_singular_value_watch(rt: Runtime, optimizer: Optimizer, cfg: TrainConfig) -> SingularValueWatch:
+    """Return the watch over the matrices that Muon trains: on rank 0; elsewhere it watches none."""
+    names = optimizer.muon_names if rt.is_rank0 else []
+    return SingularValueWatch({name: optimizer.parameters[name] for name in names}, cfg.rank_loss)
+
+
+def build_meter(rt: Runtime, model: Model, cfg: TrainConfig) -> hardware.Meter:
+    """Return what turns tokens a second into the use of the devices."""
+    peak = cfg.peak_tflops or hardware.peak_tflops(hardware.device_name(rt.device))
+    return hardware.Meter(flops_per_token(model.cfg, model.vocab_size, cfg.seq_len), peak, rt.world_size)
+
+
+def build_step_timer(cfg: TrainConfig, resumed: Checkpoint | None) -> StepTimer | None:
+    """Return what times the steps of a run that ends by the clock, with the times of the run it continues."""
+    if cfg.schedule.seconds is None:
+        return None
+    saved = resumed.state.get("schedule", {}) if resumed else {}
+    return StepTimer(*saved.get("pace", ()))
+
+
+def restore(resumed: Checkpoint, optimizer: Optimizer, averages: Averages, anomalies: AnomalyDetector) -> None:
+    """Put back what a checkpoint holds beside the weights (`loop.checkpoint_state` wrote it)."""
+    tensors, state = resumed.tensors("optimizer.safetensors"), resumed.state
+    optimizer.load(tensors, state.get("updates", resumed.step))
+    averages.load(tensors, state.get("averages", {}))
+    anomalies.stats.copy_(tensors.get("sentinel", anomalies.stats))
+    anomalies.skipped = state.get("skipped", 0)
+
+
+def restored_progress(resumed: Checkpoint, best: dict[str, Any] | None) -> Progress:
+    """Return how far the run of a checkpoint had come. best: the best score that still counts."""
+    before = resumed.state["before"]
+    return Progress(
+        step=resumed.step,
+        seconds=float(resumed.state["seconds"]),
+        before=Score.from_dict(before) if before else None,
+        best=best,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainError, ManifestError, OSError, MemoryError) as error:
         if given.debug:
             raise
-        if any(os.environ.get(name, "0") != "0" for name in launch_env.LOCAL):
+        if any(os.environ.get(name, "0") != "0" for name in launch_env.LOCAL_RANK_VARIABLES):
             # All ranks mostly fail alike. The first of this machine speaks at once, and torchrun then ends us;
             # who is still here after a second failed alone.
             time.sleep(1)

@@ -23,9 +23,9 @@ import torch
 from train import loop
 from train.config import ModelConfig, TrainError
 from train.distributed import hardware
-from train.loop import Run
 from train.model.loss import CHUNK_CPU, CHUNK_CUDA
 from train.model.transformer import count_parameters
+from train.run import Run
 
 USABLE = 0.9  # of the memory: fragments, evaluation and the optimiser's temporaries need the rest
 FIXED = 0.25  # of what a trial took, the share that may not grow with the size
@@ -39,24 +39,24 @@ def choose(run: Run, state: dict[str, Any]) -> int:
     cfg, rt = run.cfg, run.rt
     if cfg.micro_batch is not None:
         return cfg.micro_batch
-    share = cfg.batch_size // rt.world
-    before = state.get("micro_batch", 0) if state.get("world_size") == rt.world else 0
+    share = cfg.batch_size // rt.world_size
+    before = state.get("micro_batch", 0) if state.get("world_size") == rt.world_size else 0
     sizes = [n for n in range(1, (before or share) + 1) if share % n == 0]
     tries = Tries(run) if rt.device.type == "cuda" else None
     there = hardware.available_bytes(rt.device)
     if tries is None:  # the processes of a machine share its memory; a GPU is one process's
-        there /= int(os.environ.get("LOCAL_WORLD_SIZE", rt.world))
+        there /= int(os.environ.get("LOCAL_WORLD_SIZE", rt.world_size))
     held, itemsize = hardware.held_bytes(rt.device), run.model.dtype.itemsize
     needs = {}
     for n in sizes:
         needs[n] = held + activation_bytes(run.model.cfg, run.model.vocab_size, n * cfg.seq_len, itemsize)
         if tries is None:
             needs[n] += mask_bytes(run.model.cfg, n if cfg.document_mask else 0, cfg.seq_len, itemsize)
-    expected = int(rt.firsts(max((n for n in sizes if needs[n] <= USABLE * there), default=1)))
+    expected = int(rt.broadcast_value(max((n for n in sizes if needs[n] <= USABLE * there), default=1)))
     if tries is None:
-        chosen, fit = largest(sizes, lambda n: not rt.any(needs[n] > USABLE * there), expected)
+        chosen, fit = largest(sizes, lambda n: not rt.any_rank(needs[n] > USABLE * there), expected)
     else:
-        chosen, fit = largest(sizes, lambda n: not rt.any(not tries.fit(n, held, USABLE * there)), expected)
+        chosen, fit = largest(sizes, lambda n: not rt.any_rank(not tries.fit(n, held, USABLE * there)), expected)
         needs |= tries.needs
     if not fit and tries is not None:
         raise TrainError(
@@ -64,11 +64,13 @@ def choose(run: Run, state: dict[str, Any]) -> int:
             "shorten train.seq_len, make the model smaller, or name a size with train.micro_batch=1 to go to the limit"
         )
     memory = f"{needs[chosen] / 1e9:.3g} of {there / 1e9:.3g} GB, {'estimated' if tries is None else 'tried'}"
-    rt.say(f"memory     micro-batch {chosen} of {share} sequences a process: {memory}")
+    rt.print_rank0(f"memory     micro-batch {chosen} of {share} sequences a process: {memory}")
     if not fit:
-        rt.say("warning: even that may be more than there is; shorten train.seq_len, or make the model smaller")
+        rt.print_rank0("warning: even that may be more than there is; shorten train.seq_len, or make the model smaller")
     if before and chosen != before:
-        rt.say(f"warning: the checkpoint's micro-batch {before} does not fit here: sums will differ in their last bits")
+        rt.print_rank0(
+            f"warning: the checkpoint's micro-batch {before} does not fit here: sums will differ in their last bits"
+        )
     return chosen
 
 
@@ -116,7 +118,7 @@ def trial(run: Run, size: int) -> float:
     need = math.inf
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            loop.backward(run, next(batch.micros(size)))
+            loop.backward(run, next(batch.micro_batches(size)))
             need = hardware.peak_bytes(device)
         except torch.OutOfMemoryError:
             pass  # what the failed pass holds is let go only after this clause

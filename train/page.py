@@ -22,30 +22,29 @@ from typing import Any
 
 from train.config import TrainError
 from train.files import write_atomic
-from train.monitor.anomalies import said
-from train.monitor.metrics import lines
+from train.monitor.metrics import read_json_lines
 from train.monitor.svg import Series, chart
-from train.monitor.text import clock_text
+from train.monitor.text import clock_text, counted_processes, event_text
 
 FIRST = 5  # events shown, and rows of a batch of each
 Record = dict[str, Any]
 
 
-def refresh(folder: Path) -> None:
+def refresh_page(folder: Path) -> None:
     """`write` for a run that goes on: a page that cannot be made is a warning."""
     try:
-        write(folder)
+        write_page(folder)
     except Exception as error:  # no picture is worth a run
         print(f"warning: no {folder / 'summary.md'}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def write(folder: Path) -> Path:
+def write_page(folder: Path) -> Path:
     """Make the page of a run's folder, and return its path. Raises TrainError when no run is there."""
     try:
         run: Record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TrainError(f"{folder / 'run.json'}: {error}; name the folder of a run") from None
-    records, events = lines(folder / "metrics.jsonl"), lines(folder / "events.jsonl")
+    records, events = read_json_lines(folder / "metrics.jsonl"), read_json_lines(folder / "events.jsonl")
     summary: Record = {}
     if (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -53,36 +52,36 @@ def write(folder: Path) -> Path:
         summary = {}  # of an earlier end, before the run was made longer
     (folder / "plots").mkdir(exist_ok=True)
     names = []
-    for name, svg in plots(records, events).items():
+    for name, svg in page_plots(records, events).items():
         write_atomic(folder / "plots" / f"{name}.svg", svg)
         names.append(name)
-    page = folder / "summary.md"
-    write_atomic(page, text(run, records, events, summary, names))
-    return page
+    path = folder / "summary.md"
+    write_atomic(path, page_text(run, records, events, summary, names))
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Plots
 
 
-def plots(records: list[Record], events: list[Record]) -> dict[str, str]:
+def page_plots(records: list[Record], events: list[Record]) -> dict[str, str]:
     """Name -> SVG of each chart that the records have something for."""
     spikes = [event["step"] for event in events if "batch" in event]
     averages = [a for a in ("ema", "swa") if any(f"val_loss_{a}" in r for r in records)]
-    rates = [column(records, "lr", "lr"), column(records, "lr_adamw", "AdamW")]
+    rates = [figure_series(records, "lr", "lr"), figure_series(records, "lr_adamw", "AdamW")]
     same = list(rates[0].ys) == list(rates[1].ys)
     charts = {
         "loss": (
             "Loss, nats a token",
             [
-                column(records, "loss", "training"),
-                column(records, "val_loss", "validation", dots=True),
-                *(column(records, f"val_loss_{a}", f"validation, {a}", dots=True) for a in averages),
+                figure_series(records, "loss", "training"),
+                figure_series(records, "val_loss", "validation", dots=True),
+                *(figure_series(records, f"val_loss_{a}", f"validation, {a}", dots=True) for a in averages),
             ],
         ),
         "learning_rate": ("Learning rate", rates[:1] if same else [rates[0]._replace(name="Muon"), rates[1]]),
-        "grad_norm": ("Gradient norm, before clipping", [column(records, "grad_norm", "gradient")]),
-        "speed": ("Tokens a second", [column(records, "tokens_per_second", "tokens a second")]),
+        "grad_norm": ("Gradient norm, before clipping", [figure_series(records, "grad_norm", "gradient")]),
+        "speed": ("Tokens a second", [figure_series(records, "tokens_per_second", "tokens a second")]),
     }
     return {
         name: chart(
@@ -93,7 +92,7 @@ def plots(records: list[Record], events: list[Record]) -> dict[str, str]:
     }
 
 
-def column(records: list[Record], key: str, name: str, dots: bool = False) -> Series:
+def figure_series(records: list[Record], key: str, name: str, dots: bool = False) -> Series:
     """One figure over the steps that have it."""
     found = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
     return Series(name, [step for step, _ in found], [value for _, value in found], dots)
@@ -103,25 +102,25 @@ def column(records: list[Record], key: str, name: str, dots: bool = False) -> Se
 # Text
 
 
-def text(run: Record, records: list[Record], events: list[Record], summary: Record, names: list[str]) -> str:
+def page_text(run: Record, records: list[Record], events: list[Record], summary: Record, names: list[str]) -> str:
     """The page, in GitHub's Markdown."""
     steps = records[-1]["step"] if records else 0
     state = f"Done: {steps:,} steps." if summary else f"Not at its end: {steps:,} of {run['steps']:,} steps."
     parts = [
         f"# {run['name']} / {run['phase']}\n\n{state}",
-        table(("", ""), what(run, records, steps)),
-        "## Scores\n\n" + scores(records, summary),
+        markdown_table(("", ""), training_rows(run, records, steps)),
+        "## Scores\n\n" + scores_section(records, summary),
         "\n".join(f"![{name.replace('_', ' ')}](plots/{name}.svg)" for name in names),
-        "## Data\n\n" + sources(run["data"], steps),
-        "## Events\n\n" + happened(run, events),
+        "## Data\n\n" + sources_section(run["data"], steps),
+        "## Events\n\n" + events_section(run, events),
     ]
     if summary.get("samples"):
-        parts.append("## Samples\n\n" + "\n\n".join(fenced(s["prompt"] + s["text"]) for s in summary["samples"]))
-    parts.append("## Going on\n\n" + commands(run, bool(summary), events))
+        parts.append("## Samples\n\n" + "\n\n".join(code_block(s["prompt"] + s["text"]) for s in summary["samples"]))
+    parts.append("## Going on\n\n" + commands_section(run, bool(summary), events))
     return "\n\n".join(parts) + "\n"
 
 
-def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
+def training_rows(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
     """What was trained, on what, how long and how fast. Speeds are medians of the logged lines."""
     model, cfg, lined = run["model"], run["train"], [r for r in records if "loss" in r]
     tokens = cfg["batch_size"] * cfg["seq_len"]
@@ -137,7 +136,7 @@ def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
             f"{steps:,} steps of {cfg['batch_size']} x {cfg['seq_len']} tokens: {steps * tokens:,} tokens, "
             f"{steps * run['data']['epochs_a_step']:.2f} epochs; seed {cfg['seed']}",
         ),
-        ("learning rate", f"{rates} {cfg['adamw']['lr']:g}; {schedule(cfg['schedule'])}"),
+        ("learning rate", f"{rates} {cfg['adamw']['lr']:g}; {schedule_text(cfg['schedule'])}"),
         ("data", f"build `{run['build_id'][:16]}`, {run['data']['tokens']:,} tokens"),
         (
             "device",
@@ -150,38 +149,34 @@ def what(run: Record, records: list[Record], steps: int) -> list[Sequence[str]]:
         use = ""
         if "mfu_causal" in last:
             use = (
-                f"; MFU {median(lined, 'mfu_causal'):.1%} causal, {median(lined, 'mfu_full'):.1%} full, "
+                f"; MFU {median_of(lined, 'mfu_causal'):.1%} causal, {median_of(lined, 'mfu_full'):.1%} full, "
                 f"of {run['peak_tflops']:g} TFLOP/s (dense bf16)"
             )
         rows += [
             (
                 "time",
-                f"{clock_text(last['seconds'])} in steps, {median(lined, 'waiting_for_data'):.1%} waiting for data",
+                f"{clock_text(last['seconds'])} in steps, {median_of(lined, 'waiting_for_data'):.1%} waiting for data",
             ),
             (
                 "speed",
-                f"{median(lined, 'tokens_per_second'):,.0f} tokens/s, {median(lined, 'model_tflops'):.3g} "
+                f"{median_of(lined, 'tokens_per_second'):,.0f} tokens/s, {median_of(lined, 'model_tflops'):.3g} "
                 f"model TFLOP/s a device{use}",
             ),
             ("memory", f"{max(r['memory_gb'] for r in lined):.2f} GB at the most, first process"),
         ]
-    rows.append(("started", ", then ".join(f"at step {s['step']:,} on {processes(s)}" for s in run["starts"])))
+    starts = [f"at step {s['step']:,} on {counted_processes(s['world_size'])}" for s in run["starts"]]
+    rows.append(("started", ", then ".join(starts)))
     return rows
 
 
-def processes(start: Record) -> str:
-    """How many a start had."""
-    return f"{start['world_size']} process{'es' if start['world_size'] > 1 else ''}"
-
-
-def schedule(cfg: Record) -> str:
+def schedule_text(cfg: Record) -> str:
     """One in words."""
     falls = {"wsd": f", decay {cfg['decay_frac']:.0%}", "warmdown": f", warmdown {cfg['warmdown']:,}"}
     until = "" if cfg["seconds"] is None else f", {cfg['seconds']:g} s"
     return f"{cfg['kind']}, warm-up {cfg['warmup']:,}{falls.get(cfg['kind'], '')}{until}"
 
 
-def scores(records: list[Record], summary: Record) -> str:
+def scores_section(records: list[Record], summary: Record) -> str:
     """Bits per byte before, of the unigram, after and of the averages; of the mixture and of each source."""
     scored = [r for r in records if "val_loss" in r]
     if not scored:
@@ -201,7 +196,7 @@ def scores(records: list[Record], summary: Record) -> str:
         row.append(f"**{_figure(last.get(f'val_bits_per_byte{end}'))}**")
         row += [_figure(last.get(f"val_bits_per_byte_{a}{end}")) for a in averages]
         rows.append([*row, _figure(last.get(f"val_loss{end}"))])
-    shown = table(head, rows)
+    shown = markdown_table(head, rows)
     asked = [key.removesuffix("/acc") for key in last if key.endswith("/acc")]
     if asked:
         right = [
@@ -209,21 +204,25 @@ def scores(records: list[Record], summary: Record) -> str:
             + [_figure(last.get(f"{name}/acc_{a}")) for a in averages]
             for name in asked
         ]
-        shown += "\n\n" + table(["share right", *["before"] * bool(first), f"step {last['step']:,}", *averages], right)
+        shown += "\n\n" + markdown_table(
+            ["share right", *["before"] * bool(first), f"step {last['step']:,}", *averages], right
+        )
     return shown
 
 
-def sources(data: Record, steps: int) -> str:
+def sources_section(data: Record, steps: int) -> str:
     """What the mixture is of, and how often the run read each."""
     passes = steps * data["epochs_a_step"]
     rows = [
         (s["name"], f"{s['tokens']:,}", f"{s['ratio_got']:.1%}", f"{s['epochs'] * passes:.2f}", s["origin"])
         for s in data["sources"]
     ]
-    return table(("source", "tokens", "share", "epochs of it", "from"), rows) if rows else f"{data['tokens']:,} tokens."
+    if not rows:
+        return f"{data['tokens']:,} tokens."
+    return markdown_table(("source", "tokens", "share", "epochs of it", "from"), rows)
 
 
-def happened(run: Record, events: list[Record]) -> str:
+def events_section(run: Record, events: list[Record]) -> str:
     """How many events of each kind, and the first spikes with the documents of their batches."""
     if not events:
         return "None."
@@ -233,12 +232,12 @@ def happened(run: Record, events: list[Record]) -> str:
         batch = event.get("batch", [])
         read = [f"`{r['shard']}` {r['documents'][0]}-{r['documents'][1]}" for r in batch[:FIRST]]
         more = f" and {len(batch) - FIRST} rows more" if len(batch) > FIRST else ""
-        rows.append((str(event["step"]), said(event), ", ".join(read) + more))
-    shown = table(("step", "what", "documents of its batch"), rows)
+        rows.append((str(event["step"]), event_text(event), ", ".join(read) + more))
+    shown = markdown_table(("step", "what", "documents of its batch"), rows)
     return ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items())) + f".\n\n{shown}"
 
 
-def commands(run: Record, done: bool, events: list[Record]) -> str:
+def commands_section(run: Record, done: bool, events: list[Record]) -> str:
     """How to continue, trace and export, from where the run was started."""
     given, world = run["command"], run["world_size"]
     launcher = "python" if world == 1 else f"torchrun --nproc-per-node {world}"
@@ -255,23 +254,23 @@ def commands(run: Record, done: bool, events: list[Record]) -> str:
     ]
     return (
         "`run.json` says what was run, `metrics.jsonl` has all figures, `events.jsonl` the events with their whole "
-        "batches, `checkpoints/` the weights.\n\n" + fenced("\n".join(shown), "sh")
+        "batches, `checkpoints/` the weights.\n\n" + code_block("\n".join(shown), "sh")
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     cells = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
-def fenced(content: str, language: str = "") -> str:
+def code_block(content: str, language: str = "") -> str:
     """A code block around any text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", content)), default=0))
     return f"{fence}{language}\n{content}\n{fence}"
 
 
-def median(records: list[Record], key: str) -> float:
+def median_of(records: list[Record], key: str) -> float:
     """Of a figure of the records that have it."""
     return statistics.median([r[key] for r in records if key in r] or [0.0])
 
@@ -286,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     given = parser.parse_args(arguments)
     try:
-        print(write(given.run))
+        print(write_page(given.run))
     except (TrainError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -78,10 +78,10 @@ def fates(manifest: Manifest, query: Query) -> dict[Key, Found]:
 def judge(build: Build, found: dict[Key, Found], rows: dict[Key, dict[str, Any]]) -> None:
     """Fill in status and note: what the rules say, what later stages dropped, what was excluded."""
     for key, one in found.items():
-        rules = parse_rules(build.manifest.asked("sources", one.source, "rules"))
+        rules = parse_rules(build.manifest.recipe_value("sources", one.source, "rules"))
         row = rows[key]
         meta = {name.removeprefix(META): value for name, value in row.items() if name.startswith(META)}
-        text = apply_edits(row["text"], parse_edits(build.manifest.asked("sources", one.source).get("edit", [])))
+        text = apply_edits(row["text"], parse_edits(build.manifest.recipe_value("sources", one.source).get("edit", [])))
         reason, _ = apply_rules(Document(text, meta), rules)
         one.status, one.note = ("dropped", f"by the rule {reason}") if reason else ("curated", "")
     wanted = pa.array(sorted({bytes.fromhex(one.document_id) for one in found.values()}), ID)

@@ -55,7 +55,7 @@ def explain(manifest: Manifest, query: Query, kept: list[Found]) -> None:
         return
     there = find(manifest, Query(ids=[one.document_id for one in kept])) if query.text else {}
     for one in kept:
-        asked = manifest.asked("sources", one.source)
+        asked = manifest.recipe_value("sources", one.source)
         if (one.source, one.document_id) in there:
             one.note = one.note or "the source's text has the phrase, the curated text does not"
         elif any(asked.get(name) is not None for name in BUDGETS):

@@ -223,7 +223,7 @@ def curated_texts(folder: Path, wanted: Mapping[str, set[bytes]]) -> dict[tuple[
 
 def source_config(manifest: Manifest, name: str, places: Mapping[str, str]) -> Any:
     """The configuration of a source as the manifest's recipe has it, its files at `places[name]` if given."""
-    config: Any = TypeAdapter(SourceConfig).validate_python(manifest.asked("sources", name))
+    config: Any = TypeAdapter(SourceConfig).validate_python(manifest.recipe_value("sources", name))
     pin(config, next((s.revision for s in manifest.sources if s.name == name), ""))
     return moved(config, places[name]) if name in places else config
 
@@ -248,8 +248,8 @@ def trace(manifest: Manifest, pieces: Sequence[Piece], places: Mapping[str, str]
     Raises DataError when a source named in `places` is not in the manifest.
     """
     places = places or {}
-    if unknown := sorted(set(places) - set(manifest.asked("sources"))):
-        raise DataError(f"no source {unknown[0]!r}; the manifest has {', '.join(manifest.asked('sources'))}")
+    if unknown := sorted(set(places) - set(manifest.recipe_value("sources"))):
+        raise DataError(f"no source {unknown[0]!r}; the manifest has {', '.join(manifest.recipe_value('sources'))}")
     decoder, folder = Decoder(manifest), curated_folder(manifest)
     by_source: dict[str, set[bytes]] = defaultdict(set)
     for piece in pieces:
@@ -320,7 +320,7 @@ def cuts(manifest: Manifest, wanted: Mapping[str, set[bytes]]) -> dict[str, dict
 
 def transformed(manifest: Manifest, source: str, text: str) -> str:
     """The source's text after the edits that the recipe records: `edit`, and rules that edit."""
-    config = manifest.asked("sources", source)
+    config = manifest.recipe_value("sources", source)
     text = apply_edits(text, parse_edits(config.get("edit", [])))
     rules = [rule for rule in parse_rules(config["rules"]) if rule[0] in EDITING]
     return apply_rules(Document(text), rules)[1].text
@@ -334,8 +334,11 @@ class Documents:
         self.groups = {s.path: f"{s.split}/{s.source}" for s in manifest.shards}
         self.parts: dict[Key, dict[int, Piece]] = {}
         self.wanted: set[Key] = set()
-        mixture = manifest.asked("mixtures", manifest.mixture)
-        self.longest = {manifest.asked("shard_tokens"), mixture.get("window")}  # tokens of a part that is not the last
+        mixture = manifest.recipe_value("mixtures", manifest.mixture)
+        self.longest = {
+            manifest.recipe_value("shard_tokens"),
+            mixture.get("window"),
+        }  # tokens of a part that is not the last
 
     def key(self, piece: Piece) -> Key:
         """What the parts of one document in one mixture share."""

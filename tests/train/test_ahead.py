@@ -15,13 +15,13 @@ from train.config import TrainConfig
 from train.data.format import HEADER_BYTES
 from train.data.loader import Loader
 from train.data.manifest import ManifestError
-from train.data.prefetch import Ahead
+from train.data.prefetch import Prefetcher
 
 CFG = TrainConfig(steps=10, batch_size=8, seq_len=32, seed=3)
 
 
 def test_the_same_batches_while_the_next_is_read(manifest):
-    plain, ahead = Loader(manifest, CFG), Ahead(Loader(manifest, CFG))
+    plain, ahead = Loader(manifest, CFG), Prefetcher(Loader(manifest, CFG))
     for step in (0, 1, 2, 3, 9, 4, 5, 5, 6, 130, 131):
         mine = ahead.batch(step).tokens
         ahead.pending[step + 1, False].result()  # the next is there, in the other block
@@ -38,7 +38,7 @@ def test_it_reads_while_the_step_runs(manifest, monkeypatch):
         return real(step)
 
     monkeypatch.setattr(loader, "batch", slow)
-    ahead = Ahead(loader)
+    ahead = Prefetcher(loader)
     ahead.batch(0)
     ahead.pending[1, False].result()
     start = time.perf_counter()
@@ -64,7 +64,7 @@ def test_an_error_belongs_to_its_step(manifest, tmp_path):
 
     bad = [fails(step) for step in range(40)]
     first = next(s for s in range(39) if not bad[s] and bad[s + 1])
-    ahead = Ahead(Loader(copy, CFG))
+    ahead = Prefetcher(Loader(copy, CFG))
     ahead.batch(first)
     with pytest.raises(ManifestError, match=f"step {first + 1} read token"):
         ahead.batch(first + 1)

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from trainer_harness import MODEL, losses, metrics, sets
 
 from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import find_checkpoint
 from train.config import ConfigError, EMAConfig, ModelConfig, ScheduleConfig, SWAConfig, TrainConfig
 from train.eval.validation import Validation
 from train.main import run
@@ -138,7 +139,7 @@ def undisturbed(pretrain, tmp_path_factory):
 
 def held(folder):
     """All that the newest checkpoint holds, and its counts."""
-    point = checkpoint.find(folder, "k")
+    point = find_checkpoint(folder, "k")
     return {f"{f}/{k}": t for f in checkpoint.TENSOR_FILES for k, t in point.tensors(f).items()}, point.state[
         "averages"
     ]
@@ -160,7 +161,7 @@ def test_averages_change_no_bit_of_training_and_are_scored(pretrain, undisturbed
     assert "val_loss_ema" in lines[8] and "val_loss_swa" not in lines[8] and "val_loss_ema" not in lines[0]
     # the score is of the weights that the checkpoint holds under that name
     model = build(ModelConfig(**MODEL), manifest.tokenizer.vocab_size, 0)
-    tensors = checkpoint.find(undisturbed, "k").tensors("optimizer.safetensors")
+    tensors = find_checkpoint(undisturbed, "k").tensors("optimizer.safetensors")
     validation = Validation(manifest, 32, 1024, None, 0, 1)
     for name in ("ema", "swa"):
         model.load_state_dict(averages.weights(tensors, name))

@@ -8,12 +8,21 @@ import pytest
 import torch
 
 from train.checkpoint import checkpoint
-from train.checkpoint.background import Writer
+from train.checkpoint.background import BackgroundWriter
+from train.checkpoint.checkpoint import (
+    delete_partial_checkpoints,
+    find_checkpoint,
+    list_checkpoints,
+    newest_intact_checkpoint,
+    prune_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+)
 from train.config import TrainError
 
 
 def put(folder, step, value=1.0):
-    return checkpoint.save(folder, step, {"w": torch.full((3,), value)}, {"m": torch.zeros(2)}, {"note": "x"})
+    return save_checkpoint(folder, step, {"w": torch.full((3,), value)}, {"m": torch.zeros(2)}, {"note": "x"})
 
 
 def test_a_checkpoint_comes_back_and_latest_names_it(tmp_path):
@@ -21,7 +30,7 @@ def test_a_checkpoint_comes_back_and_latest_names_it(tmp_path):
     path = put(tmp_path, 120, 2.0)
     assert path.name == "step_000120" == (tmp_path / "latest").read_text().strip()
     for where in (path, tmp_path):
-        found = checkpoint.find(where, "train.resume")
+        found = find_checkpoint(where, "train.resume")
         assert found.step == 120 and found.state["note"] == "x"
         assert torch.equal(found.tensors("model.safetensors")["w"], torch.full((3,), 2.0))
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".pt", ".pkl") or p.name.startswith(".")]
@@ -37,13 +46,13 @@ def test_a_kill_before_the_rename_leaves_the_earlier_ones(tmp_path, monkeypatch)
         raise Killed
 
     with monkeypatch.context() as m:
-        m.setattr(checkpoint, "flush", die)
+        m.setattr(checkpoint, "fsync_path", die)
         with pytest.raises(Killed):
             put(tmp_path, 8)
-    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_000004"]
-    assert checkpoint.find(tmp_path, "k").step == 4
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_000004"]
+    assert find_checkpoint(tmp_path, "k").step == 4
     assert list(tmp_path.glob(".part-*"))
-    checkpoint.sweep(tmp_path)
+    delete_partial_checkpoints(tmp_path)
     assert not list(tmp_path.glob(".part-*"))
 
 
@@ -67,9 +76,9 @@ def test_cut_and_damaged_files_are_named_with_the_newest_whole_one(tmp_path, nam
     for bad, word in ((raw[: len(raw) // 2], "cut"), (raw[:-1] + bytes([raw[-1] ^ 1]), "damaged")):
         (newest / name).write_bytes(bad)
         with pytest.raises(TrainError, match=word) as error:
-            checkpoint.find(tmp_path, "train.resume")
+            find_checkpoint(tmp_path, "train.resume")
         assert "step_000004" in str(error.value) and "\n" in str(error.value)
-    whole, broken = checkpoint.newest_intact(tmp_path)
+    whole, broken = newest_intact_checkpoint(tmp_path)
     assert whole is not None and whole.step == 4 and len(broken) == 1
 
 
@@ -78,22 +87,22 @@ def test_a_cut_state_and_a_missing_file_are_errors(tmp_path):
     text = (newest / "state.json").read_text()
     (newest / "state.json").write_text(text[: len(text) // 2])
     with pytest.raises(TrainError, match="not a whole checkpoint"):
-        checkpoint.read(newest)
+        read_checkpoint(newest)
     (newest / "state.json").write_text(text)
     (newest / "optimizer.safetensors").unlink()
     with pytest.raises(TrainError, match="not a whole checkpoint"):
-        checkpoint.read(newest)
+        read_checkpoint(newest)
     with pytest.raises(TrainError, match=r"--set train.init_from=none"):
-        checkpoint.find(tmp_path / "nowhere", "train.init_from")
+        find_checkpoint(tmp_path / "nowhere", "train.init_from")
 
 
 def test_the_newest_are_kept_and_none_is_overwritten(tmp_path):
     for step in (2, 4, 10):
         put(tmp_path, step)
-    checkpoint.prune(tmp_path, 0)
-    assert len(checkpoint.steps(tmp_path)) == 3
-    checkpoint.prune(tmp_path, 2)
-    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_000010", "step_000004"]
+    prune_checkpoints(tmp_path, 0)
+    assert len(list_checkpoints(tmp_path)) == 3
+    prune_checkpoints(tmp_path, 2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_000010", "step_000004"]
     with pytest.raises(TrainError, match="never overwritten"):
         put(tmp_path, 10)
 
@@ -103,23 +112,23 @@ def test_the_newest_are_kept_and_none_is_overwritten(tmp_path):
 
 
 def test_what_is_written_is_of_the_moment_of_the_copy(tmp_path):
-    writer, go = Writer(), threading.Event()
+    writer, go = BackgroundWriter(), threading.Event()
     model, moments = {"w": torch.arange(6.0).view(2, 3).mT}, {"w": torch.ones(2, dtype=torch.bfloat16)}
-    (a, b), ready = writer.copied(model, moments)
+    (a, b), ready = writer.copy_to_host(model, moments)
 
     def work():
         go.wait(10)
         ready()
-        checkpoint.save(tmp_path, 1, a, b, {})
+        save_checkpoint(tmp_path, 1, a, b, {})
 
     writer.start(work)
     model["w"] += 100  # the next step
     go.set()
     assert 0 <= writer.wait() < 10
-    point = checkpoint.read(tmp_path / "step_000001")
+    point = read_checkpoint(tmp_path / "step_000001")
     assert torch.equal(point.tensors("model.safetensors")["w"], torch.arange(6.0).view(2, 3).mT)
     assert point.tensors("optimizer.safetensors")["w"].dtype == torch.bfloat16
-    (again, _), _ = writer.copied(model, moments)
+    (again, _), _ = writer.copy_to_host(model, moments)
     assert again["w"].data_ptr() == a["w"].data_ptr() and torch.equal(again["w"], model["w"])  # the buffer, used again
 
 
@@ -127,7 +136,7 @@ def test_an_error_of_the_thread_is_raised_once_where_it_is_waited_for(capsys):
     def work():
         raise TrainError("no room")
 
-    writer = Writer()
+    writer = BackgroundWriter()
     assert writer.wait() < 1 and not writer.failed
     for last in (writer.wait, writer.close):
         writer.start(work)
@@ -144,10 +153,10 @@ def test_an_error_of_the_thread_is_raised_once_where_it_is_waited_for(capsys):
 
 def test_the_best_and_where_the_decay_began_are_spared(tmp_path):
     for step, names in ((1, (checkpoint.DECAY_START,)), (2, (checkpoint.BEST,)), (3, ()), (4, ()), (5, ())):
-        checkpoint.save(tmp_path, step, {}, {}, {}, names)
-    checkpoint.prune(tmp_path, 1)
-    assert [p.name[5:] for p in checkpoint.steps(tmp_path)] == ["000005", "000002", "000001"]
-    checkpoint.save(tmp_path, 6, {}, {}, {}, (checkpoint.BEST,))
-    checkpoint.prune(tmp_path, 1)
-    assert [p.name[5:] for p in checkpoint.steps(tmp_path)] == ["000006", "000001"]
-    assert checkpoint.find(tmp_path / "best", "k").step == 6 == checkpoint.find(tmp_path / "latest", "k").step
+        save_checkpoint(tmp_path, step, {}, {}, {}, names)
+    prune_checkpoints(tmp_path, 1)
+    assert [p.name[5:] for p in list_checkpoints(tmp_path)] == ["000005", "000002", "000001"]
+    save_checkpoint(tmp_path, 6, {}, {}, {}, (checkpoint.BEST,))
+    prune_checkpoints(tmp_path, 1)
+    assert [p.name[5:] for p in list_checkpoints(tmp_path)] == ["000006", "000001"]
+    assert find_checkpoint(tmp_path / "best", "k").step == 6 == find_checkpoint(tmp_path / "latest", "k").step

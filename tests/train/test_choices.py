@@ -19,7 +19,7 @@ from train.config import ModelConfig, TrainError
 from train.data.evalset import Item, evalset_text
 from train.data.manifest import EvalSet, ManifestError, load_manifest
 from train.eval import multiple_choice
-from train.eval.multiple_choice import Choices, ChoiceScore, reference
+from train.eval.multiple_choice import ChoiceScore, MultipleChoice, reference_nats
 from train.eval.validation import Score
 from train.main import main, run
 from train.model.transformer import build
@@ -70,7 +70,7 @@ def test_a_score_by_hand():
     one = Item("0", [], [[1], [2]], [1, 4], 0)  # p .5 and .25: the first by sum; by byte .5 against .25 ** .25 = .707
     two = Item("1", [], [[1], [2], [3]], [2, 2, 2], 2)  # p .25, .25, .36: right both ways
     nats = [[math.log(2), math.log(4)], [math.log(4), math.log(4), -math.log(0.36)]]
-    found = ChoiceScore.of([one, two], nats)
+    found = ChoiceScore.from_nats([one, two], nats)
     assert (found.items, found.acc, found.acc_norm) == (2, 1.0, 0.5)
     assert found.chance == pytest.approx((1 / 2 + 1 / 3) / 2)
     first, second = -math.log(0.5 / (0.5 + 0.25**0.25)), -math.log(0.6 / (0.5 + 0.5 + 0.6))
@@ -78,10 +78,10 @@ def test_a_score_by_hand():
     assert found.choice_nats_stderr == pytest.approx(abs(first - second) / 2)
     assert (found.acc_stderr, found.acc_norm_stderr) == pytest.approx((0, 0.5))
     assert found.answer_bits_per_byte == pytest.approx((1 + -math.log2(0.36) / 2) / 2)
-    alone = ChoiceScore.of([two], nats[1:])
+    alone = ChoiceScore.from_nats([two], nats[1:])
     assert alone.acc == 1 and math.isnan(alone.acc_stderr)
     text = json.dumps(Score(1.0, math.nan, 3, choices={"quiz": alone}).to_dict(), allow_nan=False)
-    again = Score.read(json.loads(text))
+    again = Score.from_dict(json.loads(text))
     assert math.isnan(again.bits_per_byte) and math.isnan(again.choices["quiz"].acc_stderr)
     assert again.choices["quiz"].acc == 1
 
@@ -94,29 +94,29 @@ def test_batches_are_the_reference_at_any_number_of_ranks(tmp_path_factory, foun
     model = build(ModelConfig(**MODEL, tie_embeddings=tied, init_std=0.3), VOCAB, 0).eval()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiple_choice, "BATCH_TOKENS", tokens)
-        whole = Choices(manifest, MAX_LEN, 0)
+        whole = MultipleChoice(manifest, MAX_LEN, 0)
         got = whole.nats(model, CPU)
-        ranks = [Choices(manifest, MAX_LEN, 0, None, rank, world) for rank in range(world)]
+        ranks = [MultipleChoice(manifest, MAX_LEN, 0, None, rank, world) for rank in range(world)]
         assert np.array_equal(np.sum([c.nats(model, CPU) for c in ranks], 0), got)
-    wanted = [reference(model, item, BOS) for item in (*found, *more)]
+    wanted = [reference_nats(model, item, BOS) for item in (*found, *more)]
     np.testing.assert_allclose(got, [nats for item in wanted for nats in item], rtol=1e-5, atol=1e-4)
     score = whole.score(model, CPU)
     assert list(score) == ["a", "b"]
     for name, items, nats in (("a", found, wanted), ("b", more, wanted[len(found) :])):
-        expected = dataclasses.asdict(ChoiceScore.of(items, nats[: len(items)]))
+        expected = dataclasses.asdict(ChoiceScore.from_nats(items, nats[: len(items)]))
         for what in ("items", "chance", "choice_nats", "answer_bits_per_byte"):
             assert dataclasses.asdict(score[name])[what] == pytest.approx(expected[what], rel=1e-4), what
 
 
 def test_few_lengths_are_run_and_none_beyond_the_models(folder):
-    found = Choices(with_items(folder, a=questions(1, 60, 58)), MAX_LEN, 0)
+    found = MultipleChoice(with_items(folder, a=questions(1, 60, 58)), MAX_LEN, 0)
     model, shapes = build(CFG, VOCAB, 0).eval(), []
     trunk = model.trunk
     model.trunk = lambda ids: (shapes.append(tuple(ids.shape)), trunk(ids))[1]
     found.nats(model, CPU)
     assert {length for _, length in shapes} <= {32, 64} and sum(rows for rows, _ in shapes) == len(found.rows)
-    short = Choices(with_items(folder, a=questions(1, 5, 30)), 37, 0)  # no multiple of 32
-    assert max(short._padded(row) for row in short.rows) <= 37
+    short = MultipleChoice(with_items(folder, a=questions(1, 5, 30)), 37, 0)  # no multiple of 32
+    assert max(short._padded_len(row) for row in short.rows) <= 37
 
 
 def test_who_knows_the_answers_gets_all_of_them_right(folder):
@@ -126,7 +126,7 @@ def test_who_knows_the_answers_gets_all_of_them_right(folder):
     for i in range(24):
         answer = int(rng.integers(3))
         found.append(Item(f"{i:032x}", [i, 7, 9], [[50, 60], [70], [80, 90, 100]], [6, 3, 9], answer))
-    asked = Choices(with_items(folder, a=found), MAX_LEN, 0)
+    asked = MultipleChoice(with_items(folder, a=found), MAX_LEN, 0)
     model = build(CFG, VOCAB, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     rows = [[BOS, *item.prompt, *item.choices[item.answer]] for item in found]
@@ -144,12 +144,12 @@ def test_who_knows_the_answers_gets_all_of_them_right(folder):
     assert (score.acc, score.acc_norm, score.acc_stderr) == (1, 1, 0)
     assert score.choice_nats < 0.7 and score.answer_bits_per_byte < 0.1
     wrong = [dataclasses.replace(item, answer=(item.answer + 1) % 3) for item in found]
-    assert Choices(with_items(folder, a=wrong), MAX_LEN, 0).score(model, CPU)["a"].acc == 0
+    assert MultipleChoice(with_items(folder, a=wrong), MAX_LEN, 0).score(model, CPU)["a"].acc == 0
 
 
 def test_a_fresh_model_is_near_chance(folder):
     found = [dataclasses.replace(item, bytes=[len(c) for c in item.choices]) for item in questions(3, 500, 6)]
-    score = Choices(with_items(folder, a=found), MAX_LEN, 0).score(build(CFG, VOCAB, 0).eval(), CPU)["a"]
+    score = MultipleChoice(with_items(folder, a=found), MAX_LEN, 0).score(build(CFG, VOCAB, 0).eval(), CPU)["a"]
     assert abs(score.acc_norm - score.chance) < 4 * score.acc_norm_stderr < 0.1
     assert abs(score.acc - score.chance) < 4 * score.acc_stderr
     chance_nats = np.mean([math.log(len(item.choices)) for item in found])
@@ -158,7 +158,7 @@ def test_a_fresh_model_is_near_chance(folder):
 
 def test_long_prompts_lose_their_beginning_the_same_for_all_choices(folder):
     item = Item("f" * 32, list(range(100)), [[5], [6, 7, 8]], [1, 3], 0)
-    asked = Choices(with_items(folder, a=[item, *questions(1, 3, 5)]), MAX_LEN, 0)
+    asked = MultipleChoice(with_items(folder, a=[item, *questions(1, 3, 5)]), MAX_LEN, 0)
     assert asked.sets["a"][0] == dataclasses.replace(item, prompt=list(range(100 - 61, 100)))
     assert asked.notes == [
         "note: evals.a: the beginning of 1 of 4 prompts is left out, as with a choice they are longer than "
@@ -166,19 +166,19 @@ def test_long_prompts_lose_their_beginning_the_same_for_all_choices(folder):
     ]
     assert asked.rows[0].ids[0] == BOS and len(asked.rows[0].ids) == MAX_LEN + 1
     model = build(CFG, VOCAB, 0).eval()
-    np.testing.assert_allclose(asked.nats(model, CPU)[:2], reference(model, asked.sets["a"][0], BOS), rtol=1e-5)
+    np.testing.assert_allclose(asked.nats(model, CPU)[:2], reference_nats(model, asked.sets["a"][0], BOS), rtol=1e-5)
     full = dataclasses.replace(item, choices=[[5], [1] * 64])
-    assert Choices(with_items(folder, a=[full]), MAX_LEN, 0).sets["a"][0].prompt == []
+    assert MultipleChoice(with_items(folder, a=[full]), MAX_LEN, 0).sets["a"][0].prompt == []
     with pytest.raises(TrainError, match=r"evals\.a: item f+ has a choice of 65 tokens, above model.max_seq_len = 64"):
-        Choices(with_items(folder, a=[dataclasses.replace(item, choices=[[5], [1] * 65])]), MAX_LEN, 0)
+        MultipleChoice(with_items(folder, a=[dataclasses.replace(item, choices=[[5], [1] * 65])]), MAX_LEN, 0)
 
 
 def test_some_items_are_spread_evenly_and_the_same_each_time(folder):
     found = questions(2, 20)
     manifest = with_items(folder, a=found)
-    assert Choices(manifest, MAX_LEN, 5).sets["a"] == found[::4]
-    assert Choices(manifest, MAX_LEN, 500).sets["a"] == found
-    assert Choices(manifest, MAX_LEN, None).score(build(CFG, VOCAB, 0), CPU) == {}
+    assert MultipleChoice(manifest, MAX_LEN, 5).sets["a"] == found[::4]
+    assert MultipleChoice(manifest, MAX_LEN, 500).sets["a"] == found
+    assert MultipleChoice(manifest, MAX_LEN, None).score(build(CFG, VOCAB, 0), CPU) == {}
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_file_that_is_not_the_manifests_is_an_error(folder, change, said):
     manifest = with_items(folder, a=questions(2, 6))
     change(folder / "eval_a.json")
     with pytest.raises(ManifestError, match=said) as caught:
-        Choices(manifest, MAX_LEN, 0)
+        MultipleChoice(manifest, MAX_LEN, 0)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -220,7 +220,7 @@ def test_a_run_asks_at_each_evaluation_and_trains_the_same(folder, tmp_path, cap
     assert list(asked) == [0, 2, 4]
     for step, key in ((0, "before"), (4, "after")):
         score = summary[key]["choices"]["quiz"]
-        assert Score.read(summary[key]).choices["quiz"].items == 30
+        assert Score.from_dict(summary[key]).choices["quiz"].items == 30
         for what in ("acc", "acc_norm", "choice_nats", "answer_bits_per_byte"):
             assert asked[step][f"quiz/{what}"] == score[what]
     assert asked[4]["quiz/choice_nats_ema"] == summary["averages"]["ema"]["choices"]["quiz"]["choice_nats"]

@@ -59,7 +59,7 @@ def test_shards_are_opened_when_read_and_few_stay_open(manifest, monkeypatch):
     assert not opened
     for step, tokens in enumerate(want):
         assert torch.equal(feed.batch(step).tokens, tokens)
-        assert len(feed._open.held) == 2
+        assert len(feed._tokens.values) == 2
     assert len(opened) > 8
 
 
@@ -67,7 +67,7 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
-        held = loader.shards_to_hold()
+        held = loader.max_mapped_shards()
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         assert soft == min(before[1], 2 * loader.OPEN_SHARDS) and held == min(loader.OPEN_SHARDS, soft // 2)
     finally:

@@ -17,7 +17,7 @@ from trainer_harness import BOS, MODEL, PAD, metrics, sets, text, write_manifest
 
 from train.config import ModelConfig, TrainConfig
 from train.data import loader as data_module
-from train.data.index import open_index
+from train.data.index import read_shard_index
 from train.data.loader import Loader, open_shard
 from train.data.manifest import Manifest, ManifestError, load_manifest
 from train.data.sampler import rows_of_step, tail_tokens
@@ -64,7 +64,7 @@ def test_borders_and_padding_are_those_a_scan_finds(data):
         for step in range(4):
             in_step = 0
             for rank in range(world):
-                batch = Loader(manifest, cfg, rank, world).batch(step, documents=True)
+                batch = Loader(manifest, cfg, rank, world).batch(step, document_mask=True)
                 rows = []
                 for path, first in rows_of_step(manifest, cfg, step)[rank::world]:
                     raw = np.fromfile(manifest.file(path), "<u2", offset=1024)
@@ -73,14 +73,14 @@ def test_borders_and_padding_are_those_a_scan_finds(data):
                 starts = [
                     r * seq_len + t for r, row in enumerate(rows) for t in range(seq_len) if t == 0 or row[t] == BOS
                 ]
-                assert batch.borders.dtype == torch.int32
-                assert batch.borders.tolist() == [*starts, len(rows) * seq_len]
+                assert batch.cu_seqlens.dtype == torch.int32
+                assert batch.cu_seqlens.tolist() == [*starts, len(rows) * seq_len]
                 want = [[IGNORE if PAD in row[t : t + 2] else row[t + 1] for t in range(seq_len)] for row in rows]
                 assert batch.targets.tolist() == want
-                if batch.counted_in_step != cfg.batch_size * seq_len:
-                    assert batch.counted.tolist() == [sum(t != IGNORE for t in row) for row in want]
+                if batch.num_targets_in_step != cfg.batch_size * seq_len:
+                    assert batch.num_targets.tolist() == [sum(t != IGNORE for t in row) for row in want]
                 in_step += sum(t != IGNORE for row in want for t in row)
-            assert batch.counted_in_step == in_step
+            assert batch.num_targets_in_step == in_step
 
 
 def test_an_index_that_does_not_fit_is_an_error(tmp_path):
@@ -105,7 +105,7 @@ def test_an_index_that_does_not_fit_is_an_error(tmp_path):
 def test_shards_without_padding_do_not_need_their_index(manifest, monkeypatch):
     monkeypatch.setattr("train.data.loader.MappedIndex", lambda *_: pytest.fail("read"))
     batch = Loader(manifest, TrainConfig(batch_size=4, seq_len=16)).batch(0)
-    assert batch.counted is None and batch.targets.data_ptr() == batch.tokens.data_ptr() + 8
+    assert batch.num_targets is None and batch.targets.data_ptr() == batch.tokens.data_ptr() + 8
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_micro_batches_and_ranks_make_one_mean(padded):
     """The gradient of a step is that of the mean over its counted targets, however the rows are shared out."""
     cfg = TrainConfig(batch_size=8, seq_len=16, seed=1)
     whole = Loader(padded, cfg).batch(2)
-    assert 0 < whole.counted_in_step == int((whole.targets != IGNORE).sum()) < 8 * 16
+    assert 0 < whole.num_targets_in_step == int((whole.targets != IGNORE).sum()) < 8 * 16
     model = build(ModelConfig(**MODEL), padded.tokenizer.vocab_size, 0)
     logits = model.trunk(whole.inputs) @ model.head_weight.T
     capped = cap_logits(logits, model.cfg.lm_head_logit_cap)
@@ -146,8 +146,8 @@ def test_micro_batches_and_ranks_make_one_mean(padded):
     for world, micro in ((1, 8), (1, 2), (2, 4), (4, 1)):
         ce = 0.0
         for rank in range(world):
-            for part in Loader(padded, cfg, rank, world).batch(2).micros(micro):
-                ce += model(part.ids, part.targets, part.counted)[1].item() * part.share
+            for part in Loader(padded, cfg, rank, world).batch(2).micro_batches(micro):
+                ce += model(part.ids, part.targets, part.num_targets)[1].item() * part.share
         assert ce == pytest.approx(want.item(), rel=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_document_masks_hold_in_training_and_validation(padded, tmp_path):
     model = build(ModelConfig(**MODEL), padded.tokenizer.vocab_size, 0)
     nll, count = 0.0, 0
     tokens = open_shard(padded, padded.split("val")[0]).astype(np.int64)
-    starts = open_index(padded, padded.split("val")[0]).starts
+    starts = read_shard_index(padded, padded.split("val")[0]).starts
     for first in range(0, len(tokens) - 1, 16):
         window = tokens[first : first + 17]
         for a, b in pairwise([0, *(s - first for s in starts if first < s < first + len(window) - 1), len(window) - 1]):
@@ -179,7 +179,7 @@ def test_validation_leaves_padding_out(padded):
     v = Validation(padded, 32, 0, None, 0, 1)
     tokens = open_shard(padded, padded.split("val")[0]).astype(np.int64)
     counts = (tokens[1:] != PAD) & (tokens[:-1] != PAD)
-    assert v.parts[""].tokens == counts.sum() < len(tokens) - 1 - 9
+    assert v.groups[""].tokens == counts.sum() < len(tokens) - 1 - 9
     model = build(ModelConfig(**MODEL), padded.tokenizer.vocab_size, 0)
     nll = 0.0
     for start in range(0, len(tokens) - 1, 32):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trainer_harness import MODEL as HARNESS_MODEL
 from trainer_harness import losses, sets
 
-from train.checkpoint.run_folder import identity
+from train.checkpoint.run_folder import run_identity
 from train.config import AdamWConfig, ModelConfig, TrainConfig, TrainError
 from train.main import run
 from train.model.engram import Engram
@@ -105,11 +105,11 @@ def test_the_gate_learns_first_then_all_and_none_decays(optimizer):
 def test_off_it_is_no_part_of_a_run(manifest):
     """A run's identity neither has nor depends on the bank's size, so runs from before there was one still resume."""
     small = ModelConfig(**HARNESS_MODEL)
-    off = identity(manifest, small, TrainConfig())
-    assert off == identity(manifest, dataclasses.replace(small, engram_slots=3), TrainConfig())
+    off = run_identity(manifest, small, TrainConfig())
+    assert off == run_identity(manifest, dataclasses.replace(small, engram_slots=3), TrainConfig())
     assert not any(key.startswith("engram") for key in off["model"])
     on = dataclasses.replace(small, engram_enabled=True, engram_inject_layer=1)
-    assert identity(manifest, on, TrainConfig())["model"]["engram_slots"] == 512
+    assert run_identity(manifest, on, TrainConfig())["model"]["engram_slots"] == 512
     assert build(OFF, V, 1).engram is None
 
 

@@ -11,7 +11,7 @@ from trainer_harness import BOS, MODEL, VOCAB
 
 from train.config import ModelConfig
 from train.data.loader import open_shard
-from train.eval.validation import Validation, samples
+from train.eval.validation import Validation, sample_texts
 from train.generate import Generated
 from train.model.transformer import build
 
@@ -40,7 +40,7 @@ def test_each_token_is_scored_once_and_bos_has_no_bytes(manifest, model):
 
 def test_the_limit_is_a_prefix(manifest):
     whole, part = (Validation(manifest, 32, n, None, 0, 1) for n in (0, 100))
-    assert part.parts[""].tokens == 100 and [len(w) - 1 for w in part.windows] == [32, 32, 32, 4]
+    assert part.groups[""].tokens == 100 and [len(w) - 1 for w in part.windows] == [32, 32, 32, 4]
     assert all(np.array_equal(a, b[: len(a)]) for a, b in zip(part.windows, whole.windows, strict=False))
 
 
@@ -50,7 +50,7 @@ def test_ranks_share_the_windows(manifest, model, monkeypatch):
     parts = []
     for rank in range(3):
         v = Validation(manifest, 32, 0, None, rank, 3)
-        monkeypatch.setattr(v, "_all", lambda sums: (parts.append(sums), sums)[1])
+        monkeypatch.setattr(v, "_sum_over_ranks", lambda sums: (parts.append(sums), sums)[1])
         v.score(model, torch.device("cpu"))
     assert (np.stack(parts) != 0).sum(0).tolist() == [1] * len(alone.windows)
     assert np.sum(np.stack(parts).sum(0)) / want.tokens == want.nats
@@ -74,16 +74,16 @@ def test_a_prompt_that_spells_a_special_token_gets_text(manifest, model, monkeyp
         return Generated([[0, 0, 0]], 8, 1.0, 3, 1.0)
 
     monkeypatch.setattr("train.eval.validation.generate", fake)
-    got = samples(model, manifest, ("<|bos|>a",), 3, seed=0)
+    got = sample_texts(model, manifest, ("<|bos|>a",), 3, seed=0)
     assert seen == [([[BOS, *b"<|bos|>a"]], 3, BOS)]
     assert got == [{"prompt": "<|bos|>a", "text": "\0\0\0"}]
-    assert samples(model, manifest, ("a",), 0, seed=0) == []
-    assert samples(model, manifest, ("a" * 99,), 3, seed=0) == []
+    assert sample_texts(model, manifest, ("a",), 0, seed=0) == []
+    assert sample_texts(model, manifest, ("a" * 99,), 3, seed=0) == []
     assert "a prompt fills model.max_seq_len = 64" in capsys.readouterr().out
 
 
 def test_samples_are_the_same_for_a_seed_and_end_where_the_model_ends(manifest, model):
-    first = samples(model, manifest, ("the", "once"), 100, seed=0)
-    assert first == samples(model, manifest, ("the", "once"), 100, seed=0)
-    assert first != samples(model, manifest, ("the", "once"), 100, seed=1)
+    first = sample_texts(model, manifest, ("the", "once"), 100, seed=0)
+    assert first == sample_texts(model, manifest, ("the", "once"), 100, seed=0)
+    assert first != sample_texts(model, manifest, ("the", "once"), 100, seed=1)
     assert model.training

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from trainer_harness import BOS, PAD, VOCAB, sets
 
-from train.checkpoint import checkpoint
-from train.checkpoint.load_model import open_trained
+from train.checkpoint.checkpoint import save_checkpoint
+from train.checkpoint.load_model import open_trained_model
 from train.config import ModelConfig, TrainError
 from train.data.manifest import Source
 from train.export import export, hf_name, main, readme, seed_config
@@ -49,7 +49,7 @@ def trained_run(pretrain, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shapes(pretrain, trained_run, tmp_path_factory):
-    """Shape -> its Trained: random weights behind the run's manifest."""
+    """Shape -> its TrainedModel: random weights behind the run's manifest."""
     made = {}
     for number, (shape, cfg) in enumerate(SHAPES.items()):
         folder = tmp_path_factory.mktemp("shape") / "run"
@@ -58,12 +58,12 @@ def shapes(pretrain, trained_run, tmp_path_factory):
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 1:  # norms and gates, so that a norm in another's place is seen
                     parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
-        state = json.loads(json.dumps(open_trained(trained_run).point.state))
+        state = json.loads(json.dumps(open_trained_model(trained_run).point.state))
         state["identity"]["model"] = json.loads(json.dumps(dataclasses.asdict(cfg) | {"vocab_size": VOCAB}))
         for key in ("format", "step", "rng", "files"):
             del state[key]
-        checkpoint.save(folder / "checkpoints", 3, model.state_dict(), {}, state)
-        made[shape] = open_trained(folder, pretrain)
+        save_checkpoint(folder / "checkpoints", 3, model.state_dict(), {}, state)
+        made[shape] = open_trained_model(folder, pretrain)
     return made
 
 
@@ -167,7 +167,7 @@ def test_the_cards_lines_load_it(shapes, tmp_path):
 
 @pytest.fixture
 def load_hf(tmp_path, monkeypatch):
-    """Trained -> (model, tokenizer) as transformers loads its export, with the hub out of reach."""
+    """TrainedModel -> (model, tokenizer) as transformers loads its export, with the hub out of reach."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
@@ -315,7 +315,7 @@ def test_an_average_is_exported_when_the_run_held_one(pretrain, trained_run, tmp
     assert main([*command, "--out", str(tmp_path / "ema"), "--average", "ema"]) == 0
     raw, ema = (load_file(tmp_path / name / "model.safetensors") for name in ("raw", "ema"))
     assert raw.keys() == ema.keys() and not torch.equal(raw["embed.weight"], ema["embed.weight"])
-    held = open_trained(tmp_path / "r").point.tensors("optimizer.safetensors")
+    held = open_trained_model(tmp_path / "r").point.tensors("optimizer.safetensors")
     assert all(torch.equal(ema[name], held[f"ema.{name}"]) for name in ema)
     assert json.loads((tmp_path / "ema/config.json").read_text())["trained"]["average"] == "ema"
     assert main([str(trained_run), "--format", "hf", "--out", str(tmp_path / "no"), "--average", "ema"]) == 1

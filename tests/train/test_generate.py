@@ -16,7 +16,7 @@ from trainer_harness import ROOT, sets
 
 from train import generate as module
 from train.config import ModelConfig, TrainError
-from train.generate import Cache, generate, main, pick
+from train.generate import KVCache, generate, main, sample_token
 from train.main import run
 from train.model.transformer import build
 
@@ -54,7 +54,7 @@ def test_every_position_is_that_of_the_pass_without_a_cache(shape, lengths, piec
     model, longest = model_of(shape), max(lengths)
     padding = torch.tensor([longest - n for n in lengths])
     ids = some_ids(len(lengths), longest)
-    cache = Cache(model, longest, padding if padding.any() else None)
+    cache = KVCache(model, longest, padding if padding.any() else None)
     got, at, pieces = [], 0, list(pieces)
     while at < longest:  # pieces of these sizes, then ones
         n = pieces.pop(0) if pieces else 1
@@ -68,7 +68,7 @@ def test_every_position_is_that_of_the_pass_without_a_cache(shape, lengths, piec
 
 def test_a_sliding_layer_holds_its_window_and_a_global_one_all():
     model = model_of("gemma4")
-    cache = Cache(model, 40)
+    cache = KVCache(model, 40)
     cache.read(some_ids(2, 40))
     assert [layer.keys.shape[2] for layer in cache.layers] == [8, 40, 8, 40]
     assert torch.isfinite(cache.layers[0].keys).all()
@@ -117,10 +117,10 @@ def test_texts_end_where_the_rotary_table_does():
 
 def test_pick_keeps_the_most_likely_that_hold_top_p():
     logits = torch.log(torch.tensor([0.04, 0.5, 0.3, 0.16])) * 0.7  # undone by the temperature
-    assert [pick(logits, u) for u in (0.0, 0.5, 0.55, 0.8, 0.999)] == [1, 1, 2, 2, 3]
-    assert pick(torch.tensor([0.0, 100.0]), 0.999) == 1
-    assert pick(logits, 0.999, temperature=0) == 1
-    assert pick(logits / 0.7, 0.999, temperature=1, top_p=1) == 0
+    assert [sample_token(logits, u) for u in (0.0, 0.5, 0.55, 0.8, 0.999)] == [1, 1, 2, 2, 3]
+    assert sample_token(torch.tensor([0.0, 100.0]), 0.999) == 1
+    assert sample_token(logits, 0.999, temperature=0) == 1
+    assert sample_token(logits / 0.7, 0.999, temperature=1, top_p=1) == 0
 
 
 def test_the_command_continues_prompts_and_says_how_fast(pretrain, tmp_path, capsys):

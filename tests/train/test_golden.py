@@ -81,4 +81,4 @@ def test_shard_has_54_538_752_parameters():
 
 
 def test_bits_per_byte():
-    assert Score.of(3.0 * 1000, 1000, 2442).bits_per_byte == pytest.approx(1.772353, abs=1e-6)
+    assert Score.from_sums(3.0 * 1000, 1000, 2442).bits_per_byte == pytest.approx(1.772353, abs=1e-6)

@@ -15,7 +15,7 @@ from train import loop, main, micro_batch
 from train.config import ModelConfig, TrainConfig, TrainError
 from train.data.manifest import load_manifest
 from train.distributed import hardware
-from train.distributed.runtime import processes
+from train.distributed.runtime import join_processes
 from train.model.transformer import build
 
 
@@ -60,14 +60,14 @@ def ready(pretrain, tmp_path):
     """A run before its first step, with dropout, so that a pass draws numbers."""
     manifest = load_manifest(pretrain)
     cfg = TrainConfig(steps=4, batch_size=8, seq_len=32, out=str(tmp_path / "ready"))
-    with processes() as rt:
-        yield main.set_up(rt, manifest, ModelConfig(**MODEL, dropout=0.1), cfg, None)
+    with join_processes() as rt:
+        yield main.build_run(rt, manifest, ModelConfig(**MODEL, dropout=0.1), cfg, None)
 
 
 def bits(run):
     """All that a trial must leave alone."""
     tensors = [*run.model.state_dict().values(), run.optimizer.grads_and_loss, *run.optimizer.state_tensors().values()]
-    return [*(t.clone() for t in tensors), run.sentinel.stats.clone(), torch.get_rng_state()]
+    return [*(t.clone() for t in tensors), run.anomalies.stats.clone(), torch.get_rng_state()]
 
 
 def small(limit):
@@ -157,7 +157,7 @@ def test_memory_of_a_machine_and_of_its_container(tmp_path, monkeypatch):
     assert 2**20 < hardware.available_bytes(cpu) <= 2**50
     for name, text in (("max", "3000000\n"), ("current", "2500000\n"), ("stat", "anon 5\ninactive_file 700000\n")):
         (tmp_path / f"memory.{name}").write_text(text)
-    monkeypatch.setattr(hardware, "GROUP", tmp_path)
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
     assert hardware.available_bytes(cpu) == 1_200_000
     (tmp_path / "memory.max").write_text("max\n")
     assert hardware.available_bytes(cpu) > 1_200_000

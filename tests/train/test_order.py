@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from train.config import TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.data.sampler import (
-    Order,
     Permutation,
+    Sampler,
     check_epochs,
-    locate,
     permute,
+    rows_at_step,
     rows_of_step,
     steps_that_read,
     tail_tokens,
     unpermute,
-    windows_of,
+    windows_per_shard,
 )
 
 CFG = TrainConfig(steps=10, batch_size=8, seq_len=32, seed=3)
@@ -79,12 +79,12 @@ def test_the_order_changes_with_seed_and_epoch_and_mixes():
 
 
 def test_a_window_needs_the_token_after_it(manifest):
-    assert windows_of(with_shards(manifest, 32, 33, 64, 65, 0, 1), 32) == [0, 1, 1, 2, 0, 0]
+    assert windows_per_shard(with_shards(manifest, 32, 33, 64, 65, 0, 1), 32) == [0, 1, 1, 2, 0, 0]
     assert tail_tokens(with_shards(manifest, 64, 65), 32) == 32 + 1
 
 
 def test_an_epoch_reads_each_window_once_and_none_crosses_shards(manifest):
-    counts = windows_of(manifest, 32)
+    counts = windows_per_shard(manifest, 32)
     total = sum(counts)
     cfg = dataclasses.replace(CFG, batch_size=4)
     assert total % 4 == 0  # so that steps end where the epoch does
@@ -111,7 +111,7 @@ def test_the_steps_that_read_a_token_are_those_whose_rows_hold_it(manifest, data
     start = data.draw(st.integers(0, shard.tokens))
     stop = data.draw(st.integers(start, shard.tokens))
     want = []
-    if sum(windows_of(shards, cfg.seq_len)):
+    if sum(windows_per_shard(shards, cfg.seq_len)):
         for step in range(cfg.steps):
             rows = [first for path, first in rows_of_step(shards, cfg, step) if path == shard.path]
             read = {t for first in rows for t in range(first, first + cfg.seq_len + 1)}
@@ -126,9 +126,9 @@ def test_a_block_of_steps_is_its_steps_one_by_one(data):
     counts = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))
     world = data.draw(st.integers(1, 4))
     cfg = TrainConfig(batch_size=world * data.draw(st.integers(1, 5)), seed=data.draw(st.integers(0, 9)))
-    orders = [Order(counts, cfg, rank, world) for rank in range(world)]
+    orders = [Sampler(counts, cfg, rank, world) for rank in range(world)]
     for step in data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=6)):  # in any order
-        shard, window = locate(counts, cfg, step)
+        shard, window = rows_at_step(counts, cfg, step)
         for rank, order in enumerate(orders):
             s, w, by_shard = order.rows(step)
             assert np.array_equal(s, shard[rank::world]) and np.array_equal(w, window[rank::world])
@@ -145,7 +145,7 @@ def test_steps_of_what_is_not_there_are_an_error(manifest):
 
 
 def test_more_than_the_mixture_holds_is_an_error_with_the_figure(manifest):
-    total = sum(windows_of(manifest, 32))
+    total = sum(windows_per_shard(manifest, 32))
     steps = total // 8 + 1
     with pytest.raises(TrainError, match=rf"are 1\.0\d\d epochs .*{total} windows") as error:
         check_epochs(manifest, dataclasses.replace(CFG, steps=steps))

@@ -16,7 +16,7 @@ from trainer_harness import metrics, sets
 
 from train import page
 from train.main import run
-from train.monitor.metrics import lines
+from train.monitor.metrics import read_json_lines
 from train.monitor.svg import BOTTOM, HEIGHT, LEFT, MOST, RIGHT, TOP, WIDTH, Series, chart, short, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -49,7 +49,7 @@ def test_the_page_says_what_the_run_was(folder, pretrain):
     named = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert named == [f"plots/{name}.svg" for name in ("loss", "learning_rate", "grad_norm", "speed")]
     assert all(ET.parse(folder / name).getroot().tag == f"{SVG}svg" for name in named)
-    command = next(line for line in text.splitlines() if line.startswith("python train/main.py"))
+    command = next(line for line in text.splitread_json_lines() if line.startswith("python train/main.py"))
     given = shlex.split(command)
     assert given[3] == str(pretrain) and given[-2:] == [f"train.out={folder}", "train.resume=auto"]
     assert run(given[3], given[5:])["status"] == "done"  # and it works: nothing is left to do
@@ -72,15 +72,15 @@ def test_the_same_files_give_the_same_page_also_by_the_command(folder, tmp_path,
 def test_a_killed_run_has_a_page(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    kept = [r for r in (copy / "metrics.jsonl").read_text().splitlines() if json.loads(r)["step"] <= 9]
+    kept = [r for r in (copy / "metrics.jsonl").read_text().splitread_json_lines() if json.loads(r)["step"] <= 9]
     (copy / "metrics.jsonl").write_bytes("\n".join(kept).encode() + b'\n\xff{"step": 10, "lo')  # cut by the kill
     events = [
         {"step": s, "event": "loss spike", "loss": 9.0, "grad_norm": 3.0, "applied": True, "batch": batch}
         for s, batch in ((5, [{"shard": "a.bin", "token": 0, "documents": [3, 4]}] * 7), (7, []))
     ]
     (copy / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
-    assert [r["step"] for r in lines(copy / "metrics.jsonl")][-1] == 9
-    text = page.write(copy).read_text()
+    assert [r["step"] for r in read_json_lines(copy / "metrics.jsonl")][-1] == 9
+    text = page.write_page(copy).read_text()
     assert "Not at its end: 9 of 12 steps." in text and "| bits/byte | before | step 8 | ema |" in text
     assert "loss spike: 2." in text and "`a.bin` 3-4 and 2 rows more" in text.replace("`a.bin` 3-4, " * 4, "")
     assert "--step 5" in text and "## Samples" not in text
@@ -88,20 +88,20 @@ def test_a_killed_run_has_a_page(folder, tmp_path):
     scored = {"val_loss": 2.0, "val_bits_per_byte": 1.0, "val_loss_ema": 2.0}
     asked = [{"step": s, **scored, "arc_easy/acc": a, "arc_easy/acc_ema": 0.5} for s, a in ((0, 0.25), (8, 0.375))]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
-    assert "| arc_easy | 0.2500 | **0.3750** | 0.5000 |" in page.write(copy).read_text()
+    assert "| arc_easy | 0.2500 | **0.3750** | 0.5000 |" in page.write_page(copy).read_text()
     (copy / "metrics.jsonl").write_text("")
-    assert "None yet." in page.write(copy).read_text()
+    assert "None yet." in page.write_page(copy).read_text()
 
 
 def test_a_page_that_cannot_be_made_does_not_end_the_run(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(page, "text", lambda *_: 1 / 0)
-    page.refresh(folder)
+    monkeypatch.setattr(page, "page_text", lambda *_: 1 / 0)
+    page.refresh_page(folder)
     assert "warning: no " in capsys.readouterr().err
 
 
 def test_samples_and_names_cannot_break_the_page():
-    assert page.fenced("a```b````c") == "`````\na```b````c\n`````"
-    assert page.table(("a",), [("x|y",)]).endswith("| x\\|y |")
+    assert page.code_block("a```b````c") == "`````\na```b````c\n`````"
+    assert page.markdown_table(("a",), [("x|y",)]).endswith("| x\\|y |")
 
 
 figures = st.floats(allow_nan=True, allow_infinity=True)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from trainer_harness import MODEL, losses, metrics, sets
 
 from train import main
-from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints
 from train.config import ModelConfig, RankLossConfig, TrainError
 from train.model.transformer import build
 from train.monitor import singular_values
-from train.monitor.singular_values import LINE, RankLoss, extremes
+from train.monitor.singular_values import LINE, SingularValueWatch, extreme_singular_values
 
 NAME = "blocks.1.mlp.down.weight"
 
@@ -27,7 +27,7 @@ NAME = "blocks.1.mlp.down.weight"
 def test_the_extremes_are_svdvals(rows, columns, seed):
     matrix = np.random.default_rng(seed).standard_normal((rows, columns), np.float32)
     values = torch.linalg.svdvals(torch.from_numpy(matrix).double())
-    assert extremes(matrix) == pytest.approx(
+    assert extreme_singular_values(matrix) == pytest.approx(
         (values[-1].item(), values[0].item()), rel=1e-6, abs=1e-7 * values[0].item()
     )
 
@@ -35,12 +35,12 @@ def test_the_extremes_are_svdvals(rows, columns, seed):
 def test_a_small_singular_value_is_resolved_below_the_floor():
     u, v = (np.linalg.qr(np.random.default_rng(i).standard_normal((64, 64)))[0] for i in (0, 1))
     for rcond in (1e-2, 1e-4, 1e-5, 0.0):
-        smin, smax = extremes((u * np.append(np.linspace(1, 0.1, 63), rcond) @ v).astype(np.float32))
+        smin, smax = extreme_singular_values((u * np.append(np.linspace(1, 0.1, 63), rcond) @ v).astype(np.float32))
         assert smin / smax == pytest.approx(rcond, rel=0.05, abs=1e-6)
 
 
 def watch(matrices, **settings):
-    return RankLoss(matrices, RankLossConfig(**settings))
+    return SingularValueWatch(matrices, RankLossConfig(**settings))
 
 
 def test_whose_turn_it_is_follows_from_the_step():
@@ -48,18 +48,18 @@ def test_whose_turn_it_is_follows_from_the_step():
     whole = watch(matrices, every=7)  # one each ceil(7 / 3) = 3 steps
     seen = []
     for step in range(1, 22):
-        whole.look(step)
+        whole.after_step(step)
         assert not whole.stops(wait=True)
         figures, events = whole.read()
         assert not events
         seen += [(step, key.split("/")[1]) for key in figures if key.endswith("rcond")]
     assert seen == [(3, "a"), (6, "b"), (9, "c"), (12, "a"), (15, "b"), (18, "c"), (21, "a")]
     again = watch(matrices, every=7)  # begun at step 12
-    again.look(15)
+    again.after_step(15)
     again.stops(wait=True)
     assert again.read() == ({"sentinel/b/smin": 2.0, "sentinel/b/smax": 2.0, "sentinel/b/rcond": 1.0}, [])
     for off in (watch(matrices, every=0), watch({}, every=1)):
-        off.look(3)
+        off.after_step(3)
         assert not off.stops(wait=True) and off.read() == ({}, [])
 
 
@@ -67,7 +67,7 @@ def test_zero_and_broken_matrices_are_passed_over_and_a_copy_is_measured():
     matrices = {"zero": torch.zeros(4, 4), "nan": torch.full((4, 4), torch.nan), "good": torch.eye(4)}
     watched = watch(matrices, every=1, policy="stop")
     for step in (1, 2, 3):
-        watched.look(step)
+        watched.after_step(step)
     matrices["good"].zero_()  # the next step's update
     assert not watched.stops(wait=True)
     assert watched.read()[0] == {f"sentinel/good/{key}": 1.0 for key in ("smin", "smax", "rcond")}
@@ -76,14 +76,14 @@ def test_zero_and_broken_matrices_are_passed_over_and_a_copy_is_measured():
 
 def test_a_slow_thread_delays_nothing_and_is_said(monkeypatch, capsys):
     go = threading.Event()
-    monkeypatch.setattr(singular_values, "extremes", lambda matrix: (go.wait(30), 1.0, 1.0)[1:])
+    monkeypatch.setattr(singular_values, "extreme_singular_values", lambda matrix: (go.wait(30), 1.0, 1.0)[1:])
     watched = watch({"a": torch.eye(2)}, every=1)
     for step in range(1, LINE + 4):
-        watched.look(step)
+        watched.after_step(step)
     assert capsys.readouterr().err.count("warning: rank loss: at step 9") == 1
     go.set()
     watched.stops(wait=True)
-    assert [look.step for look in watched.looks] == list(range(1, LINE + 1))
+    assert [look.step for look in watched.measured] == list(range(1, LINE + 1))
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_lost_rank_is_an_event_and_changes_no_weight(pretrain, planted, tmp_pa
     assert lines.keys() == {f"sentinel/{name}/rcond" for name in order}
     assert lines[f"sentinel/{NAME}/rcond"][f"sentinel/{NAME}/rcond"] == event["rcond"]
     main.run(pretrain, sets(**{**planted, "rank_loss__every": 0}, steps=20, out=str(tmp_path / "off")))
-    files = [checkpoint.steps(tmp_path / name / "checkpoints")[0] / "model.safetensors" for name in ("r", "off")]
+    files = [list_checkpoints(tmp_path / name / "checkpoints")[0] / "model.safetensors" for name in ("r", "off")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -122,7 +122,7 @@ def test_stop_saves_says_what_to_do_and_warn_goes_on(pretrain, planted, tmp_path
     ) as error:
         main.run(pretrain, sets(**options, rank_loss__policy="stop"))
     assert "rcond" in str(error.value)
-    saved = checkpoint.find(tmp_path / "r", "k").step
+    saved = find_checkpoint(tmp_path / "r", "k").step
     assert 14 <= saved < 60 and max(losses(tmp_path / "r")) == saved
     main.run(pretrain, sets(**options, resume="auto"))
     assert max(losses(tmp_path / "r")) == 60

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trainer_harness import Forked, ended, losses, sets
 
 from train.config import TrainError
-from train.distributed.launch_env import Place, cores, first_host, place_of
+from train.distributed.launch_env import ProcessInfo, cores, first_host, process_info
 from train.main import run
 
 TORCHRUN = {
@@ -42,19 +42,19 @@ MPIRUN = {
 
 
 def test_each_launcher_is_understood():
-    assert place_of({"HOME": "/"}) is None
-    assert place_of(TORCHRUN) == Place(3, 4, 1, max(1, cores() // 2), "env://")
-    assert place_of({"RANK": "0", "WORLD_SIZE": "1"}) == Place(0, 1, 0, cores(), "env://")
+    assert process_info({"HOME": "/"}) is None
+    assert process_info(TORCHRUN) == ProcessInfo(3, 4, 1, max(1, cores() // 2), "env://")
+    assert process_info({"RANK": "0", "WORLD_SIZE": "1"}) == ProcessInfo(0, 1, 0, cores(), "env://")
     port = 12_000 + (71234 + 2) % 20_000
-    assert place_of(SRUN) == Place(5, 8, 1, 1, f"tcp://gpu007:{port}")
-    assert place_of({**SRUN, "SLURM_CPUS_PER_TASK": "6"}).threads == 6
-    assert place_of({**SRUN, "MASTER_ADDR": "fd00::1", "MASTER_PORT": "99"}).meet == "tcp://[fd00::1]:99"
-    assert place_of(MPIRUN) == Place(1, 2, 0, cores(), "tcp://head:4000")
+    assert process_info(SRUN) == ProcessInfo(5, 8, 1, 1, f"tcp://gpu007:{port}")
+    assert process_info({**SRUN, "SLURM_CPUS_PER_TASK": "6"}).threads == 6
+    assert process_info({**SRUN, "MASTER_ADDR": "fd00::1", "MASTER_PORT": "99"}).init_method == "tcp://[fd00::1]:99"
+    assert process_info(MPIRUN) == ProcessInfo(1, 2, 0, cores(), "tcp://head:4000")
     # whoever started the process itself speaks: mpirun and torchrun run inside steps of srun
-    assert place_of({**SRUN, **MPIRUN}) == place_of(MPIRUN)
-    assert place_of({**SRUN, **MPIRUN, **TORCHRUN}) == place_of(TORCHRUN)
+    assert process_info({**SRUN, **MPIRUN}) == process_info(MPIRUN)
+    assert process_info({**SRUN, **MPIRUN, **TORCHRUN}) == process_info(TORCHRUN)
     # a script that sets WORLD_SIZE for its own use, and srun
-    assert place_of({**SRUN, "WORLD_SIZE": "8"}) == place_of(SRUN)
+    assert process_info({**SRUN, "WORLD_SIZE": "8"}) == process_info(SRUN)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_each_launcher_is_understood():
     ],
 )
 def test_shells_inside_an_allocation_are_one_process(change):
-    assert place_of({**SRUN, **change}) is None
+    assert process_info({**SRUN, **change}) is None
 
 
 @pytest.mark.parametrize("whole", [TORCHRUN, SRUN, MPIRUN])
@@ -77,15 +77,17 @@ def test_half_set_variables_are_one_clear_error(whole):
     for name in whole.keys() - spare - switches:
         rest = {k: v for k, v in whole.items() if k != name}
         with pytest.raises(TrainError, match=rf"^{name} is not set.*\nstart them with .*unset the others") as error:
-            place_of(rest)
+            process_info(rest)
         assert str(error.value).count("\n") == 1
     for name in [n for n in whole if n.endswith(("RANK", "ID", "PORT", "SIZE", "TASKS"))]:
         with pytest.raises(TrainError, match=f"^{name}='x': must be a number"):
-            place_of({**whole, name: "x"})
+            process_info({**whole, name: "x"})
     with pytest.raises(TrainError, match=r"of [248] processes: it must be below"):
-        place_of({**whole, "RANK" if "RANK" in whole else next(n for n in whole if n[-4:] in ("RANK", "OCID")): "8"})
+        process_info(
+            {**whole, "RANK" if "RANK" in whole else next(n for n in whole if n[-4:] in ("RANK", "OCID")): "8"}
+        )
     with pytest.raises(TrainError, match=r"WORLD_SIZE=2 is set, and no RANK"):
-        place_of({"WORLD_SIZE": "2", "MASTER_ADDR": "a"})
+        process_info({"WORLD_SIZE": "2", "MASTER_ADDR": "a"})
 
 
 NAME = st.from_regex(r"[a-z][a-z0-9-]{0,5}[a-z]", fullmatch=True)

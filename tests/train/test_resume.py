@@ -20,7 +20,8 @@ from pipeline.commands.trace import open_run, spans_of_step
 from pipeline.errors import UserError
 from train import loop
 from train.checkpoint import checkpoint
-from train.checkpoint.load_model import open_trained
+from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints, newest_intact_checkpoint, pointer_target
+from train.checkpoint.load_model import open_trained_model
 from train.config import TrainError
 from train.data.manifest import load_manifest
 from train.eval.validation import Validation
@@ -32,13 +33,13 @@ AVERAGES = {"ema__decay": 0.9, "ema__every": 2, "swa__start_frac": 0.9, "swa__ev
 
 
 def weights(folder):
-    return checkpoint.find(folder, "k").tensors("model.safetensors")
+    return find_checkpoint(folder, "k").tensors("model.safetensors")
 
 
 def same(a, b):
     """Losses, final weights, momentum, moments and averages, to the bit."""
     for name in checkpoint.TENSOR_FILES:
-        x, y = (checkpoint.find(folder, "k").tensors(name) for folder in (a, b))
+        x, y = (find_checkpoint(folder, "k").tensors(name) for folder in (a, b))
         if x.keys() != y.keys() or not all(torch.equal(x[k], y[k]) for k in x):
             return False
     return losses(a) == losses(b)
@@ -129,12 +130,12 @@ def test_many_kills_also_while_writing_come_to_the_same_bits(pretrain, launch, t
         kill(ranks)
         kills += 1
         half += bool(list((cut / "checkpoints").glob(".part-*")))
-        assert checkpoint.newest_intact(cut / "checkpoints")[1] == []
-        best = checkpoint.named(cut / "checkpoints", "best")
+        assert newest_intact_checkpoint(cut / "checkpoints")[1] == []
+        best = pointer_target(cut / "checkpoints", "best")
         assert not best or (cut / "checkpoints" / best / "state.json").exists()
     assert kills > 3 and half
     assert same(cut, whole)
-    assert len({checkpoint.named(f / "checkpoints", "best") for f in (cut, whole)}) == 1
+    assert len({pointer_target(f / "checkpoints", "best") for f in (cut, whole)}) == 1
 
 
 def starts(folder):
@@ -157,7 +158,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_a_kill_leaves_the_on
     time.sleep(0.3)
     assert max(losses(folder)) == 12  # the next save waits for it
     kill([process])
-    assert [p.name for p in checkpoint.steps(folder / "checkpoints")] == ["step_000004"]
+    assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step_000004"]
     assert list((folder / "checkpoints").glob(".part-000008-*"))
     run(pretrain, command(folder))
     assert same(folder, alone)
@@ -176,29 +177,29 @@ def test_a_full_disk_ends_the_run_on_all_ranks(pretrain, launch, tmp_path):
 
 
 def test_a_slow_disk_is_said(pretrain, tmp_path, monkeypatch, capsys):
-    save = checkpoint.save
+    save = loop.save_checkpoint
 
     def slow(*args):
         time.sleep(0.2)
         return save(*args)
 
-    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(loop, "save_checkpoint", slow)
     monkeypatch.setattr(loop, "LONG_WAIT", 0.01)
     run(pretrain, sets(out=str(tmp_path / "r"), steps=3, checkpoint_every=1))
     assert "step 2: waited 0." in capsys.readouterr().out
-    assert len(checkpoint.steps(tmp_path / "r/checkpoints")) == 2
+    assert len(list_checkpoints(tmp_path / "r/checkpoints")) == 2
 
 
 def test_an_exception_waits_for_the_write(pretrain, tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise TrainError("step 5 fails")
 
-    step = loop.one_step
-    monkeypatch.setattr(loop, "one_step", lambda r: step(r) if r.step < 4 else broken())
+    step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda r: step(r) if r.step < 4 else broken())
     with pytest.raises(TrainError, match="step 5 fails"):
         run(pretrain, sets(out=str(tmp_path / "r"), steps=8))
-    assert checkpoint.find(tmp_path / "r", "k").step == 4
-    monkeypatch.setattr(checkpoint, "save", broken)
+    assert find_checkpoint(tmp_path / "r", "k").step == 4
+    monkeypatch.setattr(loop, "save_checkpoint", broken)
     with pytest.raises(TrainError, match="step 5 fails"):
         run(pretrain, sets(out=str(tmp_path / "q"), steps=8))
     assert "warning: step 5 fails" in capsys.readouterr().err
@@ -212,29 +213,29 @@ def test_best_is_the_model_that_scored_best_and_a_resume_knows_it(pretrain, tmp_
     planted = {0: 9.0, 2: 5.0, 4: 3.0, 6: 4.0, 8: float("nan"), 10: 3.0, 12: 3.5, 14: 2.5, 16: 2.75}
     score = Validation.score
     now = []
-    begin = loop._score
-    monkeypatch.setattr(loop, "_score", lambda r, of="": (now.append(r.step), begin(r, of))[1])
+    begin = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda r, of="": (now.append(r.step), begin(r, of))[1])
     monkeypatch.setattr(Validation, "score", lambda *a: replace(score(*a), nats=planted[now[-1]]))
     folder = tmp_path / "r/checkpoints"
     more = {"eval_every": 2, "checkpoint_every": 0, "keep_last": 1, "schedule__kind": "constant"}
     run(pretrain, sets(out=str(tmp_path / "r"), steps=8, **more))
     assert sorted(p.name for p in folder.glob("step_*")) == ["step_000004", "step_000008"]
-    assert open_trained(tmp_path / "r", pretrain, name="best").point.step == 4
-    assert open_trained(folder / "best", pretrain).point.step == checkpoint.find(folder / "best", "k").step == 4
-    assert open_trained(tmp_path / "r", pretrain).point.step == 8
+    assert open_trained_model(tmp_path / "r", pretrain, name="best").point.step == 4
+    assert open_trained_model(folder / "best", pretrain).point.step == find_checkpoint(folder / "best", "k").step == 4
+    assert open_trained_model(tmp_path / "r", pretrain).point.step == 8
     (folder / "best").unlink()  # as a kill before it was named would leave it
     run(pretrain, sets(out=str(tmp_path / "r"), steps=12, resume="auto", **more))
-    assert checkpoint.named(folder, "best") == "step_000004"
+    assert pointer_target(folder, "best") == "step_000004"
     run(pretrain, sets(out=str(tmp_path / "r"), steps=16, resume="auto", **more))
     assert sorted(p.name for p in folder.glob("step_*")) == ["step_000014", "step_000016"]
-    state = open_trained(tmp_path / "r", pretrain, name="step_000016").point.state
+    state = open_trained_model(tmp_path / "r", pretrain, name="step_000016").point.state
     assert state["best"]["step"] == 14 and state["best"]["val_loss"] == 2.5
     with pytest.raises(TrainError, match=r"no checkpoint 'step_000004' there; there are latest, step_000016, step_"):
-        open_trained(tmp_path / "r", pretrain, name="step_000004")
+        open_trained_model(tmp_path / "r", pretrain, name="step_000004")
     now.clear()
     run(pretrain, sets(out=str(tmp_path / "off"), steps=8, keep_best=False, **more))
     assert not (tmp_path / "off/checkpoints/best").exists()
-    assert [p.name for p in checkpoint.steps(tmp_path / "off/checkpoints")] == ["step_000008"]
+    assert [p.name for p in list_checkpoints(tmp_path / "off/checkpoints")] == ["step_000008"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,7 +289,7 @@ def test_steps_after_a_change_of_build_read_the_new_one_and_all_else_goes_on(pre
     a, b = losses(kept), losses(changed)
     assert [a[s] == b[s] for s in a] == [True] * 4 + [False] * 4
     assert abs(a[5] - b[5]) < 0.5  # weights and moments went on: a fresh start is 2 nats above
-    state = checkpoint.find(changed, "k").state
+    state = find_checkpoint(changed, "k").state
     assert state["best"]["step"] > 4  # what was scored on other documents does not count
     assert "note: on build" not in (kept / "run.json").read_text() and len(metrics(kept)) == len(metrics(changed))
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from trainer_harness import ended, losses, metrics, sets, start_ranks
 
-from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints
 from train.config import ConfigError, ScheduleConfig, TrainError
 from train.main import run
 from train.optim import schedule
@@ -162,11 +162,11 @@ def test_a_run_by_the_clock_ends_in_time_and_a_resume_continues(pretrain, half_s
     assert kept == "step_000012" and (tmp_path / "whole/checkpoints" / kept).is_dir()
     # the steps before a stop are not forgotten, nor is their time
     shutil.copytree(tmp_path / "whole", tmp_path / "r")
-    for path in checkpoint.steps(tmp_path / "r/checkpoints")[:-1]:
+    for path in list_checkpoints(tmp_path / "r/checkpoints")[:-1]:
         shutil.rmtree(path)
     run(pretrain, [*common, *sets(out=str(tmp_path / "r"), resume="auto")])
     assert losses(tmp_path / "r") == losses(tmp_path / "whole")  # the pace happens to be the same here
-    state = checkpoint.find(tmp_path / "r", "k").state["schedule"]
+    state = find_checkpoint(tmp_path / "r", "k").state["schedule"]
     assert state["total"] == 20 and state["pace"][0] == pytest.approx(0.5 * state["pace"][1])
     # more seconds from where the decay began
     path = tmp_path / "whole/checkpoints/step_000012"
@@ -196,7 +196,7 @@ def short(pretrain, tmp_path_factory):
 
 def test_the_checkpoint_where_the_decay_begins_is_kept(short):
     assert (short / "checkpoints/decay_start").read_text() == "step_000020\n"
-    assert [p.name for p in checkpoint.steps(short / "checkpoints")] == ["step_000024", "step_000020"]
+    assert [p.name for p in list_checkpoints(short / "checkpoints")] == ["step_000024", "step_000020"]
     assert not list((short / "checkpoints").glob(".*"))
     factors = [m["lr"] / 0.01 for m in metrics(short) if "loss" in m]
     assert factors[19] == 1 > factors[20]
@@ -214,7 +214,7 @@ def test_a_longer_run_is_to_the_bit_the_one_never_stopped(pretrain, short, tmp_p
     theirs = losses(tmp_path / "whole")
     assert losses(tmp_path / "r") == {s: theirs[s] for s in range(21, 31)}
     assert (tmp_path / "r/checkpoints/decay_start").read_text() == "step_000025\n"
-    ends = [checkpoint.find(tmp_path / f, "k").tensors("model.safetensors") for f in ("r", "whole")]
+    ends = [find_checkpoint(tmp_path / f, "k").tensors("model.safetensors") for f in ("r", "whole")]
     assert all(bool((ends[0][k] == ends[1][k]).all()) for k in ends[1])
 
 

@@ -72,7 +72,7 @@ def test_a_sources_score_is_that_of_its_shard_alone_at_any_number_of_ranks(mixed
         parts = []
         for rank in range(world):
             v = Validation(manifest, seq_len, 0, None, rank, world)
-            patch.setattr(v, "_all", lambda sums: (parts.append(sums), sums)[1])
+            patch.setattr(v, "_sum_over_ranks", lambda sums: (parts.append(sums), sums)[1])
             v.score(model, CPU)
         assert whole._score(np.sum(parts, 0)) == score
 
@@ -109,7 +109,7 @@ def test_bytes_are_those_of_the_text(tmp_path):
         (folder / shard.path).write_bytes(header + np.array(ids, "<u2").tobytes())
         shards.append(dataclasses.replace(shard, source=source, tokens=len(ids)))
     sized = dataclasses.replace(manifest.tokenizer, token_bytes=lengths)
-    parts = Validation(dataclasses.replace(manifest, shards=shards, tokenizer=sized), 8, 0, None, 0, 1).parts
+    parts = Validation(dataclasses.replace(manifest, shards=shards, tokenizer=sized), 8, 0, None, 0, 1).groups
     want = {source: sum(len(t.encode()) for t in group) for source, group in groups.items()}
     assert {source: part.bytes for source, part in parts.items()} == want
     assert parts[""].bytes == parts["latin"].bytes + parts["other"].bytes > 0
@@ -118,11 +118,11 @@ def test_bytes_are_those_of_the_text(tmp_path):
 def test_the_limit_holds_for_the_mixture_and_for_the_sources_together(mixed):
     manifest = load_manifest(mixed)
     v = Validation(manifest, 32, 300, None, 0, 1)
-    assert {source: p.tokens for source, p in v.parts.items()} == {"": 300, "prose": 100, "maths": 100}
-    assert {p.tokens for p in Validation(manifest, 32, 1, None, 0, 1).parts.values()} == {1}
+    assert {source: p.tokens for source, p in v.groups.items()} == {"": 300, "prose": 100, "maths": 100}
+    assert {p.tokens for p in Validation(manifest, 32, 1, None, 0, 1).groups.values()} == {1}
     whole = Validation(manifest, 32, 0, None, 0, 1)
-    held = {source: sum(s.tokens - 1 for s in manifest.split("val", source)) for source in whole.parts}
-    assert {source: p.tokens for source, p in whole.parts.items()} == held
+    held = {source: sum(s.tokens - 1 for s in manifest.split("val", source)) for source in whole.groups}
+    assert {source: p.tokens for source, p in whole.groups.items()} == held
 
 
 def test_every_pass_has_one_shape(mixed):
@@ -143,7 +143,7 @@ def test_a_run_reports_each_source(mixed, tmp_path, capsys):
     size = sum(len(text(20 + i, n)) for i, n in enumerate(SHARDS["maths"]))
     for key in ("before", "unigram", "after"):
         assert list(summary[key]["sources"]) == ["prose", "maths"]
-        assert Score.read(summary[key]).sources["maths"].bytes == size
+        assert Score.from_dict(summary[key]).sources["maths"].bytes == size
     scored = {m["step"]: m for m in metrics(tmp_path / "r") if "val_loss" in m}
     assert list(scored) == [0, 2, 4]
     for source in ("prose", "maths"):

@@ -12,12 +12,14 @@ import torch
 from trainer_harness import MODEL, losses, make_mixture, metrics, sets, text, write_manifest, write_shard
 
 from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import list_checkpoints
 from train.config import ModelConfig, TrainConfig, TrainError
 from train.data.manifest import load_manifest
 from train.data.sampler import rows_of_step, steps_that_read
 from train.main import run
 from train.model.transformer import build
 from train.monitor import anomalies
+from train.monitor import text as monitor_text
 from train.monitor.anomalies import CLIP, FLOOR, LOSS, NORM, NOT_FINITE, RATES, WARM, documents_of_step, judge
 from train.optim.optimizer import Optimizer
 
@@ -158,7 +160,7 @@ def test_skip_leaves_the_step_out_and_resumes_to_the_bit(planted, tmp_path):
     assert skipped and all(not e["applied"] for e in events(tmp_path / "whole") if "batch" in e)
     run(path, sets(**{**common, "steps": skipped[0] + 3}, out=str(tmp_path / "r")))
     run(path, sets(**common, out=str(tmp_path / "r"), resume="auto"))
-    files = [checkpoint.steps(tmp_path / name / "checkpoints")[0] for name in ("whole", "r")]
+    files = [list_checkpoints(tmp_path / name / "checkpoints")[0] for name in ("whole", "r")]
     for name in checkpoint.TENSOR_FILES:
         assert (files[0] / name).read_bytes() == (files[1] / name).read_bytes(), name
     state = json.loads((files[1] / "state.json").read_text())
@@ -182,8 +184,10 @@ def test_a_gradient_of_zeros_is_called_so(pretrain, tmp_path):
 
 
 def test_slow_steps_and_waiting_for_data():
-    watch = object.__new__(anomalies.Sentinel)
-    watch.paces = anomalies.deque(maxlen=5)
-    said = [watch.pace(10 * i, s, 10, w) for i, (s, w) in enumerate([(1, 0.5), (1, 0), (1, 0.01), (1, 0.2), (3, 0)])]
+    watch = object.__new__(anomalies.AnomalyDetector)
+    watch.step_seconds = anomalies.deque(maxlen=5)
+    said = [
+        watch.slow_events(10 * i, s, 10, w) for i, (s, w) in enumerate([(1, 0.5), (1, 0), (1, 0.01), (1, 0.2), (3, 0)])
+    ]
     assert [[e["event"] for e in found] for found in said] == [[], [], [], ["waiting for data"], ["slow steps"]]
-    assert anomalies.said(said[4][0]) == "slow steps: 0.300 s each, usually 0.100 s"
+    assert monitor_text.event_text(said[4][0]) == "slow steps: 0.300 s each, usually 0.100 s"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets, start_ranks, wait_for
 
-from train.checkpoint import checkpoint
-from train.checkpoint.run_folder import claimed
+from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints
+from train.checkpoint.run_folder import claim_folder
 from train.config import ConfigError, TrainError
 from train.data.manifest import ManifestError, load_manifest
 from train.distributed.runtime import Runtime
@@ -38,7 +38,7 @@ def test_a_run_learns_and_leaves_what_it_says(undisturbed):
     facts = json.loads((undisturbed / "run.json").read_text())
     assert (undisturbed / facts["manifest"]).resolve().is_file()
     assert {"seed", "batch_size", "seq_len", "build_id", "world_size", "versions", "starts"} <= set(facts)
-    assert [p.name for p in checkpoint.steps(undisturbed / "checkpoints")] == ["step_000024", "step_000020"]
+    assert [p.name for p in list_checkpoints(undisturbed / "checkpoints")] == ["step_000024", "step_000020"]
     first, last = metrics(undisturbed)[0], metrics(undisturbed)[-1]
     assert first["step"] == 0 and first["val_bits_per_byte"] == summary["before"]["bits_per_byte"]
     assert last["val_loss"] == summary["after"]["nats"]
@@ -126,7 +126,7 @@ def test_a_folder_in_which_another_process_trains_is_refused_and_left_alone(pret
     folder = tmp_path / "r"
     shutil.copytree(undisturbed, folder)
     command = sets(out=str(folder), steps=24, resume="auto")
-    with claimed(Runtime(0, 1, torch.device("cpu"), None), folder):
+    with claim_folder(Runtime(0, 1, torch.device("cpu"), None), folder):
         (folder / "checkpoints/.part-000028-1").mkdir()  # what the other one is writing
         before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
         with pytest.raises(TrainError, match="another process trains there"):
@@ -159,7 +159,7 @@ def test_a_cut_checkpoint_auto_warns_and_takes_the_one_before(pretrain, undistur
     assert "warning" in said and "step_000024" in said and "step_000020" in said
     assert losses(folder) == losses(undisturbed)
     assert (folder / "checkpoints/step_000024.broken").is_dir()
-    for path in checkpoint.steps(folder / "checkpoints"):
+    for path in list_checkpoints(folder / "checkpoints"):
         (path / "state.json").write_text("{")
     with pytest.raises(TrainError, match=r"no checkpoint in .* is whole"):
         run(pretrain, sets(out=str(folder), steps=24, resume="auto"))
@@ -251,7 +251,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, laun
     process.send_signal(number)
     out = process.communicate(timeout=30)[0]
     assert process.returncode == 75, out
-    saved = checkpoint.find(folder, "k").step
+    saved = find_checkpoint(folder, "k").step
     assert 3 <= saved < 50 and f"stopped by a signal after step {saved}" in out
     assert max(losses(folder)) == saved
     run(pretrain, command)
@@ -265,7 +265,7 @@ def test_a_signal_to_one_rank_stops_all_and_each_exits_75(pretrain, launch, tmp_
     ranks[1].send_signal(signal.SIGUSR1)
     out = [p.communicate(timeout=30)[0] for p in ranks]
     assert [p.returncode for p in ranks] == [75, 75], out
-    assert 3 <= checkpoint.find(tmp_path / "r", "k").step < 50
+    assert 3 <= find_checkpoint(tmp_path / "r", "k").step < 50
 
 
 def test_an_error_of_the_first_rank_is_had_by_all(pretrain, launch, tmp_path):
@@ -290,5 +290,5 @@ def test_sigterm_to_torchrun_saves_once_on_all_ranks(pretrain, launch, tmp_path)
     os.kill(process.pid, signal.SIGTERM)
     out = process.communicate(timeout=60)[0]
     assert process.returncode != 0  # torchrun's own status, not 75
-    saved = checkpoint.find(folder, "k")
+    saved = find_checkpoint(folder, "k")
     assert 3 <= saved.step < 50 and saved.state["world_size"] == 2, out

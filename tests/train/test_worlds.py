@@ -15,8 +15,9 @@ from trainer_harness import losses, sets
 
 from train import main
 from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import find_checkpoint
 from train.config import ModelConfig, TrainConfig, TrainError
-from train.distributed.runtime import processes
+from train.distributed.runtime import join_processes
 from train.main import run
 from train.model.transformer import build
 from train.optim.optimizer import Optimizer
@@ -60,7 +61,7 @@ def _rank(rank, world, port, failed, work, given) -> None:
 
 def states(folder: Path) -> list[dict[str, torch.Tensor]]:
     """All tensors of a run's newest checkpoint."""
-    found = checkpoint.find(folder, "k")
+    found = find_checkpoint(folder, "k")
     return [found.tensors(name) for name in checkpoint.TENSOR_FILES]
 
 
@@ -70,9 +71,9 @@ def states(folder: Path) -> list[dict[str, torch.Tensor]]:
 
 def updates(out: str, start: str | None = None) -> None:
     """Four updates with set gradients, the first two or the last two; the state is written to `out`."""
-    with processes() as rt:
+    with join_processes() as rt:
         model = build(TINY, 64, 0)
-        optimizer = Optimizer(model, TrainConfig(), rt.rank, rt.world)
+        optimizer = Optimizer(model, TrainConfig(), rt.rank, rt.world_size)
         if start is not None:
             held = torch.load(start)
             model.load_state_dict(held["model"])
@@ -80,14 +81,14 @@ def updates(out: str, start: str | None = None) -> None:
         for step in range(optimizer.steps, optimizer.steps + 2):
             optimizer.grads.copy_(torch.randn(len(optimizer.grads), generator=torch.Generator().manual_seed(step)))
             optimizer.step(1.0)
-        if rt.world > 1:
+        if rt.world_size > 1:
             share = {s.weights.shape[0]: (len(s.momentum), s.own.stop - s.own.start) for s in optimizer.muon_groups}
-            wanted = [-(-k // rt.world) for k in (12, 6, 3)]
+            wanted = [-(-k // rt.world_size) for k in (12, 6, 3)]
             own = [max(0, min(k, (rt.rank + 1) * w) - rt.rank * w) for k, w in zip((12, 6, 3), wanted, strict=True)]
             assert share == dict(zip((12, 6, 3), zip(wanted, own, strict=True), strict=True))
         state = optimizer.state_tensors()  # by all
         assert len(state) == sum(1 if n in optimizer.muon_names else 2 for n in optimizer.parameters)
-        if rt.first:
+        if rt.is_rank0:
             torch.save({"model": model.state_dict(), "optimizer": state, "steps": optimizer.steps}, out)
 
 
@@ -168,6 +169,6 @@ def stopped_by_rank_loss(manifest: Path, folder: str) -> None:
 
 def test_a_lost_rank_stops_every_process_at_the_same_step(pretrain, tmp_path):
     together(2, stopped_by_rank_loss, pretrain, str(tmp_path / "r"))
-    saved = checkpoint.find(tmp_path / "r", "k")
+    saved = find_checkpoint(tmp_path / "r", "k")
     assert saved.step == max(losses(tmp_path / "r")) <= 30 and saved.state["world_size"] == 2
     assert "rank loss" in {json.loads(line)["event"] for line in (tmp_path / "r/events.jsonl").read_text().splitlines()}

@@ -23,37 +23,41 @@ from torch import Tensor
 from train.config import TrainError
 
 
-class Writer:
+class BackgroundWriter:
     """The thread that writes, when there is one, and the buffers that it reads."""
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
-        self.held: dict[tuple[int, str], Tensor] = {}
+        self.buffers: dict[tuple[int, str], Tensor] = {}  # by group and name
 
-    def copied(self, *groups: Mapping[str, Tensor]) -> tuple[list[dict[str, Tensor]], Callable[[], None]]:
-        """Each group of tensors on the host, and what waits until they are there. Only after `wait`.
+    def copy_to_host(self, *groups: Mapping[str, Tensor]) -> tuple[list[dict[str, Tensor]], Callable[[], None]]:
+        """Copy each group of tensors to the host. Call it after `wait` only.
 
-        A name stands for the same shape in every call.
+        A name stands for the same shape in every call. Returns the copies, and a function that waits until they are
+        complete.
         """
         copies: list[dict[str, Tensor]] = []
-        cuda = False
+        on_cuda = False
         for number, group in enumerate(groups):
             for name, tensor in group.items():
-                key = number, name
-                if key not in self.held:
-                    self.held[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self.held[key].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-                cuda |= tensor.is_cuda
-            copies.append({name: self.held[number, name] for name in group})
-        if not cuda:
+                on_cuda |= tensor.is_cuda
+                self._buffer(number, name, tensor).copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            copies.append({name: self.buffers[number, name] for name in group})
+        if not on_cuda:
             return copies, lambda: None
         copied = torch.cuda.Event(blocking=True)
         copied.record()
         return copies, copied.synchronize
 
+    def _buffer(self, group: int, name: str, tensor: Tensor) -> Tensor:
+        if (group, name) not in self.buffers:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self.buffers[group, name] = buffer
+        return self.buffers[group, name]
+
     def start(self, work: Callable[[], None]) -> None:
-        """Begin a write. Only after `wait`."""
+        """Begin a write. Call it after `wait` only."""
 
         def guarded() -> None:
             try:
@@ -70,7 +74,10 @@ class Writer:
         return self.error is not None
 
     def wait(self) -> float:
-        """Until nothing is being written; the seconds that took. Raises what the thread met: TrainError mostly."""
+        """Wait until nothing is being written. Returns the seconds that took, and raises what the thread met.
+
+        That is a TrainError mostly.
+        """
         started = time.perf_counter()
         if self.thread is not None:
             self.thread.join()
@@ -81,7 +88,7 @@ class Writer:
         return time.perf_counter() - started
 
     def close(self) -> None:
-        """`wait` where something else went wrong already: a failure is only said."""
+        """Wait as `wait` does, where something else went wrong already: a failure is printed and not raised."""
         try:
             self.wait()
         except TrainError as error:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,19 +55,19 @@ class Checkpoint:
         return load_file(self.folder / name)
 
 
-def save(
+def save_checkpoint(
     folder: Path,
     step: int,
     model: dict[str, Tensor],
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
-    names: tuple[str, ...] = (),
+    names: Sequence[str] = (),
 ) -> Path:
     """Write step `step` into `folder` (a run's checkpoints/), to be called `names` besides `latest`.
 
     Raises TrainError when the disk refuses.
     """
-    final = folder / name_of(step)
+    final = folder / checkpoint_name(step)
     if final.exists():
         raise TrainError(f"{final} is there already, and checkpoints are never overwritten; choose another train.out")
     part = folder / f".part-{step:06d}-{os.getpid()}"
@@ -95,30 +96,30 @@ def save(
     return final
 
 
-def name_of(step: int) -> str:
+def checkpoint_name(step: int) -> str:
     """The folder's name of a checkpoint."""
     return f"step_{step:06d}"
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (0: none), the best one, and the one where the decay began.
 
     Each is renamed first, so that no half one is ever seen.
     """
-    spared = {named(folder, BEST), named(folder, DECAY_START)}
-    for old in [p for p in steps(folder)[keep:] if p.name not in spared] if keep else []:
+    spared = {pointer_target(folder, BEST), pointer_target(folder, DECAY_START)}
+    for old in [p for p in list_checkpoints(folder)[keep:] if p.name not in spared] if keep else []:
         trash = old.with_name(f".old-{old.name}")
         old.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def named(folder: Path, pointer: str) -> str:
+def pointer_target(folder: Path, pointer: str) -> str:
     """The name in one of the files LATEST, BEST and DECAY_START of a checkpoints/; empty when it is not there."""
     path = folder / pointer
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
-def sweep(folder: Path) -> None:
+def delete_partial_checkpoints(folder: Path) -> None:
     """Delete what a kill left half written. Only for the process that owns the run."""
     if folder.is_dir():
         for path in folder.iterdir():
@@ -126,13 +127,13 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def steps(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's checkpoints/, newest first, intact or not."""
     found = [p for p in folder.glob("step_*") if p.name[5:].isdigit() and p.is_dir()] if folder.is_dir() else []
     return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
 
 
-def read(folder: Path) -> Checkpoint:
+def read_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`. Raises TrainError, in one line, when it is missing, cut or damaged."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -150,28 +151,28 @@ def read(folder: Path) -> Checkpoint:
         raise TrainError(f"{folder}: not a whole checkpoint ({error})") from None
 
 
-def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_intact_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of a run's checkpoints/ that is whole, and what is wrong with each newer one."""
     broken: list[str] = []
-    for path in steps(folder):
+    for path in list_checkpoints(folder):
         try:
-            return read(path), broken
+            return read_checkpoint(path), broken
         except TrainError as error:
             broken.append(str(error))
     return None, broken
 
 
-def find(path: Path, key: str) -> Checkpoint:
+def find_checkpoint(path: Path, key: str) -> Checkpoint:
     """The checkpoint that `path` names: a step's folder, or the newest of a run or its checkpoints/ folder.
 
     checkpoints/best, a file, stands for the checkpoint that it names, and so do its like.
     Raises TrainError when there is none, and when it is damaged: then naming the newest whole one, not taking it.
     """
     if path.is_file():
-        path = path.parent / named(path.parent, path.name)
+        path = path.parent / pointer_target(path.parent, path.name)
     for folder in (path / "checkpoints", path):
-        if steps(folder):
-            chosen = steps(folder)[0]
+        if list_checkpoints(folder):
+            chosen = list_checkpoints(folder)[0]
             break
     else:
         if not (path / "state.json").exists():
@@ -179,8 +180,8 @@ def find(path: Path, key: str) -> Checkpoint:
             raise TrainError(f"{path}: no checkpoint there; name one with --set {key}=PATH, or --set {key}={other}")
         chosen, folder = path, path.parent
     try:
-        return read(chosen)
+        return read_checkpoint(chosen)
     except TrainError as error:
-        whole, _ = newest_intact(folder)
+        whole, _ = newest_intact_checkpoint(folder)
         hint = f"the newest whole one is {whole.folder}" if whole else "and there is no whole one beside it"
         raise TrainError(f"{error}\n{hint}; name one with --set {key}=PATH") from None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from train.checkpoint import checkpoint
-from train.checkpoint.checkpoint import Checkpoint
+from train.checkpoint.checkpoint import Checkpoint, list_checkpoints, pointer_target, read_checkpoint
 from train.config import ModelConfig, TrainError
 from train.data.manifest import Manifest, load_manifest
 from train.files import sha256_file
@@ -22,7 +22,7 @@ from train.overrides import from_dict
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A checkpoint with the manifest of what it was trained on. `cfg` is the checkpoint's, not the recipe's."""
 
     point: Checkpoint
@@ -74,13 +74,15 @@ class Trained:
         }
 
 
-def open_trained(path: Path, manifest: Path | None = None, average: str = "", name: str = "latest") -> Trained:
+def open_trained_model(
+    path: Path, manifest: Path | None = None, average: str = "", name: str = "latest"
+) -> TrainedModel:
     """What `path` names: a step's folder, or of a run the checkpoint `name`. `manifest`: where run.json's is now.
 
     Raises TrainError or ManifestError: no whole checkpoint, no manifest, another tokenizer than the model's.
     """
     folder = _checkpoint_in(path, name)
-    point = checkpoint.read(folder)
+    point = read_checkpoint(folder)
     identity = point.state["identity"]
     found = load_manifest(manifest or _manifest_of(folder.absolute().parents[1]))
     tokenizer = found.file(found.tokenizer.path)
@@ -88,7 +90,7 @@ def open_trained(path: Path, manifest: Path | None = None, average: str = "", na
         raise TrainError(f"{found.folder}: its tokenizer is not the one {folder} was trained with; name its manifest")
     if not tokenizer.exists() or sha256_file(tokenizer) != found.tokenizer.sha256:
         raise TrainError(f"{tokenizer}: missing, or changed since it was packed; build the mixture again")
-    return Trained(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found, average)
+    return TrainedModel(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found, average)
 
 
 def _checkpoint_in(path: Path, name: str) -> Path:
@@ -96,28 +98,28 @@ def _checkpoint_in(path: Path, name: str) -> Path:
     if path.is_file():  # checkpoints/best, and its like
         path, name = path.parent, path.name
     inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    held = {p.name: p for p in checkpoint.steps(inside)}
+    held = {p.name: p for p in list_checkpoints(inside)}
     if not held:
         if name != "latest" or not (path / "state.json").exists():
             raise TrainError(f"{path}: no checkpoint there; name a run's folder, or a step's inside its checkpoints/")
         return path
-    wanted = next(iter(held)) if name == checkpoint.LATEST else checkpoint.named(inside, name) or name
+    wanted = next(iter(held)) if name == checkpoint.LATEST else pointer_target(inside, name) or name
     if wanted not in held:
         raise TrainError(f"{inside}: no checkpoint {name!r} there; there are {', '.join(['latest', *held])}")
     return held[wanted]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names a trained model on a command line; `given_model` reads them."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names a trained model on a command line; `model_from_arguments` reads them."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
     parser.add_argument("--checkpoint", default="latest", metavar="NAME", help="of a run: latest, best or step_000120")
     parser.add_argument("--average", choices=("ema", "swa"), default="", help="its weights, where the run held one")
     parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
 
 
-def given_model(given: argparse.Namespace) -> Trained:
-    """The model that the arguments name. Raises as open_trained does."""
-    return open_trained(given.run, given.manifest, given.average, given.checkpoint)
+def model_from_arguments(given: argparse.Namespace) -> TrainedModel:
+    """The model that the arguments name. Raises as open_trained_model does."""
+    return open_trained_model(given.run, given.manifest, given.average, given.checkpoint)
 
 
 def _manifest_of(run: Path) -> Path:

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint import checkpoint
-from train.checkpoint.checkpoint import Checkpoint
+from train.checkpoint.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    find_checkpoint,
+    list_checkpoints,
+    newest_intact_checkpoint,
+    pointer_target,
+    read_checkpoint,
+)
 from train.checkpoint.run_folder import differences, short
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
@@ -28,17 +36,17 @@ from train.optim.schedule import StepTimer, decay_start, settled
 
 
 @dataclass(frozen=True)
-class Start:
-    """What rank 0 decided: where to write, and the checkpoint to continue or to take weights from."""
+class RunStart:
+    """What rank 0 decided: where a run writes, and which checkpoint it starts from."""
 
     folder: Path
     builds: list[dict[str, Any]]  # {build_id, from_step}: the build that was read after so many updates
-    resumed: Path | None = None
-    weights: Path | None = None
+    checkpoint: Path | None = None
+    resumes: bool = False  # whether all of the checkpoint is continued, and not its weights alone taken
     best: dict[str, Any] | None = None  # the best score so far: step, val_loss, tokens
 
 
-def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Start:
+def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> RunStart:
     """Decide and check where a run writes and what it starts from. Raises TrainError where the contract says no."""
     if cfg.resume == "auto" and cfg.out is None:
         raise ConfigError("train.resume=auto needs train.out=FOLDER, the run to continue")
@@ -59,8 +67,9 @@ def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Star
         raise TrainError(f"train.out: {folder} cannot be made: {error.strerror}; name another folder") from None
     builds = builds_after(point, manifest.build_id)
     if point is None:
-        return Start(folder, builds, weights=weights)
-    return Start(folder, builds, point.folder, best=_best_so_far(folder / "checkpoints", point, manifest.build_id))
+        return RunStart(folder, builds, weights)
+    best = _best_so_far(folder / "checkpoints", point, manifest.build_id)
+    return RunStart(folder, builds, point.folder, resumes=True, best=best)
 
 
 def builds_after(point: Checkpoint | None, build_id: str) -> list[dict[str, Any]]:
@@ -85,12 +94,12 @@ def _best_so_far(folder: Path, point: Checkpoint, build_id: str) -> dict[str, An
     `best` is made to name it again: a kill may have come between a checkpoint and its name.
     """
     best: dict[str, Any] | None = point.state.get("best")
-    name = checkpoint.name_of(best["step"]) if best else ""
+    name = checkpoint_name(best["step"]) if best else ""
     if best is None or not (folder / name).is_dir():
-        if not (folder / checkpoint.named(folder, checkpoint.BEST)).is_dir():
+        if not (folder / pointer_target(folder, checkpoint.BEST)).is_dir():
             (folder / checkpoint.BEST).unlink(missing_ok=True)
         return None
-    if checkpoint.named(folder, checkpoint.BEST) != name:
+    if pointer_target(folder, checkpoint.BEST) != name:
         write_atomic(folder / checkpoint.BEST, name + "\n")
     return best if point.state["identity"]["build_id"] == build_id else None
 
@@ -123,7 +132,7 @@ def _new_folder(manifest: Manifest) -> Path:
 def _refuse_used(folder: Path, ours: dict[str, Any], never: bool) -> None:
     """Raises TrainError when `folder` holds checkpoints, or (unless `never`) a run that has none yet."""
     theirs = _identity_in(folder)
-    held = checkpoint.steps(folder / "checkpoints")
+    held = list_checkpoints(folder / "checkpoints")
     if not held and (theirs is None or never):
         return
     if theirs == ours:
@@ -138,7 +147,7 @@ def _refuse_used(folder: Path, ours: dict[str, Any], never: bool) -> None:
 def _continue(folder: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoint | None:
     """The checkpoint to continue in `folder`; None when nothing is there yet, or nothing was saved yet."""
     theirs = _identity_in(folder)
-    held = checkpoint.steps(folder / "checkpoints")
+    held = list_checkpoints(folder / "checkpoints")
     if theirs is None and not held:
         return None
     other = _other_build(ours, theirs or {})
@@ -150,7 +159,7 @@ def _continue(folder: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoin
             f"train.resume=auto: {folder} holds another run ({what})\n"
             "give the same manifest and settings, or choose another train.out"
         )
-    whole, broken = checkpoint.newest_intact(folder / "checkpoints")
+    whole, broken = newest_intact_checkpoint(folder / "checkpoints")
     if broken and whole is None:
         raise TrainError(f"{broken[0]}\nno checkpoint in {folder} is whole; start again with another train.out")
     for message, path in zip(broken, held, strict=False):
@@ -166,11 +175,11 @@ def _continue(folder: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoin
 
 def _resume_path(folder: Path, path: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoint:
     """A named checkpoint, continued in its own folder or a fresh one."""
-    chosen = checkpoint.find(path, "train.resume")
+    chosen = find_checkpoint(path, "train.resume")
     _same_run(chosen, ours, cfg)
     _same_past(chosen, cfg)
     theirs = _identity_in(folder)
-    held = checkpoint.steps(folder / "checkpoints")
+    held = list_checkpoints(folder / "checkpoints")
     same = theirs in (None, ours) or (cfg.allow_new_manifest and _other_build(ours, theirs or {}))
     if not same or (held and theirs is None):
         raise TrainError(f"{folder} holds another run, never overwritten: choose another train.out")
@@ -200,7 +209,7 @@ def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
     total = cfg.steps if seconds is None else StepTimer(*then.get("pace", ())).total(cfg.steps, seconds)
     length = f"train.steps={cfg.steps}" + ("" if seconds is None else f" train.schedule.seconds={seconds:g}")
     if not settled(chosen.step, then["total"], cfg.schedule):
-        kept = [p for p in checkpoint.steps(chosen.folder.parent) if _settled(p, cfg)]
+        kept = [p for p in list_checkpoints(chosen.folder.parent) if _settled(p, cfg)]
         hint = f"--set train.resume={kept[0]} train.out=NEW {length}" if kept else "no checkpoint from there was kept"
         raise TrainError(
             f"{chosen.folder}: its learning rate had begun to fall, to the end of {then['total']:g} steps; {length} is "
@@ -223,7 +232,7 @@ def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
 def _settled(path: Path, cfg: TrainConfig) -> bool:
     """Whether a checkpoint is from before the fall, by the length its run was to have then: by the clock that moves."""
     try:
-        point = checkpoint.read(path)
+        point = read_checkpoint(path)
     except TrainError:
         return False
     return settled(point.step, point.state["schedule"]["total"], cfg.schedule)
@@ -252,13 +261,13 @@ def _initial_weights(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any])
     if name in phases or not (path.exists() or "/" in name):
         # beside the link that the manifest was reached through, not beside what it points to
         path = Path(manifest.folder).parent / "train" / name
-        if not checkpoint.steps(path / "checkpoints"):
+        if not list_checkpoints(path / "checkpoints"):
             raise TrainError(
                 f"train.init_from={name}: no checkpoint in {path / 'checkpoints'}\n"
                 f"train that phase first, or name one with --set train.init_from=PATH, or start afresh with "
                 "--set train.init_from=none"
             )
-    chosen = checkpoint.find(path, "train.init_from")
+    chosen = find_checkpoint(path, "train.init_from")
     theirs = chosen.state["identity"]
     for key, what in (("val_rule", "validation documents were chosen"), ("tokenizer_sha256", "tokenizer was made")):
         if theirs.get(key) != ours[key]:

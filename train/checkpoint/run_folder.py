@@ -21,14 +21,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import delete_partial_checkpoints
 from train.config import ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.distributed.runtime import Runtime
 from train.files import write_atomic
 
 
-def identity(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
+def run_identity(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     """What makes a run the same run, in JSON's types: stored in run.json and in each checkpoint."""
     value = {
         "build_id": manifest.build_id,
@@ -65,14 +65,14 @@ def short(value: object) -> str:
 
 
 @contextlib.contextmanager
-def claimed(rt: Runtime, folder: Path) -> Iterator[None]:
+def claim_folder(rt: Runtime, folder: Path) -> Iterator[None]:
     """The folder for this run alone, and without what a kill left half written.
 
     The lock is the kernel's: it ends with the process, however that ends. Raises TrainError, on all ranks, where
     another process trains there.
     """
     with contextlib.ExitStack() as held:
-        rt.agreed(lambda: _claim(folder, held))
+        rt.broadcast_from_rank0(lambda: _claim(folder, held))
         yield
 
 
@@ -84,7 +84,7 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> None:
         raise TrainError(f"{folder}: another process trains there; end it first, or choose another train.out") from None
     except OSError as error:
         print(f"warning: {folder} cannot be locked ({error.strerror}): see that nobody else trains there", flush=True)
-    checkpoint.sweep(folder / "checkpoints")
+    delete_partial_checkpoints(folder / "checkpoints")
 
 
 def write_run(folder: Path, ours: dict[str, Any], facts: dict[str, Any], start: dict[str, Any]) -> None:

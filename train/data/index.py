@@ -21,7 +21,7 @@ class Index:
     uncounted: I64  # (2, gaps): [first, last) of the inputs whose target does not count: they are padding, or it is
 
 
-def open_index(manifest: Manifest, shard: Shard) -> Index:
+def read_shard_index(manifest: Manifest, shard: Shard) -> Index:
     """Read a shard's Megatron `.idx`. Raises ManifestError when it does not fit the shard."""
     path = manifest.file(shard.index)
     counts, pointers = read_index(path)
@@ -41,7 +41,7 @@ def open_index(manifest: Manifest, shard: Shard) -> Index:
 def counted_targets(manifest: Manifest, shard: Shard) -> NDArray[np.bool_]:
     """(tokens - 1,): whether the target of each input of a shard counts. It does not in padding, nor right after it."""
     counts = np.ones(shard.tokens, bool)
-    for first, last in open_index(manifest, shard).uncounted.T:
+    for first, last in read_shard_index(manifest, shard).uncounted.T:
         counts[max(0, first) : last] = False
     return counts[:-1]
 
@@ -50,8 +50,8 @@ class MappedIndex:
     """A shard's index where it lies, searched a few rows at a time: thousands of them in memory would be gigabytes."""
 
     def __init__(self, manifest: Manifest, shard: Shard) -> None:
-        """Raises ManifestError as `open_index`, which reads it once to check it."""
-        open_index(manifest, shard)
+        """Raises ManifestError as `read_shard_index`, which reads it once to check it."""
+        read_shard_index(manifest, shard)
         self.tokens = shard.tokens
         self.counts, self.pointers = map_index(manifest.file(shard.index), shard.documents)
 

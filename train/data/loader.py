@@ -26,7 +26,7 @@ from train.config import TrainConfig, TrainError
 from train.data.format import Tokens, map_tokens, read_header, shard_bytes
 from train.data.index import MappedIndex
 from train.data.manifest import Manifest, ManifestError, Shard
-from train.data.sampler import I64, Order, windows_of
+from train.data.sampler import I64, Sampler, windows_per_shard
 from train.files import sha256_file
 from train.model.loss import IGNORE
 from train.model.masks import to_device
@@ -59,7 +59,7 @@ def check_shard(manifest: Manifest, shard: Shard) -> None:
         )
 
 
-def shards_to_hold() -> int:
+def max_mapped_shards() -> int:
     """How many shards may stay mapped. Raises this process's limit of open files as far as it may.
 
     A short row comes from any shard, so one that is not held is opened for a few rows: 0.2 ms.
@@ -79,13 +79,13 @@ def open_shard(manifest: Manifest, shard: Shard) -> Tokens:
     return map_tokens(manifest.file(shard.path), shard.tokens)
 
 
-def check_hashes(manifest: Manifest, rank: int, world: int) -> bool:
+def check_hashes(manifest: Manifest, rank: int, world_size: int) -> bool:
     """Compare the sha256 of this rank's share of the shards. False, and headers only, above HASH_LIMIT bytes.
 
     Raises ManifestError naming the file that differs.
     """
     small = sum(s.bytes for s in manifest.shards) <= HASH_LIMIT
-    for shard in manifest.shards[rank::world]:
+    for shard in manifest.shards[rank::world_size]:
         check_shard(manifest, shard)
         path = manifest.file(shard.path)
         if small and sha256_file(path) != shard.sha256:
@@ -93,8 +93,8 @@ def check_hashes(manifest: Manifest, rank: int, world: int) -> bool:
     return small
 
 
-def ranges(low: I64, high: I64) -> I64:
-    """The whole numbers of [low, high), range after range."""
+def numbers_in_ranges(low: I64, high: I64) -> I64:
+    """Return the whole numbers of each range [low, high), (n,) each, range after range."""
     length = high - low
     return np.repeat(low - (np.cumsum(length) - length), length) + np.arange(length.sum())
 
@@ -106,117 +106,125 @@ def ranges(low: I64, high: I64) -> I64:
 class Batch(NamedTuple):
     """One rank's rows of a step, on the loader's device. Valid until the next but one: the memory is reused."""
 
-    tokens: Tensor  # (B / world, T + 1) int64
-    world: int
-    counted_in_step: int  # targets that count in the whole step, over all ranks
-    masked: Tensor | None = None  # (B / world, T) int64: the targets where some do not count, and are IGNORE
-    counted: I64 | None = None  # (B / world,): targets that count in each row; None: all
-    borders: Tensor | None = None  # (documents + 1,) int32 on the CPU: where they begin in the flattened inputs, and
-    # the end: what varlen calls name cu_seqlens
+    tokens: Tensor  # (B / world_size, T + 1) int64
+    world_size: int
+    num_targets_in_step: int  # targets that count in the whole step, over all ranks
+    masked_targets: Tensor | None = None  # (B / world_size, T) int64: IGNORE where some do not count; None: all do
+    num_targets: I64 | None = None  # (B / world_size,): targets that count in each row; None: all
+    # (documents + 1,) int32 on the CPU: where documents begin in the flattened inputs, and the end
+    cu_seqlens: Tensor | None = None
 
     @property
     def inputs(self) -> Tensor:
-        """(B / world, T) int64, a view."""
+        """(B / world_size, T) int64, a view."""
         return self.tokens[:, :-1]
 
     @property
     def targets(self) -> Tensor:
-        """(B / world, T) int64, a view; IGNORE where it does not count."""
-        return self.tokens[:, 1:] if self.masked is None else self.masked
+        """(B / world_size, T) int64, a view; IGNORE where it does not count."""
+        return self.tokens[:, 1:] if self.masked_targets is None else self.masked_targets
 
-    def micros(self, rows: int) -> Iterator[Micro]:
-        """`rows` at a time."""
+    def micro_batches(self, rows: int) -> Iterator[MicroBatch]:
+        """Yield the batch `rows` rows at a time."""
         parts = zip(self.inputs.split(rows), self.targets.split(rows), strict=True)
         for i, (inputs, targets) in enumerate(parts):
-            borders = None if self.borders is None else self._borders(i * inputs.numel(), (i + 1) * inputs.numel())
-            if self.counted is None:
-                yield Micro(inputs, targets, None, 1 / (len(self.tokens) // rows * self.world), borders)
+            cu_seqlens = self._cu_seqlens(i * inputs.numel(), (i + 1) * inputs.numel())
+            if self.num_targets is None:
+                share = 1 / (len(self.tokens) // rows * self.world_size)
+                yield MicroBatch(inputs, targets, None, share, cu_seqlens)
             else:
-                counted = int(self.counted[i * rows : (i + 1) * rows].sum())
-                yield Micro(inputs, targets, counted, counted / max(1, self.counted_in_step), borders)
+                num_targets = int(self.num_targets[i * rows : (i + 1) * rows].sum())
+                share = num_targets / max(1, self.num_targets_in_step)
+                yield MicroBatch(inputs, targets, num_targets, share, cu_seqlens)
 
-    def _borders(self, first: int, last: int) -> Tensor:
-        """Those of tokens [first, last), between which rows begin and end, counted from `first`."""
-        assert self.borders is not None
-        low, high = torch.searchsorted(self.borders, torch.tensor([first, last], dtype=torch.int32)).tolist()
-        return self.borders[low : high + 1] - first
+    def _cu_seqlens(self, first: int, last: int) -> Tensor | None:
+        """Return those of tokens [first, last), between which rows begin and end, counted from `first`."""
+        if self.cu_seqlens is None:
+            return None
+        low, high = torch.searchsorted(self.cu_seqlens, torch.tensor([first, last], dtype=torch.int32)).tolist()
+        return self.cu_seqlens[low : high + 1] - first
 
 
-class Micro(NamedTuple):
+class MicroBatch(NamedTuple):
     """Some rows of a batch."""
 
     ids: Tensor  # (rows, T)
     targets: Tensor  # (rows, T)
-    counted: int | None  # targets that count; None: all
+    num_targets: int | None  # targets that count; None: all
     share: float  # of them in the whole step's
-    borders: Tensor | None  # of documents, as the batch's
+    cu_seqlens: Tensor | None  # of documents, as the batch's
 
 
-class Recent(Generic[T]):
-    """`make(key)`, remembered for the keys used last."""
+class LRUCache(Generic[T]):
+    """The values of `make(key)`, remembered for the `limit` keys used last."""
 
     def __init__(self, make: Callable[[int], T], limit: int) -> None:
         self.make, self.limit = make, limit
-        self.held: OrderedDict[int, T] = OrderedDict()
+        self.values: OrderedDict[int, T] = OrderedDict()
 
     def __getitem__(self, key: int) -> T:
-        if key in self.held:
-            self.held.move_to_end(key)
+        if key in self.values:
+            self.values.move_to_end(key)
         else:
-            self.held[key] = self.make(key)
-            if len(self.held) > self.limit:
-                self.held.popitem(last=False)
-        return self.held[key]
+            self.values[key] = self.make(key)
+            if len(self.values) > self.limit:
+                self.values.popitem(last=False)
+        return self.values[key]
 
 
 class Loader:
     """Rows of any step for one rank. Shards are opened when first read; the state is the step: the caller has it."""
 
     def __init__(
-        self, manifest: Manifest, cfg: TrainConfig, rank: int = 0, world: int = 1, device: torch.device | None = None
+        self,
+        manifest: Manifest,
+        cfg: TrainConfig,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
-        if cfg.batch_size % world:
-            near = max(world, cfg.batch_size // world * world)
+        if cfg.batch_size % world_size:
+            near = max(world_size, cfg.batch_size // world_size * world_size)
             raise TrainError(
-                f"train.batch_size = {cfg.batch_size} sequences cannot be shared by {world} processes: set "
+                f"train.batch_size = {cfg.batch_size} sequences cannot be shared by {world_size} processes: set "
                 f"train.batch_size={near}, or start a number of processes that divides {cfg.batch_size}"
             )
-        share = cfg.batch_size // world
-        self.micro = cfg.micro_batch or share
-        if share % self.micro:
+        share = cfg.batch_size // world_size
+        self.micro_batch_size = cfg.micro_batch or share
+        if share % self.micro_batch_size:
             raise TrainError(
-                f"train.micro_batch = {self.micro} does not divide the {share} sequences that each of {world} "
-                f"processes takes of train.batch_size = {cfg.batch_size}; take a divisor of {share}"
+                f"train.micro_batch = {self.micro_batch_size} does not divide the {share} sequences that each of "
+                f"{world_size} processes takes of train.batch_size = {cfg.batch_size}; take a divisor of {share}"
             )
-        self.manifest, self.cfg, self.rank, self.world = manifest, cfg, rank, world
+        self.manifest, self.cfg, self.rank, self.world_size = manifest, cfg, rank, world_size
         self.shards = manifest.split("train")
-        self.counts = windows_of(manifest, cfg.seq_len)
+        self.counts = windows_per_shard(manifest, cfg.seq_len)
         self.device = device or torch.device("cpu")
         self.padded = any(s.padding for s in self.shards)
-        self._order = Order(self.counts, cfg, rank, world)
-        self._whole = Order(self.counts, cfg, 0, 1) if self.padded else None
-        held = shards_to_hold()
+        self._sampler = Sampler(self.counts, cfg, rank, world_size)
+        self._global_sampler = Sampler(self.counts, cfg, 0, 1) if self.padded else None
+        held = max_mapped_shards()
         half = held // 2  # an index is mapped too
         indexed = self.padded or cfg.document_mask
-        self._open = Recent(lambda s: open_shard(manifest, self.shards[s]), half if indexed else held)
-        self._indices = Recent(lambda s: MappedIndex(manifest, self.shards[s]), half)
+        self._tokens = LRUCache(lambda s: open_shard(manifest, self.shards[s]), half if indexed else held)
+        self._indices = LRUCache(lambda s: MappedIndex(manifest, self.shards[s]), half)
         self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
-        self._rows, self._last = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
-        self._records = self._rows.view(f"V{2 * cfg.seq_len}")[:, 0]
+        self._inputs, self._last_targets = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
+        self._records = self._inputs.view(f"V{2 * cfg.seq_len}")[:, 0]
         cuda, shape = self.device.type == "cuda", (share, cfg.seq_len + 1)
         # two in turn: on a CPU the batch is the block, and the next one may be read while it is used
         # (train/data/prefetch.py)
         self._blocks = [torch.empty(shape, dtype=torch.int64, pin_memory=cuda) for _ in range(2)]
         self._arrays = [block.numpy() for block in self._blocks]
-        self._copied: list[torch.cuda.Event | None] = [None] * len(self._blocks)
-        self._turn = 0
+        self._copy_events: list[torch.cuda.Event | None] = [None] * len(self._blocks)
+        self._next_block = 0
 
-    def batch(self, step: int, documents: bool = False) -> Batch:
-        """This rank's rows of 0-based `step`; with `documents`, where these begin.
+    def batch(self, step: int, document_mask: bool = False) -> Batch:
+        """This rank's rows of 0-based `step`; with `document_mask`, where documents begin too.
 
         Raises ManifestError when a shard read is not the one that the manifest names, or holds an id it cannot hold.
         """
-        shard, window, order = self._order.rows(step)
+        shard, window, order = self._sampler.rows(step)
         block = self._block()
         if self.cfg.seq_len < LONG:
             self._read_short(block, shard, window, order)
@@ -225,42 +233,43 @@ class Loader:
         if not self.verified:
             self._check(block, step, shard)
         tokens = self._on_device()
-        batch = Batch(tokens, self.world, self.cfg.batch_size * self.cfg.seq_len)
-        if self._whole is not None:
-            counts, _ = self._uncounted(*self._whole.rows(step)[:2])
-            in_step = batch.counted_in_step - int(counts.sum())
-            counts, flat = self._uncounted(shard, window)
+        batch = Batch(tokens, self.world_size, self.cfg.batch_size * self.cfg.seq_len)
+        if self._global_sampler is not None:
+            uncounted, _ = self._uncounted(*self._global_sampler.rows(step)[:2])
+            num_targets_in_step = batch.num_targets_in_step - int(uncounted.sum())
+            uncounted, places = self._uncounted(shard, window)
             targets = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
-            targets.view(-1).index_fill_(0, to_device(torch.from_numpy(flat), self.device), IGNORE)
-            batch = Batch(tokens, self.world, in_step, targets, self.cfg.seq_len - counts)
-        if documents:
-            batch = batch._replace(borders=self._borders(shard, window))
+            targets.view(-1).index_fill_(0, to_device(torch.from_numpy(places), self.device), IGNORE)
+            num_targets = self.cfg.seq_len - uncounted
+            batch = Batch(tokens, self.world_size, num_targets_in_step, targets, num_targets)
+        if document_mask:
+            batch = batch._replace(cu_seqlens=self._cu_seqlens(shard, window))
         return batch
 
     def _block(self) -> I64:
-        """The block to write next, (B / world, T + 1). A pinned one is free when its copy to the device has ended."""
-        copied = self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
-        return self._arrays[self._turn]
+        """Return the block to write next, (B / world_size, T + 1). A pinned one is free when its copy has ended."""
+        event = self._copy_events[self._next_block]
+        if event is not None:
+            event.synchronize()
+        return self._arrays[self._next_block]
 
     def _read_short(self, block: I64, shard: I64, window: I64, order: I64) -> None:
         T = self.cfg.seq_len
-        for number, rows in groups(shard, order):
-            tokens, n = self._open[number], self.counts[number]
+        for number, rows in rows_by_shard(shard, order):
+            tokens, n = self._tokens[number], self.counts[number]
             inputs, last = tokens[: n * T].view(self._records.dtype), tokens[T::T]
             if len(rows) == len(shard):
                 inputs.take(window, out=self._records, mode="clip")  # mode `raise` would go through a copy of `out`
-                self._last[:] = last[window]
+                self._last_targets[:] = last[window]
             else:
                 self._records[rows] = inputs.take(window[rows])
-                self._last[rows] = last[window[rows]]
-        block[:, :-1] = self._rows
-        block[:, -1] = self._last
+                self._last_targets[rows] = last[window[rows]]
+        block[:, :-1] = self._inputs
+        block[:, -1] = self._last_targets
 
     def _read_long(self, block: I64, shard: I64, window: I64) -> None:
         numbers, T = shard.tolist(), self.cfg.seq_len
-        tokens = {number: self._open[number] for number in set(numbers)}
+        tokens = {number: self._tokens[number] for number in set(numbers)}
         for row, number, start in zip(block, numbers, (window * T).tolist(), strict=True):
             row[:] = tokens[number][start : start + T + 1]
 
@@ -275,38 +284,39 @@ class Loader:
 
     def _on_device(self) -> Tensor:
         """The block just written, on the device; the other is next."""
-        turn, self._turn = self._turn, 1 - self._turn
+        turn, self._next_block = self._next_block, 1 - self._next_block
         tokens = self._blocks[turn].to(self.device, non_blocking=True)  # on a CPU the block itself
         if self.device.type == "cuda":
-            copied = self._copied[turn] = self._copied[turn] or torch.cuda.Event()
-            copied.record(torch.cuda.current_stream(self.device))
+            event = self._copy_events[turn] = self._copy_events[turn] or torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self.device))
         return tokens
 
     def _uncounted(self, shard: I64, window: I64) -> tuple[I64, I64]:
-        """(targets a row that do not count (rows,), their places in the flattened targets)."""
+        """Return how many targets of each row do not count, (rows,), and their places in the flattened targets."""
         T = self.cfg.seq_len
         counts = np.zeros(len(shard), np.int64)
-        found = []
+        ranges: list[tuple[int, int]] = []
         for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
             for first, last in self._indices[number].uncounted(start, start + T):
                 counts[row] += last - first
-                found.append((first + row * T - start, last + row * T - start))
-        return counts, ranges(*np.array(found, np.int64).reshape(-1, 2).T)
+                ranges.append((first + row * T - start, last + row * T - start))
+        low, high = np.array(ranges, np.int64).reshape(-1, 2).T
+        return counts, numbers_in_ranges(low, high)
 
-    def _borders(self, shard: I64, window: I64) -> Tensor:
-        """(documents + 1,) int32: a document begins with each row, and where the index says."""
+    def _cu_seqlens(self, shard: I64, window: I64) -> Tensor:
+        """Return (documents + 1,) int32: a document begins with each row, and where the index says."""
         T = self.cfg.seq_len
-        borders = []
+        starts: list[int] = []
         for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
-            borders.append(row * T)
+            starts.append(row * T)
             inside = self._indices[number].starts(start + 1, start + T)
             if inside:
-                borders += [place + row * T - start for place in inside]
-        return torch.tensor([*borders, len(shard) * T], dtype=torch.int32)
+                starts += [place + row * T - start for place in inside]
+        return torch.tensor([*starts, len(shard) * T], dtype=torch.int32)
 
 
-def groups(shard: I64, order: I64) -> Iterator[tuple[int, I64]]:
-    """(shard number, its rows) for each shard of a step, from what `Order.rows` gives."""
+def rows_by_shard(shard: I64, order: I64) -> Iterator[tuple[int, I64]]:
+    """Yield the number of each shard of a step and its rows, from what `Sampler.rows` gives."""
     if shard[order[0]] == shard[order[-1]]:
         yield int(shard[0]), order
         return

@@ -173,7 +173,7 @@ class Manifest:
         """Return the absolute path of a file the manifest names."""
         return Path(self.folder) / relative
 
-    def asked(self, *keys: str) -> Any:
+    def recipe_value(self, *keys: str) -> Any:
         """What the recipe has at a path of keys. Raises ManifestError that names the key which is not there."""
         node: Any = self.recipe
         for depth, key in enumerate(keys, 1):

@@ -12,18 +12,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from train.data.loader import Batch, Loader
 
 
-class Ahead:
-    """`batch` of a loader, mostly there when it is asked for. Valid until the next one, as the loader's."""
+class Prefetcher:
+    """A loader whose batches are mostly there when they are asked for. A batch is valid until the next one."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
         self.thread = ThreadPoolExecutor(1, "batch")  # ends when it is no longer referred to
         self.pending: dict[tuple[int, bool], Future[Batch]] = {}  # one at most
 
-    def batch(self, step: int, documents: bool = False) -> Batch:
-        """What the loader's `batch` returns, or raises: an error is that of the step that needs the batch."""
-        asked = self.pending.pop((step, documents), None) or self.thread.submit(self.loader.batch, step, documents)
+    def batch(self, step: int, document_mask: bool = False) -> Batch:
+        """Return what the loader's `batch` returns, and begin to read the next one.
+
+        An error in reading is raised in the step that needs the batch.
+        """
+        future = self.pending.pop((step, document_mask), None)
+        if future is None:
+            future = self.thread.submit(self.loader.batch, step, document_mask)
         self.pending.clear()  # of another step: dropped with its error, if it has one
-        batch = asked.result()
-        self.pending[step + 1, documents] = self.thread.submit(self.loader.batch, step + 1, documents)
+        batch = future.result()
+        self.pending[step + 1, document_mask] = self.thread.submit(self.loader.batch, step + 1, document_mask)
         return batch

@@ -4,7 +4,7 @@ A shard of n tokens holds (n - 1) // T windows; window k is tokens [k T, k T + T
 T targets. Windows never cross shards; what is left at a shard's end is counted and reported. All windows of all
 training shards, in the manifest's order, are numbered 0..n-1. Each epoch visits them in the order of a permutation
 keyed by (seed, epoch), so step s takes rows [s B, (s+1) B) of the epochs written one after another, and rank r takes
-every world-th of them, from r on.
+every world_size-th of them, from r on.
 
 The permutation is a Feistel network with cycle walking: any position costs the same, no list of windows is held, and
 a loader's whole state is the step. It runs backwards as well, so the step that reads a token is found without a search.
@@ -26,7 +26,7 @@ from train.data.manifest import Manifest
 
 ROUNDS = 6  # of the Feistel network; 4 are the proven least for pseudo-randomness (Luby-Rackoff). Even: see Permutation
 CHUNK = 2**12  # positions that go through the network at once: 32 KB an array, so that they stay in the nearest cache
-BLOCK = 2**16  # rows whose order is worked out at once by `Order`: a few milliseconds, 3 MB
+BLOCK = 2**16  # rows whose order is worked out at once by `Sampler`: a few milliseconds, 3 MB
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
@@ -70,8 +70,8 @@ class Permutation:
         self.tables = []
         for number, key in enumerate(_keys(seed, epoch)):
             reads, writes = self.bits if number % 2 == 0 else self.bits[::-1]
-            found = _mix(np.arange(2**reads, dtype=np.uint64) + key) & np.uint64(2**writes - 1)
-            self.tables.append(found.astype(np.int64))
+            table = _mix(np.arange(2**reads, dtype=np.uint64) + key) & np.uint64(2**writes - 1)
+            self.tables.append(table.astype(np.int64))
 
     def __call__(self, position: I64) -> I64:
         """Positions (k,) -> items (k,)."""
@@ -85,11 +85,11 @@ class Permutation:
 
     def _network(self, x: I64) -> I64:
         y = np.empty_like(x)
-        found = np.empty(min(len(x), CHUNK), np.int64)
+        looked_up = np.empty(min(len(x), CHUNK), np.int64)
         for i in range(0, len(x), CHUNK):
             low, high = x[i : i + CHUNK] & (2 ** self.bits[0] - 1), x[i : i + CHUNK] >> self.bits[0]
             for table in self.tables:
-                high ^= table.take(low, out=found[: len(low)], mode="clip")  # `raise` would copy `out`
+                high ^= table.take(low, out=looked_up[: len(low)], mode="clip")  # `raise` would copy `out`
                 low, high = high, low
             np.bitwise_or(high << self.bits[0], low, out=y[i : i + CHUNK])
         return y
@@ -127,19 +127,19 @@ def _walk(network: Callable[[U64], U64], start: U64, n: int) -> U64:
 # Windows and epochs
 
 
-def windows_of(manifest: Manifest, seq_len: int) -> list[int]:
+def windows_per_shard(manifest: Manifest, seq_len: int) -> list[int]:
     """Windows in each training shard."""
     return [max(0, (s.tokens - 1) // seq_len) for s in manifest.split("train")]
 
 
 def tail_tokens(manifest: Manifest, seq_len: int) -> int:
     """Training tokens that are no target of any window: the shards' ends, and each shard's first token."""
-    return sum(s.tokens for s in manifest.split("train")) - seq_len * sum(windows_of(manifest, seq_len))
+    return sum(s.tokens for s in manifest.split("train")) - seq_len * sum(windows_per_shard(manifest, seq_len))
 
 
 def epochs_needed(manifest: Manifest, cfg: TrainConfig) -> float:
     """Passes over the mixture's windows that `cfg` makes. Raises TrainError when there are none."""
-    windows = sum(windows_of(manifest, cfg.seq_len))
+    windows = sum(windows_per_shard(manifest, cfg.seq_len))
     if windows == 0:
         raise TrainError(
             f"no training shard of {manifest.folder} holds train.seq_len + 1 = {cfg.seq_len + 1} tokens; "
@@ -152,7 +152,7 @@ def check_epochs(manifest: Manifest, cfg: TrainConfig) -> float:
     """`epochs_needed`. Raises TrainError with the figures when that is more than train.epochs allows."""
     needed = epochs_needed(manifest, cfg)
     if needed > cfg.epochs:
-        windows = sum(windows_of(manifest, cfg.seq_len))
+        windows = sum(windows_per_shard(manifest, cfg.seq_len))
         rows = int(windows * cfg.epochs)
         allowed = rows // cfg.batch_size
         less = f"train.steps={allowed}" if allowed else f"train.batch_size={rows} or less"
@@ -168,7 +168,7 @@ def check_epochs(manifest: Manifest, cfg: TrainConfig) -> float:
 # Steps and tokens, both ways
 
 
-def locate(counts: list[int], cfg: TrainConfig, step: int) -> tuple[I64, I64]:
+def rows_at_step(counts: list[int], cfg: TrainConfig, step: int) -> tuple[I64, I64]:
     """Shard number and window number within it, (B,) each, of the rows of 0-based `step`. counts: windows a shard."""
     ends = np.cumsum(np.array(counts, np.int64))
     n = int(ends[-1])
@@ -182,42 +182,42 @@ def locate(counts: list[int], cfg: TrainConfig, step: int) -> tuple[I64, I64]:
     return shard, item - (ends - counts)[shard]
 
 
-class Order:
+class Sampler:
     """The rows of one rank, many steps worked out at once. What it keeps is a cache: any step may be asked for next."""
 
-    def __init__(self, counts: list[int], cfg: TrainConfig, rank: int, world: int) -> None:
-        self.cfg, self.rank, self.world = cfg, rank, world
+    def __init__(self, counts: list[int], cfg: TrainConfig, rank: int, world_size: int) -> None:
+        self.cfg, self.rank, self.world_size = cfg, rank, world_size
         self.ends = np.cumsum(np.array(counts, np.int64))
         self.starts = self.ends - counts
-        self.share = cfg.batch_size // world
-        self.steps = max(1, min(BLOCK, int(self.ends[-1])) // self.share)  # in a block
+        self.rows_per_step = cfg.batch_size // world_size
+        self.steps_per_block = max(1, min(BLOCK, int(self.ends[-1])) // self.rows_per_step)  # in a block
         self.block = -1
-        self._epochs: dict[int, Permutation] = {}
+        self._permutations: dict[int, Permutation] = {}
 
     def rows(self, step: int) -> tuple[I64, I64, I64]:
-        """(shard, window within it, rows sorted by shard) of 0-based `step`, (B / world,) each: do not write to them.
+        """Return shard, window within it, and the rows sorted by shard, of 0-based `step`, (B / world_size,) each.
 
-        The first two are rows rank, rank + world, ... of `locate`.
+        The first two are rows rank, rank + world_size, ... of `rows_at_step`. Do not write to them.
         """
-        block, i = divmod(step, self.steps)
+        block, i = divmod(step, self.steps_per_block)
         if block != self.block:
             self._fill(block)
-        return self.shard[i], self.window[i], self.sorted[i]
+        return self.shards[i], self.windows[i], self.sorted_rows[i]
 
     def _fill(self, block: int) -> None:
         n = int(self.ends[-1])
-        first = block * self.steps * self.cfg.batch_size + self.rank
-        row = first + self.world * np.arange(self.steps * self.share)
+        first = block * self.steps_per_block * self.cfg.batch_size + self.rank
+        row = first + self.world_size * np.arange(self.steps_per_block * self.rows_per_step)
         wanted = range(first // n, int(row[-1]) // n + 1)
-        self._epochs = {e: self._epochs.get(e) or Permutation(n, self.cfg.seed, e) for e in wanted}
+        self._permutations = {e: self._permutations.get(e) or Permutation(n, self.cfg.seed, e) for e in wanted}
         cuts = np.searchsorted(row, [e * n for e in wanted[1:]])
         parts = zip(wanted, np.split(row, cuts), strict=True)
-        item = np.concatenate([self._epochs[e](part - e * n) for e, part in parts])
+        item = np.concatenate([self._permutations[e](part - e * n) for e, part in parts])
         shard = np.searchsorted(self.ends, item, side="right")
-        shape = (self.steps, self.share)
-        self.shard, self.window = shard.reshape(shape), (item - self.starts[shard]).reshape(shape)
+        shape = (self.steps_per_block, self.rows_per_step)
+        self.shards, self.windows = shard.reshape(shape), (item - self.starts[shard]).reshape(shape)
         narrow = np.uint16 if len(self.ends) <= 2**16 else np.int64  # numpy sorts 16 bits by radix, three times as fast
-        self.sorted = self.shard.astype(narrow).argsort(1, kind="stable")
+        self.sorted_rows = self.shards.astype(narrow).argsort(1, kind="stable")
         self.block = block
 
 
@@ -226,7 +226,7 @@ def rows_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[tuple[
 
     A row's inputs are seq_len tokens from there on; its targets lie one further.
     """
-    shard, window = locate(windows_of(manifest, cfg.seq_len), cfg, step)
+    shard, window = rows_at_step(windows_per_shard(manifest, cfg.seq_len), cfg, step)
     paths = [s.path for s in manifest.split("train")]
     return list(zip([paths[s] for s in shard], (window * cfg.seq_len).tolist(), strict=True))
 
@@ -245,7 +245,7 @@ def steps_that_read(manifest: Manifest, cfg: TrainConfig, shard_path: str, start
         raise TrainError(f"{shard_path}: tokens [{start}, {stop}) are not inside its {shard.tokens:,}")
     if shard.split != "train" or start == stop:
         return []
-    counts = windows_of(manifest, cfg.seq_len)
+    counts = windows_per_shard(manifest, cfg.seq_len)
     number = manifest.split("train").index(shard)
     # Window k reads [k T, k T + T]: both its ends, so a token on a border is in two.
     first = max(0, (start - 1) // cfg.seq_len)

@@ -28,7 +28,7 @@ PEAKS = {
     r"GeForce RTX 4090": 165.2,
 }
 
-GROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
+CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 
 
 def device_name(device: torch.device) -> str:
@@ -70,9 +70,9 @@ def available_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free = _number(Path("/proc/meminfo"), "MemAvailable:") * 1024
-    limit = _number(GROUP / "memory.max")
+    limit = _number(CGROUP / "memory.max")
     if limit < math.inf:
-        free = min(free, limit - _number(GROUP / "memory.current") + _number(GROUP / "memory.stat", "inactive_file"))
+        free = min(free, limit - _number(CGROUP / "memory.current") + _number(CGROUP / "memory.stat", "inactive_file"))
     return free
 
 

@@ -20,51 +20,65 @@ from train.config import TrainError
 
 RESERVED_STEPS = 0xFFFFFFF0  # slurm.h: numbers from here on are batch scripts, interactive shells and the like
 FIRST_PORT, PORTS = 12_000, 20_000  # below 32768, where systems begin to hand out ports of their own
-LOCAL = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
-ENV = "env://"  # torch reads the variables itself
+LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+ENV_INIT = "env://"  # torch reads the variables itself
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among `world`, number `local` on its machine. `meet` is where they find each other."""
+class ProcessInfo:
+    """This process among `world_size`: its rank, its rank on its machine, and where the processes find each other."""
 
     rank: int
-    world: int
-    local: int
+    world_size: int
+    local_rank: int
     threads: int  # for computing on the CPU: this process's share of the machine
-    meet: str  # init_process_group's init_method
+    init_method: str  # of torch.distributed.init_process_group
 
 
-def place_of(variables: Mapping[str, str]) -> Place | None:
-    """None when no launcher started this process. Raises TrainError for variables that are half set."""
+def process_info(variables: Mapping[str, str]) -> ProcessInfo | None:
+    """Read who this process is; None when no launcher started it. Raises TrainError for variables that are half set."""
     if "RANK" in variables:
-        rank, world = _number(variables, "RANK"), _number(variables, "WORLD_SIZE")
-        local = _number(variables, "LOCAL_RANK", None if world > 1 else 0)
-        if world > 1:
-            _text(variables, "MASTER_ADDR")
-            _number(variables, "MASTER_PORT")
-        return _checked("RANK", Place(rank, world, local, _share(_number(variables, "LOCAL_WORLD_SIZE", world)), ENV))
+        return _torchrun(variables)
     if _number(variables, "OMPI_COMM_WORLD_SIZE", 1) > 1:
-        rank, world, local, here = (
-            _number(variables, f"OMPI_COMM_WORLD_{name}") for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
-        )
-        meet = _meet(_text(variables, "MASTER_ADDR"), _number(variables, "MASTER_PORT"))
-        return _checked("OMPI_COMM_WORLD_RANK", Place(rank, world, local, _share(here), meet))
+        return _open_mpi(variables)
     step = _number(variables, "SLURM_STEP_ID", RESERVED_STEPS)
-    world = _number(variables, "SLURM_STEP_NUM_TASKS", _number(variables, "SLURM_NTASKS", 1))
-    if step < RESERVED_STEPS and world > 1:
-        rank, local = _number(variables, "SLURM_PROCID"), _number(variables, "SLURM_LOCALID")
-        port = FIRST_PORT + (_number(variables, "SLURM_JOB_ID") + step) % PORTS
-        host = variables.get("MASTER_ADDR") or first_host(_text(variables, "SLURM_STEP_NODELIST"))
-        meet = _meet(host, _number(variables, "MASTER_PORT", port))
-        threads = _number(variables, "SLURM_CPUS_PER_TASK", 1)  # SLURM's own default
-        return _checked("SLURM_PROCID", Place(rank, world, local, threads, meet))
+    tasks = _number(variables, "SLURM_STEP_NUM_TASKS", _number(variables, "SLURM_NTASKS", 1))
+    if step < RESERVED_STEPS and tasks > 1:
+        return _slurm(variables, step, tasks)
     if _number(variables, "WORLD_SIZE", 1) > 1:
         raise TrainError(
             f"WORLD_SIZE={variables['WORLD_SIZE']} is set, and no RANK\n"
             "start this with torchrun, srun or mpirun, or unset WORLD_SIZE to train with one process"
         )
     return None
+
+
+def _torchrun(variables: Mapping[str, str]) -> ProcessInfo:
+    rank = _number(variables, "RANK")
+    world_size = _number(variables, "WORLD_SIZE")
+    local_rank = _number(variables, "LOCAL_RANK", None if world_size > 1 else 0)
+    if world_size > 1:
+        _text(variables, "MASTER_ADDR")
+        _number(variables, "MASTER_PORT")
+    threads = _threads(_number(variables, "LOCAL_WORLD_SIZE", world_size))
+    return _checked("RANK", ProcessInfo(rank, world_size, local_rank, threads, ENV_INIT))
+
+
+def _open_mpi(variables: Mapping[str, str]) -> ProcessInfo:
+    names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    rank, world_size, local_rank, local_size = (_number(variables, f"OMPI_COMM_WORLD_{name}") for name in names)
+    init_method = _tcp_address(_text(variables, "MASTER_ADDR"), _number(variables, "MASTER_PORT"))
+    info = ProcessInfo(rank, world_size, local_rank, _threads(local_size), init_method)
+    return _checked("OMPI_COMM_WORLD_RANK", info)
+
+
+def _slurm(variables: Mapping[str, str], step: int, tasks: int) -> ProcessInfo:
+    rank, local_rank = _number(variables, "SLURM_PROCID"), _number(variables, "SLURM_LOCALID")
+    port = FIRST_PORT + (_number(variables, "SLURM_JOB_ID") + step) % PORTS
+    host = variables.get("MASTER_ADDR") or first_host(_text(variables, "SLURM_STEP_NODELIST"))
+    init_method = _tcp_address(host, _number(variables, "MASTER_PORT", port))
+    threads = _number(variables, "SLURM_CPUS_PER_TASK", 1)  # SLURM's own default
+    return _checked("SLURM_PROCID", ProcessInfo(rank, tasks, local_rank, threads, init_method))
 
 
 def first_host(nodes: str) -> str:
@@ -86,7 +100,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _share(processes: int) -> int:
+def _threads(processes: int) -> int:
     return max(1, cores() // max(1, processes))
 
 
@@ -109,11 +123,11 @@ def _text(variables: Mapping[str, str], name: str) -> str:
     return variables[name]
 
 
-def _meet(host: str, port: int) -> str:
+def _tcp_address(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def _checked(name: str, place: Place) -> Place:
-    if place.rank >= place.world:
-        raise TrainError(f"{name}={place.rank}, of {place.world} processes: it must be below their number")
-    return place
+def _checked(name: str, info: ProcessInfo) -> ProcessInfo:
+    if info.rank >= info.world_size:
+        raise TrainError(f"{name}={info.rank}, of {info.world_size} processes: it must be below their number")
+    return info

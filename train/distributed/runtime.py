@@ -20,7 +20,7 @@ from torch import Tensor
 
 from train.config import TrainError
 from train.data.manifest import ManifestError
-from train.distributed.launch_env import Place, place_of
+from train.distributed.launch_env import ProcessInfo, process_info
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they kill
@@ -31,97 +31,108 @@ class Runtime:
     """This process among the others. `control` is a gloo group: small CPU messages that never wait for a GPU."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
-    control: Any
+    control: dist.ProcessGroup | None  # None where there is one process
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes and prints."""
+    def is_rank0(self) -> bool:
+        """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
-    def say(self, text: str = "") -> None:
-        """Print on the first rank, at once."""
-        if self.first:
+    def print_rank0(self, text: str = "") -> None:
+        """Print `text` at once, on rank 0 alone."""
+        if self.is_rank0:
             print(text, flush=True)
 
-    def sum_(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks in place, on the device."""
-        if self.world > 1:
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """Sum `tensor` over all ranks in place, on the device, and return it."""
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank's flag is up; every rank gets the same answer. A CPU message."""
-        if self.world == 1:
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether the flag of any rank is up: the same answer on every rank. A CPU message."""
+        if self.world_size == 1:
             return flag
         value = torch.tensor(int(flag))
         dist.all_reduce(value, group=self.control)
         return bool(value)
 
-    def firsts(self, value: float) -> float:
-        """The first rank's value. A CPU message."""
-        if self.world == 1:
+    def broadcast_value(self, value: float) -> float:
+        """Return rank 0's `value` on every rank. A CPU message."""
+        if self.world_size == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.broadcast(tensor, src=0, group=self.control)
         return float(tensor)
 
-    def agreed(self, work: Callable[[], T]) -> T:
-        """`work` done by rank 0 alone, its result or its error (for people) had by all."""
-        box: list[Any] = [None, None]
-        if self.first:
+    def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0 alone, and return its result on every rank.
+
+        Raises on every rank what it raised there, if that is an error for people.
+        """
+        outcome: list[Any] = [None, None]  # the result and the error
+        if self.is_rank0:
             try:
-                box[0] = work()
+                outcome[0] = work()
             except (TrainError, ManifestError, OSError) as error:
-                box[1] = error
-        if self.world > 1:
-            dist.broadcast_object_list(box, src=0, group=self.control)
-        if box[1] is not None:
-            raise box[1]
-        return box[0]
+                outcome[1] = error
+        if self.world_size > 1:
+            dist.broadcast_object_list(outcome, src=0, group=self.control)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
 
 
 @contextlib.contextmanager
-def processes() -> Iterator[Runtime]:
+def join_processes() -> Iterator[Runtime]:
     """Join the other processes, and leave them at the end. Raises TrainError for a launcher's half set variables."""
-    place = place_of(os.environ)
-    rank, world = (place.rank, place.world) if place else (0, 1)
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", _gpu(place)) if cuda else torch.device("cpu")
-    if cuda:
+    info = process_info(os.environ)
+    rank, world_size = (info.rank, info.world_size) if info else (0, 1)
+    has_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", _gpu_number(info)) if has_cuda else torch.device("cpu")
+    if has_cuda:
         torch.cuda.set_device(device)
-    elif place:
-        torch.set_num_threads(place.threads)  # torchrun sets OMP_NUM_THREADS=1
-    ours = place is not None and world > 1 and not dist.is_initialized()
-    if place is not None and ours:
-        backend, bound = ("nccl", device) if cuda else ("gloo", None)
-        dist.init_process_group(backend, init_method=place.meet, rank=rank, world_size=world, device_id=bound)
+    elif info:
+        torch.set_num_threads(info.threads)  # torchrun sets OMP_NUM_THREADS=1
+    makes_group = info is not None and world_size > 1 and not dist.is_initialized()
+    if info is not None and makes_group:
+        dist.init_process_group(
+            backend="nccl" if has_cuda else "gloo",
+            init_method=info.init_method,
+            rank=rank,
+            world_size=world_size,
+            device_id=device if has_cuda else None,
+        )
     try:
-        yield Runtime(rank, world, device, dist.new_group(backend="gloo") if world > 1 else None)
+        control = dist.new_group(backend="gloo") if world_size > 1 else None
+        yield Runtime(rank, world_size, device, control)
     finally:
-        if ours:
+        if makes_group:
             dist.destroy_process_group()
 
 
-def _gpu(place: Place | None) -> int:
-    """The number of this process's GPU among those it sees, which is one where srun gives each task its own."""
-    seen, local = torch.cuda.device_count(), place.local if place else 0
-    if 1 < seen <= local:
-        raise TrainError(f"{seen} GPUs for more processes than that on this machine; start one process a GPU")
-    return local if seen > 1 else 0
+def _gpu_number(info: ProcessInfo | None) -> int:
+    """Return the number of this process's GPU among those it sees: one alone where srun gives each task its own."""
+    visible = torch.cuda.device_count()
+    local_rank = info.local_rank if info else 0
+    if 1 < visible <= local_rank:
+        raise TrainError(f"{visible} GPUs for more processes than that on this machine; start one process a GPU")
+    return local_rank if visible > 1 else 0
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM or SIGUSR1 came. Outside the main thread (Ray Train) it never does."""
-    asked = threading.Event()
+    """Yield a function that says whether SIGTERM or SIGUSR1 came. Outside the main thread (Ray Train) it never does."""
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield requested.is_set
         return
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in STOP_SIGNALS}
+    handlers_before = {number: signal.signal(number, lambda *_: requested.set()) for number in STOP_SIGNALS}
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from train.config import TrainError
 from train.data.evalset import Item, read_evalset
-from train.data.manifest import Manifest, ManifestError
+from train.data.manifest import EvalSet, Manifest, ManifestError
 from train.files import sha256_file
 from train.model.loss import token_losses
 from train.model.transformer import Model
@@ -57,23 +57,23 @@ class ChoiceScore:
     answer_bits_per_byte_stderr: float
 
     @classmethod
-    def of(cls, items: list[Item], nats: list[list[float]]) -> ChoiceScore:
-        """From the nats (-log-likelihood) of each item's choices."""
-        each = []
+    def from_nats(cls, items: list[Item], nats: list[list[float]]) -> ChoiceScore:
+        """Make the score of the nats (-log-likelihood) of each item's choices."""
+        figures: list[tuple[bool, bool, float, float]] = []
         for item, losses in zip(items, nats, strict=True):
             log_p = -np.array(losses)
             per_byte = log_p / item.bytes
             answer = per_byte[item.answer]
             right = (np.argmax(log_p) == item.answer, np.argmax(per_byte) == item.answer)
-            each.append((*right, np.logaddexp.reduce(per_byte) - answer, -answer / math.log(2)))
-        values = np.array(each, np.float64)  # (n, 4)
+            figures.append((*right, np.logaddexp.reduce(per_byte) - answer, -answer / math.log(2)))
+        values = np.array(figures, np.float64)  # (n, 4)
         n = len(items)
         errors = values.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.full(4, np.nan)
         pairs = np.stack([values.mean(0), errors], 1).flatten().tolist()
         return cls(n, sum(1 / len(losses) for losses in nats) / n, *pairs)
 
     def metrics(self) -> dict[str, float]:
-        """What a logged step says of it."""
+        """Return what a logged step says of it."""
         return {name: getattr(self, name) for name in ("acc", "acc_norm", "choice_nats", "answer_bits_per_byte")}
 
     def __str__(self) -> str:
@@ -84,42 +84,39 @@ class ChoiceScore:
         )
 
 
-class Row(NamedTuple):
-    """BOS, prompt and choice, of which the last `choice` tokens are scored."""
+class ChoiceRow(NamedTuple):
+    """BOS, prompt and choice, of which the last `choice_len` tokens are scored."""
 
     ids: list[int]
-    choice: int
+    choice_len: int
 
 
-class Choices:
+class MultipleChoice:
     """The questions of a manifest's evaluation sets, as rows to score, fixed for a run."""
 
     def __init__(
-        self, manifest: Manifest, max_len: int, limit: int | None, group: Any = None, rank: int = 0, world: int = 1
+        self,
+        manifest: Manifest,
+        max_len: int,
+        limit: int | None,
+        group: dist.ProcessGroup | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        """max_len: tokens the model reads at most. limit: items of each set, evenly spread; 0 for all, None for none.
+        """Read the questions.
 
+        max_len: tokens the model reads at most.
+        limit: items of each set, evenly spread; 0 for all, None for none.
         Raises ManifestError for a file that is not the manifest's, TrainError for a choice longer than `max_len`.
         """
-        self.group, self.rank, self.world, self.max_len = group, rank, world, max_len
+        self.process_group, self.rank, self.world_size, self.max_len = group, rank, world_size, max_len
         self.sets: dict[str, list[Item]] = {}
         self.notes: list[str] = []  # what a person should know before the first score
-        for said in manifest.evals if limit is not None else []:
-            path = manifest.file(said.path)
-            items = read_evalset(path, said, manifest.tokenizer.vocab_size)
-            if sha256_file(path) != said.sha256:
-                raise ManifestError(f"{path}: changed since it was packed; pack it again")
-            count = min(limit or len(items), len(items))
-            items = [items[i * len(items) // count] for i in range(count)]
-            self.sets[said.name] = [cut(item, max_len, said.name) for item in items]
-            shorter = sum(len(a.prompt) < len(b.prompt) for a, b in zip(self.sets[said.name], items, strict=True))
-            if shorter:
-                self.notes.append(
-                    f"note: evals.{said.name}: the beginning of {shorter} of {count} prompts is left out, as with a "
-                    f"choice they are longer than model.max_seq_len = {max_len}"
-                )
+        if limit is not None:
+            for entry in manifest.evals:
+                self._add_set(manifest, entry, limit)
         rows = [
-            Row([manifest.tokenizer.bos_id, *item.prompt, *choice], len(choice))
+            ChoiceRow([manifest.tokenizer.bos_id, *item.prompt, *choice], len(choice))
             for items in self.sets.values()
             for item in items
             for choice in item.choices
@@ -129,54 +126,74 @@ class Choices:
         self.batches: list[range] = []
         start = 0
         while start < len(rows):
-            stop = min(start + max(1, BATCH_TOKENS // self._padded(self.rows[start])), len(rows))
+            stop = min(start + max(1, BATCH_TOKENS // self._padded_len(self.rows[start])), len(rows))
             self.batches.append(range(start, stop))
             start = stop
 
+    def _add_set(self, manifest: Manifest, entry: EvalSet, limit: int) -> None:
+        path = manifest.file(entry.path)
+        items = read_evalset(path, entry, manifest.tokenizer.vocab_size)
+        if sha256_file(path) != entry.sha256:
+            raise ManifestError(f"{path}: changed since it was packed; pack it again")
+        count = min(limit or len(items), len(items))
+        chosen = [items[i * len(items) // count] for i in range(count)]
+        fitting = [shorten_prompt(item, self.max_len, entry.name) for item in chosen]
+        shortened = sum(len(a.prompt) < len(b.prompt) for a, b in zip(fitting, chosen, strict=True))
+        if shortened:
+            self.notes.append(
+                f"note: evals.{entry.name}: the beginning of {shortened} of {count} prompts is left out, as with a "
+                f"choice they are longer than model.max_seq_len = {self.max_len}"
+            )
+        self.sets[entry.name] = fitting
+
     def score(self, model: Model, device: torch.device) -> dict[str, ChoiceScore]:
-        """The score of each set. Every rank calls it, with the model in evaluation mode, and gets the same."""
+        """Return the score of each set. Every rank calls it, with the model in evaluation mode, and gets the same."""
         nats = self.nats(model, device)
-        if self.world > 1 and len(nats):  # exact: every element is 0 on all ranks but one
-            dist.all_reduce(torch.from_numpy(nats), group=self.group)
-        left = iter(nats.tolist())
-        found = {}
+        if self.world_size > 1 and len(nats):  # exact: every element is 0 on all ranks but one
+            dist.all_reduce(torch.from_numpy(nats), group=self.process_group)
+        rest = iter(nats.tolist())
+        scores: dict[str, ChoiceScore] = {}
         for name, items in self.sets.items():
-            found[name] = ChoiceScore.of(items, [[next(left) for _ in item.choices] for item in items])
-        return found
+            nats_of_items = [[next(rest) for _ in item.choices] for item in items]
+            scores[name] = ChoiceScore.from_nats(items, nats_of_items)
+        return scores
 
     def nats(self, model: Model, device: torch.device) -> NDArray[np.float64]:
-        """(choices of all items,) nats of those that are this rank's to score, 0 for the others."""
+        """Return the nats of all items' choices, (choices,): 0 for those that are another rank's to score."""
         nats = np.zeros(len(self.rows))
-        for batch in self.batches[self.rank :: self.world]:
-            nats[[self.order[i] for i in batch]] = self._nats(model, [self.rows[i] for i in batch], device)
+        for batch in self.batches[self.rank :: self.world_size]:
+            places = [self.order[i] for i in batch]
+            nats[places] = self._nats_of_rows(model, [self.rows[i] for i in batch], device)
         return nats
 
-    def _padded(self, row: Row) -> int:
-        """The length of a batch whose longest row this is."""
+    def _padded_len(self, row: ChoiceRow) -> int:
+        """Return the length of a batch whose longest row this is."""
         return min(-(-(len(row.ids) - 1) // STEP) * STEP, self.max_len)
 
     @torch.no_grad()
-    def _nats(self, model: Model, rows: list[Row], device: torch.device) -> NDArray[np.float64]:
-        """(n,) nats of the choice of each row; the first row is the longest."""
-        batch = np.zeros((len(rows), self._padded(rows[0])), np.int64)
+    def _nats_of_rows(self, model: Model, rows: list[ChoiceRow], device: torch.device) -> NDArray[np.float64]:
+        """Return the nats of the choice of each row, (n,); the first row is the longest."""
+        batch = np.zeros((len(rows), self._padded_len(rows[0])), np.int64)
         for number, row in enumerate(rows):
             batch[number, : len(row.ids) - 1] = row.ids[:-1]
         # the head sees the states ahead of the choices' tokens alone: most tokens are prompt
-        counts = np.array([row.choice for row in rows])
+        counts = np.array([row.choice_len for row in rows])
         ends = np.array([len(row.ids) - 1 for row in rows])
-        picked = (
-            np.repeat(np.arange(len(rows)), counts),
-            np.concatenate([np.arange(end - n, end) for end, n in zip(ends, counts, strict=True)]),
-            np.concatenate([row.ids[-row.choice :] for row in rows]),
-        )
-        ids, where, columns, targets = (torch.from_numpy(a).to(device) for a in (batch, *picked))
-        states = model.trunk(ids)[where, columns]
-        losses = token_losses(states, model.head_weight, targets, model.cfg.lm_head_logit_cap)
+        row_numbers = np.repeat(np.arange(len(rows)), counts)
+        columns = np.concatenate([np.arange(end - n, end) for end, n in zip(ends, counts, strict=True)])
+        targets = np.concatenate([row.ids[-row.choice_len :] for row in rows])
+        hidden_states = model.trunk(torch.from_numpy(batch).to(device))
+        picked = hidden_states[torch.from_numpy(row_numbers).to(device), torch.from_numpy(columns).to(device)]
+        on_device = torch.from_numpy(targets).to(device)
+        losses = token_losses(picked, model.head_weight, on_device, model.cfg.lm_head_logit_cap)
         return np.add.reduceat(losses.double().cpu().numpy(), np.cumsum(counts) - counts)
 
 
-def cut(item: Item, max_len: int, name: str) -> Item:
-    """The item with as much of its prompt's end as BOS, prompt and its longest choice may be, the last target apart."""
+def shorten_prompt(item: Item, max_len: int, name: str) -> Item:
+    """Return the item with as much of its prompt's end as fits into `max_len` with BOS and its longest choice.
+
+    The last target is not read, so it does not count. Raises TrainError for a choice that does not fit alone.
+    """
     room = max_len - max(map(len, item.choices))
     if room < 0:
         raise TrainError(
@@ -187,11 +204,11 @@ def cut(item: Item, max_len: int, name: str) -> Item:
 
 
 @torch.no_grad()
-def reference(model: Model, item: Item, bos_id: int) -> list[float]:
-    """Nats of an item's choices, one after the other: what `Choices.score` must agree with."""
-    found = []
+def reference_nats(model: Model, item: Item, bos_id: int) -> list[float]:
+    """Return the nats of an item's choices, one after the other: what `MultipleChoice.score` must agree with."""
+    nats: list[float] = []
     for choice in item.choices:
         ids = torch.tensor([bos_id, *item.prompt, *choice])
         log_p = torch.log_softmax(model.logits(model.trunk(ids[None, :-1]))[0].double(), -1)
-        found.append(-sum(float(log_p[i, ids[i + 1]]) for i in range(len(item.prompt), len(ids) - 1)))
-    return found
+        nats.append(-sum(float(log_p[i, ids[i + 1]]) for i in range(len(item.prompt), len(ids) - 1)))
+    return nats

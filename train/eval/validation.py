@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,16 +23,18 @@ from torch import Tensor
 
 from train.config import TrainError
 from train.data.format import Tokens
-from train.data.index import counted_targets, open_index
+from train.data.index import counted_targets, read_shard_index
 from train.data.loader import open_shard
-from train.data.manifest import Manifest
+from train.data.manifest import Manifest, Shard
 from train.data.sampler import I64
-from train.eval.multiple_choice import Choices, ChoiceScore
+from train.eval.multiple_choice import ChoiceScore, MultipleChoice
 from train.generate import generate
 from train.model.transformer import Model
 
 EVAL_TOKENS = 8192  # targets a forward pass, about; an evaluation holds no gradients, so it may be coarse
 COUNT_TOKENS = 2**24  # tokens counted at once for the unigram: 32 MB
+
+Number = TypeVar("Number", np.float64, np.int64)
 
 
 @dataclass(frozen=True)
@@ -47,38 +49,40 @@ class Score:
     choices: dict[str, ChoiceScore] = field(default_factory=dict)  # by evaluation set, of the whole model only
 
     @classmethod
-    def of(cls, nll: float, tokens: int, byte_count: int) -> Score:
-        """From sums: nll in nats."""
-        return cls(nll / tokens, nll / math.log(2) / byte_count if byte_count else math.nan, tokens, byte_count)
+    def from_sums(cls, nll: float, tokens: int, byte_count: int) -> Score:
+        """Make a score of sums: `nll` in nats over `tokens` targets, whose text has `byte_count` bytes."""
+        bits_per_byte = nll / math.log(2) / byte_count if byte_count else math.nan
+        return cls(nll / tokens, bits_per_byte, tokens, byte_count)
 
     @classmethod
-    def read(cls, value: dict[str, Any]) -> Score:
-        """Back from what `to_dict` gave."""
-        sources = {name: cls.read(item) for name, item in value.get("sources", {}).items()}
-        choices = {name: ChoiceScore(**_numbers(item)) for name, item in value.get("choices", {}).items()}
-        return cls(**{**_numbers(value), "sources": sources, "choices": choices})
+    def from_dict(cls, value: dict[str, Any]) -> Score:
+        """Read back what `to_dict` gave."""
+        sources = {name: cls.from_dict(item) for name, item in value.get("sources", {}).items()}
+        choices = {name: ChoiceScore(**_null_as_nan(item)) for name, item in value.get("choices", {}).items()}
+        return cls(**{**_null_as_nan(value), "sources": sources, "choices": choices})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, null for what is no number; `choices` only where there are any."""
-        value = {**_plain(asdict(self)), "sources": {name: score.to_dict() for name, score in self.sources.items()}}
-        value["choices"] = {name: _plain(asdict(score)) for name, score in self.choices.items()}
+        """Return JSON values, null for what is no number; `choices` only where there are any."""
+        value = _nan_as_null(asdict(self))
+        value["sources"] = {name: score.to_dict() for name, score in self.sources.items()}
+        value["choices"] = {name: _nan_as_null(asdict(score)) for name, score in self.choices.items()}
         if not self.choices:
             del value["choices"]
         return value
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """With null for nan and the infinities, which JSON has not."""
+def _nan_as_null(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with null for nan and the infinities, which JSON has not."""
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Back from `_plain`."""
+def _null_as_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what `_nan_as_null` was given, with nan for every null."""
     return {key: math.nan if v is None else v for key, v in values.items()}
 
 
-class Part(NamedTuple):
-    """Windows [start, stop) and the sums of their targets."""
+class WindowGroup(NamedTuple):
+    """The windows [start, stop) that are scored together, and the sums of their targets."""
 
     start: int
     stop: int
@@ -87,10 +91,10 @@ class Part(NamedTuple):
 
 
 class Validation:
-    """The windows to score, fixed for a run: those of the mixture's shards (part ""), then those of each source's.
+    """The windows to score, fixed for a run: those of the mixture's shards (group ""), then those of each source's.
 
-    A forward pass takes windows of one part only, and whole passes go to the ranks in turn: a pass is the same
-    whatever the ranks and the other parts are, and so are its losses. Its shape is always the same, for torch.compile.
+    A forward pass takes windows of one group only, and whole passes go to the ranks in turn: a pass is the same
+    whatever the ranks and the other groups are, and so are its losses. Its shape is always the same, for torch.compile.
     """
 
     def __init__(
@@ -98,105 +102,122 @@ class Validation:
         manifest: Manifest,
         seq_len: int,
         limit: int,
-        group: Any,
+        group: dist.ProcessGroup | None,
         rank: int,
-        world: int,
-        choices: Choices | None = None,
-        documents: bool = False,
+        world_size: int,
+        choices: MultipleChoice | None = None,
+        document_mask: bool = False,
     ) -> None:
-        """limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources
-        together, an equal share each: with them an evaluation costs at most twice. choices: questions to ask beside.
-        documents: attention stays inside one, as in training. Raises TrainError when there is nothing to score."""
-        self.group, self.rank, self.world, self.seq_len = group, rank, world, seq_len
+        """Choose the windows of `seq_len` targets, and map the shards they are in.
+
+        limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources together, an
+        equal share each: with them an evaluation costs at most twice.
+        choices: questions to ask beside.
+        document_mask: attention stays inside a document, as in training.
+        Raises TrainError when there is nothing to score.
+        """
+        self.process_group, self.rank, self.world_size, self.seq_len = group, rank, world_size, seq_len
         self.choices = choices
         self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
         self.vocab_size = manifest.tokenizer.vocab_size
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
         self.counted: list[slice | I64] = []  # the targets of each that count: all but those at padding
-        self.starts: list[I64] | None = [] if documents else None  # of each, where documents begin after its first
-        self.parts: dict[str, Part] = {}
+        self.starts: list[I64] | None = [] if document_mask else None  # where documents begin in each, after its first
+        self.groups: dict[str, WindowGroup] = {}
         sources = list(dict.fromkeys(s.source for s in manifest.shards if s.split == "val" and s.source))
-        self._add(manifest, "", limit)
+        self._add_group(manifest, "", limit)
         for source in sources:
-            self._add(manifest, source, limit and max(1, limit // len(sources)))
-        if "" not in self.parts:
+            self._add_group(manifest, source, limit and max(1, limit // len(sources)))
+        if "" not in self.groups:
             raise TrainError(f"{manifest.folder}: no validation tokens; pack a mixture that has validation documents")
-        self.rows = min(max(1, EVAL_TOKENS // seq_len), max(p.stop - p.start for p in self.parts.values()))
-        self.passes = [
-            range(i, min(i + self.rows, p.stop)) for p in self.parts.values() for i in range(p.start, p.stop, self.rows)
-        ]
+        largest = max(g.stop - g.start for g in self.groups.values())
+        self.rows = min(max(1, EVAL_TOKENS // seq_len), largest)
+        self.passes: list[range] = []  # the windows of each forward pass
+        for g in self.groups.values():
+            for i in range(g.start, g.stop, self.rows):
+                self.passes.append(range(i, min(i + self.rows, g.stop)))
 
-    def _add(self, manifest: Manifest, source: str, limit: int) -> None:
-        """Append one part, if it has a target that counts."""
+    def _add_group(self, manifest: Manifest, source: str, limit: int) -> None:
+        """Append the windows of one group, if they have a target that counts."""
         first = len(self.windows)
-        left = limit or sum(s.tokens for s in manifest.split("val", source))
-        for shard in manifest.split("val", source):
-            tokens = open_shard(manifest, shard)
-            counts = counted_targets(manifest, shard) if shard.padding else None
-            starts = None if self.starts is None else open_index(manifest, shard).starts
-            for start in range(0, len(tokens) - 1, self.seq_len):
-                take = min(self.seq_len, len(tokens) - 1 - start, left)
-                if take <= 0:
-                    break
-                self.windows.append(tokens[start : start + take + 1])
-                self.counted.append(slice(take) if counts is None else np.flatnonzero(counts[start : start + take]))
-                if self.starts is not None and starts is not None:
-                    inside = slice(*np.searchsorted(starts, [start + 1, start + take]))
-                    self.starts.append(starts[inside] - start)
-                left -= take
+        shards = manifest.split("val", source)
+        left = limit or sum(s.tokens for s in shards)
+        for shard in shards:
+            left -= self._add_shard(manifest, shard, left)
         targets = [w[1:][c] for w, c in zip(self.windows[first:], self.counted[first:], strict=True)]
-        count = sum(len(t) for t in targets)
-        if count:
-            size = int(sum(self.token_bytes[t].sum() for t in targets))
-            self.parts[source] = Part(first, len(self.windows), count, size)
+        num_targets = sum(len(t) for t in targets)
+        if num_targets:
+            byte_count = int(sum(self.token_bytes[t].sum() for t in targets))
+            self.groups[source] = WindowGroup(first, len(self.windows), num_targets, byte_count)
+
+    def _add_shard(self, manifest: Manifest, shard: Shard, limit: int) -> int:
+        """Append the windows of a shard, `limit` targets at most. Returns how many they have."""
+        tokens = open_shard(manifest, shard)
+        counts = counted_targets(manifest, shard) if shard.padding else None
+        starts = None if self.starts is None else read_shard_index(manifest, shard).starts
+        left = limit
+        for start in range(0, len(tokens) - 1, self.seq_len):
+            length = min(self.seq_len, len(tokens) - 1 - start, left)
+            if length <= 0:
+                break
+            stop = start + length
+            self.windows.append(tokens[start : stop + 1])
+            self.counted.append(slice(length) if counts is None else np.flatnonzero(counts[start:stop]))
+            if self.starts is not None and starts is not None:
+                low, high = np.searchsorted(starts, [start + 1, stop])
+                self.starts.append(starts[low:high] - start)
+            left -= length
+        return limit - left
 
     def score(self, model: Model, device: torch.device) -> Score:
-        """The model's score. Every rank calls it and gets the same."""
+        """Return the model's score. Every rank calls it and gets the same."""
         sums = np.zeros(len(self.windows))
         model.eval()
-        for picked in self.passes[self.rank :: self.world]:
+        for windows in self.passes[self.rank :: self.world_size]:
             # padded with 0 to one shape: attention is causal, so what follows a target cannot change it
             batch = np.zeros((self.rows, self.seq_len + 1), np.int64)
-            for row, w in enumerate(picked):
+            for row, w in enumerate(windows):
                 batch[row, : len(self.windows[w])] = self.windows[w]
             ids = torch.from_numpy(batch).to(device)
-            nll = model.score(ids[:, :-1], ids[:, 1:], self._borders(picked)).cpu().double().numpy()
-            for row, w in enumerate(picked):
+            nll = model.score(ids[:, :-1], ids[:, 1:], self._cu_seqlens(windows)).cpu().double().numpy()
+            for row, w in enumerate(windows):
                 sums[w] = nll[row, self.counted[w]].sum()
-        asked = self.choices.score(model, device) if self.choices else {}
+        choices = self.choices.score(model, device) if self.choices else {}
         model.train()
-        return replace(self._score(self._all(sums)), choices=asked)
+        return replace(self._score_of(self._sum_over_ranks(sums)), choices=choices)
 
-    def _borders(self, picked: range) -> Tensor | None:
-        """Where documents begin in a pass, as `Batch.borders`."""
+    def _cu_seqlens(self, windows: range) -> Tensor | None:
+        """Return where documents begin in a pass, as `Batch.cu_seqlens`."""
         if self.starts is None:
             return None
-        rows = np.arange(self.rows + 1) * self.seq_len
-        inside = [self.starts[w] + first for w, first in zip(picked, rows, strict=False)]
-        return torch.from_numpy(np.sort(np.concatenate([rows, *inside])).astype(np.int32))
+        row_starts = np.arange(self.rows + 1) * self.seq_len
+        inside = [self.starts[w] + first for w, first in zip(windows, row_starts, strict=False)]
+        return torch.from_numpy(np.sort(np.concatenate([row_starts, *inside])).astype(np.int32))
 
     def unigram(self, manifest: Manifest) -> Score:
-        """The add-one unigram of the training shards on the same targets. Every rank calls it and gets the same."""
+        """Score the add-one unigram of the training shards on the same targets. Every rank calls it, gets the same."""
         counts = np.zeros(self.vocab_size, np.int64)
-        for shard in manifest.split("train")[self.rank :: self.world]:
+        for shard in manifest.split("train")[self.rank :: self.world_size]:
             tokens = open_shard(manifest, shard)
             for i in range(0, len(tokens), COUNT_TOKENS):
                 counts += np.bincount(tokens[i : i + COUNT_TOKENS], minlength=self.vocab_size)
             counts[manifest.tokenizer.pad_id] -= shard.padding
-        nll = -np.log((self._all(counts) + 1.0) / (manifest.tokens + self.vocab_size))
-        return self._score(np.array([nll[w[1:][c]].sum() for w, c in zip(self.windows, self.counted, strict=True)]))
+        nll = -np.log((self._sum_over_ranks(counts) + 1.0) / (manifest.tokens + self.vocab_size))
+        sums = [nll[w[1:][c]].sum() for w, c in zip(self.windows, self.counted, strict=True)]
+        return self._score_of(np.array(sums))
 
-    def _score(self, sums: NDArray[np.float64]) -> Score:
-        """From the nats of each window."""
-        found = {
-            source: Score.of(float(sums[p.start : p.stop].sum()), p.tokens, p.bytes) for source, p in self.parts.items()
+    def _score_of(self, sums: NDArray[np.float64]) -> Score:
+        """Make the score of the nats of each window."""
+        scores = {
+            source: Score.from_sums(float(sums[g.start : g.stop].sum()), g.tokens, g.bytes)
+            for source, g in self.groups.items()
         }
-        return replace(found.pop(""), sources=found)
+        return replace(scores.pop(""), sources=scores)
 
-    def _all(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The sum over ranks. Exact: every element is 0 on all ranks but one, or a whole number."""
-        if self.world > 1:
-            dist.all_reduce(torch.from_numpy(values), group=self.group)
+    def _sum_over_ranks(self, values: NDArray[Number]) -> NDArray[Number]:
+        """Sum `values` over the ranks. Exact: every element is 0 on all ranks but one, or a whole number."""
+        if self.world_size > 1:
+            dist.all_reduce(torch.from_numpy(values), group=self.process_group)
         return values
 
 
@@ -204,8 +225,13 @@ class Validation:
 # Samples
 
 
-def samples(model: Model, manifest: Manifest, prompts: tuple[str, ...], count: int, seed: int) -> list[dict[str, str]]:
-    """Up to `count` tokens after each prompt, as text; ends at BOS. Empty, with a warning, without `tokenizers`."""
+def sample_texts(
+    model: Model, manifest: Manifest, prompts: tuple[str, ...], count: int, seed: int
+) -> list[dict[str, str]]:
+    """Write up to `count` tokens after each prompt, as text that ends at BOS.
+
+    Without the package `tokenizers`, without its file and for prompts that are too long: none, and a warning.
+    """
     if not prompts or not count:
         return []
     try:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from train.config import TrainConfig, TrainError
-from train.data.index import open_index
+from train.data.index import read_shard_index
 from train.data.manifest import Manifest
 from train.data.sampler import rows_of_step
+from train.monitor.text import event_text
 
 WARM = 32  # steps seen before the first is judged
 RATES = 0.1, 0.02  # of the running mean, which must keep up with a falling loss, and of the variance around it
@@ -38,21 +39,22 @@ STALL = 0.05  # share of the time spent waiting for data
 INTERVALS = 50  # whose median is what a step usually takes
 
 
-class Sentinel:
-    """The judge of one run. `stats` is its whole memory, and goes into checkpoints."""
+class AnomalyDetector:
+    """The judge of one run's steps. `stats` is its whole memory, and goes into checkpoints."""
 
     def __init__(self, manifest: Manifest, cfg: TrainConfig, modules: list[str], device: torch.device) -> None:
         """`modules`: whose gradient norms `judge` is given; none unless spike_sigma is above 0."""
         self.manifest, self.cfg = manifest, cfg
         self.modules = modules if cfg.spike_sigma > 0 else []
-        self.last: dict[str, float] = {}  # module -> its gradient's norm, in the step read last
+        self.last_norms: dict[str, float] = {}  # of each module's gradient, in the step read last
         self.stats = torch.zeros(5, device=device)  # steps; mean of loss and of log norm; variance of each
         self.floor = torch.tensor(FLOOR, device=device)
         columns = 3 + len(self.modules)  # verdict, loss, norm, norms
         self.table = torch.zeros(min(cfg.log_every, TABLE), columns, device=device)
-        self.filled = self.skipped = 0
-        self.waits = cfg.on_spike != "warn"
-        self.paces: deque[float] = deque(maxlen=INTERVALS)
+        self.filled = 0  # rows of the table that were not read yet
+        self.skipped = 0  # steps in a row
+        self.waits = cfg.on_spike != "warn"  # for the verdict of each step
+        self.step_seconds: deque[float] = deque(maxlen=INTERVALS)
 
     @property
     def full(self) -> bool:
@@ -60,54 +62,64 @@ class Sentinel:
         return self.filled == len(self.table)
 
     @torch.no_grad()
-    def judge(self, loss: Tensor, norm: Tensor, norms: Tensor) -> bool:
+    def judge_step(self, loss: Tensor, norm: Tensor, module_norms: Tensor) -> bool:
         """Judge a step by its global loss and gradient norm (scalars on the device); note them and the modules' norms.
 
-        Whether to apply the step: always true where the verdict is not waited for.
+        Returns whether to apply the step: always true where the verdict is not waited for.
         """
         verdict = judge(self.stats, torch.stack([loss, norm.log()]), self.floor, self.cfg.spike_sigma)
-        self.table[self.filled] = torch.cat([torch.stack([verdict, loss, norm]), norms])
+        self.table[self.filled] = torch.cat([torch.stack([verdict, loss, norm]), module_norms])
         self.filled += 1
         if not self.waits:
             return True
-        bad = bool(verdict)
-        self.skipped = self.skipped + 1 if bad else 0
-        return not bad
+        if bool(verdict):
+            self.skipped += 1
+            return False
+        self.skipped = 0
+        return True
 
-    def events(self, step: int) -> list[dict[str, Any]]:
-        """What happened in the steps up to `step` that were not read yet. The host waits for the device here."""
+    def read_events(self, step: int) -> list[dict[str, Any]]:
+        """Return what happened in the steps up to `step` that were not read yet. The host waits for the device here."""
         rows = self.table[: self.filled].tolist()
-        found = []
-        for number, (verdict, loss, norm, *norms) in enumerate(rows, step - self.filled + 1):
+        events: list[dict[str, Any]] = []
+        for number, (verdict, loss, norm, *module_norms) in enumerate(rows, step - self.filled + 1):
+            norms = dict(zip(self.modules, module_norms, strict=True))
             if verdict:
-                name = NO_GRADIENT if norm == 0 else named(int(verdict))
-                event = {"step": number, "event": name, "loss": loss, "grad_norm": norm}
-                event["applied"] = not self.waits
-                event["grad_norms"] = dict(zip(self.modules, norms, strict=True))
-                found.append(event | {"batch": documents_of_step(self.manifest, self.cfg, number - 1)})
-            self.last = dict(zip(self.modules, norms, strict=True))
+                events.append(
+                    {
+                        "step": number,
+                        "event": NO_GRADIENT if norm == 0 else verdict_text(int(verdict)),
+                        "loss": loss,
+                        "grad_norm": norm,
+                        "applied": not self.waits,
+                        "grad_norms": norms,
+                        "batch": documents_of_step(self.manifest, self.cfg, number - 1),
+                    }
+                )
+            self.last_norms = norms
         self.filled = 0
-        return found
+        return events
 
-    def pace(self, step: int, seconds: float, steps: int, waited: float) -> list[dict[str, Any]]:
-        """Events of the time that the last `steps` took, `waited` of it for data; seconds."""
-        found: list[dict[str, Any]] = []
-        usual = statistics.median(self.paces) if len(self.paces) >= 3 else math.inf
+    def slow_events(self, step: int, seconds: float, steps: int, waited: float) -> list[dict[str, Any]]:
+        """Return events of the time that the last `steps` took: `seconds`, of them `waited` for data."""
+        events: list[dict[str, Any]] = []
+        usually = statistics.median(self.step_seconds) if len(self.step_seconds) >= 3 else math.inf
         each = seconds / steps
-        if each > SLOW * usual:
-            found.append({"step": step, "event": "slow steps", "seconds": each, "usually": usual})
-        if waited > STALL * seconds and len(self.paces):
-            found.append({"step": step, "event": "waiting for data", "share": waited / seconds})
-        self.paces.append(each)
-        return found
+        if each > SLOW * usually:
+            events.append({"step": step, "event": "slow steps", "seconds": each, "usually": usually})
+        if waited > STALL * seconds and len(self.step_seconds):
+            events.append({"step": step, "event": "waiting for data", "share": waited / seconds})
+        self.step_seconds.append(each)
+        return events
 
     def check(self, events: list[dict[str, Any]], folder: object) -> None:
-        """Raises TrainError when the run cannot or shall not go on after `events`."""
+        """Raise TrainError when the run cannot or shall not go on after `events`."""
         for event in events:
-            broken = event["event"] in (NAMES[NOT_FINITE], NO_GRADIENT) and self.cfg.on_spike == "warn"
-            if broken or (self.cfg.on_spike == "stop" and "batch" in event):
+            is_broken = event["event"] in (NAMES[NOT_FINITE], NO_GRADIENT) and self.cfg.on_spike == "warn"
+            is_forbidden = "batch" in event and self.cfg.on_spike == "stop"
+            if is_broken or is_forbidden:
                 raise TrainError(
-                    f"step {event['step']}: {said(event)}; its batch and gradients are in {folder}/events.jsonl\n"
+                    f"step {event['step']}: {event_text(event)}; its batch and gradients are in {folder}/events.jsonl\n"
                     "see its documents with `python -m pipeline trace --run`; go on without it: train.resume=auto "
                     "train.on_spike=skip; or train anew with lower rates or a longer train.schedule.warmup"
                 )
@@ -119,7 +131,7 @@ class Sentinel:
 
 
 def judge(stats: Tensor, x: Tensor, floor: Tensor, sigmas: float) -> Tensor:
-    """The verdict on x = (loss, log of the norm), a scalar of bits; `stats` (5,) learns from it in place.
+    """Return the verdict on x = (loss, log of the norm), a scalar of bits; `stats` (5,) learns from it in place.
 
     d = x - m, at most CLIP sigma; m += r d; v += s (d^2 - v). The rates r and s are 1 / steps while few were seen.
     """
@@ -137,29 +149,19 @@ def judge(stats: Tensor, x: Tensor, floor: Tensor, sigmas: float) -> Tensor:
     return NOT_FINITE * (~finite).float() + LOSS * high[0].float() + NORM * high[1].float()
 
 
-def named(verdict: int) -> str:
-    """A verdict in words."""
+def verdict_text(verdict: int) -> str:
+    """Write a verdict in words."""
     return ", ".join(name for bit, name in NAMES.items() if verdict & bit)
 
 
-def said(event: dict[str, Any]) -> str:
-    """An event in one line."""
-    if "batch" in event:
-        how = "" if event["applied"] else ", not applied"
-        return f"{event['event']}: loss {event['loss']:.4f}, gradient norm {event['grad_norm']:.3f}{how}"
-    if "share" in event:
-        return f"{event['event']}: {event['share']:.0%} of the time"
-    return f"{event['event']}: {event['seconds']:.3f} s each, usually {event['usually']:.3f} s"
-
-
 def documents_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[dict[str, Any]]:
-    """The rows of 0-based `step`: shard, first token, and the ordinals of the first and last document in the `.idx`."""
+    """Return the rows of 0-based `step`: shard, first token, and first and last document by ordinal in the `.idx`."""
     rows = rows_of_step(manifest, cfg, step)
     read = {path for path, _ in rows}
-    starts = {s.path: open_index(manifest, s).starts for s in manifest.shards if s.path in read}
-    found = []
+    starts = {s.path: read_shard_index(manifest, s).starts for s in manifest.shards if s.path in read}
+    documents: list[dict[str, Any]] = []
     for path, token in rows:
         places = np.array([token, token + cfg.seq_len])
         first, last = np.maximum(np.searchsorted(starts[path], places, "right") - 1, 0).tolist()
-        found.append({"shard": path, "token": token, "documents": [first, last]})
-    return found
+        documents.append({"shard": path, "token": token, "documents": [first, last]})
+    return documents

@@ -63,7 +63,7 @@ class Metrics:
             self.online.finish(exit_code=0 if kind is None else 1)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines that have a step. Others, as one that a kill cut, are left out."""
     found = []
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
@@ -78,7 +78,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def _opened(path: Path, step: int) -> TextIO:
     """A file of JSON lines to append to, without those after `step`."""
     # step 0 is scored before the first step: a start from 0 scores it again
-    kept = [value for value in lines(path) if value["step"] <= step] if step else []
+    kept = [value for value in read_json_lines(path) if value["step"] <= step] if step else []
     write_atomic(path, "".join(json.dumps(value) + "\n" for value in kept))
     return path.open("a", encoding="utf-8")
 

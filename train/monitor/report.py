@@ -1,4 +1,4 @@
-"""What a run says about itself at its start and at its end: lines for people, and summary.json."""
+"""What a run says of itself: lines for people at its start, in its steps and at its end, run.json and summary.json."""
 
 from __future__ import annotations
 
@@ -10,161 +10,276 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from train import page
 from train.checkpoint import run_folder
-from train.config import ModelConfig
 from train.data import sampler
 from train.data.manifest import Manifest
 from train.distributed import hardware
-from train.eval.validation import Score, samples
+from train.eval.validation import Score, sample_texts
 from train.files import write_atomic
-from train.loop import Run, score_averages
 from train.monitor.metrics import Metrics
+from train.monitor.text import clock_text, counted_processes, event_text
+from train.run import Run
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The start
 
 
-def describe(this: Run, manifest: Manifest, model_cfg: ModelConfig, count: int, epochs: float) -> None:
-    """What is about to happen, in five lines."""
-    cfg, rt = this.cfg, this.rt
-    windows = sum(this.loader.counts)
+def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
+    """Print what is about to happen, in five lines, and what a person should know about it."""
+    cfg, model_cfg, rt = run.cfg, run.model.cfg, run.rt
+    windows = sum(run.loader.counts)
     tail = sampler.tail_tokens(manifest, cfg.seq_len)
     slots, layer = model_cfg.engram_slots, model_cfg.engram_inject_layer
     engram = f", an engram of {slots} slots ahead of layer {layer}" if model_cfg.engram_enabled else ""
-    where = f"{rt.world} process{'es' if rt.world > 1 else ''} on {rt.device.type}"
-    rt.say(f"run        {manifest.name}/{manifest.phase}, build {manifest.build_id[:16]}, {where}")
-    rt.say(
-        f"model      {count:,} parameters: {model_cfg.n_layers} layers of {model_cfg.dim}, "
-        f"{model_cfg.attention_pattern}{engram}, {str(this.model.dtype).removeprefix('torch.')}"
+    where = f"{counted_processes(rt.world_size)} on {rt.device.type}"
+    dtype = str(run.model.dtype).removeprefix("torch.")
+    epochs = run.epochs_per_step * cfg.steps
+    rt.print_rank0(f"run        {manifest.name}/{manifest.phase}, build {manifest.build_id[:16]}, {where}")
+    rt.print_rank0(
+        f"model      {parameters:,} parameters: {model_cfg.n_layers} layers of {model_cfg.dim}, "
+        f"{model_cfg.attention_pattern}{engram}, {dtype}"
     )
-    rt.say(
-        f"data       {manifest.tokens:,} tokens in {len(this.loader.shards)} shard(s): {windows:,} windows of "
+    rt.print_rank0(
+        f"data       {manifest.tokens:,} tokens in {len(run.loader.shards)} shard(s): {windows:,} windows of "
         f"{cfg.seq_len}, {tail:,} tokens in no window; {manifest.val_tokens:,} for validation"
     )
-    rt.say(
+    rt.print_rank0(
         f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "
-        f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *this.averages.by_name])}"
+        f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *run.averages.by_name])}"
     )
     if cfg.schedule.warmup > cfg.steps:
-        rt.say(
+        rt.print_rank0(
             f"warning: train.schedule.warmup = {cfg.schedule.warmup:,} is longer than the run, train.steps = "
             f"{cfg.steps:,}: the learning rate never gets to its full value"
         )
     if cfg.schedule.seconds is not None:
-        rt.say(f"           or {cfg.schedule.seconds:g} s in steps, whichever comes first: not repeatable to the bit")
+        limit = f"{cfg.schedule.seconds:g} s in steps"
+        rt.print_rank0(f"           or {limit}, whichever comes first: not use_deterministic_kernels to the bit")
     if rt.device.type == "cuda" and not cfg.deterministic:
-        rt.say("note: some kernels add in no fixed order: a resume is exact to rounding, to the bit with")
-        rt.say("      train.deterministic=true, which is slower")
-    if rt.device.type == "cuda" and this.meter.peak is None:
+        rt.print_rank0("note: some kernels add in no fixed order: a resume is exact to rounding, to the bit with")
+        rt.print_rank0("      train.deterministic=true, which is slower")
+    if rt.device.type == "cuda" and run.meter.peak is None:
         name = hardware.device_name(rt.device)
-        rt.say(f"note: no peak is known for {name}, so MFU is left out; name one with train.peak_tflops")
-    rt.say(f"folder     {this.folder}")
+        rt.print_rank0(f"note: no peak is known for {name}, so MFU is left out; name one with train.peak_tflops")
+    rt.print_rank0(f"folder     {run.folder}")
 
 
 @contextlib.contextmanager
-def records(this: Run, manifest: Manifest, path: str, overrides: list[str]) -> Iterator[None]:
-    """Run with run.json written and `metrics` open, on the first rank. `path` and `overrides` as they were given."""
-    if not this.rt.first:
-        yield
+def open_metrics(run: Run, manifest: Manifest, path: str, overrides: list[str]) -> Iterator[Metrics | None]:
+    """Write run.json and open the metrics' files, on rank 0; None elsewhere.
+
+    path, overrides: as they were given on the command line.
+    """
+    if not run.rt.is_rank0:
+        yield None
         return
-    facts = run_facts(this, manifest, path, overrides)
-    with Metrics(this.folder, this.step, this.cfg, facts) as this.metrics:
-        facts |= {"wandb": this.metrics.wandb} if this.metrics.wandb else {}
-        start = {"step": this.step, "world_size": this.rt.world}
-        run_folder.write_run(this.folder, this.state["identity"], facts, start)
-        yield
+    facts = run_facts(run, manifest, path, overrides)
+    with Metrics(run.folder, run.step, run.cfg, facts) as metrics:
+        if metrics.wandb:
+            facts["wandb"] = metrics.wandb
+        start = {"step": run.step, "world_size": run.rt.world_size}
+        run_folder.write_run(run.folder, run.identity, facts, start)
+        yield metrics
 
 
-def run_facts(this: Run, manifest: Manifest, path: str, overrides: list[str]) -> dict[str, Any]:
-    """What run.json says of this start: all that replaying the data order needs, and what the page tells."""
-    cfg, model, rt = this.cfg, this.model, this.rt
+def run_facts(run: Run, manifest: Manifest, path: str, overrides: list[str]) -> dict[str, Any]:
+    """Return what run.json says of this start: all that replaying the data order needs, and what the page tells."""
+    cfg, model, rt = run.cfg, run.model, run.rt
     return {
-        "manifest": os.path.relpath(Path(path).absolute(), this.folder.absolute()),
-        "command": {"manifest": path, "folder": str(this.folder), "set": overrides},
+        "manifest": os.path.relpath(Path(path).absolute(), run.folder.absolute()),
+        "command": {"manifest": path, "folder": str(run.folder), "set": overrides},
         "name": manifest.name,
         "build_id": manifest.build_id,
-        "builds": this.state["builds"],
+        "builds": run.builds,
         "phase": manifest.phase,
         **{key: getattr(cfg, key) for key in ("seed", "batch_size", "seq_len", "steps")},
         "model": asdict(model.cfg),
         "train": asdict(cfg),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_per_token": this.meter.flops._asdict(),
+        "flops_per_token": run.meter.flops._asdict(),
         "data": {
             "tokens": manifest.tokens,
             "val_tokens": manifest.val_tokens,
-            "epochs_a_step": this.epochs_a_step,
+            "epochs_a_step": run.epochs_per_step,
             "sources": [
                 {key: getattr(s, key) for key in ("name", "origin", "tokens", "ratio_got", "epochs")}
                 for s in manifest.sources
             ],
         },
-        "world_size": rt.world,
-        "micro_batch": this.loader.micro,
+        "world_size": rt.world_size,
+        "micro_batch": run.loader.micro_batch_size,
         "device": str(rt.device),
         "device_name": hardware.device_name(rt.device),
-        "peak_tflops": this.meter.peak,
+        "peak_tflops": run.meter.peak,
     }
 
 
-def compared(before: Score | None, unigram: Score, after: Score) -> str:
-    """Bits per byte, before and after, and of the unigram."""
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps
+
+
+def log_step(run: Run, metrics: Metrics | None, loss: Tensor, norm: Tensor) -> dict[str, Any]:
+    """Print the line of a step and what happened up to it. Returns the record for metrics.jsonl, on every rank.
+
+    This is where the host waits for the device. Raises TrainError where the run must end.
+    """
+    cfg, rt = run.cfg, run.rt
+    nats, grad_norm = float(loss), float(norm)
+    seconds, steps = run.clock.read()
+    run.progress.seconds += seconds
+    waited, run.seconds_waited = run.seconds_waited, 0.0
+    spectra, lost_ranks = run.singular_values.read()
+    spikes = run.anomalies.read_events(run.step)
+    slow = run.anomalies.slow_events(run.step, seconds, steps, waited)
+    report_events(run, metrics, [*lost_ranks, *spikes, *slow])
+    speed = steps * cfg.batch_size * cfg.seq_len / seconds
+    left = max(0.0, run.total_steps - run.step) * seconds / steps
+    lr = (cfg.muon.lr if cfg.optimizer == "muon" else cfg.adamw.lr) * run.lr_factor
+    rates = run.meter.rates(speed)
+    used = f"  MFU {rates['mfu_causal']:.1%}" if "mfu_causal" in rates else ""
+    rt.print_rank0(
+        f"step {run.step:>{len(str(cfg.steps))}}/{cfg.steps}  loss {nats:.4f}  lr {lr:.2e}  grad {grad_norm:.3f}  "
+        f"{speed:>9,.0f} tokens/s{used}  {clock_text(left)} left"
+    )
+    return {
+        "step": run.step,
+        "loss": nats,
+        "lr": lr,
+        "lr_adamw": cfg.adamw.lr * run.lr_factor,
+        "grad_norm": grad_norm,
+        "waiting_for_data": round(waited / seconds, 4),
+        "tokens": run.step * cfg.batch_size * cfg.seq_len,
+        "tokens_per_second": round(speed, 1),
+        **rates,
+        "memory_gb": round(hardware.peak_bytes(rt.device) / 1e9, 3),
+        "epoch": run.step * run.epochs_per_step,
+        "seconds": round(run.progress.seconds, 3),
+        "seconds_left": round(left, 1),
+        **spectra,
+        **{f"grad_norm/{module}": value for module, value in run.anomalies.last_norms.items()},
+    }
+
+
+def report_events(run: Run, metrics: Metrics | None, events: list[dict[str, Any]]) -> None:
+    """Print events and keep them in events.jsonl. Raises TrainError where the run must end."""
+    for event in events:
+        run.rt.print_rank0(f"step {event['step']}: {event_text(event)}")
+        if metrics is not None:
+            metrics.event(event)
+    run.anomalies.check(events, run.folder)
+
+
+def print_score(run: Run, score: Score, average: str = "") -> None:
+    """Print a score of the model, or of an average of its weights."""
+    of = f" of {average}" if average else ""
+    run.rt.print_rank0(
+        f"step {run.step}: validation loss{of} {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
+        f"({score.tokens:,} tokens)"
+    )
+    if score.sources:
+        by_source = ", ".join(f"{name} {s.bits_per_byte:.4f}" for name, s in score.sources.items())
+        run.rt.print_rank0(f"step {run.step}: bits/byte{of} by source: {by_source}")
+    for name, choices in score.choices.items():
+        run.rt.print_rank0(f"step {run.step}: {name}{of}: {choices}")
+
+
+def score_record(score: Score, suffix: str = "") -> dict[str, Any]:
+    """Return what metrics.jsonl says of a score: val_loss, val_bits_per_byte, and val_loss/SOURCE and SET/acc.
+
+    suffix: "_ema" or "_swa" of an average: val_loss_ema, val_loss_ema/SOURCE, SET/acc_ema.
+    """
+    record = {f"val_loss{suffix}": score.nats, f"val_bits_per_byte{suffix}": score.bits_per_byte}
+    for name, s in score.sources.items():
+        record |= {f"val_loss{suffix}/{name}": s.nats, f"val_bits_per_byte{suffix}/{name}": s.bits_per_byte}
+    for name, choices in score.choices.items():
+        record |= {f"{name}/{figure}{suffix}": value for figure, value in choices.metrics().items()}
+    return record
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The end
+
+
+def finish_run(run: Run, manifest: Manifest, parameters: int) -> dict[str, Any]:
+    """Draw samples, write summary.json and the page, print how the run went. Returns the summary."""
+    cfg, rt = run.cfg, run.rt
+    assert run.after is not None, "a run that has ended was scored"
+    unigram = run.validation.unigram(manifest)
+    samples = sample_texts(run.model, manifest, cfg.prompts, cfg.sample_tokens, cfg.seed) if rt.is_rank0 else []
+    summary = run_summary(run, manifest, parameters, run.after, unigram, samples)
+    if rt.is_rank0:
+        write_atomic(run.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        page.refresh_page(run.folder)
+    print_end(run, run.after, unigram, samples)
+    return summary
+
+
+def run_summary(
+    run: Run, manifest: Manifest, parameters: int, after: Score, unigram: Score, samples: list[dict[str, str]]
+) -> dict[str, Any]:
+    """Return what summary.json says."""
+    progress = run.progress
+    tokens = run.step * run.cfg.batch_size * run.cfg.seq_len
+    speed = tokens / progress.seconds if progress.seconds else None
+    averages = {
+        name: {**score.to_dict(), "updates": run.averages.by_name[name].count} for name, score in run.averaged.items()
+    }
+    return {
+        "status": "done",
+        "name": manifest.name,
+        "phase": manifest.phase,
+        "build_id": manifest.build_id,
+        "parameters": parameters,
+        "steps": run.step,
+        "tokens": tokens,
+        "seconds": round(progress.seconds, 3),
+        "tokens_per_second": speed and round(speed, 1),
+        **{"model_tflops": None, "mfu_causal": None, "mfu_full": None},
+        **(run.meter.rates(speed) if speed else {}),
+        "memory_gb": round(hardware.peak_bytes(run.rt.device) / 1e9, 3),
+        "before": None if progress.before is None else progress.before.to_dict(),
+        "unigram": unigram.to_dict(),
+        "after": after.to_dict(),
+        "averages": averages,
+        "samples": samples,
+        "folder": str(run.folder),
+    }
+
+
+def print_end(run: Run, after: Score, unigram: Score, samples: list[dict[str, str]]) -> None:
+    """Print the last scores beside those of the start and of the unigram, the samples, and where everything lies."""
+    rt, before = run.rt, run.progress.before
+    rt.print_rank0(f"bits/byte  {compared_text(before, unigram, after)}")
+    for name, score in after.sources.items():
+        source_before = None if before is None else before.sources.get(name)
+        compared = compared_text(source_before, unigram.sources[name], score)
+        rt.print_rank0(f"           {compared}: {name}, {score.bytes:,} bytes")
+    for name, choices in after.choices.items():
+        rt.print_rank0(f"choices    {choices}: {name}, {choices.items} questions")
+        if before is not None and name in before.choices:
+            rt.print_rank0(f"           before: {before.choices[name]}")
+    for name, score in run.averaged.items():
+        rt.print_rank0(f"           {score.bits_per_byte:.4f} with the weights of {name}")
+    for name in run.averages.by_name.keys() - run.averaged.keys():
+        rt.print_rank0(f"warning: {name} was never updated: the run ended before, see train.{name}")
+    for sample in samples:
+        prompt, text = (json.dumps(sample[key], ensure_ascii=False) for key in ("prompt", "text"))
+        rt.print_rank0(f"sample     {prompt} -> {text}")
+    seconds = run.progress.seconds
+    speed = run.step * run.cfg.batch_size * run.cfg.seq_len / max(seconds, 1e-9)
+    rt.print_rank0(f"done       {run.step} steps in {seconds:.1f} s: {speed:,.0f} tokens/s")
+    for name in ("summary.md", "metrics.jsonl", "checkpoints/"):
+        rt.print_rank0(f"           {run.folder / name}")
+
+
+def compared_text(before: Score | None, unigram: Score, after: Score) -> str:
+    """Write bits per byte before, of the unigram, and after."""
     first = "" if before is None else f"{before.bits_per_byte:.4f} before, "
     below = 100 * (1 - after.bits_per_byte / unigram.bits_per_byte) if unigram.bits_per_byte else 0.0
     return (
         f"{first}{unigram.bits_per_byte:.4f} add-one unigram, {after.bits_per_byte:.4f} after "
         f"({abs(below):.1f} % {'above' if below < 0 else 'below'} the unigram)"
     )
-
-
-def finish(this: Run, manifest: Manifest, count: int) -> dict[str, Any]:
-    """Last scores, samples, summary.json."""
-    cfg, rt = this.cfg, this.rt
-    after = this.after or this.validation.score(this.model, rt.device)
-    averaged = this.averaged if this.after else score_averages(this)
-    unigram = this.validation.unigram(manifest)
-    texts = samples(this.model, manifest, cfg.prompts, cfg.sample_tokens, cfg.seed) if rt.first else []
-    tokens = this.step * cfg.batch_size * cfg.seq_len
-    speed = tokens / this.seconds if this.seconds else None
-    summary = {
-        "status": "done",
-        "name": manifest.name,
-        "phase": manifest.phase,
-        "build_id": manifest.build_id,
-        "parameters": count,
-        "steps": this.step,
-        "tokens": tokens,
-        "seconds": round(this.seconds, 3),
-        "tokens_per_second": speed and round(speed, 1),
-        **{"model_tflops": None, "mfu_causal": None, "mfu_full": None},
-        **(this.meter.rates(speed) if speed else {}),
-        "memory_gb": round(hardware.peak_bytes(rt.device) / 1e9, 3),
-        "before": None if this.before is None else this.before.to_dict(),
-        "unigram": unigram.to_dict(),
-        "after": after.to_dict(),
-        "averages": {
-            name: {**score.to_dict(), "updates": this.averages.by_name[name].count} for name, score in averaged.items()
-        },
-        "samples": texts,
-        "folder": str(this.folder),
-    }
-    if rt.first:
-        write_atomic(this.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-        page.refresh(this.folder)
-    rt.say(f"bits/byte  {compared(this.before, unigram, after)}")
-    for name, score in after.sources.items():
-        before = None if this.before is None else this.before.sources.get(name)
-        rt.say(f"           {compared(before, unigram.sources[name], score)}: {name}, {score.bytes:,} bytes")
-    for name, asked in after.choices.items():
-        rt.say(f"choices    {asked}: {name}, {asked.items} questions")
-        if this.before is not None and name in this.before.choices:
-            rt.say(f"           before: {this.before.choices[name]}")
-    for name, score in averaged.items():
-        rt.say(f"           {score.bits_per_byte:.4f} with the weights of {name}")
-    for name in this.averages.by_name.keys() - averaged.keys():
-        rt.say(f"warning: {name} was never updated: the run ended before, see train.{name}")
-    for sample in texts:
-        prompt, text = (json.dumps(sample[key], ensure_ascii=False) for key in ("prompt", "text"))
-        rt.say(f"sample     {prompt} -> {text}")
-    rt.say(f"done       {this.step} steps in {this.seconds:.1f} s: {tokens / max(this.seconds, 1e-9):,.0f} tokens/s")
-    for name in ("summary.md", "metrics.jsonl", "checkpoints/"):
-        rt.say(f"           {this.folder / name}")
-    return summary
