@@ -49,7 +49,7 @@ def test_the_page_says_what_the_run_was(folder, pretrain):
     named = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert named == [f"plots/{name}.svg" for name in ("loss", "learning_rate", "grad_norm", "speed")]
     assert all(ET.parse(folder / name).getroot().tag == f"{SVG}svg" for name in named)
-    command = next(line for line in text.splitread_json_lines() if line.startswith("python train/main.py"))
+    command = next(line for line in text.splitlines() if line.startswith("python train/main.py"))
     given = shlex.split(command)
     assert given[3] == str(pretrain) and given[-2:] == [f"train.out={folder}", "train.resume=auto"]
     assert run(given[3], given[5:])["status"] == "done"  # and it works: nothing is left to do
@@ -72,17 +72,19 @@ def test_the_same_files_give_the_same_page_also_by_the_command(folder, tmp_path,
 def test_a_killed_run_has_a_page(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    kept = [r for r in (copy / "metrics.jsonl").read_text().splitread_json_lines() if json.loads(r)["step"] <= 9]
+    kept = [r for r in (copy / "metrics.jsonl").read_text().splitlines() if json.loads(r)["step"] <= 9]
     (copy / "metrics.jsonl").write_bytes("\n".join(kept).encode() + b'\n\xff{"step": 10, "lo')  # cut by the kill
     events = [
         {"step": s, "event": "loss spike", "loss": 9.0, "grad_norm": 3.0, "applied": True, "batch": batch}
         for s, batch in ((5, [{"shard": "a.bin", "token": 0, "documents": [3, 4]}] * 7), (7, []))
     ]
+    events.append({"step": 8, "event": "rank loss", "matrix": "blocks.0.w", "smin": 1e-9, "smax": 2.0, "rcond": 5e-10})
     (copy / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     assert [r["step"] for r in read_json_lines(copy / "metrics.jsonl")][-1] == 9
     text = page.write_page(copy).read_text()
     assert "Not at its end: 9 of 12 steps." in text and "| bits/byte | before | step 8 | ema |" in text
     assert "loss spike: 2." in text and "`a.bin` 3-4 and 2 rows more" in text.replace("`a.bin` 3-4, " * 4, "")
+    assert "rank loss: blocks.0.w has singular values from 1.0e-09 to 2.0e+00" in text
     assert "--step 5" in text and "## Samples" not in text
     assert (copy / "plots/loss.svg").read_text().count('stroke="#e5484d" stroke-opacity') == 2
     scored = {"val_loss": 2.0, "val_bits_per_byte": 1.0, "val_loss_ema": 2.0}

@@ -74,7 +74,7 @@ def test_a_sources_score_is_that_of_its_shard_alone_at_any_number_of_ranks(mixed
             v = Validation(manifest, seq_len, 0, None, rank, world)
             patch.setattr(v, "_sum_over_ranks", lambda sums: (parts.append(sums), sums)[1])
             v.score(model, CPU)
-        assert whole._score(np.sum(parts, 0)) == score
+        assert whole._score_of(np.sum(parts, 0)) == score
 
 
 def test_bytes_are_those_of_the_text(tmp_path):
