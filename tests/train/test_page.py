@@ -83,7 +83,8 @@ def test_a_killed_run_has_a_page(folder, tmp_path):
     assert [r["step"] for r in read_json_lines(copy / "metrics.jsonl")][-1] == 9
     text = page.write_page(copy).read_text()
     assert "Not at its end: 9 of 12 steps." in text and "| bits/byte | before | step 8 | ema |" in text
-    assert "loss spike: 2, rank loss: 1." in text and "`a.bin` 3-4 and 2 rows more" in text.replace("`a.bin` 3-4, " * 4, "")
+    assert "loss spike: 2, rank loss: 1." in text
+    assert "`a.bin` 3-4 and 2 rows more" in text.replace("`a.bin` 3-4, " * 4, "")
     assert "rank loss: blocks.0.w has singular values from 1.0e-09 to 2.0e+00" in text
     assert "--step 5" in text and "## Samples" not in text
     assert (copy / "plots/loss.svg").read_text().count('stroke="#e5484d" stroke-opacity') == 2
