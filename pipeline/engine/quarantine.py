@@ -27,7 +27,8 @@ def check(context: Context) -> None:
 
 def publish(context: Context) -> None:
     """Put the tables of bad rows into `<out>/<recipe>/quarantine/`."""
-    records = [record for state in context.states.values() for record in state.quarantined]
-    files = {f"{short_digest(r.label)[:16]}.parquet": r.output("quarantine") for r in records}
+    stages = [stage.name for stage in STAGES.values() if stage.may_lose_units]
+    records = [record for stage in stages for record in context.state(stage).quarantined]
+    files = {f"{short_digest(record.label)[:16]}.parquet": record.output("quarantine") for record in records}
     if files and not context.dry and "quarantine" not in context.folders:
         context.publish("quarantine", files)

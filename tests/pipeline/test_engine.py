@@ -15,11 +15,11 @@ from pipeline.engine.context import WINDOW, Context, drive
 from pipeline.engine.executor import WorkerLost
 from pipeline.engine.progress import Progress
 from pipeline.engine.store import open_store
-from pipeline.errors import UnitFailed
+from pipeline.errors import Stopped, UnitFailed
 from pipeline.recipe import parse_recipe
 from stages.filter import work as apply_rules
 from stages.registry import STAGES
-from stages.stage import Record, Unit
+from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
 
 
@@ -204,3 +204,62 @@ def test_a_tolerated_file_is_left_out_and_one_more_is_not(tmp_path: Path) -> Non
                 drive(context, job)
         else:
             assert len(drive(context, job)) == 4
+
+
+def test_what_is_tolerated_is_left_out_in_order_and_only_of_stages_that_may_lose_units(tmp_path: Path) -> None:
+    bad = {"kind": "permanent", "message": "cut off"}
+    context = context_of(tmp_path, Stub([bad]), quarantine={"files": 1})
+    records = drive(context, context.gather(one(context, i, "download") for i in range(4)))
+    assert [record.label for record in records] == ["web unit 1", "web unit 2", "web unit 3"]
+    assert (context.lost_files("web"), context.lost_files("maths")) == (1, 0)
+    context = context_of(tmp_path, Stub([bad]), quarantine={"files": 1})
+    with pytest.raises(UnitFailed, match="filter web unit 9: cut off"):
+        drive(context, context.gather([one(context, 9)]))
+
+
+def test_a_stage_may_ask_only_for_stages_before_it(tmp_path: Path) -> None:
+    async def build_first(context: BuildContext) -> int:
+        return 1
+
+    async def build_second(context: BuildContext) -> list[int]:
+        return await context.gather([context.stage(first), context.stage(first)])
+
+    async def build_third(context: BuildContext) -> list[int]:
+        await context.stage(second)
+        return await context.gather([context.stage(first)])
+
+    first = Stage("first", "", "", build_first)
+    second = Stage("second", "", "", build_second, after=(first,))
+    third = Stage("third", "", "", build_third, after=(second,))
+    context = context_of(tmp_path, Stub())
+    assert drive(context, context.stage(second)) == [1, 1]
+    assert (context.built(first), context.built(third)) == (1, None)
+    context = context_of(tmp_path, Stub())
+    with pytest.raises(AssertionError, match="third asks for first"):
+        drive(context, context.stage(third))
+    assert context.built(second) == [1, 1]
+
+
+def test_after_a_signal_no_unit_starts(tmp_path: Path) -> None:
+    stub = Stub()
+    context = context_of(tmp_path, stub)
+
+    async def units() -> None:
+        await one(context, 1)
+        context.dispatcher.signals.received = True
+        await one(context, 2)
+
+    with pytest.raises(Stopped, match="a signal came before filter web unit 2"):
+        drive(context, units())
+    assert stub.ran == 1
+
+
+def test_a_store_that_cannot_be_locked_starts_no_executor(tmp_path: Path) -> None:
+    started = []
+    context = context_of(tmp_path, Stub())
+    context.dispatcher._make_executor = lambda: started.append(1)  # type: ignore[assignment,return-value,func-returns-value]
+    (tmp_path / "out/store").mkdir(parents=True)
+    (tmp_path / "out/store/running").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        drive(context, one(context, 1))
+    assert not started and not context.started_executor
