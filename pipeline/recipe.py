@@ -17,48 +17,48 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.engine.fingerprint import ROOT
 from pipeline.errors import UsageError
 from stages.recipe import Recipe
 
+Location = tuple[int | str, ...]  # keys from the top of the recipe down
+
 
 def _nested(hint: Any) -> list[type]:
-    """The model classes inside a type hint such as dict[str, A | B]."""
+    """Return the model classes inside a type hint such as dict[str, A | B]."""
     if isinstance(hint, typing.TypeAliasType if hasattr(typing, "TypeAliasType") else ()):
         hint = hint.__value__
     if isinstance(hint, type) and (issubclass(hint, BaseModel) or dataclasses.is_dataclass(hint)):
         return [hint]
     origin = typing.get_origin(hint)
     if origin in (Annotated, dict, list, typing.Union, types.UnionType):
-        return [cls for part in typing.get_args(hint) for cls in _nested(part)]
+        return [cls for argument in typing.get_args(hint) for cls in _nested(argument)]
     return []
 
 
 def _fields(cls: type) -> dict[str, Any]:
-    """Key as written in YAML -> type hint, for a pydantic model or a dataclass."""
+    """Return key as written in YAML -> type hint, of a pydantic model or a dataclass."""
     if issubclass(cls, BaseModel):
-        return {(f.alias or name): f.annotation for name, f in cls.model_fields.items()}
+        return {(field.alias or name): field.annotation for name, field in cls.model_fields.items()}
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
-def _allowed_at(location: tuple[Any, ...]) -> list[str]:
-    """The keys allowed where an unknown one was found."""
+def _allowed_at(location: Location) -> list[str]:
+    """Return the keys allowed where an unknown one was found."""
     classes: list[type] = [Recipe]
-    for part in location[:-1]:
-        step: list[type] = []
-        for cls in classes:
-            hint = _fields(cls).get(str(part))
-            step += _nested(hint) if hint is not None else []
-        # a name inside a dict (a source, a phase) or a union tag: stay among the same classes
-        tagged = [c for c in classes if _kind(c) == part]
-        classes = step or tagged or classes
+    for key in location[:-1]:
+        below = [inner for cls in classes for inner in _nested(_fields(cls).get(str(key)))]
+        # A name inside a dict (a source, a phase) or the tag of a union: stay among the same classes.
+        tagged = [cls for cls in classes if _kind(cls) == key]
+        classes = below or tagged or classes
     return sorted({key for cls in classes for key in _fields(cls)})
 
 
 def _kind(cls: type) -> str | None:
-    """The value of `from` that selects a source class."""
+    """Return the value of `from` that selects a source's class, or None for any other class."""
     if issubclass(cls, BaseModel):
         for field in cls.model_fields.values():
             if field.alias == "from" and typing.get_origin(field.annotation) is Literal:
@@ -80,27 +80,27 @@ SHOWN = 2  # problems told at a time
 
 
 def _explain(where: str, error: ValidationError) -> str:
-    """One line a problem: file, key, what is wrong, what is allowed."""
+    """Say what is wrong, a line a problem: file, key, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors():
         # The members of a union are pydantic's words, not keys of the recipe.
-        location = tuple(part for part in problem["loc"] if not re.search(r"[\[\]]|^(str|int|float)$", str(part)))
+        location = tuple(key for key in problem["loc"] if not re.search(r"[\[\]]|^(str|int|float)$", str(key)))
         # So is the tag of a source's kind.
         written = location[:2] + location[3:] if location[0:1] == ("sources",) else location
-        key = ".".join(str(part) for part in written) or "recipe"
+        key = ".".join(map(str, written)) or "recipe"
         lines.append(f"{where}: {key}{_message(problem, location)}")
-    told = list(dict.fromkeys(lines))
-    return "\n".join(told[:SHOWN]) + (f" (and {len(told) - SHOWN} more)" if len(told) > SHOWN else "")
+    distinct = list(dict.fromkeys(lines))
+    return "\n".join(distinct[:SHOWN]) + (f" (and {len(distinct) - SHOWN} more)" if len(distinct) > SHOWN else "")
 
 
-def _message(problem: Any, location: tuple[Any, ...]) -> str:
-    """What is wrong with the key at `location`, and what is allowed there."""
+def _message(problem: ErrorDetails, location: Location) -> str:
+    """Say what is wrong with the key at `location`, and what is allowed there."""
     kind, given = problem["type"], problem["input"]
     expected = WRONG_TYPE.get(kind.partition("_")[0])
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         allowed = _allowed_at(location)
-        near = difflib.get_close_matches(str(location[-1]), allowed, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        similar = difflib.get_close_matches(str(location[-1]), allowed, 1)
+        hint = f"did you mean {similar[0]!r}? " if similar else ""
         return f": unknown key; {hint}allowed: {', '.join(allowed)}"
     if kind == "missing":
         return ": is required and missing"
@@ -111,8 +111,8 @@ def _message(problem: Any, location: tuple[Any, ...]) -> str:
     if expected and kind.endswith(("_type", "_parsing", "_from_float")):
         return f": {expected}, not {str(given)[:80]!r}"
     message = problem["msg"].removeprefix("Value error, ")
-    told = kind == "value_error" or not isinstance(given, str | int | float)
-    return f": {message}" if told else f": {message} (got {given!r})"
+    says_what_is_given = kind == "value_error" or not isinstance(given, str | int | float)
+    return f": {message}" if says_what_is_given else f": {message} (got {given!r})"
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
@@ -121,25 +121,25 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {override}: write --set a.b=value")
-        node: Any = raw
+        group: Any = raw
         *parents, last = key.split(".")
-        for part in parents:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise UsageError(f"--set {override}: {part} is not a group of keys")
+        for parent in parents:
+            group = group.setdefault(parent, {})
+            if not isinstance(group, dict):
+                raise UsageError(f"--set {override}: {parent} is not a group of keys")
         try:
-            node[last] = yaml.safe_load(text)
+            group[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {override}: {str(error).splitlines()[0]}") from None
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that ship in manifests/."""
+    """Return the names of the recipes that ship in manifests/."""
     return sorted(file.stem for file in (ROOT / "manifests").glob("*.yaml"))
 
 
 def find_recipe(name: str) -> Path:
-    """A file, or the name of a recipe that ships. Raises UsageError."""
+    """Return the file called `name`, or that of the recipe that ships under it. Raises UsageError."""
     for candidate in (Path(name), ROOT / "manifests" / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
@@ -150,7 +150,7 @@ class Loader(yaml.SafeLoader):
     """YAML where a key written twice is an error: the second would silently replace the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
+        """Build a mapping. Raises YAMLError when a key is there twice."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1} - {"<<"})
         if twice:
