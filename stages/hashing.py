@@ -10,14 +10,16 @@ it, one after another; a different tag gives an independent draw.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 Words = npt.NDArray[np.uint64]
-Ids: TypeAlias = Any  # list[bytes], an arrow column of binary(16), or an array of bytes [n, 16]
+# 16 bytes each: a list, a column of binary(16), or an array [n, 16].
+Ids: TypeAlias = "Sequence[bytes] | pa.Array | pa.ChunkedArray | npt.NDArray[np.uint8]"
 
 # A validation document is one whose draw under this tag falls below 1 % of 2**64. The rule has no seed and no
 # recipe in it: a document held out once is held out in every build. Changing it makes old checkpoints

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(?:([kmgt])i|([kmgbt]?))b?\s*", re.IGNORECASE)
 
 
-def quantity(value: Any) -> Any:
-    """`1M` -> 1,000,000; `20MB`, `64MiB`, `1.5B`, plain numbers. Raises ValueError."""
+def quantity(value: object) -> object:
+    """Return the number that `1M`, `20MB`, `64MiB`, `1.5B` or a plain number is; anything but text as it is.
+
+    Raises ValueError for a text that is no quantity.
+    """
     if not isinstance(value, str):
         return value
     match = QUANTITY.fullmatch(value)
@@ -21,8 +23,8 @@ def quantity(value: Any) -> Any:
     return round(float(number.replace("_", "")) * power)
 
 
-def ratio(value: Any) -> Any:
-    """`80%` -> 0.8; plain numbers. Raises ValueError."""
+def ratio(value: object) -> object:
+    """Return the number that `80%` or `0.8` is; anything but text as it is. Raises ValueError for another text."""
     if isinstance(value, str):
         try:
             return float(value[:-1]) / 100 if value.endswith("%") else float(value)

@@ -9,7 +9,7 @@ than one in a hundred, use ("which of the following is most likely to"): a passa
 whole.
 
 Of a question with choices the passages are the question, the question with each choice, and with all of them: bare,
-and labelled A, B, ... or 1, 2, ...; so a question too short to be looked for is found with its choices.
+and labeled A, B, ... or 1, 2, ...; so a question too short to be looked for is found with its choices.
 
 The rule was chosen on the 869 questions of ARC's validation splits and 35,641 documents of other text (see
 `benchmarks/decontaminate.py`). 13 words are those of GPT-3 (Brown et al. 2020, appendix C).
@@ -183,7 +183,8 @@ def ngram_columns(
 
 def ngram_hashes(hashes: npt.NDArray[np.uint64], places: Iterable[npt.NDArray[np.int64]]) -> npt.NDArray[np.uint64]:
     """Return `ngram_hash` of many n-grams. places: where their first words stand, their second, ..."""
-    from stages.kernels.words import BASE, MIX
+    from stages.kernels.scan import MIX
+    from stages.kernels.words import BASE
 
     polynomial: npt.NDArray[np.uint64] = np.zeros((), np.uint64)
     for place in places:

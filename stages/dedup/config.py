@@ -12,7 +12,7 @@ from stages.config import Model
 class Dedup(Model):
     """Duplicates leave the corpus before the tokenizer sees it."""
 
-    exact: bool = Field(True, description="Drop documents whose normalised text is the same, across sources.")
+    exact: bool = Field(True, description="Drop documents whose normalized text is the same, across sources.")
     near: bool = Field(
         True, description="Drop documents whose word n-grams are nearly the same (MinHash) too. Default: as `exact`."
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +85,7 @@ def write_near_keys(task: Task, file: pq.ParquetFile, first: npt.NDArray[np.uint
     task.add("near", path, rows=runs[-1], runs=runs)
 
 
-def key_runs(file: pq.ParquetFile, shape: dict[str, Any]) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
+def key_runs(file: pq.ParquetFile, shape: dict[str, int]) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
     """Yield the band keys of a filtered part, at most RUN of them or one document's at a time.
 
     Each with the number of its first row, and of shape (rows, bands).

@@ -1,8 +1,8 @@
 """Take-downs: documents that a recipe names by id, address or domain leave the corpus, and their copies with them.
 
 What is named is looked for among all documents that the rules kept, before duplicates were dropped. Whatever has the
-same normalised text as one of them (the hash that exact deduplication compares) is excluded too, from every source: so
-a duplicate that was dropped in favour of an excluded document does not come back, and where the copy that was named
+same normalized text as one of them (the hash that exact deduplication compares) is excluded too, from every source: so
+a duplicate that was dropped in favor of an excluded document does not come back, and where the copy that was named
 had itself been dropped, the one that was kept in its place goes.
 
 `find_named` and `find_copies` read ids, addresses and hashes only; a part that holds no excluded document is passed on

@@ -10,7 +10,6 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +50,7 @@ def text_hashes(texts: pa.Array) -> list[bytes]:
 
 
 def apply_to_column(
-    texts: pa.Array, metas: Sequence[Mapping[str, Any]] | None, rules: Sequence[ParsedRule]
+    texts: pa.Array, metas: Sequence[Mapping[str, float | str | None]] | None, rules: Sequence[ParsedRule]
 ) -> tuple[list[str], pa.Array]:
     """Return for each text of a column why it goes, or "", and the column as the rules leave it.
 
