@@ -14,8 +14,6 @@ have it by step. Everything lies in a temporary folder, and its room on the disk
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import shutil
 import sys
@@ -30,8 +28,8 @@ import pyarrow.parquet as pq
 
 from benchmarks import measure
 from benchmarks.filter import RULES
-from benchmarks.processes import Watched, observed
-from benchmarks.stages import records, rows, run
+from benchmarks.processes import Watched, observed, records, run_pipeline
+from benchmarks.stages import rows
 
 WORKERS, FILES = 2, 4
 GROUP_BYTES = 8 << 20  # text in a row group of an input file
@@ -109,8 +107,8 @@ def figures(seen: Watched, megabytes: float) -> dict[str, Any]:
 def ours(folder: Path, out: Path, megabytes: float) -> dict[str, Any]:
     """One run in an empty folder, with what its records say by step."""
     raw = recipe(folder)
-    found = figures(run("dedup", raw, out, "--workers", str(WORKERS)), megabytes)
-    units = list(records(out))
+    found = figures(run_pipeline("dedup", raw, out, "--workers", str(WORKERS)), megabytes)
+    units = records(out)
     kept = [r.counts for r in units if r.stage == "dedup" and "kept" in r.counts]
     steps = {
         f"{row.stage} {row.step}": {"units": row.units, "seconds": row.seconds, "peak MB": row.peak_mb}
@@ -171,12 +169,7 @@ def compare(texts: list[str], peer_megabytes: float, rounds: int, scratch: Path)
 
 def main() -> None:
     """Run both parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=150)
-    parser.add_argument("--peer-megabytes", type=float, default=3)
-    parser.add_argument("--grown", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--data")
+    parser = measure.parser(__doc__, megabytes=150.0, peer_megabytes=3.0, grown=10, rounds=1, data=None)
     options = parser.parse_args()
     machine = measure.machine(LIBRARIES)
     texts = measure.corpus(options.megabytes, options.data)
@@ -197,8 +190,7 @@ def main() -> None:
             peer = scaled(result["datatrove"], result["datatrove, two documents"], size)
             result["datatrove, scaled / ours, grown"] = {k: round(v / grown[k], 1) for k, v in peer.items()}
             result["largest process, grown / not"] = round(grown[largest] / result["ours"][largest], 2)
-    print(json.dumps(result, indent=1))
-    measure.save("curate", result)
+    measure.report("curate", result)
 
 
 if __name__ == "__main__":

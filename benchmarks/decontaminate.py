@@ -11,13 +11,9 @@ over several ways of writing an item and many draws; and every hit in the docume
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +21,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from benchmarks import measure
-from benchmarks.filter import spread, write_part
+from benchmarks.filter import write_part
 from stages.decontaminate.ngrams import find_readably, frequent_words, passages_of, readable_ngrams
 from stages.decontaminate.search import NgramIndex, find_hits, index_ngrams, text_between
 from stages.evals.passages import PASSAGES_OF
@@ -58,8 +53,7 @@ def arc(data: Path) -> list[dict[str, Any]]:
 
 def gsm8k(data: Path) -> list[dict[str, Any]]:
     """As many of GSM8K's questions as its test split has, as rows of PASSAGES_OF."""
-    raw = zstandard.ZstdDecompressor().decompressobj().decompress((data / "qa/gsm8k/train.jsonl.zst").read_bytes())
-    rows = [json.loads(line) for line in raw.splitlines()[-TEST:]]
+    rows = next(measure.rows_of(data / "qa/gsm8k/train.jsonl.zst"))[-TEST:]
     texts = [json.dumps({"question": r["question"], "answer": r["answer"]}, ensure_ascii=False) for r in rows]
     return [
         {"item_id": f"{i:>16}".encode(), "passages": text, "source_file": "test", "source_row": i}
@@ -108,7 +102,8 @@ def datatrove_filter(passages: list[str]) -> Callable[[str], bool]:
 def speeds(texts: list[str], sets: dict[str, Any], peer_megabytes: float, rounds: int) -> dict[str, Any]:
     """MB/s of each, medians over rounds, and the ratios."""
     columns = [pa.array(texts[i : i + GROUP]) for i in range(0, len(texts), GROUP)]
-    some = spread(texts, peer_megabytes)
+    size, some = measure.megabytes(texts), measure.spread(texts, peer_megabytes)
+    some_size = measure.megabytes(some)
     passages = [p for rows in sets.values() for row in rows for p in passages_of(row, NGRAM, SHORT)]
     grams: dict[tuple[str, ...], int] = {}
     frequent = frequent_words(passages, COMMON)
@@ -119,35 +114,30 @@ def speeds(texts: list[str], sets: dict[str, Any], peer_megabytes: float, rounds
         folder = Path(name)
         known = indexed(folder, sets)
         part, search = write_part(texts, folder), NgramIndex(*(a.path for a in known)).search(SHORT)
-        candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
-            "unit find_hits, parquet to hits": (
-                texts,
+        candidates: dict[str, tuple[float, Callable[[], Any]]] = {
+            "unit look, parquet to hits": (
+                size,
                 lambda: run(folder, find_hits, {"short": SHORT}, [part, *known]),
             ),
-            "search over arrow": (texts, lambda: [search.find(column) for column in columns]),
-            "readable": (some, lambda: [find_readably(text, grams, SHORT) for text in some]),
+            "search over arrow": (size, lambda: [search.find(column) for column in columns]),
+            "readable": (some_size, lambda: [find_readably(text, grams, SHORT) for text in some]),
         }
         try:
             theirs = datatrove_filter([" ".join(p.words) for p in passages if p.name in ("question", "answer")])
-            candidates["datatrove"] = (some, lambda: [theirs(text) for text in some])
+            candidates["datatrove"] = (some_size, lambda: [theirs(text) for text in some])
         except ImportError as error:
             print(f"datatrove's filter is not timed: {error}")
-        for used, call in candidates.values():
-            if used is texts:
-                call()
-        rates: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in range(rounds):
-            for name, (used, call) in candidates.items():
-                start = time.process_time()
-                call()
-                rates[name].append(round(sum(len(t.encode()) for t in used) / (time.process_time() - start) / 1e6, 3))
-    medians = {name: measure.median(values) for name, values in rates.items()}
+        for amount, call in candidates.values():
+            if amount == size:
+                call()  # machine code is loaded
+        rates = measure.rates(candidates, rounds)
+    medians = measure.medians(rates, 3)
     ratios = {
         f"{name} / datatrove": round(medians[name] / medians["datatrove"], 1)
         for name in list(candidates)[:2]
         if "datatrove" in medians
     }
-    return {"n-grams": len(grams), "MB/s": medians, "rounds, MB/s": rates, **ratios}
+    return {"n-grams": len(grams), "MB/s": medians, "rounds, MB/s": measure.rounded(rates, 3), **ratios}
 
 
 def recall(rows: list[dict[str, Any]], search: NgramSearch, index: NgramIndex) -> dict[str, Any]:
@@ -202,29 +192,21 @@ def documents_of(folder: Path) -> Iterator[tuple[str, list[str]]]:
         for batch in pq.ParquetFile(file).iter_batches(GROUP, columns=columns):
             yield file.name, ["\n".join(row.values()) for row in batch.to_pylist()]
     for file in sorted(folder.rglob("*.json*")):
-        data = file.read_bytes()
-        if file.suffix == ".zst":
-            data = zstandard.ZstdDecompressor().decompressobj().decompress(data)
-        rows = json.loads(data) if file.suffix == ".json" else [json.loads(line) for line in data.splitlines()]
         wanted = ("text", "question", "answer", "query", "response")
-        yield file.name, ["\n".join(row[name] for name in wanted if name in row) for row in rows]
+        for rows in measure.rows_of(file):
+            yield file.name, ["\n".join(row[name] for name in wanted if name in row) for row in rows]
 
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=150)
-    parser.add_argument("--peer-megabytes", type=float, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data")
+    parser = measure.parser(__doc__, megabytes=150.0, peer_megabytes=2.0, rounds=3, data=None)
     options = parser.parse_args()
     data = Path(options.data) if options.data else measure.SHARED.parent
     if not (data / "qa/ai2_arc").is_dir():
         raise SystemExit(f"error: no ARC in {data}; name the folder of the shared test data with --data")
-    sys.path.append(str(measure.ROOT / "tests" / "stages"))
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    machine = measure.machine(name for name in LIBRARIES if installed(name))
+    measure.import_harness("stages")
+    measure.use_one_core()
+    machine = measure.machine(measure.installed(*LIBRARIES))
     rows = arc(data)
     result: dict[str, Any] = {"machine": machine}
     result |= speeds(

@@ -14,12 +14,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import resource
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -156,7 +153,7 @@ async def graph(context: Context, units: int) -> None:
     async def chain(source: str, i: int) -> Artifact:
         name = f"{i // FILE_UNITS:06d}.parquet"
         file = Artifact(f"/data/{source}/{name}", f"{source:>8}{i // FILE_UNITS:056x}", name, 2 << 30)
-        params = {
+        params: dict[str, Any] = {
             "text": "text",
             "template": None,
             "url": None,
@@ -243,9 +240,7 @@ def child(units: int, out: str, disk: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run it, twice, each in a process of its own, and save what was seen."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--units", type=int, default=1_000_000)
-    parser.add_argument("--disk", action="store_true", help="a real store of real records and empty outputs")
+    parser = measure.parser(__doc__, units=1_000_000, disk=False)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -255,19 +250,14 @@ def main() -> None:
     out = tempfile.mkdtemp(prefix="driver-")
     found = {}
     try:
-        command = [sys.executable, "-m", "benchmarks.driver", "--units", str(arguments.units), "--child", out]
-        command += ["--disk"] if arguments.disk else []
+        flags = ["--units", arguments.units, "--child", out, *(["--disk"] if arguments.disk else [])]
         for name in ("first", "again"):
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=dict(os.environ))
-            found[name] = json.loads(done.stdout.splitlines()[-1])
+            found[name] = measure.child("benchmarks.driver", *flags)
             print(name, json.dumps(found[name], indent=1))
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    for name, run in found.items():
-        print(
-            f"{name}: {run['units']:,} units, {run['ran']:,} ran, {run['seconds']} s, "
-            f"{run['units_per_second']:,} a second, peak {run['peak_rss_mb']} MB"
-        )
+    shown = ("units", "ran", "seconds", "units_per_second", "peak_rss_mb")
+    measure.show(("run", *shown), [(name, *(run[key] for key in shown)) for name, run in found.items()])
     measure.save("driver-disk" if arguments.disk else "driver", {"machine": machine, **found})
 
 

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -102,8 +100,7 @@ def passes(peer: str, tokenizer: str, texts: str) -> Callable[[], int]:
 
 def serve(peer: str, tokenizer: str, texts: str) -> None:
     """What a process of one peer does: open, pass over the text twice, print seconds and tokens as JSON."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    measure.use_one_core()
     run = passes(peer, tokenizer, texts)
     seconds, tokens = [], 0
     for _ in range(1 if peer == "tokenizers" else 2):
@@ -113,11 +110,11 @@ def serve(peer: str, tokenizer: str, texts: str) -> None:
     print(json.dumps({"seconds": seconds, "tokens": tokens}))
 
 
-def write(texts: list[str], path: Path) -> int:
-    """Put `texts` into a parquet file, as a curated part is written; returns their bytes."""
+def write(texts: list[str], path: Path) -> float:
+    """Put `texts` into a parquet file, as a curated part is written; returns their MB."""
     table = pa.table({"text": texts})
     pq.write_table(table, path, row_group_size=GROUP, compression="zstd", compression_level=1)
-    return sum(len(text.encode()) for text in texts)
+    return measure.megabytes(texts)
 
 
 def speed(args: argparse.Namespace) -> None:
@@ -131,12 +128,12 @@ def speed(args: argparse.Namespace) -> None:
         seen: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
         for _ in range(args.rounds):
             for peer in peers:
-                seen[peer].append(one(peer, tokenizer, part if peer == "tokenizers" else whole))
+                seen[peer].append(alone(peer, tokenizer, part if peer == "tokenizers" else whole))
         counts = {seen[peer][0]["tokens"] for peer in peers if peer != "tokenizers"}
         assert len(counts) == 1, f"peers differ in the number of tokens: {counts}"
     rates = {}
     for peer in peers:
-        size = sizes[part if peer == "tokenizers" else whole] / 1e6
+        size = sizes[part if peer == "tokenizers" else whole]
         cold, warm = (measure.median(size / r["seconds"][at] for r in seen[peer]) for at in (0, -1))
         rates[peer] = {"cold_mb_s": round(cold, 1), "warm_mb_s": round(warm, 1)}
         print(f"{peer:16} {cold:8.1f} MB/s cold {warm:8.1f} warm")
@@ -152,8 +149,8 @@ def speed(args: argparse.Namespace) -> None:
     }
     for what, ratio in ratios.items():
         print(f"{what:32} {ratio:6.2f}")
-    result = {"megabytes": sizes[whole] / 1e6, "tokens": counts.pop(), "rates": rates, "rounds": args.rounds}
-    ratios = {what: round(ratio, 3) for what, ratio in ratios.items()}
+    result = {"megabytes": sizes[whole], "tokens": counts.pop(), "rates": rates, "rounds": args.rounds}
+    ratios = measure.rounded(ratios, 3)
     measure.save("encode", {**result, "ratios": ratios, "seen": seen, "machine": measure.machine(LIBRARIES)})
 
 
@@ -167,13 +164,11 @@ def leading(texts: list[str], megabytes: float) -> Iterator[str]:
         yield text
 
 
-def one(peer: str, tokenizer: Path, texts: Path) -> dict[str, Any]:
-    """What a fresh process of `peer` on one core saw."""
+def alone(peer: str, tokenizer: Path, texts: Path) -> dict[str, Any]:
+    """Return what a fresh process of `peer` on one core saw."""
     threads = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.encode", "--peer", peer, str(tokenizer), str(texts)]
-    done = subprocess.run(command, env={**os.environ, **threads}, cwd=measure.ROOT, check=True, stdout=subprocess.PIPE)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    seen: dict[str, Any] = measure.child("benchmarks.encode", "--peer", peer, tokenizer, texts, **threads)
+    return seen
 
 
 # -- equality ------------------------------------------------------------------------------------------
@@ -197,37 +192,6 @@ def fuzzed(count: int, specials: list[str], seed: int = 0) -> list[str]:
         lambda: "".join(rng.choices("abcdefgTHEREéü", k=rng.randrange(1, 12))),
     ]
     return ["".join(rng.choice(classes)() for _ in range(rng.randrange(1, 25))) for _ in range(count)]
-
-
-def strings(value: Any) -> Iterator[str]:
-    """Every string inside a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from strings(inner)
-
-
-def every_text(folder: Path) -> Iterator[list[str]]:
-    """Every string in the files of `folder`, whatever their kind, a file or a row group at a time."""
-    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
-        if file.suffix == ".parquet":
-            source = pq.ParquetFile(file)
-            for group in range(source.num_row_groups):
-                yield list(strings(source.read_row_group(group).to_pylist()))
-            continue
-        data = file.read_bytes()
-        if file.suffix == ".zst":
-            import zstandard
-
-            data = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read()
-        if ".json" in file.name:
-            whole = attempt(lambda data=data: json.loads(data))[1]  # type: ignore[misc]
-            yield list(
-                strings(whole if whole is not None else [json.loads(line) for line in data.splitlines() if line])
-            )
-        else:
-            yield [data.decode()]
 
 
 def oracle(path: str, pattern: str) -> Engine:
@@ -267,7 +231,8 @@ def prove(args: argparse.Namespace) -> int:
             truth, engines = reference(text_definition(path)), engines_of(path, pattern)
             failures += compare(split, "fuzzed", truth, engines, [fuzzed(FUZZED, names), hostile(names)])
             if split == "gpt4":
-                failures += compare(split, f"all of {folder.name}", truth, engines, every_text(folder))
+                everything = (texts for _, texts in measure.every_text(folder))
+                failures += compare(split, f"all of {folder.name}", truth, engines, everything)
     print("equal" if not failures else f"{failures} DIFFERENCES")
     return failures
 
@@ -294,11 +259,7 @@ def compare(split: str, what: str, truth: Engine, engines: dict[str, Engine], te
 
 def main() -> None:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data", help="a folder of text; default: the shared data beside the checkout")
-    parser.add_argument("--prove", action="store_true", help="compare instead of timing")
+    parser = measure.parser(__doc__, megabytes=100.0, rounds=3, data=None, prove=False)
     parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:

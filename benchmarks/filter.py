@@ -14,25 +14,21 @@ with 1 on any difference.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from benchmarks import measure
+from benchmarks import curate_peer, measure
 from stages.filter.document import Document
-from stages.filter.rules import apply_rules, parse_rules
+from stages.filter.rules import ParsedRule, apply_rules, parse_rules
 from stages.filter.work import apply_to_column, text_hashes, work
 from stages.sources.base import Row
 from stages.sources.writer import write_parts
@@ -55,26 +51,15 @@ print(time.process_time() - start)
 
 def datatrove_filters() -> Callable[[str], tuple[str | None, str]]:
     """datatrove's four filters as FineWeb runs them: text -> (the name of the filter that drops it, the text left)."""
-    from datatrove.data import Document as Theirs
-    from datatrove.pipeline.filters import (
-        C4QualityFilter,
-        FineWebQualityFilter,
-        GopherQualityFilter,
-        GopherRepetitionFilter,
-    )
+    from datatrove.data import Document as DatatroveDocument
 
-    filters = (
-        GopherRepetitionFilter(),
-        GopherQualityFilter(),
-        C4QualityFilter(filter_no_terminal_punct=False),
-        FineWebQualityFilter(),
-    )
+    filters = curate_peer.filters()
 
     def run(text: str) -> tuple[str | None, str]:
-        document = Theirs(text=text, id="")
-        for name, one in zip(RULES, filters, strict=True):
-            found = one.filter(document)
-            if found is not True and (not isinstance(found, tuple) or not found[0]):
+        document = DatatroveDocument(text=text, id="")
+        for name, rule_set in zip(RULES, filters, strict=True):
+            decision = rule_set.filter(document)
+            if decision is not True and (not isinstance(decision, tuple) or not decision[0]):
                 return name, document.text
         return None, document.text
 
@@ -126,7 +111,7 @@ def stage(part: Artifact) -> None:
 
 def cold_start() -> dict[str, float]:
     """Processor seconds from the start of Python to the first decision: with nothing cached, and with machine code."""
-    found = {}
+    seconds = {}
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "NUMBA_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         for name in ("compiled anew", "cached"):
@@ -134,122 +119,77 @@ def cold_start() -> dict[str, float]:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=True, cwd=measure.ROOT
             )
-            found[name] = round(float(done.stdout), 2)
-    return found
-
-
-def spread(texts: list[str], megabytes: float) -> list[str]:
-    """About so many MB of the documents, evenly spaced."""
-    size = sum(len(t.encode()) for t in texts)
-    return texts[:: max(1, round(size / megabytes / 1e6))]
+            seconds[name] = round(float(done.stdout), 2)
+    return seconds
 
 
 def compare(texts: list[str], peer_megabytes: float, rounds: int) -> dict[str, Any]:
     """MB/s of each, medians over rounds, and the ratios."""
     rules = parse_rules(RULES)
     columns = [pa.array(texts[i : i + GROUP]) for i in range(0, len(texts), GROUP)]
-    some = spread(texts, peer_megabytes)
+    size, some = measure.megabytes(texts), measure.spread(texts, peer_megabytes)
+    some_size = measure.megabytes(some)
     alone = {name: parse_rules([name]) for name in RULES}
     theirs = datatrove_filters()
     with tempfile.TemporaryDirectory() as folder:
         part = write_part(texts, Path(folder))
-        candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
-            "compiled": (texts, lambda: [apply_to_column(column, None, rules) for column in columns]),
-            **{
-                f"compiled, {name} alone": (
-                    texts,
-                    lambda name=name: [apply_to_column(c, None, alone[name]) for c in columns],
-                )
-                for name in RULES
-            },
-            "text hash": (texts, lambda: [text_hashes(column) for column in columns]),
-            "stage filter, parquet to parquet": (texts, lambda: stage(part)),
-            "readable": (some, lambda: [apply_rules(Document(text), rules) for text in some]),
-            "datatrove": (some, lambda: [theirs(text) for text in some]),
+
+        def compiled(programs: list[ParsedRule]) -> Callable[[], Any]:
+            return lambda: [apply_to_column(column, None, programs) for column in columns]
+
+        candidates: dict[str, tuple[float, Callable[[], Any]]] = {
+            "compiled": (size, compiled(rules)),
+            **{f"compiled, {name} alone": (size, compiled(alone[name])) for name in RULES},
+            "text hash": (size, lambda: [text_hashes(column) for column in columns]),
+            "stage filter, parquet to parquet": (size, lambda: stage(part)),
+            "readable": (some_size, lambda: [apply_rules(Document(text), rules) for text in some]),
+            "datatrove": (some_size, lambda: [theirs(text) for text in some]),
         }
         apply_to_column(columns[0], None, rules), text_hashes(columns[0]), theirs(texts[0])
-        speeds: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in range(rounds):
-            for name, (used, run) in candidates.items():
-                start = time.process_time()
-                run()
-                spent = time.process_time() - start
-                speeds[name].append(round(sum(len(t.encode()) for t in used) / spent / 1e6, 3))
-    rates = {name: measure.median(values) for name, values in speeds.items()}
-    ratios = [a / b for a, b in zip(speeds["compiled"], speeds["datatrove"], strict=True)]
+        speeds = measure.rates(candidates, rounds)
+    rates = measure.medians(speeds, 3)
     return {
         "MB/s": rates,
-        "rounds, MB/s": speeds,
-        "compiled / datatrove": round(measure.median(ratios), 1),
+        "rounds, MB/s": measure.rounded(speeds, 3),
+        "compiled / datatrove": round(measure.ratio(speeds["compiled"], speeds["datatrove"]), 1),
         "stage / datatrove": round(rates["stage filter, parquet to parquet"] / rates["datatrove"], 1),
         "decisions": disagreements(some, theirs),
     }
 
 
-def every_text(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(file, some of its strings): every string of every parquet, jsonl and json file under `folder`."""
-    import zstandard
-
-    def strings(value: Any) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list):
-            for one in value.values() if isinstance(value, dict) else value:
-                yield from strings(one)
-
-    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
-        if file.suffix == ".parquet":
-            for batch in pq.ParquetFile(file).iter_batches(GROUP):
-                yield file.name, list(strings(batch.to_pylist()))
-        elif file.name.endswith((".jsonl.zst", ".jsonl")):
-            data = file.read_bytes()
-            if file.suffix == ".zst":
-                data = zstandard.ZstdDecompressor().decompressobj().decompress(data)
-            yield file.name, [s for line in data.decode().split("\n") if line for s in strings(json.loads(line))]
-        elif file.suffix == ".json":
-            yield file.name, list(strings(json.loads(file.read_text(encoding="utf-8"))))
-
-
 def prove(folder: Path) -> bool:
     """Compare compiled and readable rules on everything; print what was compared. True if nothing differs."""
-    sys.path.append(str(measure.ROOT / "tests" / "stages"))
+    measure.import_harness("stages")
     from rules_harness import PARSED, differences, hostile
 
     rng = random.Random(1)
-    faults = compared = size = 0
+    faults, compared, size = 0, 0, 0.0
     for start in range(0, HOSTILE, GROUP):
         faults += len(differences([hostile(rng) for _ in range(min(GROUP, HOSTILE - start))], PARSED))
     print(f"{HOSTILE:,} hostile strings under {len(PARSED)} programs: {faults} differences")
     programs = [parse_rules([name]) for name in RULES] + [parse_rules(RULES)]
-    for name, texts in every_text(folder):
-        found = differences(texts, programs)
-        faults, compared = faults + len(found), compared + len(texts)
-        size += sum(len(t.encode()) for t in texts)
-        for rules, text, *both in found[:3]:
+    for name, texts in measure.every_text(folder):
+        differing = differences(texts, programs)
+        faults, compared = faults + len(differing), compared + len(texts)
+        size += measure.megabytes(texts)
+        for rules, text, *both in differing[:3]:
             print(f"differs: {name}: {rules}: {text[:80]!r}: {both}")
-    print(f"{compared:,} strings, {size / 1e6:.1f} MB, of {folder}: {faults} differences in all")
+    print(f"{compared:,} strings, {size:.1f} MB, of {folder}: {faults} differences in all")
     return not faults
 
 
 def main() -> None:
     """Run the benchmark or the proof."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=150)
-    parser.add_argument("--peer-megabytes", type=float, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data")
-    parser.add_argument("--prove", action="store_true")
+    parser = measure.parser(__doc__, megabytes=150.0, peer_megabytes=2.0, rounds=3, data=None, prove=False)
     options = parser.parse_args()
     if options.prove:
         sys.exit(not prove(Path(options.data) if options.data else measure.SHARED.parent))
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    measure.use_one_core()
     machine = measure.machine(LIBRARIES)
     texts = measure.corpus(options.megabytes, options.data)
     result = compare(texts, options.peer_megabytes, options.rounds)
     result = {"machine": machine, "cold start, processor seconds": cold_start(), **result}
-    print(json.dumps({k: v for k, v in result.items() if k != "rounds, MB/s"}, indent=1))
-    measure.save("filter", result)
+    measure.report("filter", result, without="rounds, MB/s")
 
 
 if __name__ == "__main__":

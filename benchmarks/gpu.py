@@ -221,8 +221,8 @@ def profiled(run: Run, path: Path, device: torch.device) -> dict[str, Any]:
         return call
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    before = {"step": optimizer.step, "clip": optimizer.clip}
-    optimizer.step, optimizer.clip = (named("optimiser", f) for f in before.values())  # type: ignore[method-assign]
+    step, clip = optimizer.step, optimizer.clip
+    optimizer.step, optimizer.clip = named("optimiser", step), named("optimiser", clip)  # type: ignore[method-assign]
     run.loader.batch = named("data", batch)  # type: ignore[method-assign]
     train.model.transformer.head_loss = named("loss", loss)
     try:
@@ -231,7 +231,7 @@ def profiled(run: Run, path: Path, device: torch.device) -> dict[str, Any]:
             synchronize(device)
     finally:
         train.model.transformer.head_loss, run.loader.batch = loss, batch  # type: ignore[method-assign]
-        optimizer.step, optimizer.clip = before["step"], before["clip"]  # type: ignore[method-assign]
+        optimizer.step, optimizer.clip = step, clip  # type: ignore[method-assign]
     seen.export_chrome_trace(str(path))
     trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return trace

@@ -79,7 +79,7 @@ def loss(cap: float | None, z_weight: float, padded: bool, device: torch.device,
             total, ce = head_loss_reference(a, b, targets, cap, z_weight)
         total.backward()
         found.append([total.detach(), ce.detach(), a.grad, b.grad])
-    return apart(*found)  # type: ignore[arg-type]
+    return apart(*found)
 
 
 def compiled(kernel: str, device: torch.device, dtype: torch.dtype, cfg: ModelConfig) -> float:

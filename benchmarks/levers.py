@@ -6,7 +6,9 @@ those of AdamW alone: doubled and halved until both neighbours of the best are w
 all else as tuned. Three seeds of the tuned run say how much of a difference is chance. Every loss of every run is
 looked at: a NaN anywhere fails the benchmark, and so does AdamW ahead of Muon.
 
-    python -m benchmarks.levers [--data FOLDER] [--steps 300] [--jobs 2]
+    python -m benchmarks.levers [--data FOLDER] [--steps 300] [--jobs 2] [--dry]
+
+FOLDER holds web/ and math/ of parquet files; `--dry` saves nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks import measure
+from benchmarks.processes import run_pipeline
 
 SHARED = measure.SHARED.parent
 START = {"muon": 1.2e-2, "beside": 6e-3, "adamw": 4e-3}  # where the search for each rate begins
@@ -78,11 +79,9 @@ def recipe(data: Path, steps: int) -> dict[str, Any]:
 
 def build(folder: Path, data: Path, steps: int) -> Path:
     """Pack the mixture. Returns its manifest."""
-    path = folder / "levers.yaml"
-    path.write_text(yaml.safe_dump(recipe(data, steps)))
-    command = [sys.executable, "-m", "pipeline", "run", "pack_pretrain", "--recipe", str(path), "--out", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=measure.ROOT)
-    return folder / "levers" / "pretrain" / "manifest.json"
+    out = folder / "build"
+    run_pipeline("pack_pretrain", recipe(data, steps), out)
+    return out / "levers" / "pretrain" / "manifest.json"
 
 
 class Runs:
@@ -146,11 +145,8 @@ def rates(beside: float, muon: float | None = None) -> list[str]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="what each lever is worth in 300 steps")
-    parser.add_argument("--data", type=Path, default=SHARED, help="a folder with web/ and math/ of parquet files")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--dry", action="store_true", help="save nothing")
+    parser = measure.parser(__doc__, steps=300, jobs=2, dry=False)
+    parser.add_argument("--data", type=Path, default=SHARED)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -179,9 +175,11 @@ def main() -> None:
 def report(table: dict[str, dict[str, Any]], known: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Print the table, save it, and fail where a claim does not hold."""
     base = table["tuned"]["bits_per_byte"]
-    print(f"\n{'lever':<26} bits/byte   against tuned")
-    for lever, run in table.items():
-        print(f"{lever:<26} {run['bits_per_byte']:9.4f}   {100 * (run['bits_per_byte'] / base - 1):+6.2f} %")
+    bits = {lever: run["bits_per_byte"] for lever, run in table.items()}
+    measure.show(
+        ("lever", "bits/byte", "against tuned, %"),
+        [(lever, round(value, 4), round(100 * (value / base - 1), 2)) for lever, value in bits.items()],
+    )
     seeds = [(table[a]["bits_per_byte"], table[b]["bits_per_byte"]) for a, b in _pairs()]
     ahead, finite = all(m < a for m, a in seeds), all(r["finite"] for r in known)
     tuned, adamw = table["tuned"]["settings"], table["Muon off (AdamW, tuned)"]["settings"]

@@ -19,15 +19,10 @@ Whole: sign, match, join, drops and apply, every unit of the stage `dedup` in th
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import hashlib
-import json
-import os
 import random
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,16 +33,19 @@ import pyarrow.parquet as pq
 
 from benchmarks import measure
 from benchmarks.curate_peer import signature
-from benchmarks.filter import GROUP, spread, write_part
+from benchmarks.filter import GROUP
+from pipeline.engine.context import Context, drive
+from pipeline.engine.executor import Reply, UnitSpec
+from pipeline.engine.progress import Progress
+from pipeline.engine.store import open_store
+from pipeline.executors.inline import InlineExecutor
 from pipeline.recipe import parse_recipe
 from stages.dedup import minhash
-from stages.dedup import stage as dedup
 from stages.dedup.config import Dedup
 from stages.dedup.keys import write_keys
-from stages.filter.stage import Filtered
-from stages.filter.work import work as filter_part
+from stages.dedup.stage import DEDUP
+from stages.filter.stage import FILTER
 from stages.kernels.words import words
-from stages.stage import Record, Stage, Unit
 from stages.task import Artifact, Task
 
 WORDS, LEAST = 300, 10  # of a document, at most and at least
@@ -57,60 +55,46 @@ PART = 20_000  # documents of a part
 LIBRARIES = ("numba", "numpy", "pyarrow", "rensa", "datatrove", "spacy")
 
 
-class Timed:
-    """What `stages.dedup.stage.build` needs of the engine's context: units one after another, here, their seconds by
-    step.
-    """
+class TimedExecutor(InlineExecutor):
+    """Units one after another in this process, their processor seconds summed by stage and step."""
 
-    def __init__(self, folder: Path, filtered: dict[str, list[Artifact]]):
-        self.folder, self.filtered = folder, filtered
-        self.recipe = parse_recipe({"name": "near", "sources": {"web": {"from": "parquet", "path": "-"}}}, "near")
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.counted: dict[str, Counter[str]] = defaultdict(Counter)
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[str, str], float] = defaultdict(float)
 
-    def counts(self, _: Stage[Any], source: str) -> Counter[str]:
-        """A source's counters."""
-        return self.counted[source]
-
-    def artifact_path(self, artifact: Artifact) -> str:
-        """Where a result lies."""
-        return artifact.path
-
-    async def stage(self, _: Stage[Any]) -> Filtered:
-        """What is deduplicated."""
-        return Filtered(self.filtered, {}, False)
-
-    async def map(self, stage: Stage[Any], units: Iterable[Unit]) -> list[Record]:
-        """Each in turn."""
-        return [await self.run(stage, unit) for unit in units]
-
-    async def run(self, _: Stage[Any], unit: Unit) -> Record:
-        """One unit."""
+    async def submit(self, spec: UnitSpec) -> Reply:
+        """Run the unit and note what it took. Steps of a source's parts, whose labels are numbers, are `apply`."""
         start = time.process_time()
-        task = Task(unit.params, list(unit.inputs), self.folder, unit.label.replace(" ", "-"), lambda a: a.path)
-        unit.work(task)
-        step = unit.label.split()[0]
-        self.seconds["apply" if step.isdigit() else step] += time.process_time() - start
-        self.counted[unit.source].update(task.counts)
-        return Record("", "", unit.label, [], [sealed(a) for a in task.outputs], {}, 0, 0, {}, 0, 0, "")
+        reply = await super().submit(spec)
+        step = spec["label"].removeprefix("web ").split()[0]
+        self.seconds[spec["stage"], "apply" if step.isdigit() else step] += time.process_time() - start
+        return reply
 
 
-def sealed(artifact: Artifact) -> Artifact:
-    """The artifact with the digest and size that the engine would give it."""
-    data = Path(artifact.path).read_bytes()
-    return replace(artifact, digest=artifact.digest or hashlib.sha256(data).hexdigest(), bytes=len(data))
+class Corpus:
+    """Documents in files of PART, and a build of their own over them."""
 
+    def __init__(self, texts: list[str], folder: Path):
+        folder.mkdir(parents=True)
+        for at in range(0, len(texts), PART):
+            pq.write_table(pa.table({"text": texts[at : at + PART]}), folder / f"{at:09d}.parquet")
+        recipe = {"name": "near", "sources": {"web": {"from": "parquet", "path": f"{folder}/*.parquet"}}}
+        self.executor = TimedExecutor()
+        store, progress = open_store(str(folder / "out")), Progress(quiet=True)
+        self.context = Context(parse_recipe(recipe, "near"), store, lambda: self.executor, progress)
 
-def filtered(texts: list[str], folder: Path) -> list[Artifact]:
-    """The documents in parts, as the filter leaves them."""
-    found = []
-    for at in range(0, len(texts), PART):
-        into = folder / f"in{at}"
-        into.mkdir(parents=True)
-        task = Task({"rules": []}, [write_part(texts[at : at + PART], into)], into, "filter", lambda a: a.path)
-        filter_part(task)
-        found += [sealed(a) for a in task.outputs if a.name == "docs"]
-    return found
+    def filtered(self) -> list[Artifact]:
+        """Return the parts as the filter leaves them."""
+        parts = drive(self.context, self.context.stage(FILTER)).docs["web"]
+        return [replace(part, path=self.context.artifact_path(part)) for part in parts]
+
+    def dropped(self) -> dict[bytes, bytes]:
+        """Deduplicate. Returns of every document that is dropped the document kept in its stead, by their ids."""
+        drops = drive(self.context, self.context.stage(DEDUP)).drops
+        kept: dict[bytes, bytes] = {}
+        for artifact in drops:
+            table = pq.read_table(self.context.artifact_path(artifact), columns=["document_id", "kept_id"])
+            kept |= dict(zip(table["document_id"].to_pylist(), table["kept_id"].to_pylist(), strict=True))
+        return kept
 
 
 def pieces(texts: Iterable[str]) -> Iterator[str]:
@@ -186,24 +170,12 @@ def datatrove_signatures(texts: list[str], folder: Path) -> None:
     signature(folder).run(Document(text=text, id=str(i)) for i, text in enumerate(texts))
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Processor seconds of a call."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def megabytes(texts: list[str]) -> float:
-    """MB of UTF-8."""
-    return sum(len(t.encode()) for t in texts) / 1e6
-
-
 def signatures(texts: list[str], peer_documents: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Documents and MB a second of each, medians over rounds, and the ratios of the same round."""
     columns = [pa.array(texts[i : i + GROUP]) for i in range(0, len(texts), GROUP)]
     shape = Dedup().minhash() or {}
-    few = spread(texts, megabytes(texts) * peer_documents / len(texts))
-    parts = filtered(texts, folder)
+    few = measure.spread(texts, measure.megabytes(texts) * peer_documents / len(texts))
+    parts = Corpus(texts, folder / "ours").filtered()
 
     def unit() -> None:
         for number, part in enumerate(parts):
@@ -212,7 +184,7 @@ def signatures(texts: list[str], peer_documents: int, rounds: int, folder: Path)
     candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
         "ours, arrow columns, 14 x 8": (texts, lambda: [minhash.band_keys(column, **shape) for column in columns]),
         "ours, 16 x 8": (texts, lambda: [minhash.band_keys(column, 5, 16, 8) for column in columns]),
-        "unit write_keys, parquet to keys": (texts, unit),
+        "unit sign, parquet to keys": (texts, unit),
         "rensa, 112 permutations": (texts, lambda: [rensa_signature(text, 112) for text in texts]),
         "rensa, 128 permutations": (texts, lambda: [rensa_signature(text) for text in texts]),
         "rensa with RMinHashLSH, 16 x 8": (texts, lambda: rensa_index(texts)),
@@ -220,37 +192,24 @@ def signatures(texts: list[str], peer_documents: int, rounds: int, folder: Path)
     }
     for name in ("ours, arrow columns, 14 x 8", "datatrove, 14 x 8"):
         candidates[name][1]()  # machine code and spaCy are loaded
-    speeds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, (used, run) in candidates.items():
-            speeds[name].append(round(len(used) / timed(run), 1))
-    rates = {name: measure.median(values) for name, values in speeds.items()}
+    speeds = measure.rates({name: (len(used), call) for name, (used, call) in candidates.items()}, rounds)
+    rates = measure.medians(speeds, 1)
     ours, _, unit_name, same, *_, theirs = candidates
-    ratio = {
-        f"{a} / {b}": round(measure.median(x / y for x, y in zip(speeds[a], speeds[b], strict=True)), 1)
+    ratios = {
+        f"{a} / {b}": round(measure.ratio(speeds[a], speeds[b]), 1)
         for a in (ours, unit_name)
         for b in (same, "rensa with RMinHashLSH, 16 x 8", theirs)
     }
-    each = {name: megabytes(used) / len(used) for name, (used, _) in candidates.items()}
+    each = {name: measure.megabytes(used) / len(used) for name, (used, _) in candidates.items()}
     return {
         "documents": len(texts),
-        "MB": round(megabytes(texts), 1),
+        "MB": round(measure.megabytes(texts), 1),
         "documents for datatrove": len(few),
         "documents/s": rates,
         "MB/s": {name: round(rate * each[name], 2) for name, rate in rates.items()},
-        "rounds, documents/s": speeds,
-        "ratios": ratio,
+        "rounds, documents/s": measure.rounded(speeds, 1),
+        "ratios": ratios,
     }
-
-
-def kept(context: Timed) -> dict[bytes, bytes]:
-    """Build the stage; document dropped -> the document kept in its stead."""
-    asyncio.run(dedup.build(context))
-    found: dict[bytes, bytes] = {}
-    for path in context.folder.glob("drops-*.drops.parquet"):
-        table = pq.read_table(path, columns=["document_id", "kept_id"])
-        found |= dict(zip(table["document_id"].to_pylist(), table["kept_id"].to_pylist(), strict=True))
-    return found
 
 
 def recall(texts: list[str], rng: random.Random, folder: Path) -> dict[str, Any]:
@@ -262,7 +221,7 @@ def recall(texts: list[str], rng: random.Random, folder: Path) -> dict[str, Any]
     bases = rng.sample(sorted(text for text in plain if text.count(" ") >= 200), len(wanted))
     pairs = [(text, *altered(text, similarity, rng)) for text, similarity in zip(bases, wanted, strict=True)]
     everything = [text for pair in pairs for text in pair[:2]]
-    instead = kept(Timed(folder, {"web": filtered(everything, folder)}))
+    instead = Corpus(everything, folder).dropped()
     index, signed = rensa_index(everything)
     found: dict[str, Any] = {}
     for name, low, high in [*((f"{s}", s, s) for s in FIXED), (".8 to 1", 0.8, 1.0)]:
@@ -284,30 +243,25 @@ def recall(texts: list[str], rng: random.Random, folder: Path) -> dict[str, Any]
 
 def whole(texts: list[str], folder: Path) -> dict[str, Any]:
     """The stage `dedup` on one core, by step."""
-    context = Timed(folder, {"web": filtered(texts, folder)})
-    dropped = kept(context)
-    total = sum(context.seconds.values())
+    corpus = Corpus(texts, folder)
+    dropped = corpus.dropped()
+    seconds = {step: spent for (stage, step), spent in corpus.executor.seconds.items() if stage == DEDUP.name}
+    total = sum(seconds.values())
     return {
         "documents": len(texts),
-        "MB": round(megabytes(texts), 1),
+        "MB": round(measure.megabytes(texts), 1),
         "dropped": len(dropped),
         "documents/s": round(len(texts) / total),
-        "MB/s": round(megabytes(texts) / total, 1),
-        "seconds": {step: round(seconds, 3) for step, seconds in context.seconds.items()},
+        "MB/s": round(measure.megabytes(texts) / total, 1),
+        "seconds": measure.rounded(seconds, 3),
     }
 
 
 def main() -> None:
     """Run it all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=20_000)
-    parser.add_argument("--whole", type=int, default=60_000)
-    parser.add_argument("--peer-documents", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data")
+    parser = measure.parser(__doc__, documents=20_000, whole=60_000, peer_documents=200, rounds=3, data=None)
     options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    measure.use_one_core()
     machine, rng = measure.machine(LIBRARIES), random.Random(5)
     found = list(pieces(measure.corpus(150, options.data)))
     many = with_duplicates(rng.sample(found, min(options.whole, len(found))), rng)
@@ -324,8 +278,7 @@ def main() -> None:
             "recall": recall(found, rng, folder / "recall"),
             "whole dedup": whole(many, folder / "whole"),
         }
-    print(json.dumps({**result, "machine": machine["load_before"]}, indent=1))
-    measure.save("near", result)
+    measure.report("near", result)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 is the tokenizer. Timed in turn, several rounds, on the same machine: `run pack_pretrain` as a whole process and
 on workers that are warm, from one source and from three; datatrove's tokenizing alone; llm.c's fineweb.py; and
 the bare limit, two processes that only encode. What was packed is then verified and decoded back to its text.
+With `--no-peers` only ours are timed, and nothing is saved.
 
     python -m benchmarks.pack [--megabytes 100] [--rounds 3] [--no-peers] [--data FOLDER]
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from benchmarks import measure
-from benchmarks.processes import counters, forget_cache, processor, watched
+from benchmarks.processes import counters, forget_cache, observed, processor, records, run_pipeline
 from pipeline.engine.context import Context, drive
 from pipeline.engine.progress import Progress
 from pipeline.engine.store import open_store
@@ -40,6 +41,7 @@ from pipeline.executors.local import LocalExecutor
 from pipeline.recipe import parse_recipe
 from stages.pack.verify import verify
 from stages.registry import STAGES
+from stages.stage import Record
 from train.data.manifest import load_manifest
 
 WORKERS = 2
@@ -86,7 +88,7 @@ def write_corpus(folder: Path, megabytes: float, data: str | None) -> float:
     folder.mkdir()
     for i in range(FILES):
         pq.write_table(pa.table({"text": texts[i::FILES]}), folder / f"part_{i:03d}.parquet", compression="zstd")
-    return sum(len(t.encode()) for t in texts) / 1e6
+    return measure.megabytes(texts)
 
 
 def prepare(folder: Path, corpus: Path, name: str) -> Case:
@@ -111,7 +113,7 @@ def prepare(folder: Path, corpus: Path, name: str) -> Case:
         copy_store(out / "base", out / "warm")
     finally:
         pool.end()
-    tokens = sum(r["counts"]["train_tokens"] for r in records(out / "counted") if r["stage"] == "tokenize")
+    tokens = sum(r.counts["train_tokens"] for r in records(out / "counted") if r.stage == "tokenize")
     shutil.rmtree(out / "counted")
     raw["mixtures"]["pretrain"]["tokens"] = tokens
     return Case(name, raw, out / "base", out / "warm", tokens)
@@ -130,34 +132,28 @@ def copy_store(source: Path, target: Path, leave: str = "") -> None:
     )
 
 
-def records(out: Path, since: float = 0.0) -> list[dict[str, Any]]:
-    """The records of units that started after `since`, in the order in which they did."""
-    found = [json.loads(p.read_text()) for p in (out / "store").glob("*/??/*/record.json")]
-    return sorted((r for r in found if r["started"] >= since), key=lambda r: r["started"])
-
-
-def phases(found: list[dict[str, Any]], start: float, end: float) -> dict[str, Any]:
+def phases(units: list[Record], start: float, end: float) -> dict[str, Any]:
     """Where the time between `start` and `end` went: seconds after `start` at which each kind of unit ran.
 
     `busy` is the sum over units, which run side by side; `before` and `after` are the driver's and the workers'
     start and the publishing.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for r in found:
-        kind = r["stage"] if r["stage"] == "tokenize" else r["label"].split()[0]
-        groups.setdefault(kind, []).append(r)
-    out: dict[str, Any] = {"before": round(found[0]["started"] - start, 3)}
-    for kind, units in groups.items():
-        first, last = min(r["started"] for r in units), max(r["finished"] for r in units)
+    groups: dict[str, list[Record]] = {}
+    for unit in units:
+        kind = unit.stage if unit.stage == "tokenize" else unit.label.split()[0]
+        groups.setdefault(kind, []).append(unit)
+    out: dict[str, Any] = {"before": units[0].started - start}
+    for kind, of_kind in groups.items():
         out[kind] = {
-            "units": len(units),
-            "from": round(first - start, 3),
-            "to": round(last - start, 3),
-            "busy": round(sum(r["finished"] - r["started"] for r in units), 3),
-            "peak_mb": max(r["peak_mb"] for r in units),
+            "units": len(of_kind),
+            "from": min(unit.started for unit in of_kind) - start,
+            "to": max(unit.finished for unit in of_kind) - start,
+            "busy": sum(unit.finished - unit.started for unit in of_kind),
+            "peak_mb": max(unit.peak_mb for unit in of_kind),
         }
-    out["after"] = round(end - max(r["finished"] for r in found), 3)
-    return out
+    out["after"] = end - max(unit.finished for unit in units)
+    rounded: dict[str, Any] = measure.rounded(out, 3)
+    return rounded
 
 
 class Bench:
@@ -179,13 +175,9 @@ class Bench:
         out = self.folder / case.name / "whole"
         shutil.rmtree(out, ignore_errors=True)
         copy_store(case.base, out)
-        recipe = self.folder / f"{case.name}.yaml"
-        recipe.write_text(json.dumps(case.raw))
-        flags = ["--recipe", recipe, "--out", out, "--executor", "local", "--workers", WORKERS]
         start = time.time()
-        command = [sys.executable, "-m", "pipeline", "run", "pack_pretrain", *map(str, flags)]
-        _, peak, cpu = watched(command)
-        self.note(f"whole {case.name}", out, start, time.time(), cpu, peak)
+        seen = run_pipeline("pack_pretrain", case.raw, out, "--workers", str(WORKERS))
+        self.note(f"whole {case.name}", out, start, time.time(), seen.waited, seen.peak_mb)
 
     def warm(self, case: Case) -> None:
         """`drive` alone, on workers that did the same with another seed."""
@@ -196,17 +188,17 @@ class Bench:
 
     def note(self, name: str, out: Path, start: float, end: float, cpu: float, peak: float = 0.0) -> None:
         """Remember a round of ours. Raises SystemExit when something else than tokenising and packing had to run."""
-        found = records(out, start)
-        others = {r["stage"] for r in found} - {"tokenize", "pack_pretrain"}
+        units = records(out, start)
+        others = {unit.stage for unit in units} - {"tokenize", "pack_pretrain"}
         if others:
             raise SystemExit(
                 f"error: {', '.join(sorted(others))} ran inside a timed round; was the code edited meanwhile?"
             )
         self.timed.setdefault(name, []).append(end - start)
-        self.seen.setdefault(name, []).append(phases(found, start, end))
+        self.seen.setdefault(name, []).append(phases(units, start, end))
         self.peaks.setdefault(name, []).append(peak)
         self.cpu.setdefault(name, []).append(cpu)
-        self.workers.setdefault(name, []).append(max(r["peak_mb"] for r in found))
+        self.workers.setdefault(name, []).append(max(unit.peak_mb for unit in units))
 
     def peer(self, name: str) -> None:
         """A peer as a whole process; `bare` times itself."""
@@ -216,12 +208,12 @@ class Bench:
         tokenizer = next(self.cases[0].base.glob("store/build_tokenizer/??/*/*tokenizer.json"))
         paths = [str(self.corpus), str(tokenizer), str(out), str(WORKERS)]
         start = time.time()
-        said, peak, cpu = watched([sys.executable, "-m", "benchmarks.pack_peers", name, *paths])
+        seen = observed([sys.executable, "-m", "benchmarks.pack_peers", name, *paths])
         seconds = time.time() - start
-        answer = json.loads(said.splitlines()[-1])
+        answer = json.loads(seen.out.splitlines()[-1])
         self.timed.setdefault(name, []).append(answer.get("seconds", seconds))
-        self.peaks.setdefault(name, []).append(peak)
-        self.cpu.setdefault(name, []).append(cpu)
+        self.peaks.setdefault(name, []).append(seen.peak_mb)
+        self.cpu.setdefault(name, []).append(seen.waited)
         self.tokens[name] = answer["tokens"]
 
 
@@ -309,12 +301,7 @@ def table(bench: Bench, megabytes: float) -> list[dict[str, Any]]:
 
 def show(bench: Bench, rows: list[dict[str, Any]]) -> None:
     """The table, and where the time of the last round went."""
-    for row in rows:
-        speed = f"{row['mb_per_s']:8.1f} MB/s {row['times_datatrove']:6.1f} x datatrove"
-        memory = f"{row['peak_tree_mb']:6} {row['peak_worker_mb']:5} MB"
-        print(
-            f"{row['name']:12} {row['seconds']:8.3f} s ({row['cpu_seconds']:6.2f} cpu) {speed} {memory}  {row['all']}"
-        )
+    measure.show(list(rows[0]), [list(row.values()) for row in rows])
     for name, seen in bench.seen.items():
         for phase, value in seen[-1].items():
             print(f"{name:12} {phase:9} {json.dumps(value)}")
@@ -322,21 +309,18 @@ def show(bench: Bench, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run, print, save."""
-    parser = argparse.ArgumentParser(description="packing against datatrove")
-    parser.add_argument("--megabytes", type=float, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-peers", action="store_true", help="ours only, nothing saved")
-    parser.add_argument("--data", help="a folder of parquet files with a column `text`")
-    options = parser.parse_args()
+    options = measure.parser(__doc__, megabytes=100.0, rounds=3, no_peers=False, data=None).parse_args()
     with tempfile.TemporaryDirectory(prefix="shardmill-bench-") as name:
         run(Path(name), options)
 
 
 def run(folder: Path, options: argparse.Namespace) -> None:
     """The benchmark inside `folder`."""
-    missing = [] if options.no_peers else [n for n in ("datatrove", "tiktoken") if importlib.util.find_spec(n) is None]
-    if missing:
-        raise SystemExit(f"error: {' and '.join(missing)} not installed; pip install -e '.[bench]', or --no-peers")
+    missing = {"datatrove", "tiktoken"} - set(measure.installed("datatrove", "tiktoken"))
+    if missing and not options.no_peers:
+        raise SystemExit(
+            f"error: {' and '.join(sorted(missing))} not installed; pip install -e '.[bench]', or --no-peers"
+        )
     before = measure.machine(("pyarrow", "numpy", "tokenizers", "fastokens"))
     corpus = folder / "corpus"
     megabytes = write_corpus(corpus, options.megabytes, options.data)
@@ -345,12 +329,10 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     candidates: dict[str, Callable[[], None]] = {}
     for case in cases:
         build(case.raw, case.warm, bench.pools[case.name], "pack_pretrain", seed=99)  # warms the workers
-        candidates |= {
-            f"whole {case.name}": lambda c=case: bench.whole(c),
-            f"warm {case.name}": lambda c=case: bench.warm(c),
-        }
+        candidates[f"whole {case.name}"] = partial(bench.whole, case)
+        candidates[f"warm {case.name}"] = partial(bench.warm, case)
     if not options.no_peers:
-        candidates |= {name: lambda n=name: bench.peer(n) for name in PEERS}
+        candidates |= {name: partial(bench.peer, name) for name in PEERS}
     try:
         measure.rounds(candidates, options.rounds)
         rows = table(bench, megabytes)

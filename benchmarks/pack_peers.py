@@ -11,12 +11,15 @@ import multiprocessing
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 SHARD = 100_000_000  # tokens of one of fineweb.py's files
+ENCODING: Any  # of a process of fineweb.py's pool: tiktoken's Encoding, and its delimiter
+EOT: int
 
 
 def texts_of(files: list[Path]) -> Iterator[str]:
@@ -106,7 +109,7 @@ def fineweb(files: Path, tokenizer: Path, out: Path, workers: int) -> dict[str, 
     return {"tokens": total}
 
 
-def _encode(files: list[Path], tokenizer: Path, barrier: Barrier, answers: Any) -> None:
+def _encode(files: list[Path], tokenizer: Path, barrier: Barrier, answers: Queue[tuple[float, int]]) -> None:
     """Encode texts that are in memory already, in batches of about 8 MB, once all processes are ready."""
     import fastokens
 
@@ -124,7 +127,8 @@ def _encode(files: list[Path], tokenizer: Path, barrier: Barrier, answers: Any) 
 
 def bare(files: Path, tokenizer: Path, out: Path, workers: int) -> dict[str, Any]:
     """The limit: processes that only encode. `seconds` is the slower one's encoding, nothing else."""
-    barrier, answers = multiprocessing.Barrier(workers), multiprocessing.Queue()
+    barrier: Barrier = multiprocessing.Barrier(workers)
+    answers: Queue[tuple[float, int]] = multiprocessing.Queue()
     names = sorted(files.glob("*.parquet"))
     parts = [(names[i::workers], tokenizer, barrier, answers) for i in range(workers)]
     children = [multiprocessing.Process(target=_encode, args=part) for part in parts]
@@ -136,8 +140,12 @@ def bare(files: Path, tokenizer: Path, out: Path, workers: int) -> dict[str, Any
     return {"tokens": sum(n for _, n in found), "seconds": max(s for s, _ in found)}
 
 
-PEERS = {"datatrove": datatrove, "fineweb": fineweb, "bare": bare}
+PEERS: dict[str, Callable[[Path, Path, Path, int], dict[str, Any]]] = {
+    "datatrove": datatrove,
+    "fineweb": fineweb,
+    "bare": bare,
+}
 
 if __name__ == "__main__":
-    name, *paths, workers = sys.argv[1:]
-    print(json.dumps(PEERS[name](*map(Path, paths), int(workers))))
+    name, files, tokenizer, out, workers = sys.argv[1:]
+    print(json.dumps(PEERS[name](Path(files), Path(tokenizer), Path(out), int(workers))))

@@ -1,19 +1,29 @@
-"""Looking at processes from outside: memory of a tree of them, and the bytes they move. Linux, through /proc."""
+"""Looking at processes from outside: their memory, the bytes they move, and what a run of the pipeline left.
+
+Linux, through /proc.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from benchmarks import measure
+from pipeline.engine.store import RECORD, open_store
+from stages.stage import Record
 
 
 def tree(root: int) -> Iterator[int]:
@@ -96,12 +106,19 @@ def observed(command: list[str]) -> Watched:
     return Watched(out, seconds, waited, sum(used.values()), peak, largest)
 
 
-def watched(command: list[str]) -> tuple[str, float, float]:
-    """Run a command: its output, the peak of its process tree's resident MB, and the seconds of processor of all
-    processes that were waited for.
-    """
-    seen = observed(command)
-    return seen.out, seen.peak_mb, seen.waited
+def run_pipeline(stage: str, recipe: dict[str, Any], out: Path, *options: str) -> Watched:
+    """Run `python -m pipeline run` of a recipe, which is written beside `out`, with the local executor."""
+    file = out.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline", "run", stage, "--recipe", str(file), "--out", str(out)]
+    return observed([*command, "--executor", "local", *options])
+
+
+def records(out: Path, since: float = 0.0) -> list[Record]:
+    """Return the records of all units in a store that started after `since`, in the order in which they did."""
+    files = (Path(folder) / RECORD for _, _, folder in open_store(str(out)).unit_folders())
+    found = (Record.from_dict(json.loads(f.read_text(encoding="utf-8"))) for f in files if f.is_file())
+    return sorted((record for record in found if record.started >= since), key=lambda record: record.started)
 
 
 def counters(pids: list[int]) -> Counter[str]:
@@ -113,9 +130,12 @@ def counters(pids: list[int]) -> Counter[str]:
     return total
 
 
-def forget_cache(folder: Path) -> None:
-    """Drop a folder's files from the page cache, so that what is read afterwards comes from the disk."""
-    for path in folder.rglob("*"):
+def forget_cache(folder: Path, pattern: str = "*") -> None:
+    """Drop a folder's files from the page cache, so that what is read afterwards comes from the disk.
+
+    Nothing may have them mapped.
+    """
+    for path in folder.rglob(pattern):
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)
             os.fsync(handle)

@@ -13,7 +13,6 @@ by row from random places. A ratio is the median of the rounds' ratios. Then: ho
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import resource
@@ -155,13 +154,6 @@ def rows(file: Path, batch: int, length: int) -> Callable[[], int]:
     return run
 
 
-def rates(candidates: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
-    """Million tokens a second of each candidate, all in turn, after one round that fills the page cache."""
-    tokens = {name: run() for name, run in candidates.items()}
-    seconds = measure.rounds(candidates, repeats)
-    return {name: [tokens[name] / s / 1e6 for s in seconds[name]] for name in candidates}
-
-
 def reading(folder: Path, megabytes: float, repeats: int) -> dict[str, Any]:
     """Every shape: rates, and our ratios to the others."""
     tokens = np.random.default_rng(0).integers(0, BOS, int(megabytes * 5e5), np.uint16)
@@ -170,27 +162,27 @@ def reading(folder: Path, megabytes: float, repeats: int) -> dict[str, Any]:
     file = folder / "one" / "b_train_000000.bin"
     result: dict[str, Any] = {}
     for batch, length in SHAPES:
-        seen = rates(
-            {
-                "limit": limit(file),
-                "random_rows": rows(file, batch, length),
-                "loader": ours(one, batch, length),
-                "loader_checking_ids": ours(one, batch, length, verified=False),
-                "loader_documents": ours(one, batch, length, documents=True),
-                "loader_16_shards": ours(many, batch, length),
-                "nanogpt": nanogpt(file, batch, length, False),
-                "nanogpt_reopened": nanogpt(file, batch, length, True),
-            },
-            repeats,
-        )
+        candidates = {
+            "limit": limit(file),
+            "random_rows": rows(file, batch, length),
+            "loader": ours(one, batch, length),
+            "loader_checking_ids": ours(one, batch, length, verified=False),
+            "loader_documents": ours(one, batch, length, documents=True),
+            "loader_16_shards": ours(many, batch, length),
+            "nanogpt": nanogpt(file, batch, length, False),
+            "nanogpt_reopened": nanogpt(file, batch, length, True),
+        }
+        # The first calls fill the page cache, and say how many tokens each gives.
+        million_tokens = {name: (call() / 1e6, call) for name, call in candidates.items()}
+        seen = measure.rates(million_tokens, repeats, time.perf_counter)
         against = {
-            name: measure.median(a / b for a, b in zip(seen["loader"], seen[name], strict=True))
+            name: measure.ratio(seen["loader"], seen[name])
             for name in ("limit", "random_rows", "nanogpt", "nanogpt_reopened")
         }
         result[f"{batch}x{length}"] = {
-            "million_tokens_per_second": {name: round(measure.median(v), 1) for name, v in seen.items()},
-            "loader_against": {name: round(ratio, 3) for name, ratio in against.items()},
-            "rounds": {name: [round(x, 1) for x in v] for name, v in seen.items()},
+            "million_tokens_per_second": measure.medians(seen, 1),
+            "loader_against": measure.rounded(against, 3),
+            "rounds": measure.rounded(seen, 1),
         }
     return result
 
@@ -225,17 +217,14 @@ def opening(folder: Path, count: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=400)
-    parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
+    options = measure.parser(__doc__, megabytes=400.0, rounds=7).parse_args()
     torch.set_num_threads(1)
     about = measure.machine(("numpy", "torch"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         opened = {str(count): opening(folder, count) for count in (1000, 10_000)}
-        result = {"machine": about, "megabytes": given.megabytes, "targets": TARGETS, "opening": opened}
-        result |= {"reading": reading(folder, given.megabytes, given.rounds)}
+        result = {"machine": about, "megabytes": options.megabytes, "targets": TARGETS, "opening": opened}
+        result |= {"reading": reading(folder, options.megabytes, options.rounds)}
     for shape, seen in result["reading"].items():
         print(shape, seen["million_tokens_per_second"], "loader against", seen["loader_against"])
     for count, seen in opened.items():

@@ -10,12 +10,8 @@ shards read them (`stages/tokenize/regroup.py`).
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import measure
 from stages.dedup.stage import ENTRIES, PAIRS, ranges_for
@@ -46,7 +42,7 @@ def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: f
     slice_rows = min(rows_of_unit, rows_of_shard / max(1, files) + ROW_GROUP)
     matches = ranges_for(round(documents), ENTRIES) + ranges_for(round(BANDS * documents), ENTRIES)
     joins = ranges_for(round(2 * BANDS * ALIKE * documents), PAIRS)
-    table = {
+    table: dict[str, dict[str, float]] = {
         "units": {
             "download, filter": 2 * parts,
             "dedup": 2 * parts + matches + (ROUNDS + 1) * joins,
@@ -102,31 +98,26 @@ def human(n: float) -> str:
 
 def main() -> None:
     """Print both columns and save them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=float, default=1.3e12)
-    parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--nodes", type=int, default=100)
-    parser.add_argument("--bytes-per-token", type=float, default=3.9)
-    parser.add_argument("--document-tokens", type=float, default=1000)
-    a = parser.parse_args()
-    sizes = (a.tokens, a.shards, a.bytes_per_token, a.document_tokens)
+    options = measure.parser(
+        __doc__, tokens=1.3e12, shards=10_000, nodes=100, bytes_per_token=3.9, document_tokens=1000.0
+    ).parse_args()
+    sizes = (options.tokens, options.shards, options.bytes_per_token, options.document_tokens)
     with_merge, without = build(*sizes, merged=True), build(*sizes, merged=False)
-    table = Table("", "without merging", "with merging", box=None)
+    rows = []
     for what in with_merge:
-        table.add_row(f"[bold]{what}", human(sum(without[what].values())), human(sum(with_merge[what].values())))
-        for stage, n in with_merge[what].items():
-            table.add_row(f"  {stage}", human(without[what][stage]), human(n))
-    found: dict[str, Any] = {"asked": vars(a), "with": with_merge, "without": without}
+        rows.append((what, human(sum(without[what].values())), human(sum(with_merge[what].values()))))
+        rows += [(f"  {stage}", human(without[what][stage]), human(n)) for stage, n in with_merge[what].items()]
+    found: dict[str, Any] = {"asked": vars(options), "with": with_merge, "without": without}
     per_unit = driver_bytes()
     for name, column in (("without", without), ("with", with_merge)):
         moved = sum(column["bytes read"].values()) + sum(column["bytes written"].values())
         opened = sum(column["files opened"].values()) * OPENS_PER_FILE
-        found[name] |= {"bytes moved a node": moved / a.nodes, "requests a node": opened / a.nodes}
+        found[name] |= {"bytes moved a node": moved / options.nodes, "requests a node": opened / options.nodes}
         if per_unit:
             found[name]["driver MB"] = round(per_unit * sum(column["units"].values()) / 2**20)
     for what in [k for k in found["with"] if not isinstance(found["with"][k], dict)]:
-        table.add_row(f"[bold]{what}", human(found["without"][what]), human(found["with"][what]))
-    Console().print(table)
+        rows.append((what, human(found["without"][what]), human(found["with"][what])))
+    measure.show(("", "without merging", "with merging"), rows)
     measure.save("scale", found)
 
 

@@ -11,22 +11,13 @@ what its tokens stand for. Whatever units ran are listed, by stage and step.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks import measure
-from benchmarks.processes import observed
-from pipeline.engine.store import RECORD, open_store
+from benchmarks.processes import records, run_pipeline
 from stages.stage import Record
 
 SAMPLE, TOKENS = "40MB", "30M"
@@ -75,22 +66,6 @@ def recipe(data: Path) -> dict[str, Any]:
         "shard_tokens": "10M",
         "mixtures": {"pretrain": {"tokens": TOKENS, "ratios": {"web": "70%", "papers": "25%", "mathematics": "5%"}}},
     }
-
-
-def run(stage: str, raw: dict[str, Any], out: Path, *options: str) -> Any:
-    """`python -m pipeline run` of a recipe with the local executor: what was seen of it from outside."""
-    file = out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "pipeline", "run", stage, "--recipe", str(file), "--out", str(out)]
-    return observed([*command, "--executor", "local", *options])
-
-
-def records(out: Path) -> Iterator[Record]:
-    """Every record of a store."""
-    for _, _, folder in open_store(str(out)).unit_folders():
-        file = Path(folder) / RECORD
-        if file.is_file():
-            yield Record.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def source_of(record: Record, names: list[str]) -> str:
@@ -151,17 +126,14 @@ def packed(found: list[Record]) -> int:
 
 
 def show(table: list[Row]) -> None:
-    """Print it, and each stage as a whole."""
-    grid = Table("stage", "step", "units", "seconds", "MB of text", "MB/s a core", "peak MB", box=None)
-    for row in table:
-        rate = f"{row.rate():,.0f}" if row.rate() >= 10 else f"{row.rate():.1f}" if row.text_mb else "-"
-        grid.add_row(row.stage, row.step, *(f"{n:,}" for n in row[2:5]), rate, f"{row.peak_mb:,.0f}")
-    Console(width=120).print(grid)
+    """Print the table."""
+    header = ("stage", "step", "units", "seconds", "MB of text", "MB/s a core", "peak MB")
+    measure.show(header, [(*row[:5], round(row.rate(), 1), round(row.peak_mb)) for row in table])
 
 
 def main() -> None:
     """Run, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--data", type=Path, default=measure.SHARED.parent)
     parser.add_argument("--keep", type=Path, help="build here, and leave it")
     options = parser.parse_args()
@@ -172,10 +144,10 @@ def main() -> None:
         few = {**raw, "tokenizer": {"vocab_size": 512, "sample": "1MB"}}
         few["sources"] = {source: {**value, "max_documents": FEW} for source, value in raw["sources"].items()}
         few["mixtures"] = {"pretrain": {"tokens": "10k", "ratios": {"papers": "100%"}}}
-        run("pack_pretrain", few, Path(name) / "few", "--workers", "1")
+        run_pipeline("pack_pretrain", few, Path(name) / "few", "--workers", "1")
         out = options.keep or Path(name) / "all"
-        seen = run("pack_pretrain", raw, out, "--workers", "1")
-        found = list(records(out))
+        seen = run_pipeline("pack_pretrain", raw, out, "--workers", "1")
+        found = records(out)
     table = rows(found, raw)
     show(table)
     result = {

@@ -15,7 +15,6 @@ second says more).
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -91,6 +90,7 @@ class Plain(nn.Module):
         for block in self.blocks:
             x = block(x, *self.positions)
         cap = self.cfg.lm_head_logit_cap
+        assert cap is not None
         c = cap * torch.tanh(F.linear(self.norm(x), self.embed.weight).flatten(0, 1) / cap)
         return F.cross_entropy(c, targets.flatten()) + self.cfg.z_loss_weight * torch.logsumexp(c, -1).square().mean()
 
@@ -170,15 +170,19 @@ def agree(cfg: ModelConfig, length: int) -> None:
     losses = mine(ids[:, :-1], ids[:, 1:])[0], theirs(ids[:, :-1], ids[:, 1:])
     for loss in losses:
         loss.backward()
-    pairs = zip(mine.parameters(), (theirs.get_parameter(n) for n, _ in mine.named_parameters()), strict=True)
-    away = max(float((a.grad - b.grad).norm() / b.grad.norm()) for a, b in pairs)
+    apart = []
+    for name, parameter in mine.named_parameters():
+        gradient, expected = parameter.grad, theirs.get_parameter(name).grad
+        assert gradient is not None and expected is not None
+        apart.append(float((gradient - expected).norm() / expected.norm()))
+    away = max(apart)
     print(f"loss {losses[0].item():.6f}, plain {losses[1].item():.6f}; gradients differ by {away:.1e} at most")
     if abs((losses[0] - losses[1]).item()) > 1e-4 or away > 1e-3:
         raise SystemExit("error: the two models are not the same")
 
 
 def timed(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Wall and processor seconds of each candidate, in turn."""
+    """Return wall and processor seconds of each candidate, in turn."""
     seen: dict[str, dict[str, list[float]]] = {name: {"wall": [], "processor": []} for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():
@@ -193,8 +197,7 @@ def compared(seen: dict[str, dict[str, list[float]]], peers: list[tuple[str, str
     """Median of the rounds' ratios plain / ours: above 1 we are faster."""
     return {
         f"{theirs} / {mine}": {
-            kind: round(measure.median(a / b for a, b in zip(seen[theirs][kind], seen[mine][kind], strict=True)), 3)
-            for kind in ("wall", "processor")
+            kind: round(measure.ratio(seen[theirs][kind], seen[mine][kind]), 3) for kind in ("wall", "processor")
         }
         for theirs, mine in peers
     }
@@ -202,29 +205,25 @@ def compared(seen: dict[str, dict[str, list[float]]], peers: list[tuple[str, str
 
 def main() -> None:
     """Run, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options = {"rounds": 5, "dim": 256, "layers": 6, "length": 1024, "batch": 8, "threads": 2}
-    for name, value in options.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    options = measure.parser(__doc__, rounds=5, dim=256, layers=6, length=1024, batch=8, threads=2).parse_args()
+    torch.set_num_threads(options.threads)
     about = measure.machine(("numpy", "torch"))
     cfg = ModelConfig(
-        dim=given.dim,
-        n_layers=given.layers,
-        n_heads=max(1, given.dim // 64),
-        max_seq_len=given.length,
+        dim=options.dim,
+        n_layers=options.layers,
+        n_heads=max(1, options.dim // 64),
+        max_seq_len=options.length,
         attention_pattern="all_global",
     )
-    common: dict[str, Any] = {"batch_size": given.batch, "seq_len": given.length, "log_every": 1000}
+    common: dict[str, Any] = {"batch_size": options.batch, "seq_len": options.length, "log_every": 1000}
     common["adamw"] = AdamWConfig(lr=LR, eps=1e-8, weight_decay=DECAY)
     with tempfile.TemporaryDirectory() as name:
-        count = given.batch * given.length * (given.rounds + 2)
+        count = options.batch * options.length * (options.rounds + 2)
         path = write_shards(Path(name) / "b", np.random.default_rng(0).integers(0, VOCAB - 1, count, np.uint16), 1)
         file = path.parent / "b_train_000000.bin"
-        agree(cfg, given.length)
+        agree(cfg, options.length)
         candidates = {
-            f"{who}_{rule}": plain(file, cfg, given.batch, given.length, rule == "muon")
+            f"{who}_{rule}": plain(file, cfg, options.batch, options.length, rule == "muon")
             if who == "plain"
             else ours(
                 path,
@@ -243,18 +242,18 @@ def main() -> None:
         runs = {name: step for name, (step, _) in candidates.items()}
         timed(runs, 1)  # warms up
         runs |= {f"{name}_update": update for name, (_, update) in candidates.items()}
-        seen = timed(runs, given.rounds)
+        seen = timed(runs, options.rounds)
     pairs = [("plain_muon", "ours_muon"), ("plain_muon", "ours_muon_bf16"), ("plain_adamw", "ours_adamw")]
     pairs += [(f"{theirs}_update", f"{mine}_update") for theirs, mine in pairs]
-    result = {"machine": about, "shape": vars(given), "target": TARGET, "ratios": compared(seen, pairs)}
-    result["seconds"] = {
-        name: {k: [round(measure.median(v), 4), *(round(x, 4) for x in v)] for k, v in kinds.items()}
+    ratios = compared(seen, pairs)
+    seconds = {  # the median first
+        name: {kind: measure.rounded([measure.median(values), *values], 4) for kind, values in kinds.items()}
         for name, kinds in seen.items()
     }
-    for name, kinds in result["seconds"].items():
-        print(f"{name:<24} wall {kinds['wall'][0]:.3f} s   processor {kinds['processor'][0]:.3f} s")
-    for name, ratio in result["ratios"].items():
-        print(f"{name:<48} {ratio}")
+    header = ("", "wall", "processor")
+    measure.show(header, [(name, kinds["wall"][0], kinds["processor"][0]) for name, kinds in seconds.items()])
+    measure.show(header, [(name, kinds["wall"], kinds["processor"]) for name, kinds in ratios.items()])
+    result = {"machine": about, "shape": vars(options), "target": TARGET, "ratios": ratios, "seconds": seconds}
     measure.save("step", result)
 
 

@@ -11,8 +11,6 @@ to be hashed at the start is read so in its first epoch. The target is 1 %.
 
 from __future__ import annotations
 
-import argparse
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks import measure
+from benchmarks.processes import forget_cache
 from benchmarks.reader import BOS, write_shards
 from train.config import TrainConfig
 from train.data.loader import Loader
@@ -32,15 +31,6 @@ from train.data.prefetch import Prefetcher
 SHAPES = ((64, 8192), (512, 1024))
 RATE = 1e6  # tokens a second
 TARGET = 0.01
-
-
-def forget(folder: Path) -> None:
-    """Ask the kernel to drop the shards from its page cache; nothing may have them mapped."""
-    for path in folder.glob("*.bin"):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
 
 
 def waiting(batch: Callable[[int], Any], tokens: int, steps: int) -> dict[str, float]:
@@ -59,28 +49,24 @@ def waiting(batch: Callable[[int], Any], tokens: int, steps: int) -> dict[str, f
 
 def main() -> None:
     """Run, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=400)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    options = measure.parser(__doc__, megabytes=400.0, steps=20, rounds=3).parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"machine": measure.machine(("numpy", "torch")), "target_share": TARGET, "waiting": {}}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # /tmp may be memory
-        tokens = np.random.default_rng(0).integers(0, BOS, int(given.megabytes * 5e5), np.uint16)
+        tokens = np.random.default_rng(0).integers(0, BOS, int(options.megabytes * 5e5), np.uint16)
         path = write_shards(Path(name) / "m", tokens, 16)
         for rows, length in SHAPES:
             cfg = TrainConfig(batch_size=rows, seq_len=length)
             for state in ("cached", "from_disk"):
                 seen: dict[str, list[dict[str, float]]] = {"in_step": [], "ahead": []}
-                for _ in range(given.rounds):
+                for _ in range(options.rounds):
                     for how, found in seen.items():
                         if state == "from_disk":
-                            forget(path.parent)
+                            forget_cache(path.parent, "*.bin")
                         loader = Loader(load_manifest(path), cfg)
                         loader.verified = state == "cached"
                         source = Prefetcher(loader) if how == "ahead" else loader
-                        found.append(waiting(source.batch, rows * length, given.steps))
+                        found.append(waiting(source.batch, rows * length, options.steps))
                         del loader, source  # and with them the maps, which would keep the pages
                 for how, found in seen.items():
                     result["waiting"][f"{rows}x{length} {state} {how}"] = {
