@@ -39,7 +39,6 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import train.model.transformer
 from benchmarks import measure
 from benchmarks.gpu_checks import ceilings, checks, synchronize
 from benchmarks.reader import VOCAB, write_shards
@@ -49,7 +48,9 @@ from train.data.manifest import load_manifest
 from train.distributed.runtime import Runtime
 from train.files import sha256_file
 from train.main import build_run, use_deterministic_kernels
+from train.model import transformer
 from train.model.flops import flops_per_token
+from train.model.loss import head_loss
 from train.overrides import configs
 from train.run import Run
 
@@ -211,7 +212,7 @@ KINDS = (  # of a kernel outside the named ranges, by its name; the first that f
 
 def profiled(run: Run, path: Path, device: torch.device) -> dict[str, Any]:
     """The trace of one step, in which loss, optimiser and data are named ranges."""
-    optimizer, batch, loss = run.optimizer, run.loader.batch, train.model.transformer.head_loss
+    optimizer, batch = run.optimizer, run.loader.batch
 
     def named(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **more: Any) -> Any:
@@ -224,13 +225,14 @@ def profiled(run: Run, path: Path, device: torch.device) -> dict[str, Any]:
     step, clip = optimizer.step, optimizer.clip
     optimizer.step, optimizer.clip = named("optimiser", step), named("optimiser", clip)  # type: ignore[method-assign]
     run.loader.batch = named("data", batch)  # type: ignore[method-assign]
-    train.model.transformer.head_loss = named("loss", loss)
+    transformer.head_loss = named("loss", head_loss)  # type: ignore[attr-defined]
     try:
         with profile(activities=activities) as seen:
             advance(run, 1)
             synchronize(device)
     finally:
-        train.model.transformer.head_loss, run.loader.batch = loss, batch  # type: ignore[method-assign]
+        transformer.head_loss = head_loss  # type: ignore[attr-defined]
+        run.loader.batch = batch  # type: ignore[method-assign]
         optimizer.step, optimizer.clip = step, clip  # type: ignore[method-assign]
     seen.export_chrome_trace(str(path))
     trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -181,7 +181,7 @@ class Bench:
 
     def warm(self, case: Case) -> None:
         """`drive` alone, on workers that did the same with another seed."""
-        pids = [os.getpid(), *(w.pid for w in self.pools[case.name].all)]
+        pids = [os.getpid(), *(w.pid for w in self.pools[case.name].workers)]
         seed, cpu, start = next(self.seeds), processor(pids), time.time()
         build(case.raw, case.warm, self.pools[case.name], "pack_pretrain", seed)
         self.note(f"warm {case.name}", case.warm, start, time.time(), processor(pids) - cpu)
@@ -227,7 +227,7 @@ def traffic(bench: Bench, case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for stage in ("tokenize", "pack_pretrain"):
         forget_cache(case.warm / "store")
-        pids = [os.getpid(), *(w.pid for w in pool.all)]
+        pids = [os.getpid(), *(w.pid for w in pool.workers)]
         before = counters(pids)
         build(case.raw, case.warm, pool, stage, seed)
         spent = counters(pids)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from stage_harness import MiniContext, run_unit
+from stage_harness import run_unit
 
 from stages import hashing
 from stages.pack.config import Mixture
 from stages.pack.layout import Layout, lay_out
 from stages.pack.stage import PACK, training_shards, validation_shards
-from stages.stage import Record
+from stages.stage import Record, Unit
 from stages.task import Artifact, Task
 from stages.tokenize.stage import TOKENIZE, TokenizedUnit
 from stages.tokenize.token_file import TOKENIZED, write_docs, write_histogram
@@ -118,21 +118,41 @@ class Packed:
         return [tuple(r.output(n).digest for n in ("bin", "idx", "rows")) for r, _, _ in made]
 
 
-class PackContext(MiniContext):
-    """A context whose stage `tokenize` is done: `units`, (source, record) each."""
+class PackContext:
+    """What packing needs of a context whose stage `tokenize` is done; units run one after another, each once.
+
+    Thousands of packs are made in these tests, so there is no store, and nothing is synced.
+    """
 
     def __init__(self, folder: Path, recipe: Any, units: Sequence[tuple[str, Record]]):
-        super().__init__(folder, recipe)
+        self.folder, self.recipe = folder, recipe
+        self.records: dict[str, Record] = {}
         self.units: dict[str, list[TokenizedUnit]] = {}
         for name, record in units:
             self.units.setdefault(name, []).append(TokenizedUnit(record))
 
     def artifact_path(self, artifact: Artifact) -> str:
+        """Return where a result lies."""
         return artifact.path
 
     async def stage(self, stage: Any) -> Any:
+        """Return the tokenized units."""
         assert stage is TOKENIZE
         return self.units
+
+    async def run(self, stage: Any, unit: Unit) -> Record:
+        """Run a unit, or find what it left."""
+        key = repr((unit.work, unit.params, [artifact.digest for artifact in unit.inputs]))
+        if key not in self.records:
+            self.records[key] = run_unit(self.folder / stage.name, unit.work, unit.params, unit.inputs)
+        return self.records[key]
+
+    async def map(self, stage: Any, units: Iterable[Unit]) -> list[Record]:
+        """Run units in turn."""
+        return [await self.run(stage, unit) for unit in units]
+
+    def check_quarantine(self) -> None:
+        """Do nothing: no row is bad."""
 
 
 def mixture(targets: dict[str, int], val_tokens: int = 10**9, **keys: Any) -> Mixture:

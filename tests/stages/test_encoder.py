@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage_harness import SHARED, needs_shared
 
-from benchmarks.encode import every_text, fuzzed, oracle
+from benchmarks.encode import fuzzed, oracle
+from benchmarks.measure import every_text
 from stages.errors import DataError
 from stages.tokenizer import encoder as module
 from stages.tokenizer.encoder import CHECK_CHARS, HOSTILE, Encoder, hostile, open_encoder
@@ -159,7 +160,7 @@ def test_fuzzed_strings_with_every_special_token_written_out(path):
 @needs_shared
 def test_real_text_of_every_kind(path):
     encoder, truth = Encoder(path), module.reference(text_definition(path))
-    for texts in every_text(SHARED):
+    for _, texts in every_text(SHARED):
         some = [text[:1000] for text in texts[:: max(1, len(texts) // 4)]]
         assert not module.difference(encoder.flat, truth, some)
 
@@ -168,5 +169,5 @@ def test_real_text_of_every_kind(path):
 @needs_shared
 def test_all_of_the_shared_data(path):
     encoder, truth = Encoder(path), module.reference(text_definition(path))
-    for texts in every_text(SHARED):
+    for _, texts in every_text(SHARED):
         assert not module.difference(encoder.flat, truth, texts)

@@ -25,7 +25,7 @@ from huggingface_hub import HfFileSystem, constants
 from loopback_hub import FAULTS, Dataset, Hub
 from pydantic import TypeAdapter, ValidationError
 from seven import FINEWEB, parquet, seven, web, words
-from stage_harness import REPO, MiniContext, build, recipe, rows_of, run_unit
+from stage_harness import REPO, LocalContext, build, recipe, rows_of, run_unit
 
 from stages.errors import DataError, TransientError
 from stages.lineage.reread import read_again
@@ -308,7 +308,7 @@ def test_a_stream_is_read_no_further_than_its_budget_needs(start, tmp_path, monk
     server = start({"o/n": Dataset({"a.jsonl.zst": data})})
     monkeypatch.setattr(jsonl, "CHUNK", 256 << 10)
     source = {"from": "jsonl", "path": "hf://datasets/o/n/a.jsonl.zst", "rules": rules}
-    context = MiniContext(tmp_path / "b", recipe({"s": {**source, **budget}}))
+    context = LocalContext(tmp_path / "b", recipe({"s": {**source, **budget}}))
     got = [r["text"] for r in rows_of(build(context, "filter").docs["s"])]
     moved = server.moved()
     want = [t for i, t in enumerate(texts) if kept is None or i % kept == 0]
@@ -332,7 +332,7 @@ def test_the_size_of_slices_does_not_matter(start, tmp_path, monkeypatch):
     found, ran = [], []
     for growth in (1, 8):
         monkeypatch.setattr("stages.download.stage.GROWTH", growth)
-        context = MiniContext(
+        context = LocalContext(
             tmp_path / str(growth), recipe({"s": {**source, "rules": [{"length": {"min_chars": 985}}]}})
         )
         found.append([(r["source_file"], r["source_row"]) for r in rows_of(build(context, "filter").docs["s"])])

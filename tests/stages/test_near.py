@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from stage_harness import SHARED, MiniContext, build, needs_shared, recipe, rows_of
+from stage_harness import SHARED, LocalContext, build, needs_shared, recipe, rows_of
 
 from stages.dedup import keys as dedup_keys
 from stages.dedup import minhash
@@ -209,7 +209,7 @@ def test_any_cut_keeps_the_same_documents(tmp_path, monkeypatch):
     for entries, pairs, run in ((1 << 20, 1 << 20, 1 << 20), (100, 40, 50)):
         monkeypatch.setattr(dedup, "ENTRIES", entries), monkeypatch.setattr(dedup, "PAIRS", pairs)
         monkeypatch.setattr(dedup_keys, "RUN", run)
-        context = MiniContext(tmp_path / f"out{entries}", recipe(found, dedup=Dedup(priority=["c"])))
+        context = LocalContext(tmp_path / f"out{entries}", recipe(found, dedup=Dedup(priority=["c"])))
         docs = build(context, "dedup").docs
         kept[entries] = {(n, r["source_row"]) for n, parts in docs.items() for r in rows_of(parts)}
         joins = [label for _, label in context.ran if " join " in label]
@@ -234,7 +234,7 @@ def test_a_near_duplicate_of_a_validation_document_leaves_training(tmp_path):
     training = [" ".join([*held.split(), f"more{i}"]) for i in range(30)]
     training = [t for t in training if not is_validation([document_id(t)])[0]]
     found = sources(tmp_path, a=training, b=[held, "something else"])
-    context = MiniContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["a"])))
+    context = LocalContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["a"])))
     curated = build(context, "dedup")
     assert [r["text"] for r in rows_of(curated.docs["a"])] == []
     assert {r["text"] for r in rows_of(curated.docs["b"])} == {held, "something else"}
@@ -257,7 +257,7 @@ def test_off_compares_equal_texts_alone(tmp_path):
     text = " ".join(f"w{i}" for i in range(50))
     found = sources(tmp_path, a=[text, text + " more", text.upper()])
     for near_on, left in ((True, 1), (False, 2)):
-        context = MiniContext(tmp_path / f"out{near_on}", recipe(found, dedup=Dedup(near=near_on)))
+        context = LocalContext(tmp_path / f"out{near_on}", recipe(found, dedup=Dedup(near=near_on)))
         assert len(rows_of(build(context, "dedup").docs["a"])) == left
     assert ranges_for(1, 10) == 1 and ranges_for(21, 10) == 4
 
@@ -276,7 +276,7 @@ def test_the_crawl_sample(tmp_path):
         chance = minhash.chance_found(minhash.jaccard(text, copies[-1], 5), 14, 8)
         expected, spread = expected + chance, spread + chance * (1 - chance)
     found = {"crawl": {"from": "parquet", "path": str(file)}} | sources(tmp_path, copies=copies)
-    context = MiniContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["crawl"])))
+    context = LocalContext(tmp_path / "out", recipe(found, dedup=Dedup(priority=["crawl"])))
     curated = build(context, "dedup")
     counts = context.counts(STAGES["dedup"], "crawl")
     assert counts["dropped.duplicate"] == 269 and counts["rows_in"] == 776
@@ -293,6 +293,6 @@ def test_the_report_shows_no_text_where_documents_are_taken_down(tmp_path):
     found = sources(tmp_path, a=[text, text + " more"])
     exclude = Exclude(ids=[document_id("elsewhere").hex()])
     for keys, shown in (({}, True), ({"exclude": exclude}, False)):
-        context = MiniContext(tmp_path / f"out{shown}", recipe(found, **keys))
+        context = LocalContext(tmp_path / f"out{shown}", recipe(found, **keys))
         report = Path(build(context, "dedup").report.path).read_text()
         assert ("w0 w1" in report) == shown and document_id(text).hex() in report

@@ -2,11 +2,10 @@
 
 import json
 
-from stage_harness import MiniContext, build, recipe, rows_of
+from stage_harness import LocalContext, build, recipe, rows_of
 
-from stages.exclude.config import Exclude
 from stages.filter.samples import PER_REASON, TEXT_CHARS
-from stages.filter.stage import publish
+from stages.filter.stage import FILTER, publish
 from stages.registry import STAGES
 from stages.schemas import document_id
 
@@ -19,9 +18,7 @@ def sample(folder, lines, exclude=None, stage="filter", **keys):
     for n, part in enumerate(lines):
         (folder / f"{n}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     source = {"from": "jsonl", "path": str(folder), "rules": [{"length": {"min_chars": 30}}], **keys}
-    named = {"ids": [], "urls": [], "domains": []} | (exclude or {})
-    context = MiniContext(folder / "out", recipe({"a": source}, exclude=Exclude(**named)))
-    context.warn = lambda _: None
+    context = LocalContext(folder / "out", recipe({"a": source}, exclude=exclude or {}))
     return rows_of(build(context, stage).dropped.values()), context
 
 
@@ -53,5 +50,5 @@ def test_take_downs_are_not_shown(tmp_path):
     gone = {"domains": ["b.org"], "ids": [document_id("x4").hex()]}
     found, context = sample(tmp_path / "x", [rows], gone, "exclude", url="url")
     _, open_ = sample(tmp_path / "y", [rows], url="url")
-    assert publish(context.building["filter"].result()) == {} != publish(open_.building["filter"].result())
+    assert publish(context.built(FILTER)) == {} != publish(open_.built(FILTER))
     assert sorted(r["text"] for r in found) == ["x1", "x2", "x3"]

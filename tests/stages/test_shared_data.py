@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from stage_harness import SHARED, MiniContext, build, identify, needs_shared, recipe, rows_of, run_unit
+from stage_harness import SHARED, LocalContext, build, identify, needs_shared, recipe, rows_of, run_unit
 
 from stages.errors import DataError
+from stages.registry import STAGES
 from stages.sources.registry import SOURCES
 from stages.tokenizer.config import TokenizerConfig
 
@@ -47,7 +48,7 @@ ROWS |= {"metamath": 7475, "cosmopedia": 140}
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
     tokenizer = TokenizerConfig(vocab_size=2048, sample=500_000)
-    made = MiniContext(
+    made = LocalContext(
         tmp_path_factory.mktemp("shared"), recipe(SOURCES_HERE, tokenizer=tokenizer, shard_tokens=SHARD_TOKENS)
     )
     build(made, "tokenize")
@@ -55,14 +56,13 @@ def context(tmp_path_factory):
 
 
 def test_every_row_arrives(context):
-    build(context, "download")
     parts = build_result(context, "download")
     assert {name: sum(p.rows for p in found) for name, found in parts.items()} == ROWS
 
 
 def build_result(context, stage):
     """The result of a stage that was built before."""
-    return context.building[stage].result()
+    return context.built(STAGES[stage])
 
 
 def test_lineage_leads_back_to_the_row(context):
@@ -80,7 +80,7 @@ def test_lineage_leads_back_to_the_row(context):
 def test_duplicates_of_the_crawl_sample_go(context):
     texts = [row["text"] for row in rows_of(build_result(context, "dedup").docs["web"])]
     assert len(texts) == len(set(texts))
-    dropped = sum(r.counts.get("dropped.duplicate", 0) for r in context.records.values())
+    dropped = sum(r.counts.get("dropped.duplicate", 0) for r in context.records)
     assert dropped > 50
 
 
@@ -93,7 +93,7 @@ def test_tokens_are_accounted_for(context):
             assert sum(rows["token_count"].to_pylist()) == held
             found += held
             assert max(rows["token_count"].to_pylist()) <= SHARD_TOKENS
-    counted = {id(r): r.counts for r in context.records.values() if "train_tokens" in r.counts}
+    counted = {r.key: r.counts for r in context.records if "train_tokens" in r.counts}
     assert found == sum(counts["tokens"] for counts in counted.values())
     report = json.loads(Path(build_result(context, "build_tokenizer").output("report").path).read_text())
     assert report["vocab_size"] == 2048
