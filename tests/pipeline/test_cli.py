@@ -12,6 +12,8 @@ from engine_harness import Work, copy_project, edit, new_work
 from pipeline.engine.locks import run_lock, store_lock
 from pipeline.engine.store import open_store
 
+pytestmark = pytest.mark.slow
+
 
 def test_list_names_every_stage(work: Work) -> None:
     done = work.cli("list")

@@ -122,6 +122,7 @@ def test_no_docstring_is_in_a_key(tmp_path: Path) -> None:
     assert changed(root, before) == set()
 
 
+@pytest.mark.slow
 def test_only_meaning_counts(tmp_path: Path) -> None:
     root = copy_project(tmp_path)
     before = fingerprints(root)
@@ -139,6 +140,7 @@ def test_only_meaning_counts(tmp_path: Path) -> None:
     assert changed(root, before) == {"stages.filter.work", "train.main"} | tokenizing
 
 
+@pytest.mark.slow
 def test_a_function_that_holds_nothing_but_its_docstring(tmp_path: Path) -> None:
     root = copy_project(tmp_path)
     before = fingerprints(root)
@@ -184,6 +186,7 @@ def rerun(work: Work, stage: str, **environment: str) -> set[tuple[str, str]]:
     return started_since(work, moment)
 
 
+@pytest.mark.slow
 def test_a_comment_runs_nothing_again(built: Work) -> None:
     edit(built.root / "stages/tokenize/work.py", "BATCH_BYTES = 8", "# Words.\nBATCH_BYTES = 8")
     assert plan(built, "pack_pretrain") == {}
@@ -208,6 +211,7 @@ def test_the_driver_runs_nothing_again_and_work_its_units(built: Work) -> None:
     assert rerun(built, "pack_pretrain") == set()
 
 
+@pytest.mark.slow
 def test_a_helper_of_two_stages_runs_those_two_again(built: Work) -> None:
     helper = built.root / "stages/tokenizer/spec.py"
     edit(helper, "def special_ids(", "UNUSED = 1\n\n\ndef special_ids(")
@@ -227,6 +231,7 @@ WHOLE = ("match exact 1 of 1", "match near 1 of 1", "join 1 of 1, round 1", "dro
 COMPARED = {("dedup", what) for what in WHOLE}
 
 
+@pytest.mark.slow
 def test_a_threshold_of_one_source_runs_its_filter_again(built: Work) -> None:
     recipe = small_recipe(built.corpus)
     recipe["sources"]["web"]["rules"] = [{"length": {"min_chars": 150}}]
@@ -242,6 +247,7 @@ def test_a_threshold_of_one_source_runs_its_filter_again(built: Work) -> None:
     assert rerun(built, "dedup") == set()
 
 
+@pytest.mark.slow
 def test_one_input_file_runs_its_units_again(built: Work) -> None:
     file = built.corpus / "web/w1.jsonl"
     text = file.read_text()
@@ -262,6 +268,7 @@ def test_one_input_file_runs_its_units_again(built: Work) -> None:
     assert rerun(built, "dedup") == set()
 
 
+@pytest.mark.slow
 def test_a_declared_library_runs_the_stages_that_declare_it(built: Work, tmp_path: Path) -> None:
     info = tmp_path / "site" / "tokenizers-99.0.dist-info"
     info.mkdir(parents=True)
@@ -275,6 +282,7 @@ def test_a_declared_library_runs_the_stages_that_declare_it(built: Work, tmp_pat
     assert rerun(built, "pack_pretrain") == set()
 
 
+@pytest.mark.slow
 def test_damaged_and_unknown_units_say_so(built: Work) -> None:
     units = json.loads((built.out / "small/units/build_tokenizer.json").read_text())["units"]
     key = units["600"][:40]
@@ -295,6 +303,7 @@ def test_damaged_and_unknown_units_say_so(built: Work) -> None:
     built.write()
 
 
+@pytest.mark.slow
 def test_what_is_remembered_for_reasons_stays_small(built: Work) -> None:
     state = "".join(file.read_text() for file in (built.out / "small/units").iterdir())
     assert len(state) / len(built.records()) < 1000, "bytes a unit"

@@ -36,6 +36,7 @@ def test_ray_gives_the_same_bytes(reference: Work, tmp_path: Path, workers: int)
     assert sum("('docs'" in name for name in results) == 4 * 3  # filter, dedup, tokenize, held out
 
 
+@pytest.mark.slow
 def test_a_cached_run_starts_nothing_and_touches_nothing(reference: Work) -> None:
     before = reference.snapshot()
     began = time.monotonic()
@@ -51,6 +52,7 @@ def test_a_cached_run_starts_nothing_and_touches_nothing(reference: Work) -> Non
     assert seconds < 10
 
 
+@pytest.mark.slow
 def test_plan_writes_nothing(work: Work, reference: Work) -> None:
     assert work.cli("plan", "pack_pretrain").returncode == 0
     assert not work.out.exists()
@@ -59,6 +61,7 @@ def test_plan_writes_nothing(work: Work, reference: Work) -> None:
     assert reference.snapshot() == before
 
 
+@pytest.mark.slow
 def test_verify_and_inspect_accept_what_was_built(reference: Work) -> None:
     manifest = str(reference.out / "small/anneal/manifest.json")
     done = reference.cli("verify", manifest)
@@ -67,6 +70,7 @@ def test_verify_and_inspect_accept_what_was_built(reference: Work) -> None:
     assert reference.cli("inspect", manifest).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_slow_source_holds_up_no_other(tmp_path: Path) -> None:
     work = new_work(tmp_path, copy_project(tmp_path))
     slow = '    if task.params["files"] == ["n.jsonl"]:\n        __import__("time").sleep(6)\n'
@@ -128,6 +132,7 @@ async def one(context: Context, i: int, stage: str = "filter") -> Record:
     return await context.run(STAGES[stage], unit)
 
 
+@pytest.mark.slow
 def test_five_thousand_units_stay_within_the_window(tmp_path: Path) -> None:
     stub = Stub()
     context = context_of(tmp_path, stub)

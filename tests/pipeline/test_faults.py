@@ -15,6 +15,8 @@ import pytest
 import yaml
 from engine_harness import LIMIT, Work, documents, new_work, small_recipe, write_jsonl
 
+pytestmark = pytest.mark.slow
+
 
 def with_source(work: Work, name: str = "web", **changes: Any) -> None:
     """Rewrite the recipe with keys of one source replaced."""

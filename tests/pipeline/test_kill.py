@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from engine_harness import LIMIT, Work, copy_project, descendants, edit, gone, kill, marked, new_work, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 def record_files(work: Work) -> list[Path]:
     return list(work.out.glob("store/*/??/*/record.json"))

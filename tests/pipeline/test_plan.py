@@ -57,6 +57,7 @@ def test_a_shard_too_short_for_the_loader_of_llm_c_is_told() -> None:
     assert "2 x 8 x 256 + 1 = 4,097" in loader_note(more, "pretrain")[0]
 
 
+@pytest.mark.slow
 @needs_shared
 def test_a_prediction_is_near_what_the_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "tmp"
@@ -94,6 +95,7 @@ def test_a_prediction_is_near_what_the_run_counts(tmp_path: Path, monkeypatch: p
     assert listing(scratch) == []
 
 
+@pytest.mark.slow
 def test_a_recipe_with_an_unreachable_source_is_planned_as_far_as_can_be(work: Work) -> None:
     recipe = work.write()
     recipe["sources"]["maths"]["path"] = str(work.folder / "nowhere/*.jsonl")

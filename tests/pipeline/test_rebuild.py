@@ -16,6 +16,8 @@ sys.path.insert(0, str(REPO / "tests" / "stages"))  # run alone, this folder is 
 from built import copy_of, small
 from lineage_harness import every, published
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -148,6 +148,7 @@ def keys_without_words(schema: dict[str, Any]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_json_schema_of_recipes_lists_every_key(work: Work) -> None:
     done = work.cli("schema", "recipe")
     assert done.returncode == 0, done.stderr
@@ -166,6 +167,7 @@ def test_json_schema_of_recipes_lists_every_key(work: Work) -> None:
     assert not {key for key in keys_without_words(schema) if key.startswith(ours)}
 
 
+@pytest.mark.slow
 def test_json_schema_of_manifests_fits_a_real_one(reference: Work) -> None:
     done = reference.cli("schema", "manifest")
     schema = json.loads(done.stdout)
@@ -180,6 +182,7 @@ def test_json_schema_of_manifests_fits_a_real_one(reference: Work) -> None:
         TypeAdapter(Manifest).validate_python({**value, "tokens": "many"})
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_in_a_line_and_exits_2(work: Work) -> None:
     assert "unknown key" in work.fails("run", "filter", "--set", "bogus=1", status=2)
     assert "allowed are recipe, manifest" in work.fails("schema", "nonsense", status=2)

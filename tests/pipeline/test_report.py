@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
+import pytest
 from rich.console import Console
 
 from pipeline.commands.report import grid
@@ -78,6 +79,7 @@ def test_documents_in_a_window_and_who_encoded():
     assert second.startswith("Encoded by tokenizers 2.0; fastokens 1.0: differs (1 of 4 units)")
 
 
+@pytest.mark.slow
 def test_the_bytes_scored_of_each_source_are_those_of_its_held_out_texts(reference):
     """From the curated text, by the ids that the shard's rows name."""
     curated = reference.out / "small" / "curated"

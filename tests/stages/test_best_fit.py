@@ -33,6 +33,7 @@ def reference(counts, window):
     return sorted(rooms)
 
 
+@pytest.mark.slow
 @given(counts=COUNTS, window=st.integers(1, 64))
 @example(counts=[64, 64, 1], window=64)
 @example(counts=[65, 63, 1], window=64)
@@ -57,6 +58,7 @@ def test_documents_lie_whole_and_windows_are_as_full_as_the_reference_says(count
     assert sorted((window - filled.reshape(windows, window).sum(1)).tolist()) == reference(counts, window)
 
 
+@pytest.mark.slow
 @given(counts=st.lists(st.integers(1, 20), min_size=30, max_size=60))
 def test_windows_keep_the_random_order_of_documents(counts):
     """A window stands where its first document stood, so that windows are in no order of size."""
@@ -99,6 +101,7 @@ def windows(tmp_path_factory):
     return small(tmp_path_factory.mktemp("windows"), mixtures={"anneal": mixture})
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_packs_windows_that_verify(windows):
     manifest = load_manifest(windows)
     assert list(verify(manifest)) == []

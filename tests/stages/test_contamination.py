@@ -39,6 +39,7 @@ def search_for(grams, gap):
     return NgramSearch(np.array(hashes, np.uint64), np.array([*map(len, grams)]), np.array(lasts, np.uint64), last, gap)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=4), data=st.data(), gap=st.sampled_from([0, 4, 5]))
 def test_the_compiled_search_finds_what_the_readable_one_finds(texts, data, gap):
@@ -68,6 +69,7 @@ def test_spans_are_the_words(text):
     assert all(words(text.encode()[s.start : s.stop].decode()) == [s.word] for s in word_spans(text))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     text=TEXT,
@@ -115,6 +117,7 @@ def test_a_short_question_is_found_with_its_choices_only_whole():
     assert "one example of matter is a magnetism b" in found
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), size=st.integers(0, 4000), character=st.sampled_from("aé中😀"))
 def test_what_is_cut_is_gone_and_the_rest_is_the_texts(data, size, character):

@@ -109,6 +109,7 @@ def originals(folder):
     return [json.loads(line)["text"] for line in (folder / "web.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_what_is_planted_goes_with_evidence_and_the_rest_stays(folder):
     inline = Inline()
     context = build(folder, recipe(folder), "exclude", lambda: inline)
@@ -152,6 +153,7 @@ def test_without_sets_nothing_is_done(folder):
     build(folder, recipe(folder), "exclude")
 
 
+@pytest.mark.slow
 def test_sets_of_evals_are_included_unless_switched_off(folder):
     evals = {"asked": {"from": "jsonl", "path": str(folder / "items.jsonl")}}
     context = build(folder, recipe(folder, decontaminate={}, evals=evals), "exclude")
@@ -161,6 +163,7 @@ def test_sets_of_evals_are_included_unless_switched_off(folder):
     build(folder, recipe(folder), "exclude")
 
 
+@pytest.mark.slow
 def test_a_dropped_document_is_told_of_and_a_cut_one_is_traced(folder):
     context = build(folder, recipe(folder))
     context.save_state()
@@ -269,6 +272,7 @@ def test_keys_that_cannot_be(folder, keys, message):
         parse_recipe(recipe(folder, decontaminate=keys), "test")
 
 
+@pytest.mark.slow
 def test_hostile_sets(folder, tmp_path):
     """Items of one word, of numbers and of ten megabytes; all are counted, and what cannot be searched for is said."""
     big = prose(random.Random(5), 1_600_000 // 8)
@@ -291,6 +295,7 @@ def arc_items():
     return found
 
 
+@pytest.mark.slow
 @needs_shared
 def test_arc_validation_planted_in_web_documents(tmp_path):
     """50 items whole and 50 with light edits, in 184 real pages: all 50, at least 45, and no other page."""

@@ -39,6 +39,7 @@ def documents(manifest, split):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bucket_rows", [10**6, 50])
 def test_documents_against_sets(pair, monkeypatch, bucket_rows):
     monkeypatch.setattr(module, "BUCKET_ROWS", bucket_rows)
@@ -75,6 +76,7 @@ def test_every_kind_of_change_is_named(pair):
     assert [(n, y) for n, _, y in diff(b, edited).versions] == [("numpy", "0")]
 
 
+@pytest.mark.slow
 def test_nothing(pair):
     found = diff(pair[0], pair[0])
     lists = [found.build, found.recipe, found.sources, found.files, found.tokenizer, found.versions, found.code]
@@ -86,6 +88,7 @@ def test_nothing(pair):
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "no difference"
 
 
+@pytest.mark.slow
 def test_the_command_line(pair):
     done = cli("diff", pair[0].folder, pair[1].folder)
     assert done.returncode == 0, done.stderr

@@ -61,12 +61,14 @@ def check(encoder, path, texts):
     assert ids.min(initial=len(SPECIALS)) >= len(SPECIALS)
 
 
+@pytest.mark.slow
 def test_every_engine_gives_the_ids_of_the_reference(engine, path):
     check(engine, path, hostile(SPECIALS) + TEXTS)
     for texts in ([], [""], ["", ""], ["\x00"], ["", "a", ""], ["x" * 200_000], ["é" * 50_000 + " " * 50_000]):
         check(engine, path, texts)
 
 
+@pytest.mark.slow
 def test_any_text(path):
     encoder = Encoder(path)
 
@@ -144,6 +146,7 @@ def test_texts_that_spell_a_special_token_are_refused(path, tmp_path):
         Encoder(str(copy))
 
 
+@pytest.mark.slow
 def test_fuzzed_strings_with_every_special_token_written_out(path):
     compare = {"fastokens": Encoder(path).flat}
     if importlib.util.find_spec("tiktoken"):
@@ -157,6 +160,7 @@ def test_fuzzed_strings_with_every_special_token_written_out(path):
         assert np.array_equal(found, ids) and np.array_equal(lengths, counts), name
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_text_of_every_kind(path):
     encoder, truth = Encoder(path), module.reference(text_definition(path))

@@ -204,6 +204,7 @@ CHOICES = st.lists(WORD, min_size=2, max_size=5)
 ROW = st.builds(lambda q, c: {"question": q, "choices": c, "answer": len(c) - 1}, WORD, CHOICES)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(ROW, min_size=1, max_size=4), cut=st.booleans())
 @pytest.mark.parametrize("prompt", ["Question: {question}\nAnswer:", "{question}"])
@@ -251,6 +252,7 @@ def built(tmp_path_factory):
     return plain, small(asked, evals=sets)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_the_same_with_and_without(built):
     plain, asked = map(load_manifest, built)
     assert plain.build_id == asked.build_id
@@ -301,6 +303,7 @@ def test_what_is_built_is_kept_and_a_new_prompt_only_encodes(built):
     assert ran == ["encode_evals", "pack_anneal_mix"]  # the unit that writes the manifest
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_bytes(built, tmp_path):
     (tmp_path / "r.yaml").write_text(json.dumps(load_manifest(built[1]).recipe))
     run = [*("run", "encode_evals", "--recipe", str(tmp_path / "r.yaml")), "--out", str(tmp_path / "out")]
@@ -325,6 +328,7 @@ def test_a_set_that_is_trained_on_is_told(tmp_path):
     assert said == "evals.arc asks what quiz trains on: both read arc.parquet; name another file"
 
 
+@pytest.mark.slow
 def test_rebuild_takes_moved_files_and_refuses_changed_ones(built, tmp_path, capsys):
     manifest = load_manifest(copy_of(built[1], tmp_path / "kept"))
     moved = tmp_path / "moved"
@@ -343,6 +347,7 @@ def test_rebuild_takes_moved_files_and_refuses_changed_ones(built, tmp_path, cap
     assert "source arc: validation.parquet has other contents" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_shared
 def test_arcs_validation_splits(tmp_path, encoders):
     """All 869 questions; the default prompt's tokens are nowhere touched by a choice's."""

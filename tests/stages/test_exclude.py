@@ -72,6 +72,7 @@ def again(folder, **exclude):
     return context, ran, packed, kept, manifest
 
 
+@pytest.mark.slow
 def test_no_exclusion_no_units(folder):
     context, ran, *_ = again(folder)
     assert ran == set() and not context.state("exclude").units
@@ -174,6 +175,7 @@ def plain(url):
     return host.lower() + rest[len(host) :]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     urls=st.lists(URLS, max_size=12),

@@ -21,6 +21,8 @@ from stages.lineage.trace import Decoder, pieces_in, pieces_of, rows_table
 from stages.schemas import document_id
 from train.data.manifest import load_manifest
 
+pytestmark = pytest.mark.slow
+
 
 def with_rules(folder):
     """The recipe of `every`, a rule and an exclusion added."""

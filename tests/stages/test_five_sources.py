@@ -22,7 +22,7 @@ from stages.pack.verify import verify
 from train.data.format import read_shard
 from train.data.manifest import load_manifest
 
-pytestmark = needs_shared
+pytestmark = [needs_shared, pytest.mark.slow]
 
 RATIOS = {"web": 17, "owm": 13, "arxiv": 37, "numina": 11, "metamath": 9, "cosmopedia": 8, "arc": 5}
 TOKENS, SHARD_TOKENS = 2_000_000, 100_000

@@ -62,6 +62,7 @@ def test_rows_that_attack_leave_their_neighbours(tmp_path):
         assert word in row["reason"], row
 
 
+@pytest.mark.slow
 def test_a_document_of_100_mb_and_a_million_empty_ones(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(GOOD[0], b'{"text": "' + b"word " * 20_000_000 + b'"}', GOOD[1]))
     rows, quarantine = download(tmp_path, kind="jsonl", path=str(tmp_path / "a.jsonl"), largest_document="99MB")
@@ -72,6 +73,7 @@ def test_a_document_of_100_mb_and_a_million_empty_ones(tmp_path):
     assert len(rows) == few + 1 and rows[-1]["text"] == "last" and not quarantine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "text"])
 def test_a_zstd_bomb_is_bounded_by_the_recipe_and_in_memory(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(files, "SMALL", 1 << 20)
@@ -89,6 +91,7 @@ def test_a_zstd_bomb_is_bounded_by_the_recipe_and_in_memory(tmp_path, kind, monk
     assert not rows and len(bad) == 1
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_bounded_too(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(bytes(80 << 20)))
     with pytest.raises(DataError, match="unpacks to more than 200 times its size"):

@@ -103,6 +103,7 @@ NAMED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "keys", "files", "url"), NAMED)
 def test_each_known_dataset_is_read_in_its_schema(start, tmp_path, name, keys, files, url):
     server = start(seven(), every=4)
@@ -140,6 +141,7 @@ def test_known_datasets_can_be_changed_by_their_keys(tmp_path):
         ADAPTER.validate_python({"from": "parquet", "path": "s3://b", "storage_options": {"a": [{"secret": "x"}]}})
 
 
+@pytest.mark.slow
 def test_every_third_request_failing_gives_the_same_rows(start, tmp_path):
     small = seven(20)
     start(small)
@@ -187,6 +189,7 @@ def test_how_long_an_answer_asks_to_wait():
     assert retries.asked_pause({"retry-after": "soon"}) is None and retries.asked_pause({}) is None
 
 
+@pytest.mark.slow
 def test_patience_ends_and_says_so(start, monkeypatch):
     start(seven())
     _, (spec,) = units(kind="open_web_math")
@@ -236,6 +239,7 @@ def test_what_is_not_there_or_not_allowed_is_one_clear_error(start, tmp_path, mo
     assert len(download(tmp_path, kind="open_web_math")) == 60
 
 
+@pytest.mark.slow
 def test_a_branch_is_read_at_one_commit_and_files_it_leaves_alone_keep_their_units(start, tmp_path):
     datasets = seven()
     server = start(datasets)
@@ -294,6 +298,7 @@ def packed(texts: list[str]) -> bytes:
     return zstandard.compress("".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "rules", "kept"),
     [
@@ -325,6 +330,7 @@ def test_a_stream_is_read_no_further_than_its_budget_needs(start, tmp_path, monk
     assert counts["rows_in"] == counts["rows_out"] < len(texts), "no row counts twice"
 
 
+@pytest.mark.slow
 def test_the_size_of_slices_does_not_matter(start, tmp_path, monkeypatch):
     data = packed(stream(2500))
     start({"o/n": Dataset({f"{i}.jsonl.zst": data for i in range(2)})})
@@ -340,6 +346,7 @@ def test_the_size_of_slices_does_not_matter(start, tmp_path, monkeypatch):
     assert found[0] == found[1] and ran[0] != ran[1]
 
 
+@pytest.mark.slow
 def test_any_dataset_is_streamed_through_datasets(start, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home"))
@@ -414,6 +421,7 @@ def test_processes_and_ray_build_the_same_with_every_third_request_failing(tmp_p
     assert revisions["arc_easy"] == revisions["arc"] == seven()["allenai/ai2_arc"].revisions["main"]
 
 
+@pytest.mark.slow
 def test_the_recipe_of_100m_tokens_is_planned_from_the_hub(tmp_path):
     with Hub(seven(200), every=7) as server:
         done = run(tmp_path, server, "plan", "train", "--recipe", "fineweb_edu_100m", COLUMNS="200")

@@ -21,6 +21,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
+@pytest.mark.slow
 @given(st.lists(values, max_size=6), st.lists(st.integers(0, 10**6), max_size=8), st.booleans(), st.booleans())
 def test_any_chunking(array, cuts, ascii_only, spaced):
     text = json.dumps(array, ensure_ascii=ascii_only, indent=2 if spaced else None)
@@ -28,6 +29,7 @@ def test_any_chunking(array, cuts, ascii_only, spaced):
     assert list(elements(decoded(pieces(data, cuts)))) == json.loads(text)
 
 
+@pytest.mark.slow
 @given(st.lists(values, min_size=1, max_size=4), st.data())
 def test_cut_off_anywhere(array, data):
     text = json.dumps(array)

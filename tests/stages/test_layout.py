@@ -111,6 +111,7 @@ def mixtures(draw):
     return sources, targets, draw(st.integers(0, 2**63 - 1)), shard_tokens, draw(st.integers(1, 200))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(mixture=mixtures(), units=st.integers(1, 4))
 def test_every_document_appears_as_often_as_it_should(mixture, units):
@@ -149,6 +150,7 @@ def split_and_pack(folder, sources, targets, units, flip=False, **params):
 TARGETS = {"a": 21_000, "b": 9000}  # two full copies and a part; two copies and a part of b
 
 
+@pytest.mark.slow
 def test_shards_do_not_depend_on_how_documents_lay_in_units(tmp_path):
     sources = two_sources()
     whole = split_and_pack(tmp_path / "1", sources, TARGETS, 1, shard_tokens=4000, val_tokens=150)
@@ -171,6 +173,7 @@ def test_the_seed_decides_order_and_choice(tmp_path):
     check(packs[1], sources, TARGETS, seed=1)
 
 
+@pytest.mark.slow
 def test_copies_left_in_are_counted_one_by_one(tmp_path):
     """Without deduplication a text may be there twice, in one source or two; a cut that meets it stays exact."""
     a = source([*TRAIN_IDS[:3], TRAIN_IDS[0], TRAIN_IDS[0], VAL_IDS[0], VAL_IDS[0]], [10, 7, 5, 10, 10, 9, 9])
@@ -294,6 +297,7 @@ def far_from_uniform(places):
     return np.sqrt(len(x)) * max(np.max(steps[1:] - x), np.max(x - steps[:-1]))
 
 
+@pytest.mark.slow
 def test_each_source_and_copy_spreads_evenly(shuffled):
     _, rows, _ = shuffled
     place = (np.arange(len(rows)) + 0.5) / len(rows)
@@ -304,6 +308,7 @@ def test_each_source_and_copy_spreads_evenly(shuffled):
             assert far_from_uniform(place[mine]) < 1.63, (name, copy)
 
 
+@pytest.mark.slow
 def test_shares_in_windows_vary_as_chance_does(shuffled):
     _, rows, _ = shuffled
     for size in (20, 200):
@@ -317,6 +322,7 @@ def test_shares_in_windows_vary_as_chance_does(shuffled):
             assert 0.6 - spread < ratio < 1 + spread, (name, size, ratio)
 
 
+@pytest.mark.slow
 def test_a_partial_epoch_takes_any_document_alike(shuffled):
     _, rows, sources = shuffled
     taken = {r["document_id"] for r in rows if r["source"] == "web"}
@@ -330,6 +336,7 @@ def test_a_partial_epoch_takes_any_document_alike(shuffled):
     assert abs(lengths[chosen].mean() - lengths.mean()) < 3 * lengths.std() / np.sqrt(chosen.sum())
 
 
+@pytest.mark.slow
 def test_repeats_lie_far_apart_and_among_other_neighbours(shuffled):
     packed, rows, _ = shuffled
     shard_of = np.repeat(np.arange(len(packed.train)), [len(found) for _, found, _ in packed.train])
@@ -348,6 +355,7 @@ def test_repeats_lie_far_apart_and_among_other_neighbours(shuffled):
     assert len(sizes) == 10 and np.all(np.abs(sizes / sizes.mean() - 1) < 0.05)
 
 
+@pytest.mark.slow
 def test_length_and_order_are_not_related(shuffled):
     _, rows, _ = shuffled
     lengths = np.array([r["token_count"] for r in rows], float)

@@ -47,6 +47,7 @@ def points(manifest, n, seed=0):
     return [(s.path, t, t + 1) for s in rng.choices(manifest.shards, sizes, k=n) for t in [rng.randrange(s.tokens)]]
 
 
+@pytest.mark.slow
 def test_a_recipe_that_lacks_a_key_is_named(manifest):
     (piece,) = pieces_in(manifest, points(manifest, 1))[0]
     for gone in ("sources", "mixtures", "shard_tokens"):
@@ -57,6 +58,7 @@ def test_a_recipe_that_lacks_a_key_is_named(manifest):
         recipe_of(dataclasses.replace(manifest, recipe={}), {})
 
 
+@pytest.mark.slow
 def test_a_thousand_random_tokens(manifest, monkeypatch):
     opened = []
     from stages.sources import files, jsonl
@@ -192,6 +194,7 @@ def cli(*arguments):
     return subprocess.run(command, cwd=REPO, env=environment(REPO), capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_line(manifest, folder, tmp_path):
     where = str(published(folder))
     piece = next(p[0] for p in pieces_in(manifest, points(manifest, 300)) if p[0].source == "web" and not p[0].part)

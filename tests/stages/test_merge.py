@@ -19,6 +19,7 @@ def many(folder, units=11):
     return made + [("b", unit(folder / f"b{i}", b[i::3], shard_tokens=1000)) for i in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [{}, {"packing": "best_fit", "window": 100}])
 def test_merged_units_give_the_same_shards(tmp_path, monkeypatch, packing):
     units = many(tmp_path)

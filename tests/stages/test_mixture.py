@@ -106,6 +106,7 @@ def asks(draw):
     return asked, {s: draw(POOLS) for s in names}
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(asks())
 def test_every_proposal_works_when_it_is_taken(ask):

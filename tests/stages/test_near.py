@@ -32,6 +32,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "A", "Bé", "é1", ",", "...", 
 HOSTILE = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @example(["", "a", "a b c d", "a b c d e", "..."], 5, 2, 3)
 @given(st.lists(st.one_of(WORDS, HOSTILE), max_size=5), st.integers(1, 7), st.integers(1, 4), st.integers(1, 9))
@@ -54,6 +55,7 @@ def planted(rng, number, length, similarity):
     return left, right, sum(minhash.jaccard(a, b, 5) for a, b in zip(left, right, strict=True)) / number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [40, 300])
 def test_planted_pairs_follow_the_curve(length):
     rng, number = random.Random(length), 600
@@ -66,6 +68,7 @@ def test_planted_pairs_follow_the_curve(length):
         assert abs(found - expected) < 4 * (expected * (1 - expected) / number) ** 0.5 + 0.01, (true, found, expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=60), st.integers(1, 6), st.data())
 def test_rounds_of_joins_give_whole_clusters(tmp_path_factory, edges, of, data):
@@ -198,6 +201,7 @@ def corpus(rng, number):
     return texts
 
 
+@pytest.mark.slow
 def test_any_cut_keeps_the_same_documents(tmp_path, monkeypatch):
     """One range, or many of keys, of runs and of documents: what a plain search over all pairs of equal keys says."""
     rng = random.Random(3)
@@ -262,6 +266,7 @@ def test_off_compares_equal_texts_alone(tmp_path):
     assert ranges_for(1, 10) == 1 and ranges_for(21, 10) == 4
 
 
+@pytest.mark.slow
 @needs_shared
 def test_the_crawl_sample(tmp_path):
     """Its 269 exact duplicates go; copies with words changed go as often as the curve says; held-out ones stay."""

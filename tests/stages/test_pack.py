@@ -30,6 +30,7 @@ def test_the_manifest_accounts_for_everything(folder):
     assert json.loads((folder / "manifest.json").read_text())["recipe"]["name"] == "small"
 
 
+@pytest.mark.slow
 def test_another_store_gives_the_same_bytes(folder, tmp_path):
     again = small(tmp_path)
     names = sorted(p.name for p in folder.iterdir())

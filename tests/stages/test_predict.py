@@ -56,6 +56,7 @@ def test_a_piece_is_drawn_in_proportion_to_its_size(weights, draws):
         assert abs(drawn[i] - draws * weight / sum(weights)) < 1 + 1e-9
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(sizes=st.lists(st.integers(10, 400), min_size=1, max_size=60), files=st.integers(1, 4))
 def test_a_source_that_is_read_whole_is_estimated_exactly(tmp_path_factory, sizes, files):
@@ -88,6 +89,7 @@ def write_long(folder, ending, count=12_000):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.zst", ".json", ".parquet"])
 def test_a_large_file_is_read_in_part_and_estimated_within_the_error(tmp_path, monkeypatch, ending):
     monkeypatch.setattr("stages.estimate.FILE_BYTES", 400_000)
@@ -107,6 +109,7 @@ def test_a_large_file_is_read_in_part_and_estimated_within_the_error(tmp_path, m
     assert 0 < guess.error < 0.3
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_every_time(tmp_path):
     path = write_long(tmp_path, ".parquet")
     one, other = (sampled(tmp_path / name, **{"from": "parquet", "path": str(path)})[2] for name in "ab")
@@ -138,6 +141,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("name", REAL)
 def test_real_sources_are_predicted_within_twice_the_stated_error(tmp_path, name):

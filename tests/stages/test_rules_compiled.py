@@ -22,6 +22,7 @@ from stages.kernels.unicode import ALNUM, ALPHA, BREAK, DIGIT, LIMIT, SPACE, cla
 JOINED = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=60).map("".join)
 
 
+@pytest.mark.slow
 def test_classes_are_pythons():
     every, table = list(map(chr, range(0x110000))), classes()
     for flag, test in ((SPACE, str.isspace), (ALPHA, str.isalpha), (ALNUM, str.isalnum), (DIGIT, str.isdecimal)):
@@ -35,12 +36,14 @@ def test_classes_are_pythons():
     assert folded == ["\u0130", "\u212a"] and "\u0130".lower() == "i\u0307"
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(JOINED | st.text(), max_size=8))
 def test_any_text(texts):
     assert differences(texts) == []
 
 
+@pytest.mark.slow
 def test_hostile_texts():
     rng = random.Random(0)
     texts = [hostile(rng) for _ in range(1000)]
@@ -49,6 +52,7 @@ def test_hostile_texts():
     assert len(said) > len(REASONS) / 2, "the texts reach most of the rules"
 
 
+@pytest.mark.slow
 def test_extremes():
     long = "x" * 100_000
     texts = ["", long, long + " " + long, "\n" * 70_000, " " * 50_000, ("a" * 9 + " ") * 20_000, "é" * 50_000]
@@ -56,6 +60,7 @@ def test_extremes():
     assert differences(texts) == []
 
 
+@pytest.mark.slow
 def test_lines_that_differ_in_white_space_alone_take_no_longer():
     """Their words are the same, their hashes must not be: comparing each with each would take minutes."""
     patterns = ["".join("\t" if i >> k & 1 else " " for k in range(16)) for i in range(60_000)]
@@ -84,6 +89,7 @@ def test_every_threshold_has_its_place():
     assert {"length", *EVERY} == set(RULES) - {"metadata"}
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_text():
     """Some of every file; `python -m benchmarks.filter --prove` compares all of it."""
@@ -101,6 +107,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_machine_code_is_kept(tmp_path):
     """Two processes that compile at once, and a third that finds what they left."""
     environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(REPO)}

@@ -123,6 +123,7 @@ def is_validation_id(identity: bytes) -> bool:
     return bool(is_validation(np.frombuffer(identity, np.uint8).reshape(1, 16))[0])
 
 
+@pytest.mark.slow
 def test_lineage_goes_through_edits(tmp_path):
     sources = recipe(tmp_path)["sources"]
     loose = {"min_sentences": 1, "curly_bracket": False}

@@ -84,6 +84,7 @@ class MegatronIndex:
         return np.frombuffer(self.bin, self.dtype, int(length), int(pointer))
 
 
+@pytest.mark.slow
 def test_llm_c_readers_agree(folder):
     manifest = load_manifest(folder)
     for shard in manifest.shards:

@@ -14,7 +14,7 @@ from stages.sources.registry import SOURCES
 from stages.tokenizer.config import TokenizerConfig
 
 SHARD_TOKENS = 10_000
-pytestmark = needs_shared
+pytestmark = [needs_shared, pytest.mark.slow]
 
 SOURCES_HERE = {
     "web": {

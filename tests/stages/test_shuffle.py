@@ -29,6 +29,8 @@ from stage_harness import SHARED, needs_shared
 
 from stages.registry import STAGES
 
+pytestmark = pytest.mark.slow
+
 ALPHA = 1e-5
 SEEDS = (0, 1, 2)
 DOCUMENTS = {"web": 13_000, "maths": 5_000, "qa": 4_000}

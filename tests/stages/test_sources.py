@@ -294,6 +294,7 @@ def test_installed_docs(tmp_path, monkeypatch):
         download(tmp_path, kind="installed_docs", packages=["no_such_thing"])
 
 
+@pytest.mark.slow
 def test_standard_library_has_its_reference(tmp_path):
     source = config(kind="installed_docs", packages=["stdlib"])
     names = [n for u in installed_docs.units(source, identify) for n in u.params["files"]]

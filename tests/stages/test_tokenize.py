@@ -36,6 +36,7 @@ def tokenized(tmp_path, trained, texts, shard_tokens=1000, seed=0, slice=(0, 1),
     return record, tokens, pq.read_table(record.output("docs").path).to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_tokens", [1000, 40, 7])
 def test_every_token_is_accounted_for(tmp_path, trained, path, shard_tokens):
     record, tokens, rows = tokenized(tmp_path, trained, TEXTS, shard_tokens)
@@ -85,6 +86,7 @@ def test_digests_do_not_depend_on_batches(tmp_path, trained, monkeypatch):
     assert [o.digest for o in first.outputs] == [o.digest for o in second.outputs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [1, 2, 5, 40])
 def test_slices_of_a_part_hold_each_document_once(tmp_path, trained, of):
     found = [tokenized(tmp_path / str(i), trained, TEXTS, slice=(i, of), group=50)[2] for i in range(of)]

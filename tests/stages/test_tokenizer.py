@@ -55,6 +55,7 @@ def test_layout(trained, path):
     assert trained.output("tokenizer").meta == {"bos_id": 0, "pad_id": 1, "vocab_size": 400}
 
 
+@pytest.mark.slow
 @given(text=st.text() | st.text(alphabet=st.sampled_from("<|>bos_enduser \n'1é🙂\u0301")))
 def test_any_text_round_trips_without_special_ids(path, text):
     encoder = load_text_encoder(path)
@@ -66,6 +67,7 @@ def test_any_text_round_trips_without_special_ids(path, text):
         assert sum(lengths[i] for i in ids) == len(wrapped.encode())
 
 
+@pytest.mark.slow
 @given(text=st.text())
 def test_the_published_file_round_trips_when_specials_are_text(path, text):
     tokenizer = Tokenizer.from_file(path)
@@ -99,6 +101,7 @@ def test_the_sample_is_stratified_ordered_by_hash_and_free_of_validation(tmp_pat
     assert again.output("sample").digest == record.output("sample").digest
 
 
+@pytest.mark.slow
 def test_same_bytes_in_another_process_with_other_threads(trained):
     code = (
         "import sys; sys.path.insert(0, 'tests/stages')\n"
@@ -166,6 +169,7 @@ def test_odd_tokens_are_shown(tmp_path):
     assert all("\\x" in t["text"] for t in report["cut_characters"]) and report["cut_characters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "whole"),
     [
@@ -251,6 +255,7 @@ def adopt(folder, source, **params):
     return run_unit(folder / "unit", bpe.adopt, {**defaults, **params}, inputs)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_taken_as_it_is(tmp_path):
     source = foreign(tmp_path / "theirs")
     record = adopt(tmp_path, source)
@@ -272,6 +277,7 @@ def added(definition, content, number, **flags):
     definition["added_tokens"].append({**definition["added_tokens"][0], "content": content, "id": number, **flags})
 
 
+@pytest.mark.slow
 def test_added_tokens_that_stand_for_text_stay(tmp_path):
     def blanks(definition):
         added(definition, "<|pad|>", 493)
@@ -316,6 +322,7 @@ def test_tokenizers_that_cannot_be_accounted_for(tmp_path, name):
         adopt(tmp_path, foreign(tmp_path / "theirs", change))
 
 
+@pytest.mark.slow
 def test_wrong_names_are_errors(tmp_path):
     source = foreign(tmp_path / "theirs")
     with pytest.raises(DataError, match=r"tokenizer.bos: no special token of .* is '<s>'.*it has: <.endoftext.>"):
@@ -330,6 +337,7 @@ def test_wrong_names_are_errors(tmp_path):
         external.read(file)
 
 
+@pytest.mark.slow
 def test_transformers_loads_the_folder(trained, tmp_path):
     transformers = pytest.importorskip("transformers")
     for name, artifact in tokenizer_stage.publish(trained)["tokenizer"].items():
@@ -373,6 +381,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_the_hub(tmp_path):
     code = (
         "import sys; from stages.tokenizer.external import locate, read\n"

@@ -88,6 +88,7 @@ def plain(folder):
     return packed(folder, "plain", {name: str(folder / f"{name}.jsonl") for name in SIZES}, seed=1)
 
 
+@pytest.mark.slow
 def test_val_ids_are_sorted_and_complete(plain):
     assert plain.held == sorted(set(plain.held))
     # All documents that there are, every one on one side.
@@ -104,6 +105,7 @@ def test_about_one_in_a_hundred_is_held_out_of_every_source(plain):
         assert abs(held - 0.01 * n) < 4.5 * (0.01 * 0.99 * n) ** 0.5, name
 
 
+@pytest.mark.slow
 def test_no_document_changes_sides(folder, plain):
     """Another seed, other rules, another tokenizer, the sources in another order and one more."""
     write(folder / "more.jsonl", texts("more", 500))
@@ -126,6 +128,7 @@ def test_no_document_changes_sides(folder, plain):
     assert set(other.held) & both == set(plain.held) & both
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["web", "mirror"])
 def test_a_copy_of_a_validation_document_is_not_trained_on(folder, plain, first):
     """In another source, exact or alike but for case and spaces, whichever source has the priority."""
@@ -146,6 +149,7 @@ def test_a_copy_of_a_validation_document_is_not_trained_on(folder, plain, first)
     assert moved(plain, found) == set()
 
 
+@pytest.mark.slow
 def test_without_dedup_an_exact_copy_is_held_out_too(folder, plain):
     held = [plain.curated[i] for i in plain.held if plain.curated[i].startswith("web ")]
     write(folder / "raw.jsonl", [*held, *held, *texts("raw", 1000)])

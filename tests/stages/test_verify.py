@@ -39,6 +39,7 @@ def problems(folder):
     return list(verify(load_manifest(folder)))
 
 
+@pytest.mark.slow
 def test_a_clean_build_passes(folder):
     manifest = load_manifest(folder)
     assert len(manifest.split("train")) >= 4 and len(manifest.split("val")) == 1
@@ -60,6 +61,7 @@ def test_a_missing_file(folder, name):
     assert f"{name}: missing" in problems(folder)
 
 
+@pytest.mark.slow
 def test_the_command_line_says_so(folder):
     def run():
         command = [sys.executable, "-m", "pipeline", "verify", str(folder / "manifest.json")]
@@ -127,6 +129,7 @@ def changed(value):
     return {**value, next(iter(value)): changed(value[next(iter(value))])}
 
 
+@pytest.mark.slow
 def test_every_field_of_the_manifest_that_can_be_known(published, tmp_path):
     """Fields that the folder says nothing about are listed above, so that a new one must be thought about."""
     manifest = load_manifest(published)
@@ -159,6 +162,7 @@ def test_every_field_of_the_manifest_that_can_be_known(published, tmp_path):
     assert blind == {(name,) for name in UNKNOWABLE} | unknowable
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bit_of_any_data_file(published, folder, data):

@@ -67,6 +67,7 @@ def test_blocks_hold_every_pair_and_full_ones_no_other(data, rows, blocks, windo
         assert torch.equal(partial | full, some)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(UNFUSED)
 @pytest.mark.parametrize("window", [None, 1, 100, 200])
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 3, 128, 256, 300, 512]])
@@ -136,6 +137,7 @@ def test_nothing_crosses_a_border(window, cut, seed):
     assert not torch.equal(model.trunk(ids)[0, cut], model.trunk(other)[0, cut])  # without masks it is seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel, documents", [("flex", False), ("flex", True), ("varlen", True)])
 def test_the_trunk_is_one_graph_and_stays_it(kernel, documents):
     """No break, and no new compilation for other documents. FlexAttention has no gradient on a CPU, and varlen's kernel
@@ -161,6 +163,7 @@ def test_the_trunk_is_one_graph_and_stays_it(kernel, documents):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_trunk_has_the_same_gradients():
     torch._dynamo.reset()
     model = build(dataclasses.replace(TINY, dropout=0.0), 50, 0)

@@ -35,6 +35,7 @@ def follow(values, cfg):
     return held
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-4, 4, width=32), min_size=9, max_size=40), st.floats(0.1, 0.999), st.integers(1, 4))
 def test_ema_is_the_seeds_formula(values, decay, every):
     cfg = TrainConfig(steps=len(values) - 1, ema=EMAConfig(decay, every))
@@ -63,6 +64,7 @@ def test_swa_takes_the_snapshots_of_the_seed():
     assert float(swa.tensors["weight"]) == pytest.approx(sum(taken) / 30, rel=1e-6)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-4, 4, width=32), min_size=12, max_size=40))
 def test_swa_is_the_mean_and_torchs(values):
     steps = len(values) - 1
@@ -151,6 +153,7 @@ def same(one, other):
     return all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
+@pytest.mark.slow
 def test_averages_change_no_bit_of_training_and_are_scored(pretrain, undisturbed, manifest, tmp_path):
     run(pretrain, sets(out=str(tmp_path / "off"), steps=24))
     assert losses(tmp_path / "off") == losses(undisturbed)

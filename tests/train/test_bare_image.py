@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from trainer_harness import ROOT
 
 START_SECONDS = 10  # issue 4, on a CPU; a loaded machine may take three times that
@@ -30,6 +31,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
+@pytest.mark.slow
 def test_a_run_needs_torch_numpy_and_safetensors_alone_and_starts_soon(pretrain, tmp_path):
     out = tmp_path / "run"
     start, began = time.time(), os.times()

@@ -86,6 +86,7 @@ def test_a_score_by_hand():
     assert again.choices["quiz"].acc == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(found=ITEMS, more=ITEMS, tokens=st.sampled_from([32, 150, 4096]), world=st.integers(1, 4), tied=st.booleans())
 def test_batches_are_the_reference_at_any_number_of_ranks(tmp_path_factory, found, more, tokens, world, tied):
@@ -119,6 +120,7 @@ def test_few_lengths_are_run_and_none_beyond_the_models(folder):
     assert max(short._padded_len(row) for row in short.rows) <= 37
 
 
+@pytest.mark.slow
 def test_who_knows_the_answers_gets_all_of_them_right(folder):
     """Questions that look alike and whose right answer is one token or another: learned by heart, then asked."""
     rng = np.random.default_rng(0)
@@ -147,6 +149,7 @@ def test_who_knows_the_answers_gets_all_of_them_right(folder):
     assert MultipleChoice(with_items(folder, a=wrong), MAX_LEN, 0).score(model, CPU)["a"].acc == 0
 
 
+@pytest.mark.slow
 def test_a_fresh_model_is_near_chance(folder):
     found = [dataclasses.replace(item, bytes=[len(c) for c in item.choices]) for item in questions(3, 500, 6)]
     score = MultipleChoice(with_items(folder, a=found), MAX_LEN, 0).score(build(CFG, VOCAB, 0).eval(), CPU)["a"]
@@ -206,6 +209,7 @@ def test_a_file_that_is_not_the_manifests_is_an_error(folder, change, said):
 # In a run
 
 
+@pytest.mark.slow
 def test_a_run_asks_at_each_evaluation_and_trains_the_same(folder, tmp_path, capsys):
     settings_ = sets(steps=4, eval_every=2, ema__decay=0.5, ema__every=1)
     run(folder, [*settings_, *sets(out=str(tmp_path / "without"))])
@@ -237,6 +241,7 @@ def test_a_run_asks_at_each_evaluation_and_trains_the_same(folder, tmp_path, cap
     assert "quiz" not in (tmp_path / "none/metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_score_of_one(folder, launch, tmp_path):
     with_items(folder, quiz=questions(6, 40), more=questions(7, 9))
     settings_ = sets(steps=1, checkpoint_every=0, eval_tokens=64)

@@ -47,6 +47,7 @@ def padded(tmp_path_factory):
 documents = st.lists(st.tuples(st.binary(max_size=12), st.integers(0, 5)), min_size=1, max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_borders_and_padding_are_those_a_scan_finds(data):
@@ -151,6 +152,7 @@ def test_micro_batches_and_ranks_make_one_mean(padded):
         assert ce == pytest.approx(want.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_document_masks_hold_in_training_and_validation(padded, tmp_path):
     """However the rows are cut: a step's loss is the mean over documents read alone, and so is the validation's."""
     small = {"steps": 3, "batch_size": 8, "seq_len": 16, "log_every": 1, "sample_tokens": 0}

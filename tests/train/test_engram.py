@@ -27,6 +27,7 @@ V = 50
 IDS = torch.randint(0, V, (3, 25), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     layer=st.integers(0, 3),
@@ -113,6 +114,7 @@ def test_off_it_is_no_part_of_a_run(manifest):
     assert build(OFF, V, 1).engram is None
 
 
+@pytest.mark.slow
 def test_a_run_with_it_starts_as_one_without_and_resumes_exactly(pretrain, tmp_path):
     on = ["model.engram_enabled=true", "model.engram_inject_layer=1", "model.engram_slots=32"]
     whole, cut, off = (tmp_path / name for name in ("whole", "cut", "off"))

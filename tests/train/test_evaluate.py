@@ -82,6 +82,7 @@ def test_a_prompt_that_spells_a_special_token_gets_text(manifest, model, monkeyp
     assert "a prompt fills model.max_seq_len = 64" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_for_a_seed_and_end_where_the_model_ends(manifest, model):
     first = sample_texts(model, manifest, ("the", "once"), 100, seed=0)
     assert first == sample_texts(model, manifest, ("the", "once"), 100, seed=0)

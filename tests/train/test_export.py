@@ -150,6 +150,7 @@ print(*sorted(m.__file__ for name, m in sys.modules.items() if name.startswith('
 """
 
 
+@pytest.mark.slow
 def test_the_cards_lines_load_it(shapes, tmp_path):
     trained = shapes["engram"]
     export(trained, "card", tmp_path / "out")
@@ -180,6 +181,7 @@ def load_hf(tmp_path, monkeypatch):
     return load
 
 
+@pytest.mark.slow
 @needs_transformers
 @pytest.mark.parametrize("shape", SHAPES)
 def test_transformers_gives_the_same_logits(shapes, shape, load_hf):
@@ -204,6 +206,7 @@ def test_transformers_gives_the_same_logits(shapes, shape, load_hf):
         assert got.item() == pytest.approx(model.score(ids[:, :-1], ids[:, 1:]).mean().item(), abs=1e-5)
 
 
+@pytest.mark.slow
 @needs_transformers
 @pytest.mark.parametrize("shape", ["gemma4", "engram"])
 def test_transformers_writes_the_same_text(shapes, shape, load_hf):

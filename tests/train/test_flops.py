@@ -29,6 +29,7 @@ def test_an_engram_adds_its_two_products_and_an_untied_head_nothing():
     assert flops_per_token(dataclasses.replace(SHARD, tie_embeddings=False), 8192, 1024) == base
 
 
+@pytest.mark.slow
 @given(length=st.integers(1, 60), window=st.integers(1, 80))
 def test_causal_counts_what_the_mask_leaves(length, window):
     cfg = ModelConfig(dim=8, n_heads=1, n_layers=2, sliding_window=window)

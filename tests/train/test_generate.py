@@ -47,6 +47,7 @@ def without_cache(model, ids):
         return model.logits(model.trunk(ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3), pieces=st.lists(st.integers(1, 20), min_size=1))
 @settings(max_examples=12, deadline=None)
@@ -74,6 +75,7 @@ def test_a_sliding_layer_holds_its_window_and_a_global_one_all():
     assert torch.isfinite(cache.layers[0].keys).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_greedy_is_what_the_pass_without_a_cache_chooses(shape, monkeypatch):
     monkeypatch.setattr(module, "PIECE", 16)
@@ -123,6 +125,7 @@ def test_pick_keeps_the_most_likely_that_hold_top_p():
     assert sample_token(logits / 0.7, 0.999, temperature=1, top_p=1) == 0
 
 
+@pytest.mark.slow
 def test_the_command_continues_prompts_and_says_how_fast(pretrain, tmp_path, capsys):
     run(pretrain, sets(out=str(tmp_path / "r"), steps=2))
     capsys.readouterr()

@@ -10,6 +10,7 @@ import torch
 from benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_the_command_runs_every_variant_at_a_small_shape(tmp_path, capsys):
     """FlexAttention's gradient and varlen_attn are CUDA's: they are noted as failed, and nothing else is."""
     assert gpu.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "gpu.json")]) == 0

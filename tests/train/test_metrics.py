@@ -134,6 +134,7 @@ def calls(tmp_path, monkeypatch):
     sys.modules.pop("wandb", None)
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_in_the_same_wandb_run(calls, pretrain, launch, tmp_path):
     common = sets(out=str(tmp_path / "r"), schedule__kind="constant", checkpoint_every=4)
     process = launch(pretrain, [*common, *sets(steps=6, wandb="lab")], variables={"PYTHONPATH": str(tmp_path / "site")})

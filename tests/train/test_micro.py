@@ -82,6 +82,7 @@ def small(limit):
     return backward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 1, 3, 8])
 def test_trials_choose_what_fits_and_leave_everything_as_it_was(ready, monkeypatch, limit, capsys):
     cuda = torch.device("cuda")
@@ -128,6 +129,7 @@ def test_the_estimate_is_above_what_autograd_keeps(documents, dtype, more):
     assert 1.2 * sum(kept.values()) < estimate < 3.5 * sum(kept.values())
 
 
+@pytest.mark.slow
 def test_little_memory_means_smaller_passes_that_a_resume_keeps(pretrain, tmp_path, monkeypatch, capsys):
     common = sets(out=str(tmp_path / "r"), schedule__kind="constant", steps=4)
     model = ModelConfig(**MODEL)

@@ -35,6 +35,7 @@ def with_shards(manifest: Manifest, *tokens: int) -> Manifest:
     return dataclasses.replace(manifest, shards=[*train, val], tokens=sum(tokens))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
 def test_the_order_is_a_permutation_and_runs_backwards(n, seed, epoch):
@@ -97,6 +98,7 @@ def test_an_epoch_reads_each_window_once_and_none_crosses_shards(manifest):
     assert set(second) == set(seen) and second != seen
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_the_steps_that_read_a_token_are_those_whose_rows_hold_it(manifest, data):
@@ -120,6 +122,7 @@ def test_the_steps_that_read_a_token_are_those_whose_rows_hold_it(manifest, data
     assert steps_that_read(shards, cfg, shard.path, start, stop) == want
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_block_of_steps_is_its_steps_one_by_one(data):

@@ -30,6 +30,7 @@ def folder(pretrain, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_run_was(folder, pretrain):
     text = (folder / "summary.md").read_text()
     summary, last = json.loads((folder / "summary.json").read_text()), metrics(folder)[-1]

@@ -100,6 +100,7 @@ def planted(monkeypatch):
     return {"rank_loss__every": 1, "log_every": 5, "checkpoint_every": 0, "muon__lr": 1e-9}
 
 
+@pytest.mark.slow
 def test_a_lost_rank_is_an_event_and_changes_no_weight(pretrain, planted, tmp_path, capsys):
     main.run(pretrain, sets(**planted, steps=20, out=str(tmp_path / "r")))
     events = [json.loads(line) for line in (tmp_path / "r/events.jsonl").read_text().splitlines()]
@@ -115,6 +116,7 @@ def test_a_lost_rank_is_an_event_and_changes_no_weight(pretrain, planted, tmp_pa
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_stop_saves_says_what_to_do_and_warn_goes_on(pretrain, planted, tmp_path):
     options = {**planted, "steps": 60, "out": str(tmp_path / "r"), "schedule__kind": "constant", "epochs": 9}
     with pytest.raises(

@@ -105,6 +105,7 @@ def part(draw):
     return f"[{','.join(runs)}]", f"{numbers[0]:0{width}d}"
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.lists(st.tuples(NAME, st.lists(part(), max_size=3)), min_size=1, max_size=4))
 def test_the_first_of_a_list_of_nodes(hosts):
@@ -121,6 +122,7 @@ def test_what_is_no_list_of_nodes():
             first_host(wrong)
 
 
+@pytest.mark.slow
 def test_two_tasks_of_srun_train_together(pretrain, launch, tmp_path):
     step = {**SRUN, "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
     step["SLURM_JOB_ID"] = str(random.randrange(10**6))  # the port is made of it

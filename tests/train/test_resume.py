@@ -82,6 +82,7 @@ def pair(pretrain, tmp_path_factory):
         process.kill()
 
 
+@pytest.mark.slow
 def test_torchrun_with_two_processes_gives_one_processes_losses(alone, pair):
     folder, said = pair
     assert apart(folder, alone) < 1e-5
@@ -95,6 +96,7 @@ def test_torchrun_with_two_processes_gives_one_processes_losses(alone, pair):
     assert values[STEPS] < values[1] - 1
 
 
+@pytest.mark.slow
 def test_kill_9_with_two_processes_then_one_two_and_four(pretrain, pair, launch, tmp_path):
     whole, cut = pair[0], tmp_path / "cut"
     ranks = start_ranks(launch, 2, pretrain, command(cut))
@@ -148,6 +150,7 @@ def starts(folder):
 # Writing while training goes on
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_checkpoint_is_written_and_a_kill_leaves_the_one_before(
     pretrain, alone, launch, tmp_path
 ):
@@ -165,6 +168,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_a_kill_leaves_the_on
     assert not list((folder / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_on_all_ranks(pretrain, launch, tmp_path):
     folder = tmp_path / "r"
     ranks = start_ranks(launch, 2, pretrain, command(folder), variables={"TEST_DISK": "full:8"}, program=PATCHED)
@@ -209,6 +213,7 @@ def test_an_exception_waits_for_the_write(pretrain, tmp_path, monkeypatch, capsy
 # The best
 
 
+@pytest.mark.slow
 def test_best_is_the_model_that_scored_best_and_a_resume_knows_it(pretrain, tmp_path, monkeypatch):
     planted = {0: 9.0, 2: 5.0, 4: 3.0, 6: 4.0, 8: float("nan"), 10: 3.0, 12: 3.5, 14: 2.5, 16: 2.75}
     score = Validation.score
@@ -277,6 +282,7 @@ def test_another_build_is_refused_unless_told_so_and_traced_by_step(pretrain, re
         run(pretrain, [*more, *sets(steps=12)])
 
 
+@pytest.mark.slow
 def test_steps_after_a_change_of_build_read_the_new_one_and_all_else_goes_on(pretrain, rebuilt, tmp_path):
     def losses_after(first, second, name):
         folder = tmp_path / name

@@ -152,6 +152,7 @@ def half_seconds(monkeypatch, clock):
     monkeypatch.setattr(StepTimer, "step", step)
 
 
+@pytest.mark.slow
 def test_a_run_by_the_clock_ends_in_time_and_a_resume_continues(pretrain, half_seconds, tmp_path):
     common = sets(schedule__kind="warmdown", schedule__warmdown=8, schedule__seconds=10, steps=300, epochs=20)
     run(pretrain, [*common, *sets(out=str(tmp_path / "whole"))])
@@ -174,6 +175,7 @@ def test_a_run_by_the_clock_ends_in_time_and_a_resume_continues(pretrain, half_s
     assert run(pretrain, more)["steps"] == 30
 
 
+@pytest.mark.slow
 def test_two_processes_by_the_clock_end_at_the_same_step(pretrain, launch, tmp_path):
     settings = sets(schedule__seconds=1, steps=100_000, epochs=100_000, checkpoint_every=0, log_every=50)
     said = ended(start_ranks(launch, 2, pretrain, [*settings, *sets(out=str(tmp_path / "r"))]))
@@ -194,6 +196,7 @@ def short(pretrain, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_checkpoint_where_the_decay_begins_is_kept(short):
     assert (short / "checkpoints/decay_start").read_text() == "step_000020\n"
     assert [p.name for p in list_checkpoints(short / "checkpoints")] == ["step_000024", "step_000020"]
@@ -202,6 +205,7 @@ def test_the_checkpoint_where_the_decay_begins_is_kept(short):
     assert factors[19] == 1 > factors[20]
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_to_the_bit_the_one_never_stopped(pretrain, short, tmp_path, capsys):
     longer = sets(steps=30, epochs=2, keep_last=1)
     run(pretrain, [*longer, *sets(out=str(tmp_path / "whole"))])

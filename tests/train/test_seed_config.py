@@ -38,6 +38,7 @@ OURS = {  # the seed's key -> what ours says by default. vocab_size is the token
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SEED.exists(), reason="../shared/seeds is not here")
 def test_every_key_of_the_seed_has_its_default_here():
     found = re.findall(r"^(\w+): [^=\n]+ = ([^#\n]+)", SEED.read_text(), re.M)

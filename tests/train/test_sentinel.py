@@ -73,6 +73,7 @@ def test_the_judge_is_the_plain_one():
     assert said[250] == LOSS and said[-1] == 0, "a new level is an event at first, then the rule"
 
 
+@pytest.mark.slow
 def test_noise_is_no_event_and_a_falling_loss_neither():
     assert not any(verdicts(noisy(5000))[0])
     falling = [(2 + 6 * math.exp(-i / 50) + random.Random(i).gauss(0, 0.05), 1.0) for i in range(2000)]
@@ -127,6 +128,7 @@ def events(folder):
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_planted_document_is_an_event_that_names_it(planted, tmp_path):
     path, read, options = planted
     run(path, sets(**options, out=str(tmp_path / "r")))
@@ -141,6 +143,7 @@ def test_a_planted_document_is_an_event_that_names_it(planted, tmp_path):
     assert all(0 <= line["waiting_for_data"] <= 1 for line in metrics(tmp_path / "r")[1:])
 
 
+@pytest.mark.slow
 def test_the_batch_of_an_event_is_what_the_step_read(planted):
     manifest = load_manifest(planted[0])
     tokens = {s.path: np.fromfile(manifest.file(s.path), "<u2", offset=1024) for s in manifest.shards}
@@ -152,6 +155,7 @@ def test_the_batch_of_an_event_is_what_the_step_read(planted):
             assert row["documents"] == ordinal[[row["token"], row["token"] + 64]].tolist()
 
 
+@pytest.mark.slow
 def test_skip_leaves_the_step_out_and_resumes_to_the_bit(planted, tmp_path):
     path, _, options = planted
     common = {**options, "on_spike": "skip"}
@@ -168,6 +172,7 @@ def test_skip_leaves_the_step_out_and_resumes_to_the_bit(planted, tmp_path):
     assert [e["step"] for e in events(tmp_path / "r") if "batch" in e] == skipped
 
 
+@pytest.mark.slow
 def test_stop_ends_the_run_and_says_where(planted, tmp_path):
     with pytest.raises(TrainError, match=r"step \d+: (loss|gradient) spike.*not applied"):
         run(planted[0], sets(**planted[2], on_spike="stop", out=str(tmp_path / "r")))

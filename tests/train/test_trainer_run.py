@@ -28,6 +28,7 @@ def undisturbed(pretrain, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_what_it_says(undisturbed):
     values = losses(undisturbed)
     assert list(values) == list(range(1, 25)) and values[24] < values[1] - 1
@@ -51,12 +52,14 @@ def test_a_model_worse_than_the_unigram_is_above_it(pretrain, tmp_path, capfd):
     assert " % above the unigram)" in shown and "(-" not in shown
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_losses(pretrain, undisturbed, tmp_path):
     run(pretrain, sets(out=str(tmp_path / "r"), steps=24, micro_batch=2))
     mine, theirs = losses(tmp_path / "r"), losses(undisturbed)
     assert max(abs(mine[s] - theirs[s]) for s in theirs) < 1e-5
 
 
+@pytest.mark.slow
 def test_on_a_cpu_all_kernels_are_deterministic_already(pretrain, undisturbed, tmp_path):
     try:
         run(pretrain, sets(out=str(tmp_path / "r"), steps=24, deterministic=True))
@@ -73,6 +76,7 @@ def test_adamw_cosine_bf16_untied_and_dropout_run(pretrain, tmp_path):
     assert values[12] < values[1] - 0.3
 
 
+@pytest.mark.slow
 def test_dropout_resumes_to_the_bit_and_a_longer_run_continues(pretrain, tmp_path):
     common = sets(model__dropout=0.2, schedule__kind="constant", checkpoint_every=0)
     run(pretrain, [*common, *sets(out=str(tmp_path / "whole"), steps=8)])
@@ -242,6 +246,7 @@ def test_a_manifest_without_validation_is_an_error(manifest, tmp_path):
 # Processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, launch, tmp_path, number):
     folder = tmp_path / "r"
@@ -258,6 +263,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, laun
     assert list(losses(folder)) == list(range(1, 51))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_each_exits_75(pretrain, launch, tmp_path):
     settings = sets(out=str(tmp_path / "r"), steps=50, checkpoint_every=0)
     ranks = start_ranks(launch, 2, pretrain, settings)
@@ -275,6 +281,7 @@ def test_an_error_of_the_first_rank_is_had_by_all(pretrain, launch, tmp_path):
         assert "error: train.out: " in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_130(pretrain, launch, tmp_path):
     process = launch(pretrain, sets(out=str(tmp_path / "r"), steps=50))
     wait_for(tmp_path / "r/metrics.jsonl", 3)
@@ -283,6 +290,7 @@ def test_ctrl_c_is_one_line_and_130(pretrain, launch, tmp_path):
     assert process.returncode == 130 and "interrupted: " in out and "Traceback" not in out, out
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_once_on_all_ranks(pretrain, launch, tmp_path):
     folder = tmp_path / "r"
     process = launch(pretrain, sets(out=str(folder), steps=50, checkpoint_every=0), processes=2)

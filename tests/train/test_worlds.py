@@ -22,6 +22,8 @@ from train.main import run
 from train.model.transformer import build
 from train.optim.optimizer import Optimizer
 
+pytestmark = pytest.mark.slow
+
 WORLDS = (1, 2, 4)
 # three blocks: stacks of 12, 6 and 3 matrices, so that some ranks own fewer than a share and the last of four none
 TINY = ModelConfig(dim=16, n_layers=3, n_heads=2, max_seq_len=32, attention_pattern="all_global")
