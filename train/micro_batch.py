@@ -4,7 +4,7 @@ The global batch stays what it is; a smaller micro-batch adds up the same gradie
 otherwise in their last bits. For an exact resume the choice is therefore in each checkpoint, and made again only where
 it does not fit any more, or for another number of processes.
 
-On a GPU sizes are tried: one forward and one backward pass of the next step's batch, with all else (weights, optimiser,
+On a GPU sizes are tried: one forward and one backward pass of the next step's batch, with all else (weights, optimizer,
 averages) in its place, must leave a tenth of the memory. Each size may cost a compilation, so the first one tried is
 the one that an estimate expects, and hopeless ones are left out. On a CPU, memory that has run out kills, and nothing
 can be tried: there the estimate decides.
@@ -27,55 +27,53 @@ from train.model.loss import CHUNK_CPU, CHUNK_CUDA
 from train.model.transformer import count_parameters
 from train.run import Run
 
-USABLE = 0.9  # of the memory: fragments, evaluation and the optimiser's temporaries need the rest
+USABLE = 0.9  # of the memory: fragments, evaluation and the optimizer's temporaries need the rest
 FIXED = 0.25  # of what a trial took, the share that may not grow with the size
 
 
 def choose(run: Run, state: dict[str, Any]) -> int:
-    """Sequences a forward pass on each rank, a divisor of the rank's share: the largest that fits on all of them.
+    """Return how many sequences a forward pass takes on each rank: the largest divisor of its share that fits on all.
 
-    state: of the checkpoint that is continued, or {}. Raises TrainError when not one sequence fits on a GPU.
+    state: the checkpoint's that is continued, or {}. Raises TrainError when not one sequence fits on a GPU.
     """
     cfg, rt = run.cfg, run.rt
     if cfg.micro_batch is not None:
         return cfg.micro_batch
     share = cfg.batch_size // rt.world_size
-    before = state.get("micro_batch", 0) if state.get("world_size") == rt.world_size else 0
-    sizes = [n for n in range(1, (before or share) + 1) if share % n == 0]
-    tries = Tries(run) if rt.device.type == "cuda" else None
-    there = hardware.available_bytes(rt.device)
-    if tries is None:  # the processes of a machine share its memory; a GPU is one process's
-        there /= int(os.environ.get("LOCAL_WORLD_SIZE", rt.world_size))
-    held, itemsize = hardware.held_bytes(rt.device), run.model.dtype.itemsize
-    needs = {}
-    for n in sizes:
-        needs[n] = held + activation_bytes(run.model.cfg, run.model.vocab_size, n * cfg.seq_len, itemsize)
-        if tries is None:
-            needs[n] += mask_bytes(run.model.cfg, n if cfg.document_mask else 0, cfg.seq_len, itemsize)
-    expected = int(rt.broadcast_value(max((n for n in sizes if needs[n] <= USABLE * there), default=1)))
-    if tries is None:
-        chosen, fit = largest(sizes, lambda n: not rt.any_rank(needs[n] > USABLE * there), expected)
+    previous = state.get("micro_batch", 0) if state.get("world_size") == rt.world_size else 0
+    sizes = [n for n in range(1, (previous or share) + 1) if share % n == 0]
+    on_gpu = rt.device.type == "cuda"
+    available = hardware.available_bytes(rt.device)
+    if not on_gpu:  # the processes of a machine share its memory; a GPU is one process's
+        available /= int(os.environ.get("LOCAL_WORLD_SIZE", rt.world_size))
+    limit, held = USABLE * available, hardware.held_bytes(rt.device)
+    needs = {n: held + estimated_bytes(run, n, with_masks=not on_gpu) for n in sizes}
+    expected = int(rt.broadcast_value(max((n for n in sizes if needs[n] <= limit), default=1)))
+    if on_gpu:
+        trials = Trials(run, held, limit)
+        chosen, fits = largest(sizes, lambda n: not rt.any_rank(not trials.fits(n)), expected)
+        needs |= trials.needs
     else:
-        chosen, fit = largest(sizes, lambda n: not rt.any_rank(not tries.fit(n, held, USABLE * there)), expected)
-        needs |= tries.needs
-    if not fit and tries is not None:
+        chosen, fits = largest(sizes, lambda n: not rt.any_rank(needs[n] > limit), expected)
+    if not fits and on_gpu:
         raise TrainError(
-            f"not one sequence of train.seq_len = {cfg.seq_len} tokens fits into {USABLE:.0%} of {there / 1e9:.1f} GB\n"
+            f"not one sequence of train.seq_len = {cfg.seq_len} tokens fits into {USABLE:.0%} of "
+            f"{available / 1e9:.1f} GB\n"
             "shorten train.seq_len, make the model smaller, or name a size with train.micro_batch=1 to go to the limit"
         )
-    memory = f"{needs[chosen] / 1e9:.3g} of {there / 1e9:.3g} GB, {'estimated' if tries is None else 'tried'}"
+    memory = f"{needs[chosen] / 1e9:.3g} of {available / 1e9:.3g} GB, {'tried' if on_gpu else 'estimated'}"
     rt.print_rank0(f"memory     micro-batch {chosen} of {share} sequences a process: {memory}")
-    if not fit:
+    if not fits:
         rt.print_rank0("warning: even that may be more than there is; shorten train.seq_len, or make the model smaller")
-    if before and chosen != before:
+    if previous and chosen != previous:
         rt.print_rank0(
-            f"warning: the checkpoint's micro-batch {before} does not fit here: sums will differ in their last bits"
+            f"warning: the checkpoint's micro-batch {previous} does not fit here: sums will differ in their last bits"
         )
     return chosen
 
 
 def largest(sizes: list[int], fits: Callable[[int], bool], expected: int) -> tuple[int, bool]:
-    """The largest of the ascending `sizes` that fits, and whether it does: the smallest is returned if none does.
+    """Return the largest of the ascending `sizes` that fits, and True; the smallest, and False, if none does.
 
     What is larger than one that does not fit does not fit either. Few are asked for when `expected` is near.
     """
@@ -91,24 +89,30 @@ def largest(sizes: list[int], fits: Callable[[int], bool], expected: int) -> tup
     return sizes[0], False
 
 
-class Tries:
-    """The sizes tried, and the bytes that each needed: infinite where memory ran out."""
+class Trials:
+    """The sizes tried, and the bytes that each needed: infinite where memory ran out.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    `limit` bytes may be in use, of which `held` are before a trial begins.
+    """
+
+    def __init__(self, run: Run, held: float, limit: float) -> None:
+        self.run, self.held, self.limit = run, held, limit
         self.needs: dict[int, float] = {}
 
-    def fit(self, size: int, held: float, limit: float) -> bool:
-        """Whether `size` stays within `limit` bytes, of which `held` are there without it."""
+    def fits(self, size: int) -> bool:
+        """Return whether `size` sequences stay within the limit; tries only what smaller trials leave open."""
         for smaller, need in self.needs.items():
-            if smaller < size and held + (need - held) * (FIXED + (1 - FIXED) * size / smaller) > limit:
+            least = self.held + (need - self.held) * (FIXED + (1 - FIXED) * size / smaller)
+            if smaller < size and least > self.limit:
                 return False
         self.needs[size] = trial(self.run, size)
-        return self.needs[size] <= limit
+        return self.needs[size] <= self.limit
 
 
 def trial(run: Run, size: int) -> float:
-    """Bytes in use at the peak of one forward and backward pass of `size` sequences; infinite where they ran out.
+    """Return the bytes in use at the peak of one forward and backward pass of `size` sequences.
+
+    Infinite where memory ran out.
 
     Leaves weights, gradients (zeros) and random states as they were.
     """
@@ -128,8 +132,17 @@ def trial(run: Run, size: int) -> float:
     return need
 
 
+def estimated_bytes(run: Run, size: int, with_masks: bool) -> float:
+    """Return about how many bytes a pass of `size` sequences takes, dense masks included if `with_masks`."""
+    cfg, model, itemsize = run.cfg, run.model, run.model.dtype.itemsize
+    need = activation_bytes(model.cfg, model.vocab_size, size * cfg.seq_len, itemsize)
+    if with_masks:
+        need += mask_bytes(model.cfg, size if cfg.document_mask else 0, cfg.seq_len, itemsize)
+    return need
+
+
 def activation_bytes(cfg: ModelConfig, vocab_size: int, tokens: int, itemsize: int) -> float:
-    """About how much one forward and backward pass of `tokens` tokens holds beside weights and gradients, in bytes.
+    """Return about how many bytes a forward and backward pass of `tokens` tokens holds beside weights and gradients.
 
     Kept for the backward pass, a token and block, in elements: 9 dim (the stream twice, both norms, q, k, v, and what
     attention gives before and after its heads are put together) and 4 hidden (gate, its silu, up, their product). Two
@@ -145,9 +158,12 @@ def activation_bytes(cfg: ModelConfig, vocab_size: int, tokens: int, itemsize: i
     return 1.25 * (tokens * itemsize * ((cfg.n_layers + 2) * block + 4 * cfg.dim) + cast + 12 * logits)
 
 
-def mask_bytes(cfg: ModelConfig, cut: int, length: int, itemsize: int) -> float:
-    """What dense masks of rows of `length` take: one in bool, and one a layer in the activations' type, which the
-    kernel makes of it and keeps. `cut`: rows that documents cut, each of which has masks of its own; 0: none are."""
+def mask_bytes(cfg: ModelConfig, cut_rows: int, length: int, itemsize: int) -> float:
+    """Return what dense masks of rows of `length` take, in bytes.
+
+    One is bool, and one a layer is in the activations' type, which the kernel makes of it and keeps.
+    cut_rows: rows that documents cut, each of which has masks of its own; 0: none are.
+    """
     slides = cfg.sliding_window < length
-    layers = cfg.n_layers if cut else sum(slides and not cfg.is_global(i) for i in range(cfg.n_layers))
-    return 1.25 * max(1, cut) * length**2 * (layers * itemsize + 1) if layers else 0.0
+    layers = cfg.n_layers if cut_rows else sum(slides and not cfg.is_global(i) for i in range(cfg.n_layers))
+    return 1.25 * max(1, cut_rows) * length**2 * (layers * itemsize + 1) if layers else 0.0

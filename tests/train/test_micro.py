@@ -44,13 +44,13 @@ def test_hopeless_sizes_are_not_tried_and_nothing_is_missed(share, fixed, each, 
     """needs grow by `each` a sequence on top of `fixed` of the first's; the limit is 1."""
     sizes = [n for n in range(1, share + 1) if share % n == 0]
     need = {n: each * (n + fixed) for n in sizes}
-    tries = micro_batch.Tries(None)
+    trials = micro_batch.Trials(None, 0.0, 1.0)
     tried = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             micro_batch, "trial", lambda run, n: (tried.append(n), need[n] if need[n] <= 1.2 else math.inf)[1]
         )
-        found, fit = micro_batch.largest(sizes, lambda n: tries.fit(n, 0.0, 1.0), data.draw(st.sampled_from(sizes)))
+        found, fit = micro_batch.largest(sizes, trials.fits, data.draw(st.sampled_from(sizes)))
     assert fit == (need[1] <= 1)
     assert found == max((n for n in sizes if need[n] <= 1), default=1)
 

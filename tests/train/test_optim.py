@@ -85,7 +85,7 @@ def test_muon_is_its_formula(schedule):
 
 
 class Matrices(nn.Module):
-    """So many matrices of one shape, where the optimiser looks for them, and a norm."""
+    """So many matrices of one shape, where the optimizer looks for them, and a norm."""
 
     def __init__(self, count: int, shape: tuple[int, int], seed: int) -> None:
         super().__init__()

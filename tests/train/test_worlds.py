@@ -68,7 +68,7 @@ def states(folder: Path) -> list[dict[str, torch.Tensor]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The optimiser by itself
+# The optimizer by itself
 
 
 def updates(out: str, start: str | None = None) -> None:
