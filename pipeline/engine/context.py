@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from enum import Enum
 from typing import Any, TypeVar
@@ -250,7 +250,7 @@ class Context:
         """Return what this run knows of `stage`."""
         return self.states.setdefault(stage, StageState())
 
-    def publish(self, folder: str, files: Any) -> None:
+    def publish(self, folder: str, files: Mapping[str, Artifact] | str) -> None:
         """Make `files`, name to artifact or a folder of the store, appear as this recipe's `folder`."""
         self.folders.append(folder)
         if self.store.publish(self.recipe.name, folder, files):
@@ -297,7 +297,7 @@ class Context:
         return record
 
     async def _look(self, stage: str, key: str) -> tuple[Record | None, bool]:
-        """`Store.look`, many at a time where each is a request over a network."""
+        """Look a unit up in the store, many at a time where each is a request over a network."""
         if self.store.local:
             return self.store.look(stage, key)
         return await asyncio.to_thread(self.store.look, stage, key)
