@@ -38,7 +38,7 @@ class Decontaminate(Model):
     )
 
     def policy_of(self, source: str) -> str:
-        """What is done with a contaminated document of a source."""
+        """Return what is done with a contaminated document of a source."""
         return self.policy if isinstance(self.policy, str) else self.policy.get(source, "drop")
 
     @model_validator(mode="after")

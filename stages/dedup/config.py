@@ -39,5 +39,5 @@ class Dedup(Model):
         return self
 
     def minhash(self) -> dict[str, int] | None:
-        """What near-duplicates are found with; None where nobody looks for them."""
+        """Return what near-duplicates are found with; None where nobody looks for them."""
         return {"ngram": self.ngram, "bands": self.bands, "rows": self.rows} if self.near else None

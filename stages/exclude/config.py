@@ -32,5 +32,5 @@ class Exclude(Model):
         return bool(self.ids or self.urls or self.domains)
 
     def selectors(self) -> dict[str, list[str]]:
-        """What is taken down, sorted, by the kind of its name."""
+        """Return what is taken down, sorted, by the kind of its name."""
         return {"ids": sorted(self.ids), "urls": sorted(self.urls), "domains": sorted(self.domains)}

@@ -39,13 +39,13 @@ CITED = (np.frombuffer(b"edit]", np.uint8), np.frombuffer(b"citation needed]", n
 
 @compiled
 def is_letter(byte: int, letter: int) -> bool:
-    """Whether `byte` is `letter` (or a blank) in either case."""
+    """Return whether `byte` is `letter` (or a blank) in either case."""
     return byte == letter or (65 <= byte <= 90 and byte + 32 == letter)
 
 
 @compiled
-def phrases(data: Any, a: int, b: int, i: int, c: int, width: int) -> int:
-    """What the phrases mean that have their rare letter, the character `c`, at `i` in [a, b)."""
+def phrases_at(data: Any, a: int, b: int, i: int, c: int, width: int) -> int:
+    """Return what the phrases mean that have their rare letter, the character `c`, at `i` in [a, b)."""
     if c == KELVIN:
         c = 0x6B
     elif c <= 90:
@@ -70,7 +70,7 @@ def phrases(data: Any, a: int, b: int, i: int, c: int, width: int) -> int:
 
 @compiled
 def ends_sentence(data: Any, a: int, b: int, table: Any) -> bool:
-    """Whether the word [a, b) ends in terminal punctuation, closing quotes and brackets aside."""
+    """Return whether the word [a, b) ends in terminal punctuation, closing quotes and brackets aside."""
     while b > a:
         b -= 1
         while get(data, b) & 0xC0 == 0x80:
@@ -86,8 +86,11 @@ def ends_sentence(data: Any, a: int, b: int, table: Any) -> bool:
 
 @compiled
 def read_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int, int, int, int]:
-    """The line at `i`, as str.splitlines cuts it: (where the next begins, [start, stop) of it stripped, words,
-    characters of the longest, sentences, what it holds)."""
+    """Read the line at `i`, as str.splitlines cuts it.
+
+    Returns (where the next begins, [start, stop) of it stripped, words, characters of the longest, sentences, what it
+    holds).
+    """
     a = i
     first, last, start, extra = -1, i, -1, 0
     words = sentences = holds = 0
@@ -121,7 +124,7 @@ def read_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int
             elif c == 0x5B:
                 holds |= BRACKET
             else:
-                holds |= phrases(data, a, b, i, c, width)
+                holds |= phrases_at(data, a, b, i, c, width)
         extra += width - 1
         i += width
     if start >= 0:
@@ -136,8 +139,8 @@ def read_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int
 
 
 @compiled
-def citation(data: Any, i: int, b: int, table: Any) -> int:
-    """Where the citation ends whose bracket opens at `i`; `i` if it is none."""
+def citation_end(data: Any, i: int, b: int, table: Any) -> int:
+    """Return where the citation ends whose bracket opens at `i`; `i` if it is none."""
     k = i + 1
     while k < b:
         c, width = get(data, k), 1
@@ -158,10 +161,10 @@ def citation(data: Any, i: int, b: int, table: Any) -> int:
 
 
 @compiled
-def without_citations(data: Any, a: int, b: int, table: Any, out: Any, o: int) -> int:
+def copy_without_citations(data: Any, a: int, b: int, table: Any, out: Any, o: int) -> int:
     """Copy [a, b) to `out` at `o` without its citations; returns where the copy ends."""
     while a < b:
-        after = citation(data, a, b, table) if get(data, a) == 0x5B else a
+        after = citation_end(data, a, b, table) if get(data, a) == 0x5B else a
         if after == a:
             out[o] = get(data, a)
             o += 1
@@ -172,7 +175,7 @@ def without_citations(data: Any, a: int, b: int, table: Any, out: Any, o: int) -
 
 @compiled
 def ends_well(data: Any, a: int, b: int) -> bool:
-    """Whether [a, b) ends in one of `.?!"'` and not in an ellipsis."""
+    """Return whether [a, b) ends in one of `.?!"'` and not in an ellipsis."""
     if b == a or (b - a >= 3 and get(data, b - 1) == 0x2E and get(data, b - 2) == 0x2E and get(data, b - 3) == 0x2E):
         return False
     c = get(data, b - 1)
@@ -181,7 +184,7 @@ def ends_well(data: Any, a: int, b: int) -> bool:
 
 @compiled
 def c4(data: Any, i: int, b: int, table: Any, limit: Any, out: Any, o: int) -> tuple[int, int]:
-    """`stages.filter.c4.c4` of [i, b): the code of its reason, or 0, and where the edited text ends.
+    """Return what `stages.filter.c4.c4` says of [i, b): the code of its reason, or 0, and where the edited text ends.
 
     The edited text begins at `o` of `out`.
 
@@ -195,7 +198,7 @@ def c4(data: Any, i: int, b: int, table: Any, limit: Any, out: Any, o: int) -> t
             continue
         text, at = data, o + (lines > 0)
         if limit[8] and holds & BRACKET:
-            text, start, stop = out, at, without_citations(data, start, stop, table, out, at)
+            text, start, stop = out, at, copy_without_citations(data, start, stop, table, out, at)
             _, _, _, _, _, sentences, holds = read_line(text, start, stop, table)
         if limit[3] and not ends_well(text, start, stop):
             continue
@@ -218,11 +221,11 @@ def c4(data: Any, i: int, b: int, table: Any, limit: Any, out: Any, o: int) -> t
         o = at + stop - start
     if total < limit[0]:
         return 3, begin
-    return 0, strip(out, begin, o, table)
+    return 0, strip_in_place(out, begin, o, table)
 
 
 @compiled
-def strip(out: Any, a: int, b: int, table: Any) -> int:
+def strip_in_place(out: Any, a: int, b: int, table: Any) -> int:
     """Strip the text [a, b) in its place; returns where it ends."""
     first, stop = a, b
     while first < b:

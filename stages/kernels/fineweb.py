@@ -20,7 +20,7 @@ FINEWEB_REASONS = (
 
 @compiled
 def fineweb(data: Any, lines: Any, marks: Any, limit: Any, slots: Any) -> int:
-    """`stages.filter.fineweb.fineweb` of a scanned document: the code of its reason, or 0."""
+    """Return what `stages.filter.fineweb.fineweb` says of a scanned document: the code of its reason, or 0."""
     table, _ = lines
     total = ended = short = 0
     for line in range(marks[LINES]):

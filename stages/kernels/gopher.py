@@ -52,7 +52,7 @@ REPETITION_REASONS = (
 
 @compiled
 def gopher_quality(marks: Any, limit: Any) -> int:
-    """`stages.filter.gopher.gopher_quality` of a scanned document: the code of its reason, or 0."""
+    """Return what `stages.filter.gopher.gopher_quality` says of a scanned document: the code of its reason, or 0."""
     solid, words = marks[SOLID], marks[WORDS]
     if solid < max(limit[0], 1.0):
         return 1
@@ -72,7 +72,7 @@ def gopher_quality(marks: Any, limit: Any) -> int:
 
 
 @compiled
-def clear(slots: Any, n: int) -> int:
+def clear_slots(slots: Any, n: int) -> int:
     """Empty a hash table for `n` entries; returns how many bits of a hash number its slots."""
     bits = 4
     while 1 << bits < 2 * n:
@@ -82,8 +82,8 @@ def clear(slots: Any, n: int) -> int:
 
 
 @compiled
-def same(data: Any, a: int, b: int, length: int) -> bool:
-    """Whether the bytes at `a` and `b` are the same."""
+def same_bytes(data: Any, a: int, b: int, length: int) -> bool:
+    """Return whether the bytes at `a` and `b` are the same."""
     k = 0
     while k < length and get(data, a + k) == get(data, b + k):
         k += 1
@@ -92,9 +92,9 @@ def same(data: Any, a: int, b: int, length: int) -> bool:
 
 @compiled
 def count_repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tuple[int, int, int]:
-    """Of the items (lines or paragraphs) of a kind: how many, how many repeat an earlier one, characters in those."""
+    """Count the items (lines or paragraphs) of a kind, those that repeat an earlier one, and characters in these."""
     table, hashes = items
-    bits = clear(slots, n)
+    bits = clear_slots(slots, n)
     shift, mask = uint64(64 - bits), (1 << bits) - 1
     total = number = size = 0
     for i in range(n):
@@ -109,7 +109,7 @@ def count_repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tupl
                 slots[at] = i
                 break
             alike = hashes[j] == get(hashes, i) and table[j, 1] - table[j, 0] == length
-            if alike and same(data, int64(table[j, 0]), start, length):
+            if alike and same_bytes(data, int64(table[j, 0]), start, length):
                 number += 1
                 size += table[i, 2]
                 break
@@ -118,7 +118,7 @@ def count_repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tupl
 
 
 @compiled
-def paragraphs(data: Any, words: Any, lines: Any, marks: Any, found: Any) -> int:
+def fill_paragraphs(data: Any, words: Any, lines: Any, marks: Any, found: Any) -> int:
     """Fill `found`, like lines, with the paragraphs of the stripped text: what empty lines separate. Their number."""
     if not marks[WORDS]:
         return 0
@@ -146,7 +146,7 @@ def paragraphs(data: Any, words: Any, lines: Any, marks: Any, found: Any) -> int
 
 @compiled
 def same_words(data: Any, words: Any, i: int, j: int, n: int) -> bool:
-    """Whether the n-grams of words at `i` and `j` are the same."""
+    """Return whether the n-grams of words at `i` and `j` are the same."""
     spans, hashes = words
     for k in range(n):
         if get(hashes, i + k) != get(hashes, j + k):
@@ -154,14 +154,14 @@ def same_words(data: Any, words: Any, i: int, j: int, n: int) -> bool:
     for k in range(n):
         a, b = get(spans, 3 * (i + k)), get(spans, 3 * (j + k))
         length = get(spans, 3 * (i + k) + 1) - a
-        if get(spans, 3 * (j + k) + 1) - b != length or not same(data, a, b, length):
+        if get(spans, 3 * (j + k) + 1) - b != length or not same_bytes(data, a, b, length):
             return False
     return True
 
 
 @compiled
-def hash_of(hashes: Any, i: int, n: int) -> Any:
-    """A hash of the n-gram at `i`, spread over all bits."""
+def hash_ngram(hashes: Any, i: int, n: int) -> Any:
+    """Return a hash of the n-gram at `i`, spread over all bits."""
     h = get(hashes, i)
     for k in range(i + 1, i + n):
         h = h * BASE + get(hashes, k)
@@ -169,8 +169,8 @@ def hash_of(hashes: Any, i: int, n: int) -> Any:
 
 
 @compiled
-def most_pairs(words: Any, n: int, sketch: Any) -> int:
-    """An upper bound of how often any pair of words occurs: pairs with the same few bits of hash count as one."""
+def bound_pairs(words: Any, n: int, sketch: Any) -> int:
+    """Return how often any pair of words occurs at most: pairs with the same few bits of hash count as one."""
     hashes = words[1]
     bits = 8
     while 1 << bits < 2 * n and 1 << bits < len(sketch):
@@ -187,8 +187,8 @@ def most_pairs(words: Any, n: int, sketch: Any) -> int:
 
 
 @compiled
-def widest(words: Any, total: int, n: int) -> int:
-    """Characters of the longest n-gram, blanks included."""
+def longest_ngram_chars(words: Any, total: int, n: int) -> int:
+    """Return the characters of the longest n-gram, blanks included."""
     spans = words[0]
     most = 0
     for i in range(total - n + 1):
@@ -198,12 +198,12 @@ def widest(words: Any, total: int, n: int) -> int:
 
 @compiled
 def top_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any, times: Any) -> int:
-    """Characters in all occurrences of the most frequent n-gram, blanks included; 0 if none occurs twice."""
-    bits = clear(slots, total)
+    """Return the characters in all occurrences of the most frequent n-gram, blanks included; 0 if none occurs twice."""
+    bits = clear_slots(slots, total)
     shift, mask = uint64(64 - bits), (1 << bits) - 1
     for i in range(total - n + 1):
         times[i] = 0
-        at = int64(hash_of(words[1], i, n) >> shift)
+        at = int64(hash_ngram(words[1], i, n) >> shift)
         while True:
             j = get(slots, at)
             if j < 0:
@@ -225,13 +225,13 @@ def top_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any, times
 
 @compiled
 def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any) -> int:
-    """Characters, without blanks, of n-grams that occurred before; after one, the next begins behind it."""
+    """Return the characters, without blanks, of n-grams that occurred before; after one, the next begins behind it."""
     spans = words[0]
-    bits = clear(slots, total)
+    bits = clear_slots(slots, total)
     shift, mask = uint64(64 - bits), (1 << bits) - 1
     size = i = 0
     while i + n <= total:
-        at = int64(hash_of(words[1], i, n) >> shift)
+        at = int64(hash_ngram(words[1], i, n) >> shift)
         while True:
             j = get(slots, at)
             if j < 0:
@@ -247,21 +247,21 @@ def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any) 
 
 
 @compiled
-def most_repeated(data: Any, words: Any, total: int, slots: Any, most: Any) -> None:
-    """Upper bounds of `repeated_ngram_chars` for n = 5 to 10, into `most`.
+def bound_repeated_ngram_chars(data: Any, words: Any, total: int, slots: Any, most: Any) -> None:
+    """Fill `most` with upper bounds of `repeated_ngram_chars` for n = 5 to 10.
 
     Where an n-gram repeats, so do all 5-grams in it: it lies within a run of n - 4 or more 5-grams that have occurred
     before. So the words under such runs are all that can count.
     """
     spans = words[0]
     most[:] = 0
-    bits = clear(slots, total)
+    bits = clear_slots(slots, total)
     shift, mask = uint64(64 - bits), (1 << bits) - 1
     run = 0
     for i in range(total - SHORTEST + 2):
         again = False
         if i + SHORTEST <= total:
-            at = int64(hash_of(words[1], i, SHORTEST) >> shift)
+            at = int64(hash_ngram(words[1], i, SHORTEST) >> shift)
             while get(slots, at) >= 0 and not again:
                 again = same_words(data, words, i, get(slots, at), SHORTEST)
                 at = (at + 1) & mask
@@ -278,14 +278,14 @@ def most_repeated(data: Any, words: Any, total: int, slots: Any, most: Any) -> N
 
 @compiled
 def gopher_repetition(data: Any, words: Any, lines: Any, marks: Any, limit: Any, spare: Any) -> int:
-    """`stages.filter.gopher.gopher_repetition` of a scanned document: the code of its reason, or 0.
+    """Return what `stages.filter.gopher.gopher_repetition` says of a scanned document: the code of its reason, or 0.
 
     `limit` has its thresholds in their order. `spare` is (paragraphs, as lines are; slots of a hash table; a counter a
     word; a sketch; bounds).
     """
     blocks, slots, times, sketch, most = spare
     size, total = marks[CHARS], marks[WORDS]
-    n = paragraphs(data, words, lines, marks, blocks)
+    n = fill_paragraphs(data, words, lines, marks, blocks)
     n, number, chars = count_repeated(data, blocks, n, ANY, slots)
     if number / max(1, n) > limit[0]:
         return 1
@@ -296,12 +296,12 @@ def gopher_repetition(data: Any, words: Any, lines: Any, marks: Any, limit: Any,
         return 3
     if chars / size > limit[3]:
         return 4
-    bound = most_pairs(words, total, sketch) * widest(words, total, min(total, 4))
+    bound = bound_pairs(words, total, sketch) * longest_ngram_chars(words, total, min(total, 4))
     for n in range(2, 5):
         high = limit[n + 2]
         if bound / size > high and top_ngram_chars(data, words, total, n, slots, times) / size > high:
             return n + 3
-    most_repeated(data, words, total, slots, most)
+    bound_repeated_ngram_chars(data, words, total, slots, most)
     for n in range(SHORTEST, LONGEST + 1):
         high = limit[n + 2]
         if most[n - SHORTEST] / size > high and repeated_ngram_chars(data, words, total, n, slots) / size > high:

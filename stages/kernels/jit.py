@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 
 
 def folders() -> list[Path]:
-    """Where machine code may be kept, best first."""
+    """Return where machine code may be kept, best first."""
     if config.CACHE_DIR:
         return [Path(config.CACHE_DIR)]
     users = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
@@ -38,7 +38,7 @@ def folders() -> list[Path]:
 
 
 def digest() -> str:
-    """Of the kernels as they are now, and of the processor they are compiled for."""
+    """Return a digest of the kernels as they are now, and of the processor they are compiled for."""
     total = hashlib.sha256(binding.get_host_cpu_name().encode() + binding.get_host_cpu_features().flatten().encode())
     for file in sorted(HERE.glob("*.py")):
         total.update(file.read_bytes())
@@ -47,7 +47,7 @@ def digest() -> str:
 
 @functools.cache
 def cache_folder() -> str | None:
-    """The folder for the kernels; None, and a line that says so, where none can be written."""
+    """Return the folder for machine code; None, and print a line that says so, where none can be written."""
     tried = folders()
     for base in tried:
         folder = base / f"kernels-{digest()}"
@@ -69,20 +69,20 @@ class Locator(caching._CacheLocator):
         self.function = function
 
     def get_cache_path(self) -> str | None:
-        """The folder."""
+        """Return the folder."""
         return cache_folder()
 
     def get_source_stamp(self) -> str:
-        """Nothing to compare: the folder's name says what it was made from."""
+        """Return nothing to compare: the folder's name says what it was made from."""
         return ""
 
     def get_disambiguator(self) -> str:
-        """Tells functions of one name apart."""
+        """Tell functions of one name apart."""
         return str(self.function.__code__.co_firstlineno)
 
     @classmethod
     def from_function(cls, function: Any, file: str) -> Locator | None:
-        """A locator, for kernels alone."""
+        """Return a locator, for kernels alone."""
         return cls(function) if Path(file).parent == HERE else None
 
 
@@ -90,7 +90,7 @@ cast(list[Any], caching.CacheImpl._locator_classes).insert(0, Locator)
 
 
 def compiled(function: F) -> F:
-    """`function` as machine code. It can make no arrays, and so no call counts references to those that it is given."""
+    """Compile `function`. It can make no arrays, and so no call counts references to those that it is given."""
     options: Any = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": cache_folder() is not None}
     return cast(F, numba.njit(**options)(function))
 
@@ -101,7 +101,7 @@ uint64: Any = numba.uint64
 
 @intrinsic
 def _load(_: Any, data: Any, i: Any) -> Any:
-    """Eight bytes of uint8 elements from `i` on, as a little-endian number, aligned or not."""
+    """Return eight bytes of uint8 elements from `i` on, as a little-endian number, aligned or not."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -113,7 +113,7 @@ def _load(_: Any, data: Any, i: Any) -> Any:
 
 @intrinsic
 def _get(_: Any, array: Any, i: Any) -> Any:
-    """Element `i`, not below 0, of integers, in the order in which they lie, as int64 (or uint64).
+    """Return element `i`, not below 0, of integers, in the order in which they lie, as int64 (or uint64).
 
     numba's own indexing asks each time whether `i` is below 0.
     """
@@ -132,7 +132,7 @@ def _get(_: Any, array: Any, i: Any) -> Any:
 
 @intrinsic
 def _lowest(_: Any, bits: Any) -> Any:
-    """The place of the lowest bit that is set in a uint64, from 0, as int64; 64 if none is."""
+    """Return the place of the lowest bit that is set in a uint64, from 0, as int64; 64 if none is."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))

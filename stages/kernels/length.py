@@ -12,7 +12,7 @@ LENGTH_REASONS = ("length_short", "length_long")  # in the order of their code
 
 @compiled
 def length(marks: Any, limit: Any) -> int:
-    """`stages.filter.length.length` of a scanned document: the code of its reason, or 0."""
+    """Return what `stages.filter.length.length` says of a scanned document: the code of its reason, or 0."""
     if marks[CHARS] < limit[0]:
         return 1
     return 2 if marks[CHARS] > limit[1] else 0

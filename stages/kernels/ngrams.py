@@ -26,7 +26,7 @@ FIRST_ROOM = 4096  # hits of a batch that are written down without a second sear
 
 @compiled
 def bits_of(h: Any) -> Any:
-    """The two bits of a word of the sieve that stand for a hash; its upper bits say which word."""
+    """Return the two bits of a word of the sieve that stand for a hash; its upper bits say which word."""
     return uint64(1) << (h & uint64(63)) | uint64(1) << (h >> uint64(6) & uint64(63))
 
 
@@ -43,7 +43,7 @@ def fill_tables(hashes: Any, lasts: Any, sieve: Any, slots: Any, shift: Any) -> 
 
 @compiled
 def number_of(g: Any, n: int, hashes: Any, lengths: Any, slots: Any, shift: Any) -> int:
-    """The number of the n-gram with hash `g` and `n` words, or -1."""
+    """Return the number of the n-gram with hash `g` and `n` words, or -1."""
     at = int64((g * MIX) >> shift)
     while slots[at] >= 0:
         gram = int64(slots[at])

@@ -46,7 +46,7 @@ REASONS = ("", "empty", *(reason for reasons in REASONS_OF.values() for reason i
 # For each rule, what is added to its code to make it a code of REASONS.
 BEFORE = np.array([REASONS.index(reasons[0]) - 1 for reasons in REASONS_OF.values()], np.int64)
 THRESHOLDS = 16  # at most, of one rule
-SKETCH = 1 << 14  # counters with which `most_pairs` bounds how often a pair of words occurs
+SKETCH = 1 << 14  # counters with which `bound_pairs` bounds how often a pair of words occurs
 
 
 @compiled

@@ -34,7 +34,7 @@ STRIPPED[list(b".,;:!?()[]\"'`*")] = True
 
 @compiled
 def decode(data: Any, i: int) -> tuple[int, int]:
-    """(code point, bytes) of the character at `i`, which is not ASCII. The text must be valid UTF-8."""
+    """Return (code point, bytes) of the character at `i`, which is not ASCII. The text must be valid UTF-8."""
     c = get(data, i)
     if c < 0xE0:
         return (c & 0x1F) << 6 | (get(data, i + 1) & 0x3F), 2
@@ -46,7 +46,7 @@ def decode(data: Any, i: int) -> tuple[int, int]:
 
 @compiled
 def stop_word(data: Any, a: int, b: int) -> int:
-    """The bit of the stop word that [a, b) is, in any case and with punctuation around, or 0."""
+    """Return the bit of the stop word that [a, b) is, in any case and with punctuation around, or 0."""
     while a < b and get(data, a) < 128 and STRIPPED[get(data, a)]:
         a += 1
     while a < b and get(data, b - 1) < 128 and STRIPPED[get(data, b - 1)]:
@@ -67,7 +67,7 @@ def stop_word(data: Any, a: int, b: int) -> int:
 
 @compiled
 def ends_in_ellipsis(data: Any, a: int, b: int) -> bool:
-    """Whether [a, b) ends in `...` or `…`."""
+    """Return whether [a, b) ends in `...` or `…`."""
     if b - a < 3:
         return False
     x, y, z = get(data, b - 3), get(data, b - 2), get(data, b - 1)
@@ -76,7 +76,7 @@ def ends_in_ellipsis(data: Any, a: int, b: int) -> bool:
 
 @compiled
 def hash_bytes(data: Any, a: int, b: int) -> Any:
-    """A hash of the bytes [a, b), eight at a time."""
+    """Return a hash of the bytes [a, b), eight at a time."""
     h = uint64(b - a) * MIX
     while a + 8 <= b:
         h = (h ^ load(data, a)) * MIX
@@ -89,7 +89,7 @@ def hash_bytes(data: Any, a: int, b: int) -> Any:
 
 @compiled
 def plain_end(data: Any, i: int, b: int) -> int:
-    """Where the bytes of [i, b) end that are ASCII from "0" on: neither white space nor marked. Eight at a time."""
+    """Return where the bytes of [i, b) end that are ASCII from "0" on, neither space nor marked. Eight at a time."""
     while i < b:
         eight = load(data, i)
         others = ((eight - ZEROS) | eight) & TOPS  # lower bytes borrow only if they are others themselves
@@ -101,7 +101,7 @@ def plain_end(data: Any, i: int, b: int) -> int:
 
 @compiled
 def word_end(data: Any, i: int, b: int, table: Any, marks: Any) -> tuple[int, int, int, int]:
-    """The word that begins at `i`: (end, bytes that begin no character, flags of all, flags of the last).
+    """Read the word that begins at `i`: (end, bytes that begin no character, flags of all, flags of the last).
 
     Counts its `#` and ellipses.
     """
@@ -209,7 +209,7 @@ def end_line(data: Any, lines: Any, marks: Any, a: int, b: int, extra: int, kind
 
 @compiled
 def kind_of_line(data: Any, a: int, b: int, table: Any) -> int:
-    """What the line [a, b) is, by its last character that is no white space."""
+    """Return what the line [a, b) is, by its last character that is no white space."""
     while b > a:
         b -= 1
         while get(data, b) & 0xC0 == 0x80:
@@ -225,7 +225,7 @@ def kind_of_line(data: Any, a: int, b: int, table: Any) -> int:
 
 @compiled
 def scan_lines(data: Any, a: int, b: int, table: Any, marks: Any, lines: Any) -> None:
-    """The part of `scan` that rules about lines need: `lines`, and the counters CHARS, WORDS, LINES and NEWLINES."""
+    """Do the part of `scan` that rules about lines need: `lines`, and the counters CHARS, WORDS, LINES and NEWLINES."""
     marks[:] = 0
     words = newlines = extra = 0
     gap, at, i = 1, a, a

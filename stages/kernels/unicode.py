@@ -32,7 +32,7 @@ aa5d-aa5f aaf0-aaf1 abeb fe12 fe15-fe16 fe52 fe56-fe57 ff01 ff0e ff1f ff61 10a56
 
 
 def code_points(ranges: str) -> list[int]:
-    """The code points of ranges in hexadecimal, both ends included."""
+    """Return the code points of ranges in hexadecimal, both ends included."""
     edges = [part.split("-") for part in ranges.split()]
     return [point for edge in edges for point in range(int(edge[0], 16), int(edge[-1], 16) + 1)]
 
@@ -42,7 +42,7 @@ TERMINAL = frozenset(map(chr, code_points(TERMINAL_RANGES)))
 
 @functools.cache
 def classes() -> NDArray[np.uint16]:
-    """Flags of each code point below LIMIT. Takes a tenth of a second, once a process."""
+    """Return the flags of each code point below LIMIT. Takes a tenth of a second, once a process."""
     characters = list(map(chr, range(LIMIT)))
     table = np.zeros(LIMIT, np.uint16)
     for flag, test in ((SPACE, str.isspace), (ALPHA, str.isalpha), (ALNUM, str.isalnum), (DIGIT, str.isdecimal)):
@@ -54,7 +54,7 @@ def classes() -> NDArray[np.uint16]:
 
 
 def plain(characters: list[str]) -> list[str]:
-    """Those that stay as they are in lower case and in NFC, whatever stands around them.
+    """Return those that stay as they are in lower case and in NFC, whatever stands around them.
 
     That is: starters that NFC leaves alone and that are no second half of a composed character.
     """

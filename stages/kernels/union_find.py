@@ -9,7 +9,7 @@ from stages.kernels.jit import compiled
 
 @compiled
 def root(parent: Any, i: int) -> int:
-    """The least element of the set of `i`; halves the path to it."""
+    """Return the least element of the set of `i`, and halve the path to it."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]

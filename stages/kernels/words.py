@@ -22,13 +22,13 @@ BASE = uint64(0xD6E8FEB86659FD93)  # of the polynomial that hashes an n-gram
 
 
 def lower(c: str) -> str:
-    """A character in lower case, or as it is where that is more than one character."""
+    """Return a character in lower case, or as it is where that is more than one character."""
     return c.lower() if len(c.lower()) == 1 else c
 
 
 @functools.cache
 def folded() -> NDArray[np.uint32]:
-    """For each code point below LIMIT: the one it counts as in a word, or 0 where it stands between words."""
+    """Return for each code point below LIMIT the one it counts as in a word, or 0 where it stands between words."""
     characters = list(map(chr, range(LIMIT)))
     table = np.zeros(LIMIT, np.uint32)
     for c in filter(str.isalnum, characters):
@@ -38,7 +38,7 @@ def folded() -> NDArray[np.uint32]:
 
 @compiled
 def next_word(data: Any, i: int, b: int, fold: Any) -> tuple[int, int, Any]:
-    """(start, end, hash) of the first word that begins in [i, b); start == b where there is none.
+    """Return (start, end, hash) of the first word that begins in [i, b); start == b where there is none.
 
     The text must be valid UTF-8, and `i` no place within a word.
     """
@@ -70,7 +70,7 @@ def next_word(data: Any, i: int, b: int, fold: Any) -> tuple[int, int, Any]:
 
 @compiled
 def spread(h: Any) -> Any:
-    """A polynomial of word hashes, spread over all bits: the hash of an n-gram.
+    """Return a polynomial of word hashes spread over all bits: the hash of an n-gram.
 
     The polynomial of words w_1 ... w_n is w_1 BASE^(n-1) + ... + w_n, modulo 2^64: it rolls on in two steps.
     """
@@ -79,7 +79,7 @@ def spread(h: Any) -> Any:
 
 @compiled
 def fill_ngram_hashes(data: Any, b: int, fold: Any, ring: Any, found: Any) -> int:
-    """Hashes of the n-grams of words of data[:b] into `found`, in their order; of all words where there are fewer.
+    """Fill `found` with hashes of the n-grams of words of data[:b], in order; of all words where there are fewer.
 
     Returns their number; `found` holds as many as there may be words, (b + 1) // 2, or one. `ring` (n,) is all 0.
     """
@@ -105,13 +105,13 @@ def fill_ngram_hashes(data: Any, b: int, fold: Any, ring: Any, found: Any) -> in
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: the readable form of `next_word`."""
+    """Return the words of a text: the readable form of `next_word`."""
     plain = "".join(lower(c) if c.isalnum() else " " for c in text)
     return [word for word in plain.split(" ") if word]
 
 
 def word_hash(word: str) -> int:
-    """The hash of a word, as `next_word` gives it."""
+    """Return the hash of a word, as `next_word` gives it."""
     h = 0
     for c in word:
         h = ((h ^ ord(c)) * int(MIX)) & MASK
@@ -119,8 +119,8 @@ def word_hash(word: str) -> int:
 
 
 def ngram_hash(hashes: list[int]) -> int:
-    """The hash of an n-gram from those of its words: the readable form of `spread` and the polynomial below it."""
+    """Return the hash of an n-gram from those of its words: the readable form of `spread` and its polynomial."""
     h = 0
-    for one in hashes:
-        h = (h * int(BASE) + one) & MASK
+    for word in hashes:
+        h = (h * int(BASE) + word) & MASK
     return ((h ^ (h >> 32)) * int(MIX)) & MASK
