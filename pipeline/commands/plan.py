@@ -1,4 +1,4 @@
-"""The dry run: what is cached, what would run and why, and what the recipe would give: tokens, mix, disk, time.
+"""The dry run: what is cached, what would run and why, and what the recipe would give: tokens, mix, disk.
 
 Nothing is written but to a temporary folder. What is not built yet is predicted from a small sample of each source.
 """
@@ -8,29 +8,50 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from pipeline.commands.estimate import PACKS, Survey, disk, forecast, list_sources, pool, pretrain_takes, seconds
 from pipeline.commands.report import grid
 from pipeline.engine.context import Context, drive
 from pipeline.engine.graph import find_stage
 from pipeline.errors import NotBuilt, UserError
 from stages.errors import DataError
-from stages.evals.stage import EVALS
-from stages.pack.mixture import capacity, largest_remainder, shares_asked, solve, weights
+from stages.estimate.forecast import (
+    Forecast,
+    Survey,
+    disk,
+    forecast,
+    list_sources,
+    question_sets,
+    text_through,
+)
+from stages.estimate.mixtures import packed_mixtures, shared_sources, source_shares, unknown_sources, verdict
 from stages.recipe import Recipe
 from train.config import ModelConfig
 
+Row = tuple[object, ...]  # of a table: whole numbers are shown with separators, all else as it is
+
+UNKNOWN = "?"
 WIDTH = 100  # where the output is no terminal
-MANY = 32  # workers for which a time is named, beside this machine's
+SOURCE_HEADER = (
+    "source",
+    "from",
+    "units",
+    "MB",
+    "documents",
+    "kept",
+    "bytes/token",
+    "tokens to train on",
+    "tokens/doc",
+)
+MIXTURE_HEADER = ("source", "asked", "tokens", "available", "cap", "epochs", "documents/window")
+SHARED_HEADER = ("source", "pretrain", "anneal", "together", "seen", "of anneal seen before")
+PHASE_HEADER = ("phase", "mixture", "steps", "tokens trained", "mixture holds", "epochs", "")
 
 
 def explore(context: Context, target: str) -> str:
-    """Walk the graph as far as the store knows it. Returns why it stopped, or nothing."""
+    """Walk the graph as far as the store knows it. Returns why it stopped, or ""."""
     try:
         drive(context, context.stage(find_stage(target)))
     except NotBuilt as error:
@@ -43,126 +64,101 @@ def explore(context: Context, target: str) -> str:
 
 
 def survey_of(context: Context, target: str) -> tuple[Survey, str]:
-    """The sources, listed, and why the walk towards `target` stopped: units are known, and nothing is read yet."""
-    survey = Survey()
-    list_sources(context, survey)
+    """Return the sources, listed, and why the walk towards `target` stopped: units are known, nothing is read yet."""
+    survey = list_sources(context)
     context.listed = survey.units
-    return survey, explore(context, target) if len(survey.units) == len(context.recipe.sources) else ""
+    return survey, "" if survey.problems else explore(context, target)
 
 
-def stage_rows(context: Context, target: str) -> list[tuple[Any, ...]]:
-    """One row a stage: units known, cached, to run, and why."""
-    rows: list[tuple[Any, ...]] = []
+def stage_rows(context: Context, target: str) -> list[Row]:
+    """Return a row for each stage: units known, cached, to run, and why."""
+    rows: list[Row] = []
     blocked = False
     for stage in find_stage(target).upstream():
         state = context.states.get(stage.name)
         if context.built(stage) is not None and not context.state(stage.name).units:
             rows.append((stage.name, 0, 0, 0, "nothing to do"))
-            continue
-        if state is None or (not state.units and not state.reasons):
+        elif state is None or (not state.units and not state.reasons):
             why = "not reached: waits for the stages above" if blocked else "waits until every source can be listed"
-            rows.append((stage.name, "?", "-", "?", why))
+            rows.append((stage.name, UNKNOWN, "-", UNKNOWN, why))
             blocked = True
-            continue
-        why = (
-            ", ".join(f"{reason} ({n})" if n > 1 else reason for reason, n in state.reasons.most_common(3)) or "cached"
-        )
-        rows.append((stage.name, len(state.units), state.done, state.reasons.total(), why))
-        blocked = blocked or bool(state.reasons)
+        else:
+            reasons = [f"{reason} ({n})" if n > 1 else reason for reason, n in state.reasons.most_common(3)]
+            why = ", ".join(reasons) or "cached"
+            rows.append((stage.name, len(state.units), state.done, state.reasons.total(), why))
+            blocked = blocked or bool(state.reasons)
     return rows
 
 
 def about(n: float) -> str:
-    """A count that is predicted, to three digits: ~1.25 M."""
+    """Return a count that is predicted, to three digits: ~1.25 M."""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if n >= size * 0.9995:
             return f"~{n / size:.3g}{unit}"
     return f"~{n:.0f}"
 
 
-def source_rows(context: Context, survey: Survey) -> list[tuple[Any, ...]]:
-    """One row a source: what it holds, and what it gives to training."""
-    rows = []
+def count(n: float, counted: bool) -> str:
+    """Return a count as it is, or one that is predicted to three digits."""
+    return f"{n:,.0f}" if counted else about(n)
+
+
+def source_rows(context: Context, survey: Survey) -> list[Row]:
+    """Return a row for each source: what it holds, and what it gives to training."""
+    rows: list[Row] = []
     for name, config in context.recipe.sources.items():
-        specs = survey.units.get(name)
-        listed = (name, config.kind, len(specs) if specs is not None else "?")
-        size = f"{sum(spec.weight for spec in specs) / 1e6:,.1f}" if specs is not None else "?"
-        found = survey.forecasts.get(name)
-        if found is None:
-            rows.append((*listed, size, "?", "?", "?", "?", "?"))
-            continue
-        show = (lambda n: f"{n:,.0f}") if found.counted else about
-        kept = f"{found.kept_text / found.text:.1%}" if found.text else "-"
-        tokens = show(found.tokens) + ("" if found.counted else f" ± {found.error:.0%}")
-        each = f"{found.kept_text / found.tokens:.2f}" if found.tokens else "-"
-        length = f"{found.tokens / found.documents:,.0f}" if found.documents else "-"
-        rows.append((*listed, size, show(found.documents), kept, each, tokens, length))
+        units = survey.units.get(name)
+        number = len(units) if units is not None else UNKNOWN
+        size = f"{sum(unit.weight for unit in units) / 1e6:,.1f}" if units is not None else UNKNOWN
+        source = survey.forecasts.get(name)
+        gives = forecast_cells(source) if source else [UNKNOWN] * (len(SOURCE_HEADER) - 4)
+        rows.append((name, config.kind, number, size, *gives))
     return rows
 
 
-SOURCE_HEADER = (
-    "source",
-    "from",
-    "units",
-    "MB",
-    "documents",
-    "kept",
-    "bytes/token",
-    "tokens to train on",
-    "tokens/doc",
-)
+def forecast_cells(source: Forecast) -> list[str]:
+    """Return what a source gives, as cells: documents, share kept, bytes a token, tokens, tokens a document."""
+    tokens = count(source.tokens, source.counted)
+    return [
+        count(source.documents, source.counted),
+        f"{source.kept_text / source.text:.1%}" if source.text else "-",
+        f"{source.kept_text / source.tokens:.2f}" if source.tokens else "-",
+        tokens if source.counted else f"{tokens} ± {source.error:.0%}",
+        f"{source.tokens / source.documents:,.0f}" if source.documents else "-",
+    ]
 
 
-def mixture_rows(context: Context, name: str, survey: Survey) -> tuple[list[tuple[Any, ...]], list[str]]:
-    """What is asked of each source, what it has, and what binds (or why that cannot be known)."""
-    mixture = context.recipe.mixtures[name]
-    window = context.recipe.window_of(name)
-    known = all(s in survey.forecasts for s in mixture.sources)
-    have = pool(context, name, {s: f.tokens for s, f in survey.forecasts.items()}) if known else {}
-    wanted = shares = None
-    if known or mixture.temperature is None:
-        share = weights(mixture, have)
-        wanted = largest_remainder(mixture.tokens, share) if any(share.values()) else None
-        shares = shares_asked(mixture, have)
-    rows: list[tuple[Any, ...]] = []
-    for source in mixture.sources:
-        found = survey.forecasts.get(source)
-        has = "?" if source not in have or not found else f"{have[source]:,}" if found.counted else about(have[source])
-        repeat = f"{wanted[source] / have[source]:.3f}" if wanted and have.get(source) else "?"
-        length = found.tokens / found.documents if found and found.documents else 0.0
-        fit = f"{window / length:.2f}" if window and length else "?"
-        tokens = wanted[source] if wanted else "?"
-        ratio = f"{shares[source]:.2%}" if shares else "?"
-        rows.append((source, ratio, tokens, has, f"{mixture.cap(source):g}", repeat, fit))
-    if not known:
-        unknown = ", ".join(s for s in mixture.sources if s not in survey.forecasts)
-        return rows, [f"cannot be solved yet: nothing is known of {unknown}"]
-    verdict = judge(context, name, survey, have)
-    return rows, [verdict, *loader_note(context.recipe, name)]
+def shown(value: float | None, form: str) -> str:
+    """Return `value` in the format `form`, or a question mark where it is not known."""
+    return UNKNOWN if value is None else format(value, form)
 
 
-def judge(context: Context, name: str, survey: Survey, have: Mapping[str, int]) -> str:
-    """Whether the mixture fits, also at the low end of what was predicted, and what binds."""
-    mixture = context.recipe.mixtures[name]
-    predicted = not all(survey.forecasts[s].counted for s in mixture.sources)
-    try:
-        wanted = solve(mixture, have)
-    except DataError as error:
-        return f"{'would not fit, by the estimate' if predicted else 'does not fit'}: {error}"
-    low = {s: int(n * max(0.0, 1 - survey.forecasts[s].error)) for s, n in have.items()}
-    try:
-        solve(mixture, low)
-    except DataError as error:
-        return f"fits by the estimate, but not if the sources give as little as the sample allows for: {error}"
-    used = {s: wanted[s] / max(1, capacity(have[s], mixture.cap(s))) for s in wanted}
-    binding = max(used, key=lambda s: used[s])
-    most = wanted[binding] / max(1, capacity(low[binding], mixture.cap(binding)))
-    doubt = f" (at most {most:.0%})" if predicted else ""
-    return f"fits; the cap that binds first is {binding}'s, {used[binding]:.0%} used{doubt}"
+def mixture_rows(recipe: Recipe, name: str, survey: Survey) -> list[Row]:
+    """Return a row for each source of a mixture: what is asked of it, and what it has."""
+    rows: list[Row] = []
+    for share in source_shares(recipe, name, survey):
+        available = UNKNOWN
+        if share.available is not None:
+            available = count(share.available, survey.forecasts[share.source].counted)
+        rows.append(
+            (
+                share.source,
+                shown(share.ratio, ".2%"),
+                shown(share.tokens, ",d"),
+                available,
+                f"{share.cap:g}",
+                shown(share.epochs, ".3f"),
+                shown(share.documents_per_window, ".2f"),
+            )
+        )
+    return rows
 
 
 def loader_note(recipe: Recipe, name: str) -> list[str]:
-    """A warning where a shard is shorter than the step that llm.c's loader takes from one: world * B * T + 1 tokens."""
+    """Return a warning where a shard is shorter than what llm.c's loader takes from one for a step.
+
+    That is world * B * T + 1 tokens.
+    """
     phase = recipe.train.get(recipe.phase_of(name))
     if phase is None:
         return []
@@ -178,31 +174,18 @@ def loader_note(recipe: Recipe, name: str) -> list[str]:
     ]
 
 
-def together_rows(context: Context, survey: Survey) -> list[tuple[Any, ...]]:
-    """One row a source that both mixtures take: its epochs in each, in all, and what anneal repeats of pretrain."""
-    recipe = context.recipe
-    have = {s: f.tokens for s, f in survey.forecasts.items()}
-    pretrain, anneal = recipe.mixtures["pretrain"], recipe.mixtures["anneal"]
-    if not all(have.get(s) for s in (*pretrain.sources, *anneal.sources)):
-        return []
-    first = pretrain_takes(context, have)
-    second = largest_remainder(anneal.tokens, weights(anneal, pool(context, "anneal", have)))
-    rows = []
-    for source in recipe.sources:
-        a, b = first.get(source, 0), second.get(source, 0)
-        if a and b:
-            n = have[source]
-            how = anneal.seen.get(source, "any")
-            shown = min(1.0, a / n)
-            again = {"any": shown, "prefer": min(1.0, a / min(b, n)), "exclude": 0.0}[how]
-            epochs = (f"{x / n:.3f}" for x in (a, b, a + b))
-            rows.append((source, *epochs, how, f"{again:.0%}"))
+def shared_rows(recipe: Recipe, survey: Survey) -> list[Row]:
+    """Return a row for each source that both mixtures take: its epochs in each, in all, and what anneal repeats."""
+    rows: list[Row] = []
+    for shared in shared_sources(recipe, survey):
+        epochs = (shared.pretrain_epochs, shared.anneal_epochs, shared.pretrain_epochs + shared.anneal_epochs)
+        rows.append((shared.source, *(f"{n:.3f}" for n in epochs), shared.seen, f"{shared.seen_before:.0%}"))
     return rows
 
 
-def phase_rows(recipe: Recipe) -> list[tuple[Any, ...]]:
-    """Tokens each phase trains on, and the epochs that makes of its mixture."""
-    rows = []
+def phase_rows(recipe: Recipe) -> list[Row]:
+    """Return a row for each phase: the tokens it trains on, and the epochs that makes of its mixture."""
+    rows: list[Row] = []
     for phase, config in recipe.train.items():
         mixture = recipe.mixtures[config.mixture or phase]
         used = config.steps * config.batch_size * config.seq_len
@@ -213,7 +196,7 @@ def phase_rows(recipe: Recipe) -> list[tuple[Any, ...]]:
 
 
 def parameters(recipe: Recipe) -> str:
-    """The model's parameter count, asserted against expect_params where the recipe states it."""
+    """Return the model's parameter count. Raises UserError where the recipe's expect_params says another."""
     from train.model.transformer import count_parameters  # loads torch, which nothing else here needs
 
     model: ModelConfig = recipe.model
@@ -227,104 +210,123 @@ def parameters(recipe: Recipe) -> str:
 
 
 def disk_line(context: Context, survey: Survey, stages: list[str]) -> str:
-    """Bytes by stage, of those that `stages` names."""
-    sizes = {k: n for k, n in disk(context, survey, stages).items() if n}
-    parts = ", ".join(f"{name} {megabytes(n)}" for name, n in sizes.items())
-    return f"Disk: {megabytes(sum(sizes.values()))} in all ({parts}){missing(survey, context.recipe)}"
+    """Return the bytes that `stages` take, by stage."""
+    sizes = {name: size for name, size in disk(context, survey, stages).items() if size}
+    by_stage = ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items())
+    return f"Disk: {megabytes(sum(sizes.values()))} in all ({by_stage}){left_out(survey, context.recipe)}"
 
 
 def megabytes(size: float) -> str:
-    """Bytes as people say them."""
+    """Return bytes as people say them."""
     return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
-def time_line(context: Context, survey: Survey, stages: list[str]) -> str:
-    """Seconds by stage, and of the whole on this machine and on a larger one."""
-    spent = seconds(context, survey, stages)
-    if not spent:
-        return (
-            "Time: nothing left to do" if not survey.problems else f"Time: not known{missing(survey, context.recipe)}"
-        )
-    parts = ", ".join(f"{stage} {duration(t)}" for stage, t in spent.items() if t >= 1) or "no stage takes a second"
-    alone = spent.get("build_tokenizer", 0.0)  # one unit
-    cores = os.cpu_count() or 1
-    spread = [f"{duration(alone + (sum(spent.values()) - alone) / n)} on {n} workers" for n in (cores, MANY)]
-    return (
-        f"Time: {duration(sum(spent.values()))} of work ({parts}): {', '.join(spread)}{missing(survey, context.recipe)}"
-    )
-
-
-def missing(survey: Survey, recipe: Recipe) -> str:
-    """That some sources are not in a figure."""
+def left_out(survey: Survey, recipe: Recipe) -> str:
+    """Say that some sources are not in a figure; "" where all are."""
     lacking = [name for name in recipe.sources if name not in survey.forecasts]
     named = ", ".join(lacking) if survey.forecasts else "all that the sources need"
     return f"; without {named}" if lacking else ""
 
 
+def seconds_ahead(context: Context, survey: Survey) -> dict[str, float]:
+    """Return seconds of work on one worker for each stage of documents that has units cached and units to run.
+
+    The rate is that of the stage's own records.
+    """
+    seconds = {}
+    for name, text in text_through(survey).items():
+        state = context.states.get(name)
+        if state is None or not state.reasons or not state.text_seconds:
+            continue
+        counted = sum(counts["text_bytes"] for counts in state.counts.values())
+        seconds[name] = state.reasons.total() / len(state.units) * text * state.text_seconds / counted
+    return seconds
+
+
+def time_line(context: Context, survey: Survey) -> str:
+    """Return seconds by stage, of stages that have run in part; "" where there are none."""
+    by_stage = ", ".join(f"{stage} {duration(spent)}" for stage, spent in seconds_ahead(context, survey).items())
+    return f"Time on one worker, at the rate of what is cached: {by_stage}" if by_stage else ""
+
+
 def duration(spent: float) -> str:
-    """Seconds as people say them."""
+    """Return seconds as people say them."""
     if spent < 100:
         return f"{spent:.0f} s" if spent >= 1 else "under 1 s"
     return f"{spent / 60:.0f} min" if spent < 6000 else f"{spent / 3600:.1f} h"
 
 
-def print_sources(console: Console, context: Context, survey: Survey) -> None:
-    """The table of sources, how it came about, and why some are not in it."""
-    read = sum(sample.read for sample in survey.samples.values())
+def say(console: Console, *lines: str) -> None:
+    """Print lines of plain text."""
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def print_table(console: Console, title: str, header: tuple[str, ...], rows: list[Row]) -> None:
+    """Print a table after an empty line."""
     console.print()
+    console.print(grid(title, header, rows))
+
+
+def print_graph(console: Console, context: Context, target: str, stopped: str) -> None:
+    """Print the stages, and why no more is known of them."""
+    table = grid("Graph", ("stage", "units", "cached", "to run", "why"), stage_rows(context, target))
+    table.columns[-1].justify = "left"
+    console.print()
+    console.print(table)
+    if stopped:
+        say(console, f"Not known yet: {stopped}")
+
+
+def print_sources(console: Console, context: Context, survey: Survey) -> None:
+    """Print the table of sources, how it came about, and why some are not in it."""
     columns = len(SOURCE_HEADER) if survey.forecasts else 4  # the others would be unknown
-    console.print(grid("Sources", SOURCE_HEADER[:columns], [row[:columns] for row in source_rows(context, survey)]))
+    rows = [row[:columns] for row in source_rows(context, survey)]
+    print_table(console, "Sources", SOURCE_HEADER[:columns], rows)
     if survey.samples:
-        console.print(
+        read = sum(sample.read for sample in survey.samples.values())
+        say(
+            console,
             f"~ predicted from {read / 1e6:,.1f} MB read, for 95 % of such samples within ±; duplicates not deducted",
-            markup=False,
         )
     if survey.tokenizer:
-        console.print(survey.tokenizer, markup=False)
-    for name, problem in survey.problems.items():
-        console.print(f"{name}: {problem}", markup=False)
+        say(console, survey.tokenizer)
+    say(console, *(f"{name}: {problem}" for name, problem in survey.problems.items()))
+
+
+def print_mixtures(console: Console, recipe: Recipe, survey: Survey, names: list[str]) -> None:
+    """Print the mixtures `names`, whether each fits, and what both take."""
+    for name in names:
+        title = f"Mixture {name}: {recipe.mixtures[name].tokens:,} tokens"
+        print_table(console, title, MIXTURE_HEADER, mixture_rows(recipe, name, survey))
+        say(console, verdict(recipe, name, survey))
+        if not unknown_sources(recipe, name, survey):
+            say(console, *loader_note(recipe, name))
+    if "anneal" in names and "pretrain" in recipe.mixtures and (rows := shared_rows(recipe, survey)):
+        print_table(console, "Epochs over both mixtures", SHARED_HEADER, rows)
 
 
 def print_plan(context: Context, target: str) -> None:
-    """The plan of `target`, on standard output. Raises UserError for a model that is not what it says."""
+    """Print the plan of `target`. Raises UserError for a model that is not what it says."""
     console = Console(highlight=False, soft_wrap=True)
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = WIDTH
     recipe = context.recipe
-    console.print(f"recipe {recipe.name}, target {target}, results in {context.folder('')}", markup=False)
+    say(console, f"recipe {recipe.name}, target {target}, results in {context.folder('')}")
     survey, stopped = survey_of(context, target)
-    console.print()
-    table = grid("Graph", ("stage", "units", "cached", "to run", "why"), stage_rows(context, target))
-    table.columns[-1].justify = "left"
-    console.print(table)
-    if stopped:
-        console.print(f"Not known yet: {stopped}", markup=False)
+    print_graph(console, context, target, stopped)
     with tempfile.TemporaryDirectory(prefix="shardmill-plan-", ignore_cleanup_errors=True) as folder:
         forecast(context, survey, Path(folder))
     print_sources(console, context, survey)
     stages = [stage.name for stage in find_stage(target).upstream()]
-    names = [n for stage, n in PACKS.items() if stage in stages and n in recipe.mixtures]
-    for name in names:
-        rows, said = mixture_rows(context, name, survey)
-        title = f"Mixture {name}: {recipe.mixtures[name].tokens:,} tokens"
-        header = ("source", "asked", "tokens", "available", "cap", "epochs", "documents/window")
-        console.print()
-        console.print(grid(title, header, rows))
-        for line in said:
-            console.print(line, markup=False)
-    if "anneal" in names and "pretrain" in recipe.mixtures and (both := together_rows(context, survey)):
-        columns = ("source", "pretrain", "anneal", "together", "seen", "of anneal seen before")
-        console.print()
-        console.print(grid("Epochs over both mixtures", columns, both))
+    print_mixtures(console, recipe, survey, packed_mixtures(recipe, stages))
     console.print()
-    console.print(disk_line(context, survey, stages), markup=False)
-    console.print(time_line(context, survey, stages), markup=False)
-    console.print(f"Model: {parameters(recipe)}", markup=False)
+    say(console, disk_line(context, survey, stages))
+    if line := time_line(context, survey):
+        say(console, line)
+    say(console, f"Model: {parameters(recipe)}")
     if recipe.evals:
-        known = context.built(EVALS) or {}
-        sets = (f"{n} ({known[n].output('items').rows:,} items)" if n in known else n for n in recipe.evals)
-        console.print(f"Asked while training: {', '.join(sets)}", markup=False)
+        sets = (name if n is None else f"{name} ({n:,} items)" for name, n in question_sets(context).items())
+        say(console, f"Asked while training: {', '.join(sets)}")
     if recipe.train:
-        console.print()
-        header = ("phase", "mixture", "steps", "tokens trained", "mixture holds", "epochs", "")
-        console.print(grid("Training", header, phase_rows(recipe)))
+        print_table(console, "Training", PHASE_HEADER, phase_rows(recipe))

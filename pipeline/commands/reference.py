@@ -15,7 +15,7 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from stages.filter.rules import RULES
 from stages.recipe import Recipe
-from stages.sources.presets import KNOWN
+from stages.sources.presets import PRESETS
 
 INTRODUCTION = """\
 # Reference: every command and every key
@@ -84,27 +84,27 @@ def kinds_section(place: str, kinds: list[Schema]) -> list[str]:
     ]
     for kind in kinds:
         name = kind["properties"]["from"]["const"]
-        if name in KNOWN:
+        if name in PRESETS:
             continue
         own = {key: value for key, value in kind["properties"].items() if key != "from" and shared.get(key) != value}
         lines += [f"\n### `from: {name}`\n", f"{kind['description']}\n"]
         lines += key_table({"properties": own, "required": kind.get("required", [])})
     lines += ["\n### Datasets by name\n", "Each is a source of the kind it is read as, with these keys filled in.\n"]
     header = ("`from`", "dataset of the hub", "read as", "`subset`, the first by default", "filled in")
-    lines += table(header, (known_row(name) for name in KNOWN))
+    lines += table(header, (preset_row(name) for name in PRESETS))
     lines += ["\n### Rules\n", "What `rules` may name, with thresholds and their defaults.\n"]
     for name, rule in RULES.items():
         lines += [f"* `{name}`: {paragraph(inspect.getdoc(rule) or '')} {thresholds(rule)}".rstrip()]
     return [*lines, ""]
 
 
-def known_row(name: str) -> tuple[str, ...]:
+def preset_row(name: str) -> tuple[str, ...]:
     """Return the line of one dataset that a recipe can name."""
-    known = KNOWN[name]
-    subsets = ", ".join(f"`{subset}`" for subset in known.files) or "none: `path` says where its files are"
-    filled_in = {**({"license": known.license} if known.license else {}), **known.keys}
+    preset = PRESETS[name]
+    subsets = ", ".join(f"`{subset}`" for subset in preset.files) or "none: `path` says where its files are"
+    filled_in = {**({"license": preset.license} if preset.license else {}), **preset.keys}
     written = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in filled_in.items())
-    return (f"`{name}`", known.repository, f"`{known.module.__name__.rpartition('.')[2]}`", subsets, written)
+    return (f"`{name}`", preset.repository, f"`{preset.module.Config.__module__.rpartition('.')[2]}`", subsets, written)
 
 
 def thresholds(rule: Any) -> str:

@@ -23,11 +23,11 @@ from stages.sources.registry import SOURCES
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
 
-LOOK_AHEAD = 16  # units started at a time for a source with a budget, at most
-GROWTH = 8  # times the parts read so far that the next slice of a stream may have
+MAX_WINDOW = 16  # units started at a time for a source with a budget, at most
+MAX_GROWTH = 8  # times the parts read so far that the next slice of a stream may have
 
 
-class Kept(NamedTuple):
+class KeptPart(NamedTuple):
     """A part that a source may keep, and how much is in it; records themselves are too many to keep."""
 
     docs: Artifact
@@ -36,134 +36,165 @@ class Kept(NamedTuple):
     dropped: Artifact | None = None  # a sample of what the filter dropped of it
 
 
-Chain = Callable[[BuildContext, str, BaseConfig, SourceUnit], Awaitable[tuple[Record, list[Kept]]]]
+# Takes one unit of a source through its steps: (context, source, its configuration, unit) -> (record of the download,
+# what is kept of each of its parts).
+Chain = Callable[[BuildContext, str, BaseConfig, SourceUnit], Awaitable[tuple[Record, list[KeptPart]]]]
 
 
-async def units_of(context: BuildContext, name: str, config: BaseConfig) -> list[SourceUnit]:
-    """The units of source `name`: in the order of its files, or in hash order if it has a budget.
+async def list_units(context: BuildContext, name: str, config: BaseConfig) -> list[SourceUnit]:
+    """Return the units of source `name`: in the order of its files, or in hash order if it has a budget.
 
     Hash order makes the first units a fair sample of the source, and does not change when a file is added.
     Listing and footers may wait for a network, so it runs beside the event loop. Raises DataError.
     """
+    units = list(context.listed.get(name, ()))
     try:
-        specs = list(context.listed.get(name, ()))
-        if not specs:
-            specs = await asyncio.to_thread(SOURCES[config.kind].units, config, context.identify)
+        if not units:
+            units = await asyncio.to_thread(SOURCES[config.kind].units, config, context.identify)
     except DataError as error:
         raise DataError(f"source {name}: {error}") from error
-    return sorted(specs, key=lambda s: (s.order, s.name)) if config.has_budget else specs
+    return in_hash_order(units) if config.has_budget else units
 
 
-async def fetch(context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit) -> Record:
+def in_hash_order(units: Sequence[SourceUnit]) -> list[SourceUnit]:
+    """Return `units` in the order in which a budget takes them."""
+    return sorted(units, key=lambda unit: (unit.order, unit.name))
+
+
+async def fetch(context: BuildContext, name: str, config: BaseConfig, unit: SourceUnit) -> Record:
     """Download one unit of source `name`, or find it done."""
     work = SOURCES[config.kind].work
-    return await context.run(DOWNLOAD, Unit(work, spec.params, spec.inputs, spec.name, name, spec.weight))
+    return await context.run(DOWNLOAD, Unit(work, unit.params, unit.inputs, unit.name, name, unit.weight))
 
 
-async def take(context: BuildContext, name: str, config: BaseConfig, chain: Chain) -> list[Kept]:
-    """The parts that make up source `name`, in order: all, or the shortest prefix that fills a budget.
+async def fetch_source(context: BuildContext, name: str, config: BaseConfig, chain: Chain) -> list[KeptPart]:
+    """Return the parts that make up source `name`, in order: all, or the shortest prefix that fills a budget.
 
     `chain` downloads one unit and says what is kept of it. Raises DataError for a source without rows.
     """
-    specs = await units_of(context, name, config)
-    kept: list[Kept] = []
-    start, first = 0, None
-    while start < len(specs):
-        batch = specs[start : start + next_window(config, kept, start, specs)]
-        start += len(batch)
-        found = await context.gather(grow(context, name, config, spec, chain, tuple(kept)) for spec in batch)
-        for download, parts in found:
-            first = first or download
+    units = await list_units(context, name, config)
+    kept: list[KeptPart] = []
+    first_record: Record | None = None
+    start = 0
+    while start < len(units):
+        window = units[start : start + next_window(config, kept, start, units)]
+        start += len(window)
+        have = tuple(kept)
+        fetched = await context.gather(fetch_unit(context, name, config, unit, chain, have) for unit in window)
+        for record, parts in fetched:
+            first_record = first_record or record
             kept += parts
-        if (enough := within_budget(config, kept)) is not None:
+        enough = parts_in_budget(config, kept)
+        if enough is not None:
             return kept[:enough]
-    check_not_empty(context, name, first)
+    check_not_empty(context, name, first_record)
     return kept
 
 
-async def grow(
-    context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit, chain: Chain, have: tuple[Kept, ...]
-) -> tuple[Record, list[Kept]]:
-    """One unit through `chain`; of a stream with a budget only as many parts as fill it after the parts `have`."""
-    if not is_stream(spec):
-        return await chain(context, name, config, spec)
-    kept: list[Kept] = []
-    first, start, stop = None, 0, max(1, math.ceil(missing(config, have) / spec.params["part_bytes"]))
+async def fetch_unit(
+    context: BuildContext, name: str, config: BaseConfig, unit: SourceUnit, chain: Chain, have: tuple[KeptPart, ...]
+) -> tuple[Record, list[KeptPart]]:
+    """Take one unit through `chain`; of a stream with a budget only as many parts as fill it after the parts `have`.
+
+    Returns the record of the (first slice's) download and what is kept of it.
+    """
+    if not is_stream(unit):
+        return await chain(context, name, config, unit)
+    kept: list[KeptPart] = []
+    first_record: Record | None = None
+    start, stop = 0, max(1, math.ceil(missing_bytes(config, have) / unit.params["part_bytes"]))
     while True:
-        cut = replace(spec, name=f"{spec.name}({start}:{stop})", params={**spec.params, "parts": [start, stop]})
-        record, parts = await chain(context, name, config, cut)
-        first = first or record
+        stream_slice = replace(
+            unit, name=f"{unit.name}({start}:{stop})", params={**unit.params, "parts": [start, stop]}
+        )
+        record, parts = await chain(context, name, config, stream_slice)
+        first_record = first_record or record
         kept += parts
-        if not record.output("quarantine").meta["more"] or within_budget(config, [*have, *kept]) is not None:
-            return first, kept
-        rate = max(1, sum(k.text_bytes for k in kept)) / stop
-        start, stop = stop, stop + min(GROWTH * stop, max(1, math.ceil(missing(config, (*have, *kept)) / rate)))
+        at_end = not record.output("quarantine").meta["more"]
+        if at_end or parts_in_budget(config, [*have, *kept]) is not None:
+            return first_record, kept
+        bytes_per_part = max(1, sum(part.text_bytes for part in kept)) / stop
+        lacking = max(1, math.ceil(missing_bytes(config, (*have, *kept)) / bytes_per_part))
+        start, stop = stop, stop + min(MAX_GROWTH * stop, lacking)
 
 
-def is_stream(spec: SourceUnit) -> bool:
-    """Whether a unit of a source with a budget can be stopped after some of its parts."""
-    return "part_bytes" in spec.params and "groups" not in spec.params
+def is_stream(unit: SourceUnit) -> bool:
+    """Return whether a unit of a source with a budget can be stopped after some of its parts."""
+    return "part_bytes" in unit.params and "groups" not in unit.params
 
 
-def budgets(config: BaseConfig, kept: Sequence[Kept]) -> list[tuple[int, int]]:
-    """(what there is, its limit) in each of the source's budgets."""
-    documents, size = sum(k.documents for k in kept), sum(k.text_bytes for k in kept)
-    pairs = [(documents, config.max_documents), (size, config.max_bytes), (size // 4, config.max_tokens)]
+def budgets(config: BaseConfig, documents: int, text_bytes: int) -> list[tuple[int, int]]:
+    """Return (what there is, its limit) in each of the source's budgets, for so many kept documents and bytes."""
+    pairs = [
+        (documents, config.max_documents),
+        (text_bytes, config.max_bytes),
+        (text_bytes // 4, config.max_tokens),
+    ]
     return [(have, limit) for have, limit in pairs if limit is not None]
 
 
-def missing(config: BaseConfig, kept: Sequence[Kept]) -> float:
-    """Bytes of kept text until the first budget is full, about; 0 where nothing says yet how long documents are."""
-    size, documents = sum(k.text_bytes for k in kept), sum(k.documents for k in kept)
+def totals(kept: Sequence[KeptPart]) -> tuple[int, int]:
+    """Return (documents, bytes of text) of all `kept`."""
+    return sum(part.documents for part in kept), sum(part.text_bytes for part in kept)
+
+
+def missing_bytes(config: BaseConfig, kept: Sequence[KeptPart]) -> float:
+    """Estimate the bytes of kept text until the first budget is full; 0 where the length of documents is not known."""
+    documents, text_bytes = totals(kept)
     limits = [config.max_bytes, config.max_tokens and 4 * config.max_tokens]
-    limits.append(config.max_documents and round(size / max(1, documents) * config.max_documents))
-    return max(0, min(n for n in limits if n is not None) - size)
+    limits.append(config.max_documents and round(text_bytes / max(1, documents) * config.max_documents))
+    return max(0, min(limit for limit in limits if limit is not None) - text_bytes)
 
 
-def next_window(config: BaseConfig, kept: list[Kept], units: int, specs: list[SourceUnit]) -> int:
-    """How many more units to start: two to see what they hold, then what seems missing; one stream at a time."""
+def next_window(config: BaseConfig, kept: Sequence[KeptPart], started: int, units: Sequence[SourceUnit]) -> int:
+    """Return how many units to start after the first `started`: two at first, then as many as seem missing.
+
+    Without a budget it is all of them; of streams one at a time.
+    """
     if not config.has_budget:
-        return len(specs)
-    if is_stream(specs[units]):
+        return len(units)
+    if is_stream(units[started]):
         return 1
-    if not units:
+    if not started:
         return 2
-    lacking = min((limit - have) / max(1, have) for have, limit in budgets(config, kept))
-    return min(LOOK_AHEAD, max(1, round(lacking * units)))
+    lacking = min((limit - have) / max(1, have) for have, limit in budgets(config, *totals(kept)))
+    return min(MAX_WINDOW, max(1, round(lacking * started)))
 
 
-def within_budget(config: BaseConfig, kept: Sequence[Kept]) -> int | None:
-    """How many leading parts fill the budget; None when all together do not.
+def parts_in_budget(config: BaseConfig, kept: Sequence[KeptPart]) -> int | None:
+    """Return how many leading parts fill the budget; None when all together do not.
 
     A source with several budgets ends at the first that is full. Without one nothing is ever enough.
     """
-    documents = size = 0
-    for n, part in enumerate(kept, 1):
+    documents = text_bytes = 0
+    for count, part in enumerate(kept, 1):
         documents += part.documents
-        size += part.text_bytes
-        pairs = [(documents, config.max_documents), (size, config.max_bytes), (size // 4, config.max_tokens)]
-        if any(limit is not None and have >= limit for have, limit in pairs):
-            return n
+        text_bytes += part.text_bytes
+        if any(have >= limit for have, limit in budgets(config, documents, text_bytes)):
+            return count
     return None
 
 
-def check_not_empty(context: BuildContext, name: str, one: Record | None) -> None:
-    """Raises DataError when a source has no rows, or none that can be used, with the commonest reason in `one` unit."""
+def check_not_empty(context: BuildContext, name: str, record: Record | None) -> None:
+    """Raise DataError when source `name` has no rows, or none that can be used, with the commonest reason of `record`.
+
+    `record` is of one of its downloads, if there was any.
+    """
     counts = context.counts(DOWNLOAD, name)
     rows = counts.get("rows_in", 0)
     if not rows:
         raise DataError(f"source {name} has no rows; check what it points at")
-    if one and not counts.get("rows_out", 0):
-        reason = one.output("quarantine").meta["commonest"]
+    if record and not counts.get("rows_out", 0):
+        reason = record.output("quarantine").meta["commonest"]
         raise DataError(f"source {name}: none of its {rows:,} rows can be used ({reason}); mend the file or the recipe")
 
 
-async def downloaded(
-    context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit
-) -> tuple[Record, list[Kept]]:
-    """One download unit, and its parts as they are: the chain of a download alone."""
-    record = await fetch(context, name, config, spec)
-    return record, [Kept(part, part.rows, part.meta.get("text_bytes", 0)) for part in record.named("part-")]
+async def download_unit(
+    context: BuildContext, name: str, config: BaseConfig, unit: SourceUnit
+) -> tuple[Record, list[KeptPart]]:
+    """Download one unit and keep its parts as they are: the chain of a download alone."""
+    record = await fetch(context, name, config, unit)
+    return record, [KeptPart(part, part.rows, part.meta.get("text_bytes", 0)) for part in record.named("part-")]
 
 
 async def build(context: BuildContext) -> dict[str, list[Artifact]]:
@@ -173,7 +204,7 @@ async def build(context: BuildContext) -> dict[str, list[Artifact]]:
     """
 
     async def parts_of(name: str, config: BaseConfig) -> list[Artifact]:
-        return [part.docs for part in await take(context, name, config, downloaded)]
+        return [part.docs for part in await fetch_source(context, name, config, download_unit)]
 
     sources = context.recipe.sources
     parts = await asyncio.gather(*(parts_of(name, config) for name, config in sources.items()))

@@ -45,6 +45,10 @@ class AgainstConfig(BaseModel):
     )
     revision: str = Field("", description="Of files on the hub: the branch, tag or commit to read.")
 
+    def addresses(self) -> list[str]:
+        """Return the paths, as the recipe has them."""
+        return [self.path] if isinstance(self.path, str) else self.path
+
     @model_validator(mode="after")
     def _fits(self) -> AgainstConfig:
         if self.kind == "parquet" and not self.fields:

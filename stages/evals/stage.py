@@ -15,11 +15,12 @@ from stages.evals import passages
 from stages.evals.passages import AgainstConfig
 from stages.sources.base import Identify, SourceUnit
 from stages.sources.questions import EvalConfig
-from stages.sources.registry import SOURCES
+from stages.sources.registry import QUESTIONS, SOURCES
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
 
 NAMED_COLUMNS = {"parquet": passages.from_parquet, "jsonl": passages.from_jsonl}
+SetConfig = EvalConfig | AgainstConfig
 
 
 async def build(context: BuildContext) -> dict[str, Record]:
@@ -29,45 +30,49 @@ async def build(context: BuildContext) -> dict[str, Record]:
     return dict(zip(evals, records, strict=True))
 
 
-async def read_set(context: BuildContext, name: str, config: EvalConfig | AgainstConfig) -> Record:
+async def read_set(context: BuildContext, name: str, config: SetConfig) -> Record:
     """Read one set, or find it done. Raises DataError when its files cannot be listed or lack a column."""
-    specs = await asyncio.to_thread(units_of, name, config, context.identify)
-    keys = [key for key in ("files", "groups") if key in specs[0].params]  # jsonl has no row groups
-    params: dict[str, Any] = {key: [value for spec in specs for value in spec.params[key]] for key in keys}
-    inputs = [artifact for spec in specs for artifact in spec.inputs]
-    label = "items" if isinstance(config, EvalConfig) else place_of(name, config)
-    if columns_of(config):
-        params["fields"] = columns_of(config)
-        return await context.run(EVALS, Unit(NAMED_COLUMNS[config.kind], params, inputs, label, name))
-    return await context.run(EVALS, Unit(SOURCES[config.kind].items, params, inputs, label, name))
+    source_units = await asyncio.to_thread(units_of, name, config, context.identify)
+    keys = [key for key in ("files", "groups") if key in source_units[0].params]  # jsonl has no row groups
+    params: dict[str, Any] = {key: [value for unit in source_units for value in unit.params[key]] for key in keys}
+    inputs = [artifact for unit in source_units for artifact in unit.inputs]
+    label = "items" if isinstance(config, EvalConfig) else key_of(name, config)
+    columns = columns_of(config)
+    if columns:
+        params["fields"] = columns
+        work = NAMED_COLUMNS[config.kind]
+    else:
+        work = QUESTIONS[config.kind].items
+    return await context.run(EVALS, Unit(work, params, inputs, label, name))
 
 
-def columns_of(config: EvalConfig | AgainstConfig) -> list[str]:
-    """The columns that a set names, or none where it is questions with choices."""
-    found: list[str] = getattr(config, "fields", [])
-    return found
+def columns_of(config: SetConfig) -> list[str]:
+    """Return the columns that a set names: none where it is questions with choices."""
+    return config.fields if isinstance(config, AgainstConfig) else []
 
 
-def place_of(name: str, config: EvalConfig | AgainstConfig) -> str:
-    """Where the recipe has a set."""
+def key_of(name: str, config: SetConfig) -> str:
+    """Return the key under which the recipe has a set."""
     return f"evals.{name}" if isinstance(config, EvalConfig) else f"decontaminate.against.{name}"
 
 
-def units_of(name: str, config: EvalConfig | AgainstConfig, identify: Identify) -> list[SourceUnit]:
-    """The set's files, as its source cuts them. Raises DataError."""
+def units_of(name: str, config: SetConfig, identify: Identify) -> list[SourceUnit]:
+    """List the set's files, cut as its source cuts them. Raises DataError."""
     module = SOURCES[config.kind]
-    keys = {"kind": config.kind, "path": config.path, "revision": config.revision}
-    if columns_of(config):
-        keys["template"] = "".join(f"{{{column}}}" for column in columns_of(config))  # names the columns to the cutter
+    keys: dict[str, Any] = {"kind": config.kind, "path": config.path, "revision": config.revision}
+    if columns := columns_of(config):
+        keys["template"] = "".join(f"{{{column}}}" for column in columns)  # names the columns to the cutter
     try:
-        return list(module.units(module.Config(**keys), identify))
+        return module.units(module.Config(**keys), identify)
     except DataError as error:
-        raise DataError(f"{place_of(name, config)}: {error}") from error
+        raise DataError(f"{key_of(name, config)}: {error}") from error
 
 
 def publish(records: dict[str, Record]) -> dict[str, dict[str, Artifact]]:
-    """`evals/<name>.parquet`."""
-    return {"evals": {f"{name}.parquet": r.output("items") for name, r in records.items()}} if records else {}
+    """Publish `evals/<name>.parquet`."""
+    if not records:
+        return {}
+    return {"evals": {f"{name}.parquet": record.output("items") for name, record in records.items()}}
 
 
 EVALS = Stage(

@@ -1,7 +1,7 @@
 """Filter: each part of each source goes through the source's rules as soon as it is downloaded.
 
 A source with a budget keeps the shortest sequence of parts that fills it with what the rules leave; see
-`stages.download.stage.take`. Parts beyond are not used even if they were built.
+`stages.download.stage.fetch_source`. Parts beyond are not used even if they were built.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from stages.download.stage import DOWNLOAD, Kept, fetch, take
+from stages.download.stage import DOWNLOAD, KeptPart, fetch, fetch_source
 from stages.errors import DataError
 from stages.filter.edits import library_versions, parse_edits
 from stages.filter.rules import parse_rules
@@ -23,7 +23,7 @@ from stages.task import Artifact
 
 async def fetch_and_filter(
     context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit
-) -> tuple[Record, list[Kept]]:
+) -> tuple[Record, list[KeptPart]]:
     """Run one download unit, and its parts through the rules. Returns its record, and what the rules kept."""
     params: dict[str, Any] = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
     if config.edit:
@@ -39,10 +39,10 @@ async def fetch_and_filter(
     return record, [kept_of(part) for part in filtered]
 
 
-def kept_of(record: Record) -> Kept:
+def kept_of(record: Record) -> KeptPart:
     """Return what later steps need of a filter unit's record."""
     counts = record.counts
-    return Kept(record.output("docs"), counts.get("kept", 0), counts.get("text_bytes", 0), record.output("dropped"))
+    return KeptPart(record.output("docs"), counts.get("kept", 0), counts.get("text_bytes", 0), record.output("dropped"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ async def build(context: BuildContext) -> Filtered:
     """Build the filtered documents of each source. Downloads as it goes."""
 
     async def filter_source(name: str, config: BaseConfig) -> tuple[list[Artifact], Artifact | None]:
-        parts = await take(context, name, config, fetch_and_filter)
+        parts = await fetch_source(context, name, config, fetch_and_filter)
         docs = [part.docs for part in parts]
         part_samples = [part.dropped for part in parts if part.dropped and part.dropped.rows]
         if not part_samples:

@@ -6,94 +6,107 @@ template and all. Nothing here is imported by a unit's work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import DataError, TransientError
-from stages.sources import installed_docs
-from stages.sources.base import BadRow, BaseConfig, Row, SourceUnit
-from stages.sources.files import files_of, opened
+from stages.sources.base import BadRow, BaseConfig, FilesConfig, Row, SourceModule, SourceUnit
+from stages.sources.files import files_of, open_source
 from stages.sources.registry import SOURCES
 from stages.task import Task
 
+ConfigT = TypeVar("ConfigT", bound=BaseConfig)
 
-def moved(config: Any, path: str) -> Any:
-    """`config` with its files at `path` instead. Raises DataError for a source that has no path."""
-    if not hasattr(config, "path"):
+
+def moved(config: ConfigT, path: str) -> ConfigT:
+    """Return `config` with its files at `path` instead. Raises DataError for a source that has no path."""
+    if not isinstance(config, FilesConfig):
         raise DataError(f"a source of kind {config.kind} has no path to replace; install its packages instead")
     return config.model_copy(update={"path": path})
 
 
 def read_again(config: BaseConfig, wanted: Mapping[str, set[int]]) -> Iterator[Row | BadRow]:
-    """The wanted rows ({source_file: row numbers}), file by file, each file read once and no further than needed.
+    """Yield the wanted rows ({source_file: row numbers}), file by file, each file read once and no further than needed.
 
     A file that is not there, or that cannot be read, gives a BadRow with the reason for each row wanted of it.
     """
-    kind: str = config.kind
-    module = SOURCES[kind]
+    module = SOURCES[config.kind]
     try:
-        places = locate(config, module)
+        units_of = unit_finder(config, module)
     except DataError as error:
         yield from (BadRow(file, row, str(error)) for file in sorted(wanted) for row in sorted(wanted[file]))
         return
     for file, numbers in sorted(wanted.items()):
-        left = set(numbers)
+        missing = set(numbers)
         try:
-            for found in rows_of(config, module, file, places.get(file), left):
-                left.discard(found.row)
-                yield found._replace(file=file)
+            for row in rows_of(module, units_of(file), numbers):
+                missing.discard(row.row)
+                yield row._replace(file=file)
             reason = "the file has no such row"
         except (DataError, TransientError, OSError, pa.ArrowException) as error:
             reason = str(error)
-        yield from (BadRow(file, row, reason) for row in sorted(left))
+        yield from (BadRow(file, row, reason) for row in sorted(missing))
 
 
-def locate(config: Any, module: ModuleType) -> dict[str, str]:
-    """Full path of each file by its name in the lineage; empty for a source without paths. Raises DataError."""
-    if not hasattr(config, "path"):
-        return {}
-    suffixes: tuple[str, ...] = module.SUFFIXES
-    return {name: full for full, name in files_of(config, suffixes)}
+def unit_finder(config: BaseConfig, module: SourceModule) -> Callable[[str], list[SourceUnit]]:
+    """Return a function from a file's name in the lineage to the units that read that file alone.
+
+    It raises DataError for a file that is not there. Raises DataError when the source cannot be listed.
+    """
+    if isinstance(config, FilesConfig):
+        path_of = {name: full for full, name in files_of(config)}
+
+        def in_files(file: str) -> list[SourceUnit]:
+            if file not in path_of:
+                raise DataError(f"no file {file} at {config.path}")
+            return module.units(moved(config, path_of[file]), unidentified)
+
+        return in_files
+    units = module.units(config, unidentified)
+
+    def in_units(file: str) -> list[SourceUnit]:
+        narrowed = [
+            replace(unit, params={**unit.params, "files": [file]}) for unit in units if file in unit.params["files"]
+        ]
+        if not narrowed:
+            raise DataError(f"no file {file} in this source")
+        return narrowed
+
+    return in_units
 
 
-def rows_of(config: Any, module: ModuleType, file: str, path: str | None, numbers: set[int]) -> Iterator[Row | BadRow]:
-    """The rows `numbers` of one file. Raises DataError when it is not there."""
-    if isinstance(config, installed_docs.Config):
-        package, _, name = file.partition("/")
-        root = installed_docs.package_folder(package)
-        specs = [installed_docs.spec_of(config, package, root, [(name, "", 0)])]
-    elif not hasattr(config, "path"):
-        specs = [spec for spec in module.units(config, lambda _: ("", 0)) if file in spec.params["files"]]
-    elif path is None:
-        raise DataError(f"no file {file} at {config.path}")
-    else:
-        specs = narrowed(module.units(moved(config, path), lambda _: ("", 0)), numbers)
+def unidentified(path: str) -> tuple[str, int]:
+    """Return a digest and a size that say nothing: what is read again is not looked up by its contents."""
+    return "", 0
+
+
+def rows_of(module: SourceModule, units: list[SourceUnit], numbers: set[int]) -> Iterator[Row | BadRow]:
+    """Yield the rows `numbers` of the one file that `units` read."""
     last = max(numbers)
-    for spec in specs:
-        for row in module.rows(Task(spec.params, spec.inputs, Path(), "", lambda artifact: artifact.path)):
+    for unit in only_row_groups(units, numbers):
+        for row in module.rows(Task(unit.params, unit.inputs, Path(), "", lambda artifact: artifact.path)):
             if row.row in numbers:
                 yield row
             if row.row >= last:
                 return
 
 
-def narrowed(specs: list[SourceUnit], numbers: set[int]) -> list[SourceUnit]:
-    """Units that hold the rows: of parquet only the row groups that do, of anything else all."""
-    if not all("groups" in spec.params for spec in specs):
-        return specs
-    with opened(specs[0].inputs[0], specs[0].params.get("options")) as stream:
+def only_row_groups(units: list[SourceUnit], numbers: set[int]) -> list[SourceUnit]:
+    """Return units for the row groups that hold the rows `numbers` of a parquet file; of any other file `units`."""
+    if not all("groups" in unit.params for unit in units):
+        return units
+    with open_source(units[0].inputs[0], units[0].params.get("options")) as stream:
         footer = pq.ParquetFile(stream).metadata
-    found, start = [], 0
+    narrowed, start = [], 0
     for group in range(footer.num_row_groups):
         stop = start + footer.row_group(group).num_rows
         if any(start <= n < stop for n in numbers):
-            params = {**specs[0].params, "groups": [[group, group + 1]]}
-            found.append(replace(specs[0], params=params))
+            params = {**units[0].params, "groups": [[group, group + 1]]}
+            narrowed.append(replace(units[0], params=params))
         start = stop
-    return found
+    return narrowed

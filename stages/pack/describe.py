@@ -126,7 +126,7 @@ def describe_evalset(context: BuildContext, name: str, record: Record) -> EvalSe
         prompt=config.prompt,
         kind=config.kind,
         origin=config.where,
-        revision=hub.commits(config.path, config.revision) or config.revision,
+        revision=hub.commits(config.addresses(), config.revision) or config.revision,
         license=config.license,
         files=context.source_files(name),
     )

@@ -12,7 +12,7 @@ the recipe's `evals` names them (`items`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,7 +27,7 @@ from stages.sources.base import (
     common_params,
 )
 from stages.sources.files import files_of
-from stages.sources.parquet import SUFFIXES, convert_rows, cut, decode
+from stages.sources.parquet import convert_rows, decode, units_over
 from stages.sources.questions import Question, write_items
 from stages.sources.writer import write_parts
 from stages.task import Task
@@ -38,6 +38,7 @@ COLUMNS = ["question", "choices", "answerKey"]
 class Config(FilesConfig):
     """AI2 ARC's parquet files: `from: ai2_arc`."""
 
+    suffixes: ClassVar = (".parquet",)
     kind: Literal["ai2_arc"] = Field(alias="from", description="The kind of source.")
     path: str | list[str] = Field(
         default="hf://datasets/allenai/ai2_arc/ARC-*/train-*.parquet",
@@ -55,7 +56,7 @@ def units(config: Config, identify: Identify) -> list[SourceUnit]:
     # The template only names the columns to the cutter; `work` builds the text itself.
     template = "{question}{choices}{answerKey}"
     params = {"text": "", "template": template, "url": None, "meta": config.wanted_columns()}
-    specs = cut(files_of(config, SUFFIXES), {**params, **common_params(config)}, identify, config.cut_bytes())
+    specs = units_over(files_of(config), {**params, **common_params(config)}, identify, config.cut_bytes())
     keep = {"meta", "files", "groups", *common_params(config)}
     return [SourceUnit(s.name, s.inputs, {k: v for k, v in s.params.items() if k in keep}, s.weight) for s in specs]
 

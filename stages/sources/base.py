@@ -1,25 +1,23 @@
 """What all sources share: the keys of their configuration, the rows they yield, the units they are cut into.
 
-A source module has three parts: a `Config` (pydantic, discriminated by `from:`), `units(config, identify)`,
-which lists and cuts in the driver, and `work(task)`, which reads one unit and hands its rows to
-`stages.sources.writer.write_parts`. This module imports no rule and no other stage: editing those must not make a
-download run again.
+`SourceModule` says what a source module has. This module imports no rule and no other stage: editing those must not
+make a download run again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from stages.errors import DataError
 from stages.quantities import quantity
-from stages.task import Artifact
+from stages.task import Artifact, Task
 
 Identify = Callable[[str], tuple[str, int]]  # path or URI -> (digest of the contents, bytes)
 
@@ -72,8 +70,23 @@ class BaseConfig(BaseModel):
         """Whether the source is cut short, so that its units are taken in hash order."""
         return not (self.max_documents is None and self.max_bytes is None and self.max_tokens is None)
 
+    def addresses(self) -> list[str]:
+        """Return the paths and URIs that the source is read from, as the recipe has them; none of a source without."""
+        return []
+
+    def described(self) -> dict[str, str]:
+        """Return origin, revision and license of the text, for the manifest; empty where nothing is known."""
+        return {
+            "origin": self.origin or ", ".join(self.addresses()),
+            "revision": self.revision,
+            "license": self.license,
+        }
+
     def cut_bytes(self) -> int:
-        """Bytes of text in a unit or a part, about: a power of two, so that a budget raised a little reuses them."""
+        """Return the bytes of text in a unit or a part, about.
+
+        They are a power of two, so that a budget raised a little reuses the units and parts.
+        """
         limits = [self.max_bytes, self.max_tokens and 4 * self.max_tokens]
         limits.append(self.max_documents and DOCUMENT_BYTES * self.max_documents)
         least = min((limit for limit in limits if limit is not None), default=UNIT_BYTES * BUDGET_UNITS)
@@ -94,6 +107,8 @@ class BaseConfig(BaseModel):
 class FilesConfig(BaseConfig):
     """Keys of sources that are files."""
 
+    suffixes: ClassVar[tuple[str, ...]] = ()  # endings of the files that are taken from a folder
+
     path: str | list[str] = Field(
         description="A file, a folder, a glob, or a list of them; local, hf://datasets/OWNER/NAME[@REVISION]/PATH, or "
         "any URI that fsspec opens."
@@ -105,6 +120,10 @@ class FilesConfig(BaseConfig):
     follow_links: bool = Field(
         default=False, description="Read files that a link in a folder leads to outside of it, as hub caches have them."
     )
+
+    def addresses(self) -> list[str]:
+        """Return the paths, as the recipe has them."""
+        return [self.path] if isinstance(self.path, str) else self.path
 
     @field_validator("storage_options")
     @classmethod
@@ -192,11 +211,40 @@ class SourceUnit:
     inputs: list[Artifact]
     params: dict[str, Any]
     weight: int = 0  # bytes of input, for progress
+    file_bytes: Sequence[int] = ()  # of each of `params["files"]`, where one input stands for them all
 
     order: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", hashlib.blake2b(self.name.encode(), digest_size=8).hexdigest())
+
+
+class SourceModule(Protocol):
+    """A module that reads one kind of source: these names, and a line in `stages.sources.registry`.
+
+    `units` runs in the driver, `work` in workers; `rows` is what `work` writes, for whoever reads rows again. A unit's
+    parameter `files` has the name of each of its files as rows have it, so that a unit can be narrowed to one of them.
+    """
+
+    @property
+    def Config(self) -> type[BaseConfig]:  # noqa: N802 - a class
+        """The keys of such a source; the field `kind` is a Literal with the name of the kind."""
+
+    def units(self, config: Any, identify: Identify) -> list[SourceUnit]:
+        """List what `config`, a `Config`, names, and cut it into units. Raises DataError."""
+
+    def work(self, task: Task) -> None:
+        """Read one unit and hand its rows to `stages.sources.writer.write_parts`. Raises DataError, TransientError."""
+
+    def rows(self, task: Task) -> Iterator[Row | BadRow]:
+        """Yield the rows of one unit. Raises DataError, TransientError."""
+
+
+class QuestionModule(SourceModule, Protocol):
+    """A source module whose rows can be questions with choices, for the recipe's `evals`."""
+
+    def items(self, task: Task) -> None:
+        """Read one unit and hand its questions to `stages.sources.questions.write_items`. Raises DataError."""
 
 
 def template_fields(template: str) -> list[str]:

@@ -25,15 +25,25 @@ from stages.sources import hub, retries
 from stages.sources.base import UNIT_BYTES, FilesConfig, Identify, SourceUnit
 from stages.task import Artifact
 
-MARKS = ("ETag", "etag", "oid", "md5", "checksum", "LastModified", "created", "mtime")  # of a version, by file system
-SLICE = 4 << 10  # compressed bytes unpacked at a time: zstd makes at most 32,768 times as much of them
-SMALL = 64 << 20  # unpacked bytes up to which no ratio is suspicious
+VERSION_FACTS = (
+    "ETag",
+    "etag",
+    "oid",
+    "md5",
+    "checksum",
+    "LastModified",
+    "created",
+    "mtime",
+)  # of a version, by file system
+ListedFile = tuple[str, str]  # its full path or URI, and its name in the lineage
+ZSTD_SLICE = 4 << 10  # compressed bytes unpacked at a time: zstd makes at most 32,768 times as much of them
+SMALL_BYTES = 64 << 20  # unpacked bytes up to which no ratio is suspicious
 
 
-def files_of(config: FilesConfig, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """`list_files` of a source. Raises DataError."""
+def files_of(config: FilesConfig) -> list[ListedFile]:
+    """Return `list_files` of a source. Raises DataError."""
     return list_files(
-        config.path, suffixes, config.storage_options, revision=config.revision, follow_links=config.follow_links
+        config.path, config.suffixes, config.storage_options, revision=config.revision, follow_links=config.follow_links
     )
 
 
@@ -44,7 +54,7 @@ def list_files(
     *,
     revision: str = "",
     follow_links: bool = False,
-) -> list[tuple[str, str]]:
+) -> list[ListedFile]:
     """(full path or URI, name relative to the root) of each file, sorted by name. Those of the hub are pinned.
 
     A folder is searched for `suffixes` at any depth, hidden files aside; a file or a glob is taken as it is.
@@ -52,7 +62,7 @@ def list_files(
     """
     found: dict[str, str] = {}
     for one in [path] if isinstance(path, str) else path:
-        matches = _matches(one, suffixes, options or {}, revision, follow_links)
+        matches = files_at_path(one, suffixes, options or {}, revision, follow_links)
         if not matches:
             raise DataError(f"no files match {one}; check `path` (looked for {', '.join(suffixes)})")
         for full, name in matches:
@@ -61,16 +71,16 @@ def list_files(
     return sorted(((full, name) for name, full in found.items()), key=lambda pair: pair[1])
 
 
-def _matches(
+def files_at_path(
     path: str, suffixes: tuple[str, ...], options: Mapping[str, Any], revision: str, follow_links: bool
-) -> list[tuple[str, str]]:
+) -> list[ListedFile]:
     """Files at one path. Raises DataError when its file system is unknown or cannot be asked."""
     try:
         if path.startswith(hub.PROTOCOL):
-            path = hub.pinned(path, revision)
-            with hub.asking(path):
-                return _search(path, *file_system(path, options), suffixes, follow_links)
-        return _search(path, *file_system(path, options), suffixes, follow_links)
+            path = hub.pin_address(path, revision)
+            with hub.explain_errors(path):
+                return search_files(path, *file_system(path, options), suffixes, follow_links)
+        return search_files(path, *file_system(path, options), suffixes, follow_links)
     except FileNotFoundError:
         return []
     except DataError:
@@ -93,7 +103,7 @@ def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[An
     return paths.file_system(path, options)
 
 
-def _search(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], follow_links: bool) -> list[tuple[str, str]]:
+def search_files(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], follow_links: bool) -> list[ListedFile]:
     """Return (full path or URI, name relative to the root) of the files that `inner`, in `fs`, stands for."""
     remote = is_remote(path)
     root, pattern = paths.split_pattern(fs, inner)
@@ -126,7 +136,7 @@ def check_link(root: str, name: str) -> None:
         raise DataError(f"{name} is a link out of {root}; put the file itself there, or set follow_links: true")
 
 
-def identified(path: str, params: Mapping[str, Any], identify: Identify) -> tuple[str, int]:
+def identify_file(path: str, params: Mapping[str, Any], identify: Identify) -> tuple[str, int]:
     """(digest of the contents, bytes) of a file of a source: a local one by `identify`. Raises DataError."""
     if is_remote(path):
         return remote_identity(path, params.get("options"))
@@ -139,13 +149,13 @@ def remote_identity(path: str, options: Mapping[str, Any] | None = None) -> tupl
     if path.startswith(hub.PROTOCOL):
         return hub.identify(fs, path)
     info = fs.info(inner)
-    marks = {name: str(info[name]) for name in MARKS if info.get(name)}
+    marks = {name: str(info[name]) for name in VERSION_FACTS if info.get(name)}
     facts = json.dumps([path, info["size"], marks], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest(), info["size"]
 
 
 @contextlib.contextmanager
-def opened(file: Artifact | str, options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
+def open_source(file: Artifact | str, options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
     """A file for reading, seekable where its file system can; of an Artifact, only if it is what it was.
 
     A missing or changed file is a DataError; any other OSError of a remote file system is transient.
@@ -173,14 +183,14 @@ def opened(file: Artifact | str, options: Mapping[str, Any] | None = None) -> It
 
 
 def check_ratio(name: str, unpacked: int, packed: int, most: float) -> None:
-    """Raises DataError when more than SMALL bytes came out, and `most` times what went in (0: no limit)."""
-    if most and unpacked > max(SMALL, most * packed):
+    """Raises DataError when more than SMALL_BYTES came out, and `most` times what went in (0: no limit)."""
+    if most and unpacked > max(SMALL_BYTES, most * packed):
         raise DataError(
             f"{name} unpacks to more than {most:g} times its size; if it is meant to, raise the source's max_ratio"
         )
 
 
-def unzstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float = 0) -> Iterator[bytes]:
+def decompress_zstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float = 0) -> Iterator[bytes]:
     """The decompressed bytes of all zstd frames in `stream`.
 
     Raises DataError when the last frame is cut off, and as `check_ratio` does. `zstandard`'s own reader ends quietly at
@@ -191,8 +201,8 @@ def unzstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float =
     packed = unpacked = 0
     try:
         while block := stream.read(size):
-            for start in range(0, len(block), SLICE):
-                chunk = block[start : start + SLICE]
+            for start in range(0, len(block), ZSTD_SLICE):
+                chunk = block[start : start + ZSTD_SLICE]
                 packed += len(chunk)
                 while chunk:
                     inside = True
@@ -211,22 +221,22 @@ def unzstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float =
         raise DataError(f"{name} is cut off in the middle of a zstd frame; fetch the file again")
 
 
-def whole_files(
-    files: list[tuple[str, str]], params: dict[str, Any], identify: Identify, unit_bytes: int = UNIT_BYTES
+def whole_file_units(
+    files: list[ListedFile], params: dict[str, Any], identify: Identify, unit_bytes: int = UNIT_BYTES
 ) -> list[SourceUnit]:
     """Units of files that cannot be entered in the middle: one a file, small neighbours batched together."""
     specs: list[SourceUnit] = []
     batch: list[Artifact] = []
     for full, name in files:
-        digest, size = identified(full, params, identify)
+        digest, size = identify_file(full, params, identify)
         if batch and sum(a.bytes for a in batch) + size > unit_bytes:
-            specs.append(_batch(batch, params))
+            specs.append(batch_unit(batch, params))
             batch = []
         batch.append(Artifact(full, digest, name=name, bytes=size))
-    return [*specs, _batch(batch, params)] if batch else specs
+    return [*specs, batch_unit(batch, params)] if batch else specs
 
 
-def _batch(batch: list[Artifact], params: dict[str, Any]) -> SourceUnit:
+def batch_unit(batch: list[Artifact], params: dict[str, Any]) -> SourceUnit:
     names = [a.name for a in batch]
     more = f"+{len(names) - 1}" if len(names) > 1 else ""
     return SourceUnit(names[0] + more, batch, {**params, "files": names}, sum(a.bytes for a in batch))

@@ -28,23 +28,23 @@ ADDRESS = re.compile(
     r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
 )
 COMMIT = re.compile("[0-9a-f]{40}")
-SHORT = 3  # answers shorter than asked for, though complete by their own account, until that is an error
+SHORT_ANSWERS = 3  # answers shorter than asked for, though complete by their own account, until that is an error
 
 _commits: dict[tuple[str, str], str] = {}
 _lock = threading.Lock()
 
 
-def parsed(path: str) -> tuple[str, str, str]:
-    """(owner/name, revision or "", path inside) of an address. Raises DataError for another kind of one."""
+def parse_address(path: str) -> tuple[str, str, str]:
+    """Return (owner/name, revision or "", path inside) of an address. Raises DataError for another kind of one."""
     found = ADDRESS.fullmatch(path)
     if found is None:
         raise DataError(f"{path}: write hf://datasets/OWNER/NAME[@REVISION]/PATH")
     return found["repository"], unquote(found["revision"] or ""), found["path"] or ""
 
 
-def pinned(path: str, revision: str = "") -> str:
+def pin_address(path: str, revision: str = "") -> str:
     """`path` at the commit that its revision, else `revision`, else `main` now is. Raises DataError."""
-    repository, written, inside = parsed(path)
+    repository, written, inside = parse_address(path)
     return f"hf://datasets/{repository}@{commit_of(repository, written or revision or 'main')}/{inside}"
 
 
@@ -59,37 +59,38 @@ def commit_of(repository: str, revision: str) -> str:
         from huggingface_hub import HfApi
 
         retries.install()
-        with asking(f"hf://datasets/{repository}@{revision}"):
+        with explain_errors(f"hf://datasets/{repository}@{revision}"):
             commit = str(HfApi().dataset_info(repository, revision=revision, expand=["sha"]).sha)
     with _lock:
         return _commits.setdefault((repository, revision), commit)
 
 
-def addresses(path: str | list[str]) -> list[str]:
-    """Those of the paths that lie on the hub."""
-    return [one for one in ([path] if isinstance(path, str) else path) if one.startswith(PROTOCOL)]
+def datasets_of(addresses: list[str], revision: str) -> list[tuple[str, str]]:
+    """Return (owner/name, revision) of each of `addresses` that lies on the hub; `revision` where it names none."""
+    parts = [parse_address(address) for address in addresses if address.startswith(PROTOCOL)]
+    return [(repository, written or revision or "main") for repository, written, _ in parts]
 
 
-def commits(path: str | list[str], revision: str = "") -> str:
-    """The commits that `path` is read at: one, or `owner/name@commit, ...` of several datasets; "" of other paths."""
-    found: dict[str, str] = {}
-    for one in addresses(path):
-        repository, written, _ = parsed(one)
-        found[f"{repository}@{commit_of(repository, written or revision or 'main')}"] = ""
-    if len(found) == 1:
-        return next(iter(found)).partition("@")[2]
-    return ", ".join(found)
+def commits(addresses: list[str], revision: str = "") -> str:
+    """Return the commits that `addresses` are read at: one, or `owner/name@commit, ...` of several datasets.
+
+    It is "" where none of them lies on the hub. Raises DataError, TransientError.
+    """
+    pinned = [(repository, commit_of(repository, asked)) for repository, asked in datasets_of(addresses, revision)]
+    pinned = list(dict.fromkeys(pinned))
+    if len(pinned) == 1:
+        return pinned[0][1]
+    return ", ".join(f"{repository}@{commit}" for repository, commit in pinned)
 
 
-def remember(path: str | list[str], revision: str, recorded: str) -> None:
-    """Read `path` at the commits that `commits` once gave, in this process, whatever its revision is by now."""
-    several = dict(one.split("@") for one in recorded.split(", ") if "@" in one)
-    for one in addresses(path):
-        repository, written, _ = parsed(one)
-        commit = several.get(repository, recorded)
+def pin_commits(addresses: list[str], revision: str, recorded: str) -> None:
+    """Read `addresses` at the commits that `commits` once gave, in this process, whatever their revision is by now."""
+    by_dataset = dict(entry.split("@") for entry in recorded.split(", ") if "@" in entry)
+    for repository, asked in datasets_of(addresses, revision):
+        commit = by_dataset.get(repository, recorded)
         if COMMIT.fullmatch(commit):
             with _lock:
-                _commits[repository, written or revision or "main"] = commit
+                _commits[repository, asked] = commit
 
 
 def digest_of(etag: str, size: int) -> str:
@@ -99,14 +100,14 @@ def digest_of(etag: str, size: int) -> str:
 
 def identify(fs: Any, path: str) -> tuple[str, int]:
     """(digest of the contents, bytes) of a pinned file, from its listing. Raises DataError."""
-    with asking(path):
+    with explain_errors(path):
         info = fs.info(path)
     etag = info["lfs"]["sha256"] if info.get("lfs") else info["blob_id"]
     return digest_of(etag, info["size"]), info["size"]
 
 
 @contextlib.contextmanager
-def asking(what: str) -> Iterator[None]:
+def explain_errors(what: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one line about `what`: DataError, but for TransientError.
 
     Its own messages are not repeated: they hold signed addresses.
@@ -119,10 +120,10 @@ def asking(what: str) -> Iterator[None]:
         found: BaseException | None = error
         while found is not None and getattr(found, "response", None) is None and found.__cause__ is not None:
             found = found.__cause__
-        raise DataError(f"{what}: {explained(found or error)}") from None
+        raise DataError(f"{what}: {explanation(found or error)}") from None
 
 
-def explained(error: BaseException) -> str:
+def explanation(error: BaseException) -> str:
     """What is wrong and how to mend it."""
     kind = type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -151,7 +152,7 @@ class HubFile(io.RawIOBase):
 
         retries.install()
         self.path, self.digest, self.size, self.at = path, digest, size, 0
-        self.repository, self.commit, self.inside = parsed(path)
+        self.repository, self.commit, self.inside = parse_address(path)
         self.address = hf_hub_url(self.repository, self.inside, repo_type="dataset", revision=self.commit)
 
     def readable(self) -> bool:
@@ -194,8 +195,8 @@ class HubFile(io.RawIOBase):
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        for _ in range(SHORT):
-            with asking(self.path):
+        for _ in range(SHORT_ANSWERS):
+            with explain_errors(self.path):
                 response = get_session().get(
                     self.address, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
                 )

@@ -28,18 +28,18 @@ class Config(RecordConfig):
     subset: str | None = Field(default=None, description="The dataset's configuration, if it has several.")
     split: str = Field(default="train", description="One of its splits.")
 
-    @property
-    def address(self) -> str:
-        """Where it is."""
-        return f"hf://datasets/{self.dataset}"
+    def addresses(self) -> list[str]:
+        """Return the dataset's address on the hub."""
+        return [f"hf://datasets/{self.dataset}"]
 
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """One unit a shard. Raises DataError when the dataset, its configuration or a field is not there."""
-    address = hub.pinned(config.address, config.revision)
-    where = {"dataset": config.dataset, "commit": hub.parsed(address)[1], "subset": config.subset}
+    [address] = config.addresses()
+    address = hub.pin_address(address, config.revision)
+    where = {"dataset": config.dataset, "commit": hub.parse_address(address)[1], "subset": config.subset}
     params = {**text_params(config), **where, "split": config.split}
-    with hub.asking(address):
+    with hub.explain_errors(address):
         data = streamed(params)
         shards = data.num_shards
     if data.column_names:
@@ -84,7 +84,7 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
     """Each record of the shard as a row. Raises DataError, TransientError."""
     params = task.params
     index, shards = params["shard"]
-    with hub.asking(task.inputs[0].path):
+    with hub.explain_errors(task.inputs[0].path):
         data = streamed(params)
         if data.column_names:
             data = data.select_columns(wanted(params, data.column_names))

@@ -55,23 +55,22 @@ class Config(BaseConfig):
         min_length=1, description="Names of installed packages; `stdlib` is the standard library."
     )
 
-
-def describe(config: Config) -> dict[str, str]:
-    """Origin, revision and license of the text, for the manifest."""
-    versions, licenses = [], []
-    for package in config.packages:
-        if package == STDLIB:
-            versions.append(f"python {platform.python_version()}")
-            licenses.append("PSF-2.0")
-        else:
-            about: Any = metadata.metadata(package)
-            versions.append(f"{package} {about['Version']}")
-            licenses.append(about.get("License-Expression") or about.get("License", "").split("\n")[0])
-    return {
-        "origin": config.origin or "docstrings of installed packages",
-        "revision": config.revision or ", ".join(versions),
-        "license": config.license or ", ".join(dict.fromkeys(filter(None, licenses))),
-    }
+    def described(self) -> dict[str, str]:
+        """Return origin, revision and license of the text, for the manifest, as the packages state them."""
+        versions, licenses = [], []
+        for package in self.packages:
+            if package == STDLIB:
+                versions.append(f"python {platform.python_version()}")
+                licenses.append("PSF-2.0")
+            else:
+                about: Any = metadata.metadata(package)
+                versions.append(f"{package} {about['Version']}")
+                licenses.append(about.get("License-Expression") or about.get("License", "").split("\n")[0])
+        return {
+            "origin": self.origin or "docstrings of installed packages",
+            "revision": self.revision or ", ".join(versions),
+            "license": self.license or ", ".join(dict.fromkeys(filter(None, licenses))),
+        }
 
 
 def package_folder(package: str) -> Path:
@@ -85,8 +84,8 @@ def package_folder(package: str) -> Path:
 
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:
-    """Batches of files of one package. Raises DataError when a package is not installed."""
-    specs = []
+    """List the Python files of each package, in batches. Raises DataError when a package is not installed."""
+    source_units = []
     for package in config.packages:
         root = package_folder(package)
         batch: list[tuple[str, str, int]] = []
@@ -96,48 +95,53 @@ def units(config: Config, identify: Identify) -> list[SourceUnit]:
                 digest, size = identify(str(file))
                 batch.append((name.as_posix(), digest, size))
                 if sum(size for _, _, size in batch) >= UNIT_SOURCE_BYTES:
-                    specs.append(spec_of(config, package, root, batch))
+                    source_units.append(batch_unit(config, package, root, batch))
                     batch = []
         if batch:
-            specs.append(spec_of(config, package, root, batch))
-    return specs
+            source_units.append(batch_unit(config, package, root, batch))
+    return source_units
 
 
-def spec_of(config: Config, package: str, root: Path, batch: list[tuple[str, str, int]]) -> SourceUnit:
-    """One unit over files of a package; its one input stands for them all."""
+def batch_unit(config: Config, package: str, root: Path, batch: list[tuple[str, str, int]]) -> SourceUnit:
+    """Return one unit over files of a package, each (name below `root`, digest, bytes); its one input is `root`."""
     total = hashlib.blake2b(digest_size=32)
     for name, digest, _ in batch:
         total.update(f"{name}\0{digest}\n".encode())
     size = sum(size for _, _, size in batch)
-    name = f"{package}/{batch[0][0]}+{len(batch) - 1}"
+    label = f"{package}/{batch[0][0]}+{len(batch) - 1}"
     # The folder stands for the files: thousands of digests in every record would tell nobody more.
-    folder = Artifact(str(root), total.hexdigest(), name=name, bytes=size)
-    params = {"package": package, "files": [name for name, _, _ in batch], "meta": config.wanted_columns()}
-    return SourceUnit(name, [folder], params, size)
+    folder = Artifact(str(root), total.hexdigest(), name=label, bytes=size)
+    files = [f"{package}/{name}" for name, _, _ in batch]
+    params = {"package": package, "files": files, "meta": config.wanted_columns()}
+    return SourceUnit(label, [folder], params, size, [size for _, _, size in batch])
 
 
 def work(task: Task) -> None:
-    """Read one unit. Params: package, files (relative to the package's folder), meta (must be empty)."""
+    """Read one unit. Params: package, files (package/path below its folder), meta (must be empty)."""
     if task.params["meta"]:
         raise DataError(f"installed_docs has no column {', '.join(task.params['meta'])} for the rule `metadata`")
     write_parts(task, rows(task))
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
-    """The documents of each file; a file that is no Python for this interpreter is one bad row."""
-    root, package = Path(task.inputs[0].path), task.params["package"]
+    """Yield the documents of each file; a file that is no Python for this interpreter is one bad row."""
     for name in task.params["files"]:
-        file = f"{package}/{name}"
+        file = path_of(task.inputs[0], name)
         try:
-            tree = parse((root / name).read_bytes())
+            tree = parse(file.read_bytes())
         except (SyntaxError, ValueError, RecursionError) as error:
-            yield BadRow(file, 0, f"cannot be parsed: {error}")
+            yield BadRow(name, 0, f"cannot be parsed: {error}")
             continue
         except FileNotFoundError as error:
-            raise DataError(f"{root / name} is gone since the run was planned; run the same command again") from error
-        texts = topics(tree) if file == f"{STDLIB}/pydoc_data/topics.py" else documents(tree, module_name(file))
+            raise DataError(f"{file} is gone since the run was planned; run the same command again") from error
+        texts = topics(tree) if name == f"{STDLIB}/pydoc_data/topics.py" else documents(tree, module_name(name))
         for number, text in enumerate(texts):
-            yield Row(file, number, text)
+            yield Row(name, number, text)
+
+
+def path_of(folder: Artifact, name: str) -> Path:
+    """Return where file `name` (package/path) of a package's `folder` is."""
+    return Path(folder.path) / name.partition("/")[2]
 
 
 def parse(source: bytes) -> ast.Module:

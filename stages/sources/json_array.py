@@ -5,17 +5,16 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from stages.errors import DataError
 from stages.sources.base import BadRow, Identify, Row, SourceUnit, TextConfig, row_of, text_params
-from stages.sources.files import files_of, opened, whole_files
+from stages.sources.files import files_of, open_source, whole_file_units
 from stages.sources.writer import write_parts
 from stages.task import Task
 
-SUFFIXES = (".json",)
 CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
 LONGEST = 1 << 28  # characters in one element; beyond it the array is taken for damaged
 SPACE = " \t\n\r"
@@ -24,6 +23,7 @@ SPACE = " \t\n\r"
 class Config(TextConfig):
     """Elements of JSON arrays: `from: json_array`."""
 
+    suffixes: ClassVar = (".json",)
     kind: Literal["json_array"] = Field(alias="from", description="The kind of source.")
 
 
@@ -33,7 +33,7 @@ class ArrayError(Exception):
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
-    return whole_files(files_of(config, SUFFIXES), text_params(config), identify, config.cut_bytes())
+    return whole_file_units(files_of(config), text_params(config), identify, config.cut_bytes())
 
 
 def work(task: Task) -> None:
@@ -44,7 +44,7 @@ def work(task: Task) -> None:
 def rows(task: Task) -> Iterator[Row | BadRow]:
     """Each element of each file as a row. Raises DataError when an array is cut off or malformed."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
-        with opened(artifact, task.params.get("options")) as stream:
+        with open_source(artifact, task.params.get("options")) as stream:
             try:
                 raw = iter(lambda stream=stream: stream.read(CHUNK), b"")  # type: ignore[misc]
                 for number, record in enumerate(elements(decoded(raw))):

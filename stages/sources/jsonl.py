@@ -10,7 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -26,14 +26,13 @@ from stages.sources.base import (
     row_of,
     stream_params,
 )
-from stages.sources.files import check_ratio, files_of, opened, unzstd, whole_files
+from stages.sources.files import check_ratio, decompress_zstd, files_of, open_source, whole_file_units
 from stages.sources.questions import question_of, write_items
 from stages.sources.writer import write_parts
 from stages.task import Task
 
 T = TypeVar("T")
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
 SPARE = 1 << 20  # bytes of a line beside its text
 ESCAPED = 2  # bytes of a line for one of text, in which few characters are escaped
@@ -42,12 +41,13 @@ ESCAPED = 2  # bytes of a line for one of text, in which few characters are esca
 class Config(StreamConfig):
     """Rows of JSON-lines files: `from: jsonl`."""
 
+    suffixes: ClassVar = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
     kind: Literal["jsonl"] = Field(alias="from", description="The kind of source.")
 
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:
     """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
-    return whole_files(files_of(config, SUFFIXES), stream_params(config), identify, config.cut_bytes())
+    return whole_file_units(files_of(config), stream_params(config), identify, config.cut_bytes())
 
 
 def work(task: Task) -> None:
@@ -69,7 +69,7 @@ def convert_lines(task: Task, convert: Callable[[Any, str, int, dict[str, Any]],
     """Each line, turned by `convert(record, file, row, params)`."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
         longest = ESCAPED * task.params.get("largest", LARGEST) + SPARE
-        with opened(artifact, task.params.get("options")) as stream:
+        with open_source(artifact, task.params.get("options")) as stream:
             number = 0
             for line in lines(chunks(stream, artifact.path, task.params.get("max_ratio", MAX_RATIO)), longest):
                 if line is None:
@@ -82,9 +82,12 @@ def convert_lines(task: Task, convert: Callable[[Any, str, int, dict[str, Any]],
 
 
 def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes]:
-    """The file's decompressed bytes, a chunk at a time, by the ending of its name. Raises DataError; see `unzstd`."""
+    """Yield the file's decompressed bytes, a chunk at a time, by the ending of its name.
+
+    Raises DataError for a damaged file, and as `check_ratio` does.
+    """
     if name.endswith(".zst"):
-        yield from unzstd(stream, name, CHUNK, max_ratio)
+        yield from decompress_zstd(stream, name, CHUNK, max_ratio)
     elif name.endswith(".gz"):
         try:
             with gzip.open(io.BufferedReader(stream, CHUNK)) as inner:  # type: ignore[type-var]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,13 +30,12 @@ from stages.sources.base import (
     text_of,
     text_params,
 )
-from stages.sources.files import files_of, identified, opened
-from stages.sources.predicates import kept, may_keep
+from stages.sources.files import files_of, identify_file, open_source
+from stages.sources.predicates import matching_rows, may_match
 from stages.sources.writer import write_parts
 from stages.task import Artifact, Task
 
 T = TypeVar("T")
-SUFFIXES = (".parquet",)
 FOOTERS = 8  # read at a time
 BATCH_BYTES = 32 << 20  # text decoded at a time, about; rows of a book each would fill the memory otherwise
 
@@ -44,6 +43,7 @@ BATCH_BYTES = 32 << 20  # text decoded at a time, about; rows of a book each wou
 class Config(TextConfig):
     """Rows of parquet files: `from: parquet`."""
 
+    suffixes: ClassVar = (".parquet",)
     kind: Literal["parquet"] = Field(alias="from", description="The kind of source.")
     where: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -53,7 +53,7 @@ class Config(TextConfig):
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowGroups:
     """Row groups [start, stop) of one file; stop -1 means all, where the footer could not be read."""
 
     artifact: Artifact
@@ -71,7 +71,7 @@ def units(config: Config, identify: Identify, unit_bytes: int = 0) -> list[Sourc
     params = text_params(config)
     if config.where:
         params["where"] = dict(sorted(config.where.items()))
-    return cut(files_of(config, SUFFIXES), params, identify, unit_bytes or config.cut_bytes())
+    return units_over(files_of(config), params, identify, unit_bytes or config.cut_bytes())
 
 
 def columns_of(params: dict[str, Any], there: list[str]) -> list[str]:
@@ -83,41 +83,43 @@ def columns_of(params: dict[str, Any], there: list[str]) -> list[str]:
     return list(dict.fromkeys(f if f in there else f.split(".")[0] for f in fields))
 
 
-def cut(files: list[tuple[str, str]], params: dict[str, Any], identify: Identify, unit_bytes: int) -> list[SourceUnit]:
-    """Units over `files` for any source that reads parquet; see `units`."""
-    specs: list[SourceUnit] = []
-    batch: list[Piece] = []
+def units_over(
+    files: list[tuple[str, str]], params: dict[str, Any], identify: Identify, unit_bytes: int
+) -> list[SourceUnit]:
+    """Return units over `files`, for any source that reads parquet; see `units`."""
+    source_units: list[SourceUnit] = []
+    batch: list[RowGroups] = []
     artifacts = []
     for full, name in files:
-        digest, size = identified(full, params, identify)
+        digest, size = identify_file(full, params, identify)
         artifacts.append(Artifact(full, digest, name=name, bytes=size))
     with ThreadPoolExecutor(FOOTERS) as pool:
-        found = list(pool.map(lambda artifact: list(pieces(artifact, params, unit_bytes)), artifacts))
+        found = list(pool.map(lambda artifact: list(row_group_ranges(artifact, params, unit_bytes)), artifacts))
     for several in found:
         for piece in several:
             if batch and sum(p.size for p in batch) + piece.size > unit_bytes:
-                specs.append(spec_of(batch, params))
+                source_units.append(unit_over(batch, params))
                 batch = []
             batch.append(piece)
             if piece.stop < 0:  # a damaged file must not take its neighbours with it
                 alone = batch.pop()
-                specs += [spec_of(batch, params)] if batch else []
-                specs.append(spec_of([alone], params))
+                source_units += [unit_over(batch, params)] if batch else []
+                source_units.append(unit_over([alone], params))
                 batch = []
-    return [*specs, spec_of(batch, params)] if batch else specs
+    return [*source_units, unit_over(batch, params)] if batch else source_units
 
 
-def pieces(artifact: Artifact, params: dict[str, Any], unit_bytes: int) -> Iterator[Piece]:
+def row_group_ranges(artifact: Artifact, params: dict[str, Any], unit_bytes: int) -> Iterator[RowGroups]:
     """Row-group ranges of one file, each at most `unit_bytes` of the needed columns where row groups allow."""
     full, size = artifact.path, artifact.bytes
     try:
-        with opened(artifact, params.get("options")) as stream:
+        with open_source(artifact, params.get("options")) as stream:
             footer = pq.ParquetFile(stream).metadata
             there = footer.schema.to_arrow_schema().names
     except TransientError as error:
         raise DataError(f"{error}; its footer is needed to cut it into units: try again later") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError):
-        yield Piece(artifact, 0, -1, size)
+        yield RowGroups(artifact, 0, -1, size)
         return
     needed = set(columns_of(params, there))
     if missing := sorted(needed - set(there)):
@@ -131,14 +133,14 @@ def pieces(artifact: Artifact, params: dict[str, Any], unit_bytes: int) -> Itera
             if info.column(c).path_in_schema.split(".")[0] in needed
         )
         if group > start and total + weight > unit_bytes:
-            yield Piece(artifact, start, group, total)
+            yield RowGroups(artifact, start, group, total)
             start, total = group, 0
         total += weight
-    yield Piece(artifact, start, footer.num_row_groups, total)
+    yield RowGroups(artifact, start, footer.num_row_groups, total)
 
 
-def spec_of(batch: list[Piece], params: dict[str, Any]) -> SourceUnit:
-    """One unit over some pieces."""
+def unit_over(batch: list[RowGroups], params: dict[str, Any]) -> SourceUnit:
+    """Return one unit over the row groups in `batch`."""
     first = batch[0]
     more = f"+{len(batch) - 1}" if len(batch) > 1 else ""
     groups = f"[{first.start}:{first.stop}]" if first.stop >= 0 else ""
@@ -160,21 +162,21 @@ def work(task: Task) -> None:
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
-    """The rows of a unit's pieces. Raises as `convert_rows` does."""
+    """The rows of a unit's row groups. Raises as `convert_rows` does."""
     return convert_rows(task, to_row)
 
 
 def convert_rows(
     task: Task, convert: Callable[[dict[str, Any], str, int, dict[str, Any]], T], columns: list[str] | None = None
 ) -> Iterator[T]:
-    """The rows of a unit's pieces, each turned by `convert(record, file, row, params)`.
+    """The rows of a unit's row groups, each turned by `convert(record, file, row, params)`.
 
     Raises DataError when a file is damaged, TransientError when its remote file system fails.
     """
     params, where = task.params, task.params.get("where", {})
     for artifact, name, (start, stop) in zip(task.inputs, params["files"], params["groups"], strict=True):
         try:
-            with opened(artifact, params.get("options")) as stream:
+            with open_source(artifact, params.get("options")) as stream:
                 # Of a remote file, what a row group's columns need is asked for in as few ranges as they lie in.
                 file = pq.ParquetFile(stream, pre_buffer=is_remote(artifact.path))
                 last = file.num_row_groups if stop < 0 else stop
@@ -184,11 +186,11 @@ def convert_rows(
                 for group in range(start, last):
                     rows = file.metadata.row_group(group).num_rows
                     number, first = first, first + rows
-                    if not may_keep(file.metadata.row_group(group), where):
+                    if not may_match(file.metadata.row_group(group), where):
                         task.count("where", rows)
                         continue
                     for batch in file.iter_batches(size, [group], columns=wanted):
-                        places, chosen = kept(batch, where)
+                        places, chosen = matching_rows(batch, where)
                         if where:
                             task.count("where", batch.num_rows - chosen.num_rows)
                         for place, record in zip(places, records(chosen), strict=True):

@@ -19,7 +19,7 @@ from stages.errors import DataError
 Where = Mapping[str, Mapping[str, Any]]
 
 
-def may_keep(group: pq.RowGroupMetaData, where: Where) -> bool:
+def may_match(group: pq.RowGroupMetaData, where: Where) -> bool:
     """Whether a row group can hold a row to keep, as far as its statistics of numbers say."""
     for place in range(group.num_columns) if where else ():
         column = group.column(place)
@@ -31,15 +31,15 @@ def may_keep(group: pq.RowGroupMetaData, where: Where) -> bool:
     return True
 
 
-def kept(batch: pa.RecordBatch, where: Where) -> tuple[Sequence[int], pa.RecordBatch]:
+def matching_rows(batch: pa.RecordBatch, where: Where) -> tuple[Sequence[int], pa.RecordBatch]:
     """(places of the rows to keep, those rows). Raises DataError on a column of another type than the test."""
     if not where:
         return range(batch.num_rows), batch
-    mask = reduce(pc.and_, (passes(batch, column, test) for column, test in where.items()))
+    mask = reduce(pc.and_, (matches(batch, column, test) for column, test in where.items()))
     return pc.indices_nonzero(mask).to_pylist(), batch.filter(mask)
 
 
-def passes(batch: pa.RecordBatch, name: str, test: Mapping[str, Any]) -> Any:
+def matches(batch: pa.RecordBatch, name: str, test: Mapping[str, Any]) -> Any:
     """True for each row whose value of one column passes; never null."""
     there = name if name in batch.schema.names else name.split(".")[0]
     values = batch.column(there)

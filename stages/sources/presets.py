@@ -10,22 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
 from stages.sources import json_array, jsonl, parquet
-from stages.sources.base import BaseConfig
+from stages.sources.base import BaseConfig, SourceModule
 
 QUESTION = "Question: {%s}\n\nAnswer: {%s}"
 
 
 @dataclass(frozen=True)
-class Known:
+class Preset:
     """One dataset. `files` are by the subset's name, a pattern; the first is the default, {subset} stands for it."""
 
-    module: ModuleType
+    module: SourceModule
     repository: str
     files: dict[str, str]
     license: str
@@ -35,8 +34,8 @@ class Known:
 COSMOPEDIA = ["auto_math_text", "khanacademy", "openstax", "stanford", "stories"]
 COSMOPEDIA += ["web_samples_v1", "web_samples_v2", "wikihow"]
 
-KNOWN: dict[str, Known] = {
-    "fineweb_edu": Known(
+PRESETS: dict[str, Preset] = {
+    "fineweb_edu": Preset(
         parquet,
         "HuggingFaceFW/fineweb-edu",
         {
@@ -48,80 +47,80 @@ KNOWN: dict[str, Known] = {
         },
         "ODC-BY-1.0",
     ),
-    "open_web_math": Known(parquet, "open-web-math/open-web-math", {"default": "data/*.parquet"}, "ODC-BY-1.0"),
-    "numina_math_cot": Known(
+    "open_web_math": Preset(parquet, "open-web-math/open-web-math", {"default": "data/*.parquet"}, "ODC-BY-1.0"),
+    "numina_math_cot": Preset(
         parquet,
         "AI-MO/NuminaMath-CoT",
         {"default": "data/train-*.parquet"},
         "Apache-2.0",
         {"template": QUESTION % ("problem", "solution")},
     ),
-    "meta_math_qa": Known(
+    "meta_math_qa": Preset(
         json_array,
         "meta-math/MetaMathQA",
         {"default": "MetaMathQA-395K.json"},
         "MIT",
         {"template": QUESTION % ("query", "response")},
     ),
-    "proof_pile_arxiv": Known(jsonl, "EleutherAI/proof-pile-2", {"default": "arxiv/train/*.jsonl.zst"}, ""),
+    "proof_pile_arxiv": Preset(jsonl, "EleutherAI/proof-pile-2", {"default": "arxiv/train/*.jsonl.zst"}, ""),
     # RedPajama's urls/arxiv.txt lists files that lie elsewhere: `path` says where they were put.
-    "redpajama_arxiv": Known(jsonl, "togethercomputer/RedPajama-Data-1T", {}, ""),
-    "cosmopedia": Known(
+    "redpajama_arxiv": Preset(jsonl, "togethercomputer/RedPajama-Data-1T", {}, ""),
+    "cosmopedia": Preset(
         parquet,
         "HuggingFaceTB/cosmopedia",
         {"default": "data/*/train-*.parquet", **dict.fromkeys(COSMOPEDIA, "data/{subset}/train-*.parquet")},
         "Apache-2.0",
     ),
-    "cosmopedia_v2": Known(
+    "cosmopedia_v2": Preset(
         parquet, "HuggingFaceTB/smollm-corpus", {"default": "cosmopedia-v2/train-*.parquet"}, "ODC-BY-1.0"
     ),
 }
 
 
-def files_at(name: str, known: Known, subset: str) -> str:
+def files_at(name: str, preset: Preset, subset: str) -> str:
     """Where the files of a subset are. Raises ValueError with the subsets that there are."""
-    for pattern, files in known.files.items():
+    for pattern, files in preset.files.items():
         if fnmatchcase(subset, pattern):
-            return f"hf://datasets/{known.repository}/{files.format(subset=subset)}"
-    if not known.files:
+            return f"hf://datasets/{preset.repository}/{files.format(subset=subset)}"
+    if not preset.files:
         raise ValueError(f"{name} has no place on the hub; name its files with `path`")
-    raise ValueError(f"{name} has no subset {subset!r}; it has {', '.join(known.files)}")
+    raise ValueError(f"{name} has no subset {subset!r}; it has {', '.join(preset.files)}")
 
 
-def filled(name: str, known: Known) -> Callable[[Any, Any], Any]:
+def fill_keys(name: str, preset: Preset) -> Callable[[Any, Any], Any]:
     """A validator that fills in the keys of a dataset where the recipe gives none."""
 
     def fill(cls: Any, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        keys: dict[str, Any] = {"license": known.license, **known.keys}
+        keys: dict[str, Any] = {"license": preset.license, **preset.keys}
         if "licence" in value:
             keys.pop("license")
         if not {"template", "text", "text_column"}.isdisjoint(value):
             keys.pop("template", None)
         if not value.get("path"):
-            keys["subset"] = value.get("subset") or next(iter(known.files), "")
-            keys["path"] = files_at(name, known, str(keys["subset"]))
+            keys["subset"] = value.get("subset") or next(iter(preset.files), "")
+            keys["path"] = files_at(name, preset, str(keys["subset"]))
             value = {k: v for k, v in value.items() if k not in ("subset", "path")}
         return {**keys, **value}
 
     return fill
 
 
-def config_of(name: str, known: Known) -> type[BaseConfig]:
-    """The configuration of a known dataset: its module's, with a `subset` and defaults."""
-    subsets = ", ".join(known.files) or "none"
+def preset_config(name: str, preset: Preset) -> type[BaseConfig]:
+    """The configuration of a preset: its module's, with a `subset` and defaults."""
+    subsets = ", ".join(preset.files) or "none"
     fields: dict[str, Any] = {
-        "kind": (Literal[name], Field(alias="from", description=f"The dataset {known.repository}.")),
+        "kind": (Literal[name], Field(alias="from", description=f"The dataset {preset.repository}.")),
         "subset": (str, Field(default="", description=f"Which part of it: {subsets}.")),
         "path": (str | list[str], Field(default="", description="Its files, where they are not on the hub.")),
     }
     create: Any = create_model  # its overloads want validators to be plain functions
     made: type[BaseConfig] = create(
         f"{name}_config",
-        __base__=known.module.Config,
-        __doc__=f"{known.repository}: `from: {name}`.",
-        __validators__={"fill": model_validator(mode="before")(filled(name, known))},
+        __base__=preset.module.Config,
+        __doc__=f"{preset.repository}: `from: {name}`.",
+        __validators__={"fill": model_validator(mode="before")(fill_keys(name, preset))},
         **fields,
     )
     return made

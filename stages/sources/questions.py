@@ -60,10 +60,14 @@ class EvalConfig(BaseModel):
     origin: str = Field("", description="Where they come from, for the manifest; `path` by default.")
     revision: str = Field("", description="Which version of them, for the manifest.")
 
+    def addresses(self) -> list[str]:
+        """Return the paths, as the recipe has them."""
+        return [self.path] if isinstance(self.path, str) else self.path
+
     @property
     def where(self) -> str:
         """Where the questions come from, in one text."""
-        return self.origin or ", ".join([self.path] if isinstance(self.path, str) else self.path)
+        return self.origin or ", ".join(self.addresses())
 
     @field_validator("kind", mode="before")
     @classmethod

@@ -1,14 +1,13 @@
 """The sources, by the name that `from:` gives them.
 
-To add one: write a module with `Config` (a `kind` that is its name), `units(config, identify)` and
-`work(task)`, and name it in MODULES; or a dataset that an existing module reads, in `stages.sources.presets`. What a
-unit's work imports must not import this module, or editing one source would re-run them all.
+To add one: write a module that is a `SourceModule` and name it in MODULES; or a dataset that an existing module reads,
+in `stages.sources.presets`. What a unit's work imports must not import this module, or editing one source would run
+them all again.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Protocol, Union
 
 from pydantic import AfterValidator, Field
 
@@ -16,49 +15,60 @@ from stages.filter.edits import parse_edits
 from stages.filter.metadata import check_metadata
 from stages.filter.rules import parse_rules
 from stages.sources import ai2_arc, hub, hub_dataset, installed_docs, json_array, jsonl, parquet, text
-from stages.sources.base import BaseConfig
-from stages.sources.presets import KNOWN, config_of
+from stages.sources.base import BaseConfig, QuestionModule, SourceModule
+from stages.sources.presets import PRESETS, preset_config
 
-MODULES = (installed_docs, parquet, jsonl, json_array, text, ai2_arc, hub_dataset)
-SOURCES: dict[str, ModuleType] = {m.__name__.rpartition(".")[2]: m for m in MODULES}
-SOURCES |= {name: known.module for name, known in KNOWN.items()}
+MODULES: dict[str, SourceModule] = {
+    "installed_docs": installed_docs,
+    "parquet": parquet,
+    "jsonl": jsonl,
+    "json_array": json_array,
+    "text": text,
+    "ai2_arc": ai2_arc,
+    "hub_dataset": hub_dataset,
+}
+SOURCES: dict[str, SourceModule] = MODULES | {name: preset.module for name, preset in PRESETS.items()}
+QUESTIONS: dict[str, QuestionModule] = {"ai2_arc": ai2_arc, "jsonl": jsonl}
 
 
-def check_rules(config: Any) -> Any:
-    """Reject unknown rules, thresholds and edits when the recipe is read, not hours later. Raises ValueError."""
+def check_rules(config: BaseConfig) -> BaseConfig:
+    """Return `config`. Raises ValueError for unknown rules, thresholds and edits, as a recipe is read."""
     parse_rules(config.rules)
     parse_edits(config.edit)
-    if getattr(config, "where", None):
-        check_metadata("where", config.where)
+    if where := getattr(config, "where", None):
+        check_metadata("where", where)
     return config
 
 
 if TYPE_CHECKING:
-    SourceConfig = Any
+    SourceConfig = BaseConfig
 else:
-    AnySource = Union[(*(m.Config for m in MODULES), *(config_of(name, known) for name, known in KNOWN.items()))]
-    SourceConfig = Annotated[AnySource, Field(discriminator="kind"), AfterValidator(check_rules)]
-
-
-def place(config: BaseConfig) -> str | list[str]:
-    """The files or the dataset that a source is; "" of installed packages."""
-    found: str | list[str] = getattr(config, "path", "") or getattr(config, "address", "")
-    return found
+    configs = [module.Config for module in MODULES.values()]
+    configs += [preset_config(name, preset) for name, preset in PRESETS.items()]
+    SourceConfig = Annotated[Union[(*configs,)], Field(discriminator="kind"), AfterValidator(check_rules)]
 
 
 def describe(config: BaseConfig) -> dict[str, str]:
-    """Origin, revision and license of a source, for the manifest; empty where nothing is known.
+    """Return origin, revision and license of a source; of files on the hub the revision is the commit they are read at.
 
-    Of files on the hub the revision is the commit that they are read at.
+    Raises DataError when the hub has no such revision.
     """
-    if isinstance(config, installed_docs.Config):
-        return installed_docs.describe(config)
-    path = place(config)
-    origin = config.origin or (path if isinstance(path, str) else ", ".join(path))
-    revision = hub.commits(path, config.revision) or config.revision
-    return {"origin": origin, "revision": revision, "license": config.license}
+    described = config.described()
+    commits = hub.commits(config.addresses(), config.revision)
+    return described | {"revision": commits} if commits else described
 
 
-def pin(config: BaseConfig, revision: str) -> None:
-    """Read a source, in this process, at the revision that `describe` once gave."""
-    hub.remember(place(config), config.revision, revision)
+class Addressed(Protocol):
+    """A source, or an evaluation set, whose files may lie on the hub."""
+
+    @property
+    def revision(self) -> str:
+        """The revision that the recipe asks for; "" for none."""
+
+    def addresses(self) -> list[str]:
+        """Return the paths and URIs that it is read from."""
+
+
+def pin(config: Addressed, revision: str) -> None:
+    """Read a source or an evaluation set, in this process, at the `revision` that `describe` once gave."""
+    hub.pin_commits(config.addresses(), config.revision, revision)

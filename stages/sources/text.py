@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from stages.quantities import quantity
 from stages.sources.base import LARGEST, MAX_RATIO, BadRow, FilesConfig, Identify, Row, SourceUnit, common_params
-from stages.sources.files import files_of, opened, whole_files
+from stages.sources.files import files_of, open_source, whole_file_units
 from stages.sources.jsonl import chunks, lines
 from stages.sources.writer import write_parts
 from stages.task import Task
-
-SUFFIXES = tuple(kind + packed for kind in (".txt", ".md") for packed in ("", ".gz", ".zst"))
 
 
 class Config(FilesConfig):
     """Files of plain text: `from: text`."""
 
+    suffixes: ClassVar = tuple(kind + packed for kind in (".txt", ".md") for packed in ("", ".gz", ".zst"))
     kind: Literal["text"] = Field(alias="from", description="The kind of source.")
     document: Literal["file", "paragraph"] = Field(
         default="file", description="What is one document: a whole file, or lines up to a blank one."
@@ -44,7 +43,7 @@ def units(config: Config, identify: Identify) -> list[SourceUnit]:
         "meta": config.wanted_columns(),
         **common_params(config),
     }
-    return whole_files(files_of(config, SUFFIXES), params, identify, config.cut_bytes())
+    return whole_file_units(files_of(config), params, identify, config.cut_bytes())
 
 
 def work(task: Task) -> None:
@@ -58,7 +57,7 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
     cut = whole if params["document"] == "file" else paragraphs
     nothing = (None,) * len(params["meta"])
     for artifact, name in zip(task.inputs, params["files"], strict=True):
-        with opened(artifact, params.get("options")) as stream:
+        with open_source(artifact, params.get("options")) as stream:
             data = chunks(stream, artifact.path, params["max_ratio"])
             for number, document in enumerate(cut(data, params["largest"])):
                 if document is None:

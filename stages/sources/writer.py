@@ -23,7 +23,7 @@ from stages.task import TableWriter, Task
 PART_BYTES = 128 << 20  # text in a part, at most (but for one larger document)
 GROUP_BYTES = 4 << 20  # text in a row group: what a later stage holds in memory at a time
 GROUP_ROWS = 1 << 14  # rows of it at most: a million empty texts are a row group of nothing
-HOPELESS = 1000  # bad rows in a row, from the first on, that make a unit fail
+MAX_FIRST_BAD = 1000  # bad rows in a row, from the first on, that make a unit fail
 TEXT_BYTES = 1 << 30  # an arrow string column holds 2 GiB; no document comes near
 
 
@@ -33,7 +33,7 @@ def parts_schema(meta: dict[str, str]) -> pa.Schema:
     return pa.schema([*DOCUMENTS, *((f"meta.{name}", types[kind]) for name, kind in meta.items())])
 
 
-def reject(row: Row, largest: int = TEXT_BYTES) -> str | None:
+def rejection_reason(row: Row, largest: int = TEXT_BYTES) -> str | None:
     """Why the row cannot be a document, or None."""
     if row.text is None:
         return "text is null"
@@ -64,7 +64,7 @@ def write_parts(task: Task, rows: Iterable[Row | BadRow], part_bytes: int = PART
         quarantine = Quarantine(table)
         writer = PartWriter(task, parts_schema(meta), params.get("part_bytes", part_bytes), start)
         for row in rows:
-            reason = row.reason if isinstance(row, BadRow) else reject(row, largest)
+            reason = row.reason if isinstance(row, BadRow) else rejection_reason(row, largest)
             if reason is None:
                 assert isinstance(row, Row)
                 size = len(row.text.encode("utf-8"))
@@ -78,9 +78,9 @@ def write_parts(task: Task, rows: Iterable[Row | BadRow], part_bytes: int = PART
                 quarantine.add(row.file, row.row, reason, excerpt)
                 reasons[reason] += 1
                 task.count("quarantined")
-                if task.counts["quarantined"] == HOPELESS and not task.counts["rows_out"] and not start:
+                if task.counts["quarantined"] == MAX_FIRST_BAD and not task.counts["rows_out"] and not start:
                     raise DataError(
-                        f"{row.file}: none of the first {HOPELESS} rows can be used; row {row.row}: {reason}"
+                        f"{row.file}: none of the first {MAX_FIRST_BAD} rows can be used; row {row.row}: {reason}"
                     )
         writer.close()
         quarantine.flush()

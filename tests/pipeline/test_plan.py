@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from engine_harness import REPO, Work
 
-from pipeline.commands.estimate import in_time
 from pipeline.commands.plan import about, loader_note
 from pipeline.recipe import load_recipe
 from stages.errors import DataError
+from stages.estimate.deadline import call_all
 
 SHARED = REPO / "../shared/data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}: the shared test data is not here")
@@ -31,7 +31,7 @@ def table(text: str, title: str) -> dict[str, list[str]]:
 def test_what_hangs_is_left_behind() -> None:
     stuck = threading.Event()
     started = time.monotonic()
-    found = in_time({"quick": lambda: 3, "stuck": stuck.wait, "wrong": lambda: 1 / 0}, 0.3)
+    found = call_all({"quick": lambda: 3, "stuck": stuck.wait, "wrong": lambda: 1 / 0}, 0.3)
     assert time.monotonic() - started < 5
     assert found["quick"].result() == 3
     assert isinstance(found["wrong"].exception(), ZeroDivisionError)

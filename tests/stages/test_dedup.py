@@ -14,7 +14,7 @@ from stages.hashing import is_validation
 from stages.pack.describe import drop_reasons
 from stages.schemas import document_id
 from stages.sources import jsonl
-from stages.sources.files import whole_files
+from stages.sources.files import whole_file_units
 
 
 def write(folder, name, texts):
@@ -140,7 +140,7 @@ def test_no_rows_and_no_good_rows(tmp_path):
 def test_a_budget_takes_the_shortest_prefix_in_hash_order(tmp_path, budget, monkeypatch):
     def one_file_a_unit(config, identify):
         files = jsonl.files_of(config, jsonl.SUFFIXES)
-        return whole_files(files, jsonl.stream_params(config), identify, unit_bytes=1)
+        return whole_file_units(files, jsonl.stream_params(config), identify, unit_bytes=1)
 
     monkeypatch.setattr(jsonl, "units", one_file_a_unit)
     for i in range(12):

@@ -76,7 +76,7 @@ def test_a_document_of_100_mb_and_a_million_empty_ones(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "text"])
 def test_a_zstd_bomb_is_bounded_by_the_recipe_and_in_memory(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(files, "SMALL", 1 << 20)
+    monkeypatch.setattr(files, "SMALL_BYTES", 1 << 20)
     packer = zstandard.ZstdCompressor().compressobj()
     zeros = bytes(1 << 24)
     bomb = b"".join(packer.compress(zeros) for _ in range(24)) + packer.flush()  # 400 MB from a few kilobytes

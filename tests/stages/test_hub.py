@@ -31,7 +31,7 @@ from stages.errors import DataError, TransientError
 from stages.lineage.reread import read_again
 from stages.registry import STAGES
 from stages.sources import hub, jsonl, retries
-from stages.sources.presets import KNOWN
+from stages.sources.presets import PRESETS
 from stages.sources.registry import SOURCES, SourceConfig, describe, pin
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(SourceConfig)
@@ -71,7 +71,7 @@ def forget() -> None:
     """What a new process would not know."""
     hub._commits.clear()
     HfFileSystem.clear_instance_cache()
-    retries.GATE.opens = 0.0
+    retries.SHARED_PAUSE.end = 0.0
     huggingface_hub.close_session()
 
 
@@ -116,7 +116,7 @@ def test_each_known_dataset_is_read_in_its_schema(start, tmp_path, name, keys, f
     assert all(r["text"].startswith("Question: ") for r in rows) == (name in asks | {"ai2_arc"})
     assert all("\n\nAnswer: " in r["text"] for r in rows) == (name in asks)
     config, specs = units(kind=name, **keys)
-    repository = hub.parsed(specs[0].inputs[0].path)[0]
+    repository = hub.parse_address(specs[0].inputs[0].path)[0]
     said = describe(config)
     assert said["revision"] == server.datasets[repository].revisions["main"]
     assert repository in said["origin"]
@@ -129,7 +129,7 @@ def test_known_datasets_can_be_changed_by_their_keys(tmp_path):
     assert (numina.path, numina.template, numina.text) == ("/data/*.parquet", None, "problem")
     again = ADAPTER.validate_python(numina.model_dump(mode="json", by_alias=True))
     assert again == numina
-    for name in KNOWN:
+    for name in PRESETS:
         keys = {"path": "/x"} if name == "redpajama_arxiv" else {}
         config = ADAPTER.validate_python({"from": name, **keys})
         assert ADAPTER.validate_python(config.model_dump(mode="json", by_alias=True)) == config
@@ -181,12 +181,12 @@ def test_retry_after_holds_every_thread_of_the_process_back(start):
 
 def test_how_long_an_answer_asks_to_wait():
     soon = email.utils.formatdate(time.time() + 20, usegmt=True)
-    assert retries.asked_pause({"retry-after": "7"}) == 7
-    assert 15 < (retries.asked_pause({"retry-after": soon}) or 0) <= 20
-    assert retries.asked_pause({"retry-after": email.utils.formatdate(0)}) == 0
-    assert retries.asked_pause({"ratelimit": '"resolvers";r=0;t=55'}) == 55
-    assert retries.asked_pause({"ratelimit": '"resolvers";r=9;t=55'}) is None
-    assert retries.asked_pause({"retry-after": "soon"}) is None and retries.asked_pause({}) is None
+    assert retries.retry_after({"retry-after": "7"}) == 7
+    assert 15 < (retries.retry_after({"retry-after": soon}) or 0) <= 20
+    assert retries.retry_after({"retry-after": email.utils.formatdate(0)}) == 0
+    assert retries.retry_after({"ratelimit": '"resolvers";r=0;t=55'}) == 55
+    assert retries.retry_after({"ratelimit": '"resolvers";r=9;t=55'}) is None
+    assert retries.retry_after({"retry-after": "soon"}) is None and retries.retry_after({}) is None
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_patience_ends_and_says_so(start, monkeypatch):
     _, (spec,) = units(kind="open_web_math")
     file = hub.HubFile(spec.inputs[0].path, spec.inputs[0].digest, spec.inputs[0].bytes)
     start(seven(), every=1, faults=("503",))
-    monkeypatch.setattr(retries, "PATIENCE", 0.6)
+    monkeypatch.setattr(retries, "GIVE_UP_SECONDS", 0.6)
     file.address = file.address.replace(file.address.split("/")[2], constants.ENDPOINT.split("/")[2])
     with pytest.raises(TransientError, match=r"127.0.0.1/datasets/.*parquet: status 503 at try \d, after \d s"):
         file.read(10)
@@ -203,7 +203,7 @@ def test_patience_ends_and_says_so(start, monkeypatch):
     server.__exit__()
     with pytest.raises(DataError, match="ConnectError at try 4"):
         units(kind="open_web_math")
-    assert retries.GATE.opens == 0, "who has nobody to wait for holds others back"
+    assert retries.SHARED_PAUSE.end == 0, "who has nobody to wait for holds others back"
 
 
 @pytest.mark.parametrize("longer", [False, True])
@@ -247,13 +247,13 @@ def test_a_branch_is_read_at_one_commit_and_files_it_leaves_alone_keep_their_uni
     config, before = units(kind="fineweb_edu")
     first = web_edu.revisions["main"]
     web_edu.revisions |= {"main": "b" * 40, "v1": first}
-    assert {hub.parsed(a.path)[1] for s in before for a in s.inputs} == {first}
+    assert {hub.parse_address(a.path)[1] for s in before for a in s.inputs} == {first}
     assert units(kind="fineweb_edu")[1] == before, "a process keeps to the commit that it found"
     assert describe(config)["revision"] == first
     server.asked.clear()
     forget()
     _, after = units(kind="fineweb_edu")
-    assert {hub.parsed(a.path)[1] for s in after for a in s.inputs} == {"b" * 40}
+    assert {hub.parse_address(a.path)[1] for s in after for a in s.inputs} == {"b" * 40}
     assert [a.digest for s in after for a in s.inputs] == [a.digest for s in before for a in s.inputs]
     assert [s.params for s in after] == [s.params for s in before]
     assert units(kind="fineweb_edu", revision="v1")[1] == before
@@ -337,7 +337,7 @@ def test_the_size_of_slices_does_not_matter(start, tmp_path, monkeypatch):
     source = {"from": "jsonl", "path": "hf://datasets/o/n/*.zst", "max_bytes": "1.5MB"}
     found, ran = [], []
     for growth in (1, 8):
-        monkeypatch.setattr("stages.download.stage.GROWTH", growth)
+        monkeypatch.setattr("stages.download.stage.MAX_GROWTH", growth)
         context = LocalContext(
             tmp_path / str(growth), recipe({"s": {**source, "rules": [{"length": {"min_chars": 985}}]}})
         )

@@ -63,8 +63,8 @@ def test_a_thousand_random_tokens(manifest, monkeypatch):
     opened = []
     from stages.sources import files, jsonl
 
-    real = files.opened
-    monkeypatch.setattr(jsonl, "opened", lambda file, options=None: opened.append(file) or real(file, options))
+    real = files.open_source
+    monkeypatch.setattr(jsonl, "open_source", lambda file, options=None: opened.append(file) or real(file, options))
     spans = points(manifest, 1000)
     found = pieces_in(manifest, spans)
     assert all(len(one) == 1 for one in found)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stages import paths
 from stages.errors import DataError
-from stages.sources.files import list_files, opened, whole_files
+from stages.sources.files import list_files, open_source, whole_file_units
 
 LINE = b'{"text": "A text."}\n'
 
@@ -84,9 +84,9 @@ def test_a_file_uri_is_the_local_file(tmp_path):
     file.write_bytes(LINE)
     for path in (str(file), f"file://{file}"):
         assert list_files(path, (".jsonl",)) == [(str(file), "a::b.jsonl")]
-        with opened(path) as stream:
+        with open_source(path) as stream:
             assert stream.read() == LINE
-    [unit] = whole_files([(str(file), "a::b.jsonl")], {}, lambda path: (path, 20))
+    [unit] = whole_file_units([(str(file), "a::b.jsonl")], {}, lambda path: (path, 20))
     assert unit.inputs[0].digest == str(file), "a local file is identified by its contents"
 
 

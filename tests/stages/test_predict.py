@@ -15,11 +15,11 @@ from pydantic import TypeAdapter
 from stage_harness import SHARED, needs_shared
 
 from stages.errors import DataError
-from stages.estimate import Piece, draw, estimate, sample_source
+from stages.estimate.sample import SamplingUnit, draw, estimate, sample_source
 from stages.filter.document import Document
 from stages.filter.rules import apply_rules, parse_rules
 from stages.sources.registry import SOURCES, SourceConfig
-from stages.sources.writer import reject
+from stages.sources.writer import rejection_reason
 from stages.task import Artifact, Task
 
 
@@ -41,7 +41,7 @@ def truth(config, specs):
     rules, found = parse_rules(config.rules), []
     for spec in specs:
         for row in SOURCES[config.kind].rows(Task(spec.params, spec.inputs, Path(), "", lambda a: a.path)):
-            if not hasattr(row, "reason") and reject(row) is None:
+            if not hasattr(row, "reason") and rejection_reason(row) is None:
                 size = len(row.text.encode())
                 found.append((1, size, size * (apply_rules(Document(row.text, {}), rules)[0] is None)))
     return np.array(found).sum(axis=0)
@@ -49,7 +49,7 @@ def truth(config, specs):
 
 @given(weights=st.lists(st.integers(1, 1000), min_size=1, max_size=30), draws=st.integers(1, 20))
 def test_a_piece_is_drawn_in_proportion_to_its_size(weights, draws):
-    pieces = [Piece(str(i), {}, Artifact("", ""), w) for i, w in enumerate(weights)]
+    pieces = [SamplingUnit(str(i), {}, Artifact("", ""), w) for i, w in enumerate(weights)]
     drawn = draw(pieces, draws)
     assert drawn.total() == draws
     for i, weight in enumerate(weights):  # systematic: within one of its share
@@ -65,7 +65,7 @@ def test_a_source_that_is_read_whole_is_estimated_exactly(tmp_path_factory, size
         rows = [json.dumps({"text": f"{i:03d}" + "x" * n}) for i, n in enumerate(sizes)]
         (folder / f"{f}.jsonl").write_text("\n".join(rows) + "\n")
     config, specs, sample = sampled(folder / "scratch", **{"from": "jsonl", "path": f"{folder}/*.jsonl"})
-    guess = estimate(sample, sample.sizes)
+    guess = estimate(sample, sample.text_bytes)
     documents, text, kept = truth(config, specs)
     assert guess.error == pytest.approx(0, abs=1e-6)
     assert (guess.documents, guess.text) == pytest.approx((documents, text))
@@ -92,16 +92,16 @@ def write_long(folder, ending, count=12_000):
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.zst", ".json", ".parquet"])
 def test_a_large_file_is_read_in_part_and_estimated_within_the_error(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr("stages.estimate.FILE_BYTES", 400_000)
-    monkeypatch.setattr("stages.estimate.TEXT_BYTES", 400_000)
+    monkeypatch.setattr("stages.estimate.sample.FILE_BYTES", 400_000)
+    monkeypatch.setattr("stages.estimate.sample.TEXT_BYTES", 400_000)
     path = write_long(tmp_path, ending)
     kind = {".json": "json_array", ".parquet": "parquet"}.get(ending, "jsonl")
     rules = [{"metadata": {"keep": {"min": 1}}}]
     config, specs, sample = sampled(tmp_path / "scratch", **{"from": kind, "path": str(path), "rules": rules})
-    assert sample.sizes.sum() < 600_000
+    assert sample.text_bytes.sum() < 600_000
     assert sample.read < path.stat().st_size
     assert kind == "parquet" or sample.read <= 400_000
-    guess = estimate(sample, sample.sizes)
+    guess = estimate(sample, sample.text_bytes)
     documents, text, _ = truth(config.model_copy(update={"rules": []}), specs)
     assert guess.documents == pytest.approx(documents, rel=0.12)
     assert guess.text == pytest.approx(text, rel=0.08)  # a block of zstd is cut, and a row
@@ -146,7 +146,7 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_sources_are_predicted_within_twice_the_stated_error(tmp_path, name):
     config, specs, sample = sampled(tmp_path / "scratch", **REAL[name])
-    guess = estimate(sample, sample.sizes)
+    guess = estimate(sample, sample.text_bytes)
     _, text, kept = truth(config, specs)
     assert guess.error < 0.25
     assert abs(guess.kept_text / kept - 1) <= 2 * guess.error + 0.01

@@ -1,0 +1,184 @@
+"""What a recipe would take and give before anything is downloaded, from samples: documents, tokens and disk.
+
+Sources are listed and sampled in threads that nobody waits for beyond a deadline, so that a network that does not
+answer cannot hang a plan. What a finished build has counted replaces what a sample predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.dedup.stage import DEDUP
+from stages.download.stage import DOWNLOAD, KeptPart, in_hash_order, parts_in_budget
+from stages.errors import DataError, TransientError
+from stages.estimate.deadline import call_all
+from stages.estimate.sample import Estimate, Sample, estimate, sample_source
+from stages.estimate.tokens import count_tokens
+from stages.evals.stage import EVALS
+from stages.filter.stage import FILTER
+from stages.hashing import VALIDATION_THRESHOLD
+from stages.pack.stage import PACK
+from stages.paths import is_remote
+from stages.sources.base import BaseConfig, SourceUnit
+from stages.sources.registry import SOURCES
+from stages.stage import BuildContext, Stage
+from stages.task import Artifact
+from stages.tokenize.stage import TOKENIZE
+
+LISTING, SAMPLING = 60.0, 30.0  # seconds that all sources may take to be listed, and to be sampled
+TRAINED = 1 - float(VALIDATION_THRESHOLD) / 2**64  # share of documents that is not held out
+ROW_BYTES = 70  # of a document's row and index entry, beside its tokens
+STORED = 0.4  # bytes in the store per byte of text, where no sample says
+NO_FILE = Artifact("", "")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one source gives to training. Counted in a finished build, or predicted with a relative error."""
+
+    documents: int  # kept
+    text: float  # bytes, downloaded
+    kept_text: float
+    tokens: int  # to train on, held-out documents aside
+    error: float = 0.0  # 95 %
+    counted: bool = False
+
+
+@dataclass
+class Survey:
+    """All that a plan knows of the sources."""
+
+    units: dict[str, list[SourceUnit]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)  # source -> why it cannot be listed or sampled
+    samples: dict[str, Sample] = field(default_factory=dict)
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
+    tokenizer: str = ""  # what tokens are counted with, for people
+
+
+def list_sources(context: BuildContext) -> Survey:
+    """Return a survey that holds the units of each source, or why they cannot be known."""
+
+    def lister(config: BaseConfig) -> Callable[[], list[SourceUnit]]:
+        return lambda: SOURCES[config.kind].units(config, context.identify)
+
+    survey = Survey()
+    calls = {name: lister(config) for name, config in context.recipe.sources.items()}
+    for name, future in call_all(calls, LISTING).items():
+        try:
+            survey.units[name] = future.result()
+        except (DataError, TransientError, OSError) as error:
+            survey.problems[name] = str(error)
+    return survey
+
+
+def sample_sources(context: BuildContext, survey: Survey, folder: Path) -> None:
+    """Sample all sources that are listed: local ones in turn, remote ones together. `folder` is scratch space."""
+
+    def sampler(name: str) -> Callable[[], Sample]:
+        scratch = folder / name
+        scratch.mkdir()
+        return lambda: sample_source(context.recipe.sources[name], survey.units[name], scratch)
+
+    remote = [
+        name
+        for name, units in survey.units.items()
+        if any(is_remote(artifact.path) for unit in units for artifact in unit.inputs)
+    ]
+    batches = [[name] for name in survey.units if name not in remote] + ([remote] if remote else [])
+    for batch in batches:
+        for name, future in call_all({name: sampler(name) for name in batch}, SAMPLING).items():
+            try:
+                survey.samples[name] = future.result()
+            except (DataError, TransientError, OSError) as error:
+                survey.problems[name] = f"no sample: {error}"
+
+
+def from_records(context: BuildContext, name: str) -> Forecast:
+    """Return what a finished build has counted of a source."""
+    totals = context.counts(TOKENIZE, name)
+    return Forecast(
+        documents=totals.get("documents", 0),
+        text=context.counts(DOWNLOAD, name).get("text_bytes", 0),
+        kept_text=totals.get("text_bytes", 0),
+        tokens=totals.get("train_tokens", 0),
+        counted=True,
+    )
+
+
+def from_sample(config: BaseConfig, units: list[SourceUnit], guess: Estimate, tokenizer_error: float) -> Forecast:
+    """Return a source's estimate, cut to the units that its budget takes, in the order in which a run takes them."""
+    share, error = 1.0, guess.error + tokenizer_error
+    parts = predicted_parts(config, units, guess) if config.has_budget else []
+    enough = parts_in_budget(config, [KeptPart(NO_FILE, round(documents), round(text)) for documents, text in parts])
+    if enough is not None:
+        share = sum(text for _, text in parts[:enough]) / max(1.0, guess.kept_text)
+        if share * (1 + guess.error) < 1:  # the budget decides, whatever the source holds beyond
+            error = tokenizer_error + parts[enough - 1][1] / max(1.0, share * guess.kept_text) / 2
+    return Forecast(
+        documents=round(guess.kept * share),
+        text=guess.text * share,
+        kept_text=guess.kept_text * share,
+        tokens=int(guess.tokens * share * TRAINED),
+        error=error,
+    )
+
+
+def predicted_parts(config: BaseConfig, units: list[SourceUnit], guess: Estimate) -> list[tuple[float, float]]:
+    """Return (documents, bytes of text) kept of each part that a source with a budget may take, in order."""
+    weight = sum(unit.weight for unit in units) or 1
+    parts = []
+    for unit in in_hash_order(units):
+        share = unit.weight / weight
+        number = max(1, -int(-share * guess.text // config.cut_bytes()))
+        parts += [(share * guess.kept / number, share * guess.kept_text / number)] * number
+    return parts
+
+
+def forecast(context: BuildContext, survey: Survey, folder: Path) -> None:
+    """Fill in what each source gives: as counted, or from a sample. `folder` is scratch space."""
+    sources = context.recipe.sources
+    if context.built(TOKENIZE) is not None:
+        survey.forecasts = {name: from_records(context, name) for name in sources}
+        survey.tokenizer = "counted in the store"
+        return
+    sample_sources(context, survey, folder)
+    if not survey.samples:
+        return
+    tokens = count_tokens(context, survey.samples, folder)
+    survey.tokenizer = tokens.how
+    for name, sample in survey.samples.items():
+        guess = estimate(sample, tokens.by_source[name])
+        survey.forecasts[name] = from_sample(sources[name], survey.units[name], guess, tokens.error)
+
+
+def disk(context: BuildContext, survey: Survey, stages: list[str]) -> dict[str, float]:
+    """Return the bytes that the outputs of each of `stages` take in the store when all is built."""
+    sizes = dict.fromkeys(stages, 0.0)
+    for name, source in survey.forecasts.items():
+        stored = survey.samples[name].stored if name in survey.samples else STORED
+        tokens = 2 * source.tokens / TRAINED + ROW_BYTES * source.documents
+        by_stage: dict[Stage[Any], float] = {DOWNLOAD: source.text * stored, TOKENIZE: tokens}
+        by_stage |= dict.fromkeys((FILTER, DEDUP), source.kept_text * stored)
+        for stage, size in by_stage.items():
+            if stage.name in sizes:
+                sizes[stage.name] += size
+    for name, mixture in context.recipe.mixtures.items():
+        if PACK[name].name in sizes:
+            sizes[PACK[name].name] = 2.0 * mixture.tokens
+    return sizes
+
+
+def text_through(survey: Survey) -> dict[str, float]:
+    """Return the bytes of text that each stage of documents reads or writes, whichever its counter `text_bytes` is."""
+    kept = sum(source.kept_text for source in survey.forecasts.values())
+    text = sum(source.text for source in survey.forecasts.values())
+    return {DOWNLOAD.name: text, **{stage.name: kept for stage in (FILTER, DEDUP, TOKENIZE)}}
+
+
+def question_sets(context: BuildContext) -> dict[str, int | None]:
+    """Return how many questions each of the recipe's `evals` has; None of all while they have not been read."""
+    records = context.built(EVALS) or {}
+    return {name: records[name].output("items").rows if name in records else None for name in context.recipe.evals}

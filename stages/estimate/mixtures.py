@@ -1,0 +1,139 @@
+"""Whether a mixture can be had from what its sources give, as counted or as predicted: for `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stages.errors import DataError
+from stages.estimate.forecast import Survey
+from stages.pack.mixture import capacity, largest_remainder, shares_asked, solve, weights
+from stages.pack.stage import PACK
+from stages.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """What one mixture asks of one source. None stands for what cannot be known yet."""
+
+    source: str
+    cap: float  # epochs, at most
+    ratio: float | None = None  # of the mixture's tokens
+    tokens: int | None = None
+    available: int | None = None
+    epochs: float | None = None
+    documents_per_window: float | None = None
+
+
+@dataclass(frozen=True)
+class SharedSource:
+    """A source that both mixtures take."""
+
+    source: str
+    pretrain_epochs: float
+    anneal_epochs: float
+    seen: str  # the mixture anneal's `seen` of it
+    seen_before: float  # share of anneal's tokens of it that pretrain showed
+
+
+def packed_mixtures(recipe: Recipe, stages: list[str]) -> list[str]:
+    """Return the recipe's mixtures that the stages called `stages` pack."""
+    return [name for name, stage in PACK.items() if name in recipe.mixtures and stage.name in stages]
+
+
+def tokens_of(survey: Survey) -> dict[str, int]:
+    """Return the tokens to train on of each source that something is known of."""
+    return {name: source.tokens for name, source in survey.forecasts.items()}
+
+
+def pretrain_tokens(recipe: Recipe, available: Mapping[str, int]) -> dict[str, int]:
+    """Return the tokens that the mixture pretrain asks of each source."""
+    pretrain = recipe.mixtures["pretrain"]
+    return largest_remainder(pretrain.tokens, weights(pretrain, available))
+
+
+def available_tokens(recipe: Recipe, name: str, available: Mapping[str, int]) -> dict[str, int]:
+    """Return the tokens that mixture `name` may take of each source: for `seen: exclude`, less what pretrain takes."""
+    seen = recipe.mixtures[name].seen
+    taken = pretrain_tokens(recipe, available) if "exclude" in seen.values() else {}
+    return {s: n - (min(n, taken.get(s, 0)) if seen.get(s) == "exclude" else 0) for s, n in available.items()}
+
+
+def unknown_sources(recipe: Recipe, name: str, survey: Survey) -> list[str]:
+    """Return the sources of mixture `name` that nothing is known of."""
+    return [source for source in recipe.mixtures[name].sources if source not in survey.forecasts]
+
+
+def source_shares(recipe: Recipe, name: str, survey: Survey) -> list[SourceShare]:
+    """Return what mixture `name` asks of each source, as far as it is known."""
+    mixture, window = recipe.mixtures[name], recipe.window_of(name)
+    known = not unknown_sources(recipe, name, survey)
+    available = available_tokens(recipe, name, tokens_of(survey)) if known else {}
+    tokens: dict[str, int] = {}
+    ratios: dict[str, float] = {}
+    if known or mixture.temperature is None:
+        shares = weights(mixture, available)
+        ratios = shares_asked(mixture, available)
+        if any(shares.values()):
+            tokens = largest_remainder(mixture.tokens, shares)
+    rows = []
+    for source in mixture.sources:
+        forecast = survey.forecasts.get(source)
+        epochs = per_window = None
+        if tokens and available.get(source):
+            epochs = tokens[source] / available[source]
+        if window and forecast and forecast.documents and forecast.tokens:
+            per_window = window / (forecast.tokens / forecast.documents)
+        rows.append(
+            SourceShare(
+                source,
+                cap=mixture.cap(source),
+                ratio=ratios.get(source),
+                tokens=tokens.get(source),
+                available=available.get(source),
+                epochs=epochs,
+                documents_per_window=per_window,
+            )
+        )
+    return rows
+
+
+def verdict(recipe: Recipe, name: str, survey: Survey) -> str:
+    """Say whether mixture `name` fits, also at the low end of what was predicted, and what binds."""
+    if unknown := unknown_sources(recipe, name, survey):
+        return f"cannot be solved yet: nothing is known of {', '.join(unknown)}"
+    mixture = recipe.mixtures[name]
+    available = available_tokens(recipe, name, tokens_of(survey))
+    predicted = not all(survey.forecasts[source].counted for source in mixture.sources)
+    try:
+        tokens = solve(mixture, available)
+    except DataError as error:
+        return f"{'would not fit, by the estimate' if predicted else 'does not fit'}: {error}"
+    low = {s: int(n * max(0.0, 1 - survey.forecasts[s].error)) for s, n in available.items()}
+    try:
+        solve(mixture, low)
+    except DataError as error:
+        return f"fits by the estimate, but not if the sources give as little as the sample allows for: {error}"
+    used = {s: tokens[s] / max(1, capacity(available[s], mixture.cap(s))) for s in tokens}
+    binding = max(used, key=lambda s: used[s])
+    most = tokens[binding] / max(1, capacity(low[binding], mixture.cap(binding)))
+    doubt = f" (at most {most:.0%})" if predicted else ""
+    return f"fits; the cap that binds first is {binding}'s, {used[binding]:.0%} used{doubt}"
+
+
+def shared_sources(recipe: Recipe, survey: Survey) -> list[SharedSource]:
+    """Return what anneal repeats of pretrain, of each source that both take; nothing while a source is unknown."""
+    tokens = tokens_of(survey)
+    pretrain, anneal = recipe.mixtures["pretrain"], recipe.mixtures["anneal"]
+    if not all(tokens.get(source) for source in (*pretrain.sources, *anneal.sources)):
+        return []
+    first = pretrain_tokens(recipe, tokens)
+    second = largest_remainder(anneal.tokens, weights(anneal, available_tokens(recipe, "anneal", tokens)))
+    rows = []
+    for source in recipe.sources:
+        a, b, n = first.get(source, 0), second.get(source, 0), tokens.get(source, 0)
+        if a and b:
+            seen = anneal.seen.get(source, "any")
+            before = {"any": min(1.0, a / n), "prefer": min(1.0, a / min(b, n)), "exclude": 0.0}[seen]
+            rows.append(SharedSource(source, a / n, b / n, seen, before))
+    return rows

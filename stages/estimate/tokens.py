@@ -1,0 +1,109 @@
+"""How many tokens a text will have, before the recipe's tokenizer is built: for `plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.errors import DataError
+from stages.estimate.deadline import call_all
+from stages.estimate.sample import Floats, Sample, estimate
+from stages.stage import BuildContext
+from stages.tokenizer import external
+from stages.tokenizer import work as tokenizer_work
+from stages.tokenizer.config import TokenizerConfig
+from stages.tokenizer.encoder import open_encoder
+from stages.tokenizer.spec import SPECIALS, token_bytes
+
+FETCHING = 30.0  # seconds that a tokenizer of the hub may take
+BYTES_PER_TOKEN = 4.0  # where a sample cannot say: an 8192 BPE on English text
+ASSUMED_ERROR = 0.25  # of that
+TRAINING_BYTES_PER_ID = 50  # of text, below which a tokenizer trained on it says little
+MAX_TRAINING_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of each document of each sample, BOS included, with the relative error of the tokenizer itself."""
+
+    by_source: dict[str, Floats]
+    error: float
+    how: str  # they were counted, for people
+
+
+def count_tokens(context: BuildContext, samples: dict[str, Sample], folder: Path) -> TokenCounts:
+    """Count by the recipe's tokenizer where there is one, else by one trained on the samples, else by bytes.
+
+    `folder` is scratch space.
+    """
+    texts = {name: sample.texts for name, sample in samples.items()}
+    config = context.recipe.tokenizer
+    try:
+        path, how = known_tokenizer(context, folder)
+        if path:
+            return TokenCounts(encode_all(path, texts), 0.0, how)
+        chosen = training_texts(samples)
+        total = sum(len(text.encode()) for text in chosen)
+        if config.vocab_size is None or total < TRAINING_BYTES_PER_ID * config.vocab_size:
+            raise DataError(f"{total / 1e6:.2f} MB of sample are too little to train {config.vocab_size:,} ids on")
+        whole = train(chosen, config, folder / "all.json")
+        half = train(chosen[::2], config, folder / "half.json")
+    except DataError as error:
+        counts = {name: sample.text_bytes / BYTES_PER_TOKEN + 1 for name, sample in samples.items()}
+        return TokenCounts(counts, ASSUMED_ERROR, f"{BYTES_PER_TOKEN:g} bytes a token assumed: {error}")
+    # A tokenizer compresses the text that it was trained on better than other text; the true one lies between.
+    unseen = {"": chosen[1::2]}
+    most, least = (float(encode_all(file, unseen)[""].sum()) for file in (half, whole))
+    worse = max(1.0, most / least)
+    counts = {name: n * (1 + worse) / 2 for name, n in encode_all(whole, texts).items()}
+    how = f"tokens counted with a tokenizer trained on {total / 1e6:.1f} MB of the sample"
+    return TokenCounts(counts, (worse - 1) / (worse + 1), how)
+
+
+def known_tokenizer(context: BuildContext, folder: Path) -> tuple[Path | None, str]:
+    """Return the tokenizer that the recipe takes as it is, or that its last build made, and how to say so.
+
+    Raises DataError when the recipe's cannot be read.
+    """
+    config = context.recipe.tokenizer
+    source = config.source
+    if source is not None:
+        path = folder / "own.json"
+        path.write_bytes(call_all({"": lambda: external.read(external.locate(source))}, FETCHING)[""].result())
+        return path, f"tokens counted with {source}"
+    built = Path(context.folder("tokenizer")) / "tokenizer.json"
+    if built.is_file() and len(token_bytes(str(built))) == config.vocab_size:
+        return built, "tokens counted with the tokenizer of the last build"
+    return None, ""
+
+
+def training_texts(samples: dict[str, Sample]) -> list[str]:
+    """Return texts to train on, of each source by its share of the kept text, as the stage takes them."""
+    kept = {name: estimate(sample, sample.text_bytes).kept_text for name, sample in samples.items()}
+    have = {name: float((sample.text_bytes * sample.kept).sum()) for name, sample in samples.items()}
+    scale = min([MAX_TRAINING_BYTES / max(1.0, sum(kept.values())), *(have[n] / kept[n] for n in kept if kept[n])])
+    texts = []
+    for name, sample in samples.items():
+        left = kept[name] * scale
+        for i in np.flatnonzero(sample.kept):
+            if left <= 0:
+                break
+            texts.append(sample.texts[i])
+            left -= float(sample.text_bytes[i])
+    return texts
+
+
+def train(texts: list[str], config: TokenizerConfig, path: Path) -> Path:
+    """Train a tokenizer on `texts` as the recipe says, into the file `path`. Raises DataError for too little text."""
+    specials = [*SPECIALS, *config.reserved_names()]
+    tokenizer = tokenizer_work.train(texts, config.vocab_size or 0, config.split, config.digits, specials)
+    path.write_text(tokenizer_work.canonical(tokenizer), encoding="utf-8")
+    return path
+
+
+def encode_all(path: Path, texts: dict[str, list[str]]) -> dict[str, Floats]:
+    """Return the number of tokens of each text, BOS included, under the keys of `texts`."""
+    encoder = open_encoder(str(path))
+    return {name: encoder.encode(some)[1].astype(np.float64) + 1 for name, some in texts.items()}
