@@ -204,7 +204,7 @@ def main() -> None:
     data = Path(options.data) if options.data else measure.SHARED.parent
     if not (data / "qa/ai2_arc").is_dir():
         raise SystemExit(f"error: no ARC in {data}; name the folder of the shared test data with --data")
-    measure.import_harness("stages")
+    measure.import_harness()
     measure.use_one_core()
     machine = measure.machine(measure.installed(*LIBRARIES))
     rows = arc(data)

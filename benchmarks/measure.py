@@ -53,9 +53,9 @@ def use_one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def import_harness(folder: str) -> None:
-    """Make the harness modules of a folder in `tests/` importable, as pytest does."""
-    sys.path.append(str(ROOT / "tests" / folder))
+def import_harness() -> None:
+    """Make the modules of `tests/harness` importable, as pytest does."""
+    sys.path.append(str(ROOT / "tests" / "harness"))
 
 
 def installed(*libraries: str) -> list[str]:

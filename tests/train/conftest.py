@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from trainer_harness import MODEL, TRAIN, Forked, make_mixture, start
 
 from train.data.manifest import Manifest, load_manifest

@@ -11,7 +11,7 @@ Gemma 4 differs, only the alternation is its. The parts are in files of their ow
 says where each comes from.
 
 With every lever off (all_global, no cap, no z-loss, no engram, no dropout) this is a plain causal transformer to the
-bit: tests/train/test_model.py holds that transformer.
+bit: tests/train/model/test_transformer.py holds that transformer.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ and v, gate and up), also where it multiplies several at once, so each is made o
 Matrices of one shape are one group, a (k, rows, cols) view of the flat buffers: its Newton-Schulz is a few batched
 products, and decay and update are two kernels. The products leave no elementwise work between them, so there is nothing
 to compile. `newton_schulz_reference` is the readable form for one matrix; torch.optim.Muon, which has neither other
-coefficients nor fp32, is the oracle for what it can express (tests/train/test_optim.py).
+coefficients nor fp32, is the oracle for what it can express (tests/train/optim/test_optimizer.py).
 
 Ranks: gradients are all-reduced, so every rank has all. Of each group a rank owns a share, the k matrices divided by
 the ranks and rounded up; it holds only that momentum and makes only those updates, which are then gathered, in

@@ -3,7 +3,7 @@
 Datasets are folders of bytes under `owner/name`. Large files are redirected to a second server, as the hub does to its
 CDN, which must never see the token. Every n-th request can fail, in each of the ways in which requests fail.
 
-    python tests/stages/loopback_hub.py SHARED_DATA [EVERY]
+    python tests/harness/loopback_hub.py SHARED_DATA [EVERY]
 
 serves the shared test data under the real names of the datasets and prints what HF_ENDPOINT must be.
 """

@@ -27,7 +27,7 @@ from train.data.manifest import load_manifest
 from train.eval.validation import Validation
 from train.main import run
 
-PATCHED = "tests/train/patched_trainer.py"
+PATCHED = "tests/harness/patched_trainer.py"
 STEPS = 24
 AVERAGES = {"ema__decay": 0.9, "ema__every": 2, "swa__start_frac": 0.9, "swa__every": 1}
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+from built import copy_of, small
 from engine_harness import REPO, Work, copy_project, edit
+from lineage_harness import every, published
 
 from train.data.manifest import load_manifest, manifest_text
-
-sys.path.insert(0, str(REPO / "tests" / "stages"))  # run alone, this folder is all there is
-from built import copy_of, small
-from lineage_harness import every, published
 
 pytestmark = pytest.mark.slow
 

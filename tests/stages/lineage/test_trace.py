@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from built import copy_of, patch_hashes, replace
-from lineage_harness import environment, every, published
-from stage_harness import REPO
+from lineage_harness import cli, every, points, published, run_folder
 
 from pipeline.commands.rebuild import recipe_of
 from pipeline.commands.trace import open_run, spans_of_step
@@ -38,13 +34,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def manifest(folder):
     return load_manifest(published(folder))
-
-
-def points(manifest, n, seed=0):
-    """Random tokens of random shards, every token as likely as any other."""
-    rng = random.Random(seed)
-    sizes = [s.tokens for s in manifest.shards]
-    return [(s.path, t, t + 1) for s in rng.choices(manifest.shards, sizes, k=n) for t in [rng.randrange(s.tokens)]]
 
 
 @pytest.mark.slow
@@ -142,14 +131,6 @@ def test_a_forged_rows_table_is_seen(folder, tmp_path):
     assert [t.proven for t in trace(forged, found)] == [True, False, False]
 
 
-def run_folder(manifest, folder, **keys):
-    """A run.json as the trainer writes it."""
-    folder.mkdir(exist_ok=True)
-    facts = {"build_id": manifest.build_id, "seed": 11, "batch_size": 8, "seq_len": 48, "steps": 40, "world_size": 2}
-    (folder / "run.json").write_text(json.dumps({**facts, **keys}))
-    return str(folder)
-
-
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a_step_lists_what_its_batch_holds(manifest, tmp_path, world):
     """Rows taken apart at BOS: every stretch of the batch is a stretch of the document that trace names."""
@@ -187,11 +168,6 @@ def test_names_of_shards(manifest):
     for wrong in ("99", "x.bin", "-1"):
         with pytest.raises(DataError, match=f"no shard {wrong}: there are {len(manifest.shards)}"):
             find_shard(manifest, wrong)
-
-
-def cli(*arguments):
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, cwd=REPO, env=environment(REPO), capture_output=True, text=True)
 
 
 @pytest.mark.slow

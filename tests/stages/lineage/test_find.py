@@ -10,8 +10,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 from built import build, copy_of, texts
-from lineage_harness import LONG, published, recipe
-from test_lineage import cli, points, run_folder
+from lineage_harness import LONG, cli, points, published, recipe, run_folder
 
 from pipeline.commands.drop_reason import fates
 from pipeline.commands.find import explain, read_in

@@ -104,7 +104,7 @@ def test_the_sample_is_stratified_ordered_by_hash_and_free_of_validation(tmp_pat
 @pytest.mark.slow
 def test_same_bytes_in_another_process_with_other_threads(trained):
     code = (
-        "import sys; sys.path.insert(0, 'tests/stages')\n"
+        "import sys; sys.path.insert(0, 'tests/harness')\n"
         "import tokenizer_harness as t\n"
         "from stages.tokenizer.work import canonical, train\n"
         "import hashlib\n"
