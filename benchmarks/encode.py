@@ -30,8 +30,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import measure
 from stages.tokenizer.encoder import ENGINES, HOSTILE, Engine, attempt, difference, hostile, open_encoder, reference
-from stages.tokenizer.report import token_texts
-from stages.tokenizer.spec import SPECIALS, special_ids, text_definition
+from stages.tokenizer.spec import SPECIALS, special_ids, text_definition, token_texts
 from stages.tokenizer.work import GPT2_SPLIT, GPT4_SPLIT, canonical, train
 
 VOCAB = 8192

@@ -219,13 +219,13 @@ def trace_tokens(
     as_json: JsonOption = False,
 ) -> None:
     """A token (--shard, --token) or a training step (--run, --step) back to documents and rows of source files."""
-    from pipeline.commands.trace import places_of, print_step, print_token
+    from pipeline.commands.trace import parse_source_paths, print_step, print_token
 
     loaded = load_manifest(manifest)
     if shard is not None and token is not None and run is None and step is None:
-        print_token(loaded, shard, token, places_of(places), as_json, full)
+        print_token(loaded, shard, token, parse_source_paths(places), as_json, full)
     elif run is not None and step is not None and shard is None and token is None:
-        print_step(loaded, run, step, places_of(places), as_json, full)
+        print_step(loaded, run, step, parse_source_paths(places), as_json, full)
     else:
         raise UsageError("trace: say --shard S --token N, or --run DIR --step K")
 
@@ -265,21 +265,21 @@ def rebuild_mixture(
 ) -> None:
     """Build again from a manifest alone; the hashes must agree. Refused, by name, where they could not."""
     from pipeline.commands import rebuild
-    from pipeline.commands.trace import places_of
+    from pipeline.commands.trace import parse_source_paths
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
 
-    loaded, moved = load_manifest(manifest), places_of(places)
+    loaded, moved = load_manifest(manifest), parse_source_paths(places)
     folder = out or f"rebuild/{loaded.build_id[:16]}"
-    rebuild.empty_folder(folder)
+    rebuild.require_empty(folder)
     stage = rebuild.stage_of(loaded)
     context = make_context(stage, rebuild.recipe_of(loaded, moved), None, folder, executor, None, workers, debug=debug)
-    rebuild.check(loaded, context.recipe, context.store, moved, anyway)
+    rebuild.require_same_inputs(loaded, context.recipe, context.store, moved, anyway)
     try:
         drive(context, context.stage(find_stage(stage)))
     finally:
         context.save_state()
-    rebuild.compare(loaded, folder, moved)
+    rebuild.require_same_outputs(loaded, folder, moved)
 
 
 @app.command("diff")

@@ -16,46 +16,46 @@ WIDTH = 60  # characters of a value
 
 
 def print_diff(a: Manifest, b: Manifest, as_json: bool) -> None:
-    """What differs, or one line that nothing does."""
-    found = diff(a, b)
+    """Print what differs, or one line that nothing does."""
+    difference = diff(a, b)
     if as_json:
-        print(json.dumps(found.to_dict(), sort_keys=True))
+        print(json.dumps(difference.to_dict(), sort_keys=True))
         return
     console = Console(highlight=False, soft_wrap=True)
     tables = {
-        "Recipe": found.recipe,
-        "Build": found.build,
-        "Sources": found.sources,
-        "Files": found.files,
-        "Tokenizer": found.tokenizer,
-        "Versions": found.versions,
-        "Code": [(name, short(x), short(y)) for name, x, y in found.code],
+        "Recipe": difference.recipe,
+        "Build": difference.build,
+        "Sources": difference.sources,
+        "Files": difference.files,
+        "Tokenizer": difference.tokenizer,
+        "Versions": difference.versions,
+        "Code": [(name, short(x), short(y)) for name, x, y in difference.code],
     }
     for title, changed in tables.items():
-        show(console, title, changed)
-    for title, moved in (("Training documents", found.training), ("Held-out documents", found.held_out)):
-        documents(console, title, moved)
-    if not any(tables.values()) and not differs(found):
+        print_changes(console, title, changed)
+    for title, moved in (("Training documents", difference.training), ("Held-out documents", difference.held_out)):
+        print_moved(console, title, moved)
+    if not any(tables.values()) and not documents_differ(difference):
         console.print("no difference")
 
 
-def differs(found: Difference) -> bool:
-    """Whether any document is on one side only, or has other tokens there."""
+def documents_differ(difference: Difference) -> bool:
+    """Tell whether any document is on one side only, or has other tokens there."""
     return any(
         m.documents_a or m.documents_b or m.tokens_both_a != m.tokens_both_b
-        for side in (found.training, found.held_out)
+        for side in (difference.training, difference.held_out)
         for m in side.values()
     )
 
 
 def short(value: Any) -> str:
-    """A value in one cell."""
+    """Return a value as one cell has it."""
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
 
 
-def show(console: Console, title: str, changed: list[Change]) -> None:
-    """A table of changes, if there are any."""
+def print_changes(console: Console, title: str, changed: list[Change]) -> None:
+    """Print a table of changes, if there are any."""
     if changed:
         rows = [(name, short(x), short(y)) for name, x, y in changed[:LISTED]]
         console.print(grid(title, ("", "A", "B"), rows))
@@ -64,8 +64,8 @@ def show(console: Console, title: str, changed: list[Change]) -> None:
         console.print()
 
 
-def documents(console: Console, title: str, moved: dict[str, Moved]) -> None:
-    """How many documents and tokens moved, by source."""
+def print_moved(console: Console, title: str, moved: dict[str, Moved]) -> None:
+    """Print how many documents and tokens moved, by source."""
     if moved:
         rows = []
         for name, m in moved.items():

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from pipeline.commands.drop_reason import fates
+from pipeline.commands.stored_records import StoredRecords
 from pipeline.commands.trace import Run, open_run
 from pipeline.errors import UserError
-from stages.lineage.find import Found, Query, find
-from stages.lineage.trace import curated_folder
+from stages.lineage.curated import curated_folder
+from stages.lineage.drop_reason import explain_drops
+from stages.lineage.find import FoundDocument, Query, find
 from train.data.manifest import Manifest
 from train.data.sampler import steps_that_read
 
@@ -20,68 +21,80 @@ BUDGETS = ("max_tokens", "max_documents", "max_bytes")
 SHOWN = 20  # documents, and steps of one, unless all are asked for
 
 
-def print_found(manifest: Manifest, query: Query, folder: str | None, as_json: bool, full: bool) -> None:
-    """All documents that `query` means. Raises UserError when nothing is known of any."""
-    documents = find(manifest, query)
-    missed = {key: one for key, one in fates(manifest, query).items() if key not in documents}
-    explain(manifest, query, [one for one in missed.values() if one.status == "curated"])
-    documents |= missed
-    found = list(documents.values())
-    run = open_run(manifest, folder) if folder else None
+def print_found(manifest: Manifest, query: Query, run_folder: str | None, as_json: bool, full: bool) -> None:
+    """Print all documents that `query` means. Raises UserError when nothing is known of any."""
+    documents = find_all(manifest, query)
+    run = open_run(manifest, run_folder) if run_folder else None
     if run:
-        read_in(manifest, run, found)
+        add_steps(manifest, run, documents)
     if as_json:
-        for one in found:
-            print(json.dumps(one.to_dict()))
-    if not found:
+        for document in documents:
+            print(json.dumps(document.to_dict()))
+    if not documents:
         raise UserError("no such document, in this mixture or in what it was made from")
-    if as_json:
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    counts = Counter(one.status for one in found)
-    summary = ", ".join(f"{n:,} {status}" for status, n in sorted(counts.items()))
-    console.print(f"{len(found):,} documents: {summary}", markup=False)
-    if run and len(run.builds) > 1:
-        console.print(f"{folder} went on with another build; the steps are those that read this one", markup=False)
-    for one in found if full else found[:SHOWN]:
-        describe(console, one, folder, full)
-    if not full and len(found) > SHOWN:
-        console.print(f"and {len(found) - SHOWN:,} more; --full or --json shows all", markup=False)
+    if not as_json:
+        print_documents(documents, run, full)
 
 
-def explain(manifest: Manifest, query: Query, kept: list[Found]) -> None:
+def find_all(manifest: Manifest, query: Query) -> list[FoundDocument]:
+    """Return the documents of the corpus that `query` means, then those that were dropped on the way to it."""
+    documents = find(manifest, query)
+    downloaded = explain_drops(manifest, query, StoredRecords(manifest))
+    missing = {name: document for name, document in downloaded.items() if name not in documents}
+    explain_curated(manifest, query, [document for document in missing.values() if document.status == "curated"])
+    return [*documents.values(), *missing.values()]
+
+
+def explain_curated(manifest: Manifest, query: Query, documents: list[FoundDocument]) -> None:
     """Say of documents that no rule and no later stage dropped why they are not among those of the corpus."""
-    if not kept or curated_folder(manifest) is None:
+    if not documents or curated_folder(manifest) is None:
         return
-    there = find(manifest, Query(ids=[one.document_id for one in kept])) if query.text else {}
-    for one in kept:
-        asked = manifest.recipe_value("sources", one.source)
-        if (one.source, one.document_id) in there:
-            one.note = one.note or "the source's text has the phrase, the curated text does not"
-        elif any(asked.get(name) is not None for name in BUDGETS):
-            one.status, one.note = "not taken", f"beyond the budget of {one.source}"
+    ids = [document.document_id for document in documents]
+    in_corpus = find(manifest, Query(ids=ids)) if query.text else {}
+    for document in documents:
+        config = manifest.recipe_value("sources", document.source)
+        if document.name in in_corpus:
+            document.note = document.note or "the source's text has the phrase, the curated text does not"
+        elif any(config.get(key) is not None for key in BUDGETS):
+            document.status, document.note = "not taken", f"beyond the budget of {document.source}"
 
 
-def read_in(manifest: Manifest, run: Run, found: Iterable[Found]) -> None:
+def add_steps(manifest: Manifest, run: Run, documents: Iterable[FoundDocument]) -> None:
     """Fill in the steps of a run that read any token of each document's places, in this build of the data."""
-    for one in found:
-        steps = {s for p in one.places for s in steps_that_read(manifest, run.config, p.shard, p.start, p.stop)}
-        one.steps = [s + 1 for s in sorted(steps) if run.build_of(s + 1) == manifest.build_id]
+    for document in documents:
+        steps: set[int] = set()
+        for place in document.places:
+            steps.update(steps_that_read(manifest, run.config, place.shard, place.start, place.stop))
+        document.steps = [step + 1 for step in sorted(steps) if run.build_of(step + 1) == manifest.build_id]
 
 
-def describe(console: Console, one: Found, folder: str | None, full: bool) -> None:
-    """One document, for people."""
+def print_documents(documents: list[FoundDocument], run: Run | None, full: bool) -> None:
+    """Print how many documents there are of each status, and the documents, SHOWN of them or all."""
+    console = Console(highlight=False, soft_wrap=True)
+    counts = Counter(document.status for document in documents)
+    summary = ", ".join(f"{n:,} {status}" for status, n in sorted(counts.items()))
+    console.print(f"{len(documents):,} documents: {summary}", markup=False)
+    if run and len(run.builds) > 1:
+        console.print(f"{run.folder} went on with another build; the steps are those that read this one", markup=False)
+    for document in documents if full else documents[:SHOWN]:
+        print_document(console, document, run, full)
+    if not full and len(documents) > SHOWN:
+        console.print(f"and {len(documents) - SHOWN:,} more; --full or --json shows all", markup=False)
+
+
+def print_document(console: Console, document: FoundDocument, run: Run | None, full: bool) -> None:
+    """Print one document: what it is, what became of it, where it lies and which steps of `run` read it."""
     console.print()
-    where = f"{one.source}: {one.source_file} row {one.source_row:,}"
-    console.print(f"{one.document_id}  {where}  {one.url or ''}".rstrip(), markup=False)
-    console.print(f"  {one.status}{': ' if one.note else ''}{one.note}", markup=False)
-    for place in one.places:
+    origin = f"{document.source}: {document.source_file} row {document.source_row:,}"
+    console.print(f"{document.document_id}  {origin}  {document.url or ''}".rstrip(), markup=False)
+    console.print(f"  {document.status}{': ' if document.note else ''}{document.note}", markup=False)
+    for place in document.places:
         notes = [f"copy {place.copy}"] if place.copy else []
         notes += [f"part {place.part}"] if place.part else []
-        said = f"  ({', '.join(notes)})" if notes else ""
-        console.print(f"  {place.shard} tokens {place.start:,} to {place.stop - 1:,}{said}", markup=False)
-    if one.steps is not None and one.status == "training":
-        shown = one.steps if full else one.steps[:SHOWN]
-        more = f" and {len(one.steps) - len(shown):,} more" if len(shown) < len(one.steps) else ""
-        steps = f"read in steps {', '.join(map(str, shown))}{more}" if one.steps else "read in no step"
-        console.print(f"  {steps} of {folder}", markup=False)
+        suffix = f"  ({', '.join(notes)})" if notes else ""
+        console.print(f"  {place.shard} tokens {place.start:,} to {place.stop - 1:,}{suffix}", markup=False)
+    if run and document.steps is not None and document.status == "training":
+        shown = document.steps if full else document.steps[:SHOWN]
+        more = f" and {len(document.steps) - len(shown):,} more" if len(shown) < len(document.steps) else ""
+        steps = f"read in steps {', '.join(map(str, shown))}{more}" if shown else "read in no step"
+        console.print(f"  {steps} of {run.folder}", markup=False)

@@ -16,7 +16,7 @@ from train.data.manifest import Manifest
 
 
 def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> None:
-    """Mixture, drop reasons, shards, and `length` tokens from `token` on in shard number `shard`, decoded."""
+    """Print mixture, drop reasons, shards, and `length` tokens from `token` on in shard number `shard`, decoded."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{manifest.name}, phase {manifest.phase}, build {manifest.build_id[:16]}", markup=False)
     console.print()
@@ -34,14 +34,17 @@ def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> N
     rows = [(i, s.path, s.tokens, s.documents, s.sha256[:16]) for i, s in enumerate(manifest.shards)]
     console.print(grid("Shards", ("number", "file", "tokens", "documents", "sha256"), rows))
     if manifest.evals:
-        said = ", ".join(f"{e.name} ({e.items:,} items{e.license and f', {e.license}'})" for e in manifest.evals)
-        console.print(f"\nAsked while training: {said}", markup=False)
+        sets = []
+        for evalset in manifest.evals:
+            license_note = f", {evalset.license}" if evalset.license else ""
+            sets.append(f"{evalset.name} ({evalset.items:,} items{license_note})")
+        console.print(f"\nAsked while training: {', '.join(sets)}", markup=False)
     console.print()
-    window(manifest, shard, token, length, console)
+    print_window(manifest, shard, token, length, console)
 
 
-def window(manifest: Manifest, shard: int, token: int, length: int, console: Console) -> None:
-    """The text of a window, and the rows of the source files it came from. Raises UserError."""
+def print_window(manifest: Manifest, shard: int, token: int, length: int, console: Console) -> None:
+    """Print the text of a window, and the rows of the source files it came from. Raises UserError."""
     from tokenizers import Tokenizer
 
     if shard >= len(manifest.shards):
@@ -53,8 +56,8 @@ def window(manifest: Manifest, shard: int, token: int, length: int, console: Con
     stop = min(token + length, chosen.tokens)
     tokenizer = Tokenizer.from_file(str(manifest.file(manifest.tokenizer.path)))
     rows = pq.read_table(manifest.file(chosen.rows))
-    end = pc.add(rows["token_start"], pc.cast(rows["token_count"], "int64"))
-    inside = rows.filter(pc.and_(pc.less(rows["token_start"], stop), pc.greater(end, token)))
+    row_end = pc.add(rows["token_start"], pc.cast(rows["token_count"], "int64"))
+    inside = rows.filter(pc.and_(pc.less(rows["token_start"], stop), pc.greater(row_end, token)))
     console.print(f"{chosen.path}, tokens {token:,} to {stop:,}:", markup=False)
     console.print(tokenizer.decode(tokens[token:stop].tolist(), skip_special_tokens=False), markup=False)
     console.print()

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from pipeline.errors import UsageError, UserError
-from stages.lineage.trace import Decoder, Piece, Span, Trace, find_shard, pieces_in, trace
+from stages.lineage.rows import Decoder, ShardRow, Span, find_shard, rows_of_spans
+from stages.lineage.trace import Trace, trace
 from train.config import TrainConfig
 from train.data.manifest import Manifest
 from train.data.sampler import rows_of_step
@@ -28,7 +28,7 @@ class Run:
     builds: list[tuple[int, str]]  # (updates made before, build id) of each build of the data that it read
 
     def build_of(self, step: int) -> str:
-        """The build that a step, counted from 1, read."""
+        """Return the build that a step, counted from 1, read."""
         return max((start, build) for start, build in self.builds if start < step)[1]
 
 
@@ -37,9 +37,9 @@ def open_run(manifest: Manifest, folder: str) -> Run:
     path = Path(folder) / "run.json"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        seed, batch_size, seq_len, steps = (int(value[k]) for k in ("seed", "batch_size", "seq_len", "steps"))
+        seed, batch_size, seq_len, steps = (int(value[key]) for key in ("seed", "batch_size", "seq_len", "steps"))
         history = value.get("builds") or [{"build_id": value["build_id"], "from_step": 0}]
-        builds = [(int(b["from_step"]), str(b["build_id"])) for b in history]
+        builds = [(int(build["from_step"]), str(build["build_id"])) for build in history]
     except FileNotFoundError:
         raise UserError(f"--run {folder}: no run.json there; name the folder of a training run") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -52,19 +52,19 @@ def open_run(manifest: Manifest, folder: str) -> Run:
     return Run(folder, TrainConfig(seed=seed, batch_size=batch_size, seq_len=seq_len, steps=steps), builds)
 
 
-def places_of(given: list[str] | None) -> dict[str, str]:
-    """`--source NAME=PATH` as a mapping. Raises UsageError."""
-    found = {}
-    for one in given or []:
-        name, equals, path = one.partition("=")
+def parse_source_paths(options: list[str] | None) -> dict[str, str]:
+    """Return `--source NAME=PATH`, given any number of times, as a mapping. Raises UsageError."""
+    paths = {}
+    for option in options or []:
+        name, equals, path = option.partition("=")
         if not (name and equals and path):
-            raise UsageError(f"--source {one}: write --source NAME=PATH")
-        found[name] = path
-    return found
+            raise UsageError(f"--source {option}: write --source NAME=PATH")
+        paths[name] = path
+    return paths
 
 
 def spans_of_step(manifest: Manifest, run: Run, step: int) -> list[Span]:
-    """The tokens of each row of a step's batch, inputs and targets. Steps count from 1, as metrics.jsonl has them.
+    """Return the tokens of each row of a step's batch, inputs and targets. Steps count from 1, as in metrics.jsonl.
 
     Raises UsageError for a step that the run does not have, UserError for one that read another build.
     """
@@ -80,73 +80,76 @@ def spans_of_step(manifest: Manifest, run: Run, step: int) -> list[Span]:
 
 
 def print_token(
-    manifest: Manifest, name: str, token: int, places: Mapping[str, str], as_json: bool, full: bool
+    manifest: Manifest, name: str, token: int, source_paths: Mapping[str, str], as_json: bool, full: bool
 ) -> None:
     """Trace one token of one shard. Raises UserError when it is not there, or when a witness contradicts."""
     shard = find_shard(manifest, name)
     if not 0 <= token < shard.tokens:
         raise UserError(f"--token {token}: {shard.path} has tokens 0 to {shard.tokens - 1:,}")
-    (found,) = pieces_in(manifest, [(shard.path, token, token + 1)])
-    if not found:
+    (rows,) = rows_of_spans(manifest, [(shard.path, token, token + 1)])
+    if not rows:
         raise UserError(f"{shard.path}, token {token:,} is padding: it fills a window up and belongs to no document")
-    (traced,) = trace(manifest, found, places)
-    here = b"".join(Decoder(manifest).pieces(shard.path, token, token + 1))
+    (traced,) = trace(manifest, rows, source_paths)
+    token_text = b"".join(Decoder(manifest).token_bytes(shard.path, token, token + 1)).decode("utf-8", "replace")
     if as_json:
-        print(json.dumps({"token": token, "token_text": here.decode("utf-8", "replace"), **traced.to_dict()}))
+        print(json.dumps({"token": token, "token_text": token_text, **traced.to_dict()}))
     else:
         console = Console(highlight=False, soft_wrap=True)
-        place = f"number {token - traced.piece.token_start:,} of the document's {traced.piece.token_count:,}"
-        special = "" if here else ": begins the document"
-        shown = repr(here.decode("utf-8", "replace")) if here else ""
+        place = f"number {token - traced.row.token_start:,} of the document's {traced.row.token_count:,}"
+        special = "" if token_text else ": begins the document"
+        shown = repr(token_text) if token_text else ""
         console.print(f"{shard.path}, token {token:,} {shown} ({place}){special}", markup=False)
-        describe(console, traced, full)
-    check([traced])
+        print_trace(console, traced, full)
+    check_proven([traced])
 
 
 def print_step(
-    manifest: Manifest, folder: str, step: int, places: Mapping[str, str], as_json: bool, full: bool
+    manifest: Manifest, folder: str, step: int, source_paths: Mapping[str, str], as_json: bool, full: bool
 ) -> None:
     """Trace every document that a training step read. Raises UserError when a witness contradicts."""
     run = open_run(manifest, folder)
     spans = spans_of_step(manifest, run, step)
-    rows = pieces_in(manifest, spans)
-    flat: list[tuple[int, Piece]] = [(i, piece) for i, found in enumerate(rows) for piece in found]
-    unique = list(dict.fromkeys(piece for _, piece in flat))
-    traced = dict(zip(unique, trace(manifest, unique, places), strict=True))
+    read: list[tuple[int, ShardRow]] = [  # number of the batch's row, and a document in it
+        (number, row) for number, rows in enumerate(rows_of_spans(manifest, spans)) for row in rows
+    ]
+    unique = list(dict.fromkeys(row for _, row in read))
+    traces = dict(zip(unique, trace(manifest, unique, source_paths), strict=True))
     console = Console(highlight=False, soft_wrap=True)
     if not as_json:
-        documents = len({(piece.source, piece.document_id) for piece in unique})
+        documents = len({(row.source, row.document_id) for row in unique})
         console.print(
             f"step {step} of {folder}: {len(spans)} rows of {run.config.seq_len:,} tokens, {documents} documents, "
             f"seed {run.config.seed} (any number of processes reads the same)",
             markup=False,
         )
-    for i, piece in flat:
-        shard, start, stop = spans[i]
-        span = {"step": step, "row": i, "row_start": start, "row_stop": stop}
+    for number, row in read:
+        shard, start, stop = spans[number]
         if as_json:
-            print(json.dumps({**span, **traced[piece].to_dict()}))
+            span = {"step": step, "row": number, "row_start": start, "row_stop": stop}
+            print(json.dumps({**span, **traces[row].to_dict()}))
             continue
-        inside = min(stop, piece.stop) - max(start, piece.token_start)
+        inside = min(stop, row.stop) - max(start, row.token_start)
         console.print()
-        console.print(f"row {i}: {shard} from token {start:,}; {inside:,} tokens are of", markup=False)
-        describe(console, traced[piece], full)
-    check(list(traced.values()))
+        console.print(f"row {number}: {shard} from token {start:,}; {inside:,} tokens are of", markup=False)
+        print_trace(console, traces[row], full)
+    check_proven(list(traces.values()))
 
 
-def describe(console: Console, traced: Trace, full: bool) -> None:
-    """One document, for people."""
-    piece, text = traced.piece, traced.text
-    if not full and len(text) > SHOWN:
-        text = f"{text[:SHOWN]}… ({len(traced.text):,} characters; --full shows all)"
-    notes = [f"copy {piece.copy}"] if piece.copy else []
-    notes += [f"part {piece.part}"] if piece.part else []
-    notes += ["cut, to make the mixture exact"] if piece.truncated else []
-    lines: dict[str, Any] = {
-        "document": f"{piece.document_id.hex()}, tokens {piece.token_start:,} to {piece.stop - 1:,} of {piece.shard}",
-        "source": f"{piece.source}: {piece.source_file} row {piece.source_row:,}" + (f"  {piece.url or ''}".rstrip()),
+def print_trace(console: Console, traced: Trace, full: bool) -> None:
+    """Print one document, and what its witnesses say."""
+    row, text = traced.row, repr(traced.text)
+    if full:
+        text = traced.text
+    elif len(traced.text) > SHOWN:
+        text = repr(f"{traced.text[:SHOWN]}… ({len(traced.text):,} characters; --full shows all)")
+    notes = [f"copy {row.copy}"] if row.copy else []
+    notes += [f"part {row.part}"] if row.part else []
+    notes += ["cut, to make the mixture exact"] if row.truncated else []
+    lines = {
+        "document": f"{row.document_id.hex()}, tokens {row.token_start:,} to {row.stop - 1:,} of {row.shard}",
+        "source": f"{row.source}: {row.source_file} row {row.source_row:,}" + (f"  {row.url}" if row.url else ""),
         "note": ", ".join(notes),
-        "text": text if full else repr(text),
+        "text": text,
         "curated": f"{traced.curated.status}: {traced.curated.detail}",
         "origin": f"{traced.origin.status}: {traced.origin.detail}",
     }
@@ -155,13 +158,13 @@ def describe(console: Console, traced: Trace, full: bool) -> None:
             console.print(f"  {name:9} {value}", markup=False)
 
 
-def check(traced: list[Trace]) -> None:
-    """Raises UserError when the tokens are not what the rows table says."""
-    wrong = [t for t in traced if not t.proven]
+def check_proven(traces: list[Trace]) -> None:
+    """Raise UserError when the tokens are not what the rows table says."""
+    wrong = [traced for traced in traces if not traced.proven]
     if wrong:
-        first = wrong[0].piece
+        first = wrong[0].row
         raise UserError(
-            f"{len(wrong)} of {len(traced)} documents are not what they are said to be, first "
+            f"{len(wrong)} of {len(traces)} documents are not what they are said to be, first "
             f"{first.document_id.hex()} ({first.source}: {first.source_file} row {first.source_row}); "
             "see `verify`, and whether the source's files have changed"
         )

@@ -23,7 +23,7 @@ from stages.task import Task
 ConfigT = TypeVar("ConfigT", bound=BaseConfig)
 
 
-def moved(config: ConfigT, path: str) -> ConfigT:
+def with_path(config: ConfigT, path: str) -> ConfigT:
     """Return `config` with its files at `path` instead. Raises DataError for a source that has no path."""
     if not isinstance(config, FilesConfig):
         raise DataError(f"a source of kind {config.kind} has no path to replace; install its packages instead")
@@ -64,7 +64,7 @@ def unit_finder(config: BaseConfig, module: SourceModule) -> Callable[[str], lis
         def in_files(file: str) -> list[SourceUnit]:
             if file not in path_of:
                 raise DataError(f"no file {file} at {config.path}")
-            return module.units(moved(config, path_of[file]), unidentified)
+            return module.units(with_path(config, path_of[file]), unidentified)
 
         return in_files
     units = module.units(config, unidentified)

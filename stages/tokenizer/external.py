@@ -16,8 +16,7 @@ from stages.errors import DataError
 from stages.paths import local_path
 from stages.task import Artifact
 from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
-from stages.tokenizer.report import byte_alphabet
-from stages.tokenizer.spec import load_text_encoder, special_ids, token_bytes
+from stages.tokenizer.spec import byte_alphabet, load_text_encoder, special_ids, token_bytes
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # What separates documents, by the names tokenizers give it; the first that the file has is taken.

@@ -21,28 +21,11 @@ from numpy.typing import NDArray
 from stages.task import Task
 from stages.tokenizer.encoder import Encoder, open_encoder
 from stages.tokenizer.sample import Sample
-from stages.tokenizer.spec import special_ids, token_bytes
+from stages.tokenizer.spec import special_ids, token_bytes, token_texts
 
 SHOWN = 20  # tokens listed of each kind
 ODD_BYTES = 8  # a token of blanks, or of one character, is odd from this length on
 NO_LIMIT = int(1e30)  # what transformers writes where a tokenizer sets no longest input: the model does
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The byte behind each character of GPT-2's byte-level alphabet: printable Latin-1 as it is, others from U+0100."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [b for b in range(256) if b not in set(plain)]
-    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(moved)}
-
-
-def token_texts(path: str) -> dict[int, bytes]:
-    """The bytes of every id that stands for text."""
-    definition = json.loads(Path(path).read_text(encoding="utf-8"))
-    alphabet = byte_alphabet()
-    added = {t["id"]: t for t in definition["added_tokens"]}
-    found = {i: t["content"].encode() for i, t in added.items() if not t["special"]}
-    vocab = definition["model"]["vocab"].items()
-    return found | {i: bytes(alphabet[c] for c in token) for token, i in vocab if i not in added}
 
 
 def measure(encoder: Encoder, documents: list[tuple[bytes, str]], times: NDArray[np.int64]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Reading a tokenizer file: special ids, the length of every token, and an encoder for document text.
+"""Reading a tokenizer file: special ids, the bytes of every token, and an encoder for document text.
 
-Small and apart from training, so that a change in how a tokenizer is trained does not re-tokenise a corpus
+Small and apart from training, so that a change in how a tokenizer is trained does not tokenize a corpus again
 whose tokenizer came out the same.
 """
 
@@ -26,7 +26,7 @@ SPECIALS = (
 
 
 def text_definition(path: str) -> str:
-    """The tokenizer at `path` as JSON, for document text: no text it is given produces a special id.
+    """Return the tokenizer at `path` as JSON, for document text: no text it is given produces a special id.
 
     HF tokenizers turn a literal `<|bos|>` in a document into the real id. Without special tokens in the list there is
     nothing to look for, and merges cannot reach a special id (checked where it is opened). Tokens added for text, such
@@ -40,21 +40,43 @@ def text_definition(path: str) -> str:
 
 
 def load_text_encoder(path: str) -> Tokenizer:
-    """The tokenizer at `path` for document text; see `text_definition`."""
+    """Return the tokenizer at `path` for document text; see `text_definition`."""
     return Tokenizer.from_str(text_definition(path))
 
 
 def special_ids(path: str) -> dict[str, int]:
-    """Id of each special token, in the order of ids."""
+    """Return the id of each special token, in the order of ids."""
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
-    found = {t["content"]: t["id"] for t in definition["added_tokens"] if t["special"]}
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    ids = {t["content"]: t["id"] for t in definition["added_tokens"] if t["special"]}
+    return dict(sorted(ids.items(), key=lambda item: item[1]))
 
 
 def token_bytes(path: str) -> list[int]:
-    """Bytes of text that each id stands for; 0 for special tokens and ids that nothing has. Index is the id."""
+    """Return the bytes of text that each id, the index, stands for; 0 for special tokens and ids that nothing has."""
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
     # The byte-level alphabet writes each byte as one character; added tokens are written as they are.
     lengths = {i: len(token) for token, i in definition["model"]["vocab"].items()}
     lengths |= {t["id"]: 0 if t["special"] else len(t["content"].encode()) for t in definition["added_tokens"]}
     return [lengths.get(i, 0) for i in range(max(lengths) + 1)]
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Return the byte behind each character of GPT-2's byte-level alphabet.
+
+    Printable Latin-1 stands for itself, the other bytes for U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def token_texts(path: str) -> dict[int, bytes]:
+    """Return the bytes of every id that stands for text."""
+    definition = json.loads(Path(path).read_text(encoding="utf-8"))
+    alphabet = byte_alphabet()
+    added = {t["id"]: t for t in definition["added_tokens"]}
+    texts = {i: t["content"].encode() for i, t in added.items() if not t["special"]}
+    for token, i in definition["model"]["vocab"].items():
+        if i not in added:
+            texts[i] = bytes(alphabet[character] for character in token)
+    return texts

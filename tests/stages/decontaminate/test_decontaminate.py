@@ -13,14 +13,16 @@ from built import Inline, build
 from planting import EDITS, WAYS, edited
 from stage_harness import SHARED, needs_shared
 
-from pipeline.commands.drop_reason import fates
+from pipeline.commands.stored_records import StoredRecords
 from pipeline.errors import UnitFailed, UsageError
 from pipeline.recipe import parse_recipe
 from stages.decontaminate.cut import cut_out
 from stages.errors import DataError
 from stages.hashing import is_validation
+from stages.lineage.drop_reason import explain_drops
 from stages.lineage.find import Query, find
-from stages.lineage.trace import pieces_of, rows_table, trace
+from stages.lineage.rows import rows_table, shard_rows
+from stages.lineage.trace import trace
 from stages.registry import STAGES
 from stages.report import decontamination_lines
 from stages.schemas import document_id
@@ -169,7 +171,9 @@ def test_a_dropped_document_is_told_of_and_a_cut_one_is_traced(folder):
     context.save_state()
     manifest, told = load_manifest(folder / "build/clean/anneal"), evidence(folder)
     row = told[0]
-    found = fates(manifest, Query(ids=[row["document_id"].hex()]))["web", row["document_id"].hex()]
+    found = explain_drops(manifest, Query(ids=[row["document_id"].hex()]), StoredRecords(manifest))[
+        "web", row["document_id"].hex()
+    ]
     assert found.status == "dropped"
     assert found.note.startswith(f"contaminated by quiz item {row['item_id'].hex()}: ")
     source = next(s for s in manifest.sources if s.name == "web")
@@ -188,13 +192,13 @@ def test_a_dropped_document_is_told_of_and_a_cut_one_is_traced(folder):
     for identity, mine in by_document.items():
         left = cut_out(texts[mine[0]["source_row"]], [(r["start"], r["stop"]) for r in mine])
         assert kept[identity] == left and not any(r["text"] in left for r in mine)
-    pieces = [p for s in manifest.shards for p in pieces_of(s.path, rows_table(manifest, s)) if not p.truncated]
+    pieces = [p for s in manifest.shards for p in shard_rows(s.path, rows_table(manifest, s)) if not p.truncated]
     mine = [p for p in pieces if p.document_id in by_document]
     assert mine and any(is_validation([p.document_id])[0] for p in pieces)
     mended = told[0]
     wanted = Query(text=mended["text"])
     assert ("web", mended["document_id"].hex()) not in find(manifest, wanted)
-    one = fates(manifest, wanted)["web", mended["document_id"].hex()]
+    one = explain_drops(manifest, wanted, StoredRecords(manifest))["web", mended["document_id"].hex()]
     assert one.status == "curated" and one.note.startswith("a piece was cut out, contaminated by quiz item ")
     traced = trace(manifest, mine)
     assert {(t.curated.status, t.origin.status) for t in traced} == {("equal", "equal")}

@@ -336,14 +336,14 @@ def test_rebuild_takes_moved_files_and_refuses_changed_ones(built, tmp_path, cap
     places = {"arc": str(moved)}
     again = rebuild.recipe_of(manifest, places)
     store = open_store(str(tmp_path / "again"))
-    rebuild.check(manifest, again, store, places, False)
+    rebuild.require_same_inputs(manifest, again, store, places, False)
     build(tmp_path, again.to_dict())
-    rebuild.compare(manifest, str(tmp_path / "build"), places)
+    rebuild.require_same_outputs(manifest, str(tmp_path / "build"), places)
     shards = len(manifest.shards)
     assert f"{2 + 3 * shards + 2} files rebuilt, every sha256 as the manifest has it" in capsys.readouterr().out
     write_arc(moved / "validation.parquet", QUESTIONS * 2)
     with pytest.raises(UserError, match="1 differences in the sources"):
-        rebuild.check(manifest, again, store, places, False)
+        rebuild.require_same_inputs(manifest, again, store, places, False)
     assert "source arc: validation.parquet has other contents" in capsys.readouterr().out
 
 

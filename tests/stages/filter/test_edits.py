@@ -14,7 +14,8 @@ from stage_harness import recipe as mini
 
 from stages.filter.edits import ADDRESSES, EMAILS, PHONES, apply_edits, parse_edits, pii
 from stages.hashing import is_validation
-from stages.lineage.trace import pieces_of, rows_table, trace
+from stages.lineage.rows import rows_table, shard_rows
+from stages.lineage.trace import trace
 from stages.schemas import document_id
 
 
@@ -130,11 +131,11 @@ def test_lineage_goes_through_edits(tmp_path):
     sources["web"] |= {"rules": [{"c4": loose}]}
     sources["maths"] |= {"edit": ["pii"], "template": "From: jane@doe.org\nQ: {query}\nA: {response}"}
     manifest = every(tmp_path, sources=sources, mixtures=RECIPE["mixtures"])
-    pieces = [p for s in manifest.shards[:4] for p in pieces_of(s.path, rows_table(manifest, s))]
+    pieces = [p for s in manifest.shards[:4] for p in shard_rows(s.path, rows_table(manifest, s))]
     chosen = [p for p in pieces if p.source in ("web", "maths")][:200]
     traced = trace(manifest, chosen)
     assert {t.origin.status for t in traced} <= {"equal", "prefix"}
-    assert {t.piece.source for t in traced} == {"web", "maths"}
+    assert {t.row.source for t in traced} == {"web", "maths"}
     folder = tmp_path / "build" / "every" / "curated"
     texts = pq.read_table(folder / "maths-00000.parquet")["text"].to_pylist()
     assert texts and all(text.startswith(f"From: {EMAILS[0]}\nQ: ") for text in texts)

@@ -12,15 +12,21 @@ import pytest
 from built import build, copy_of, texts
 from lineage_harness import LONG, cli, points, published, recipe, run_folder
 
-from pipeline.commands.drop_reason import fates
-from pipeline.commands.find import explain, read_in
+from pipeline.commands.find import add_steps, explain_curated
+from pipeline.commands.stored_records import StoredRecords
 from pipeline.commands.trace import open_run, spans_of_step
-from stages.lineage.find import Found, Query, find
-from stages.lineage.trace import Decoder, pieces_in, pieces_of, rows_table
+from stages.lineage.drop_reason import explain_drops
+from stages.lineage.find import FoundDocument, Query, find
+from stages.lineage.rows import Decoder, rows_of_spans, rows_table, shard_rows
 from stages.schemas import document_id
 from train.data.manifest import load_manifest
 
 pytestmark = pytest.mark.slow
+
+
+def dropped(manifest, query):
+    """Documents that were read, each with why it is not in the corpus."""
+    return explain_drops(manifest, query, StoredRecords(manifest))
 
 
 def with_rules(folder):
@@ -45,11 +51,11 @@ def manifest(folder):
 @pytest.fixture(scope="module")
 def everything(manifest):
     """All pieces of all shards."""
-    return [p for s in manifest.shards for p in pieces_of(s.path, rows_table(manifest, s))]
+    return [p for s in manifest.shards for p in shard_rows(s.path, rows_table(manifest, s))]
 
 
 def test_find_inverts_trace(manifest, everything):
-    pieces = [p[0] for p in pieces_in(manifest, points(manifest, 1000))]
+    pieces = [p[0] for p in rows_of_spans(manifest, points(manifest, 1000))]
     splits = {s.path: s.split for s in manifest.shards}
     wanted = {p.document_id.hex() for p in pieces}
     found = find(manifest, Query(ids=sorted(wanted)))
@@ -90,7 +96,7 @@ def test_a_phrase_to_the_token(manifest, folder, everything, tmp_path, curated):
         places = [p for one in found.values() for p in one.places]
         assert any(p.shard == piece.shard and piece.token_start <= p.start < piece.stop for p in places)
         for place in places:
-            tokens = decoder.pieces(place.shard, place.start, place.stop)
+            tokens = decoder.token_bytes(place.shard, place.start, place.stop)
             assert phrase.encode() in b"".join(tokens)
             assert phrase.encode() not in b"".join(tokens[1:]) and phrase.encode() not in b"".join(tokens[:-1])
         expected = {p.document_id.hex() for p in everything if phrase.encode() in decoder.decode(p)}
@@ -115,7 +121,7 @@ def test_a_phrase_from_one_part_into_the_next(manifest, folder, everything, tmp_
     first = [p for p in one.places if p.copy == 0]
     assert [p.part for p in sorted(first, key=lambda p: p.part)] == [0, 1]
     joined = b"".join(
-        b"".join(Decoder(copy).pieces(p.shard, p.start, p.stop)) for p in sorted(first, key=lambda p: p.part)
+        b"".join(Decoder(copy).token_bytes(p.shard, p.start, p.stop)) for p in sorted(first, key=lambda p: p.part)
     )
     assert phrase.encode() in joined
 
@@ -134,7 +140,7 @@ def test_the_steps_of_a_run(manifest, tmp_path, everything):
             if any(p.shard == s and p.token_start < stop and start < p.stop for p in mine for s, start, stop in spans)
         ]
         found = find(manifest, Query(ids=[identity])).values()
-        read_in(manifest, run, found)
+        add_steps(manifest, run, found)
         assert {tuple(one.steps) for one in found} == {tuple(expected)}
     with_run = cli("find", manifest.folder, "--id", identity, "--run", where, "--json")
     assert {tuple(json.loads(line)["steps"]) for line in with_run.stdout.splitlines()} == {tuple(expected)}
@@ -143,25 +149,25 @@ def test_the_steps_of_a_run(manifest, tmp_path, everything):
 def test_what_became_of_others(manifest, folder):
     notes = texts(2, 120)
     copy = document_id(notes[4]).hex()  # in web too, where it was dropped
-    found = {**fates(manifest, Query(ids=[copy])), **find(manifest, Query(ids=[copy]))}
+    found = {**dropped(manifest, Query(ids=[copy])), **find(manifest, Query(ids=[copy]))}
     assert found["web", copy].status == "dropped" and f"duplicate of {copy} in notes" in found["web", copy].note
     assert found["notes", copy].status in ("training", "not taken", "held out")
     gone = document_id(notes[33]).hex()
     assert find(manifest, Query(ids=[gone])) == {}
-    assert fates(manifest, Query(ids=[gone]))["notes", gone].status == "excluded"
-    assert fates(manifest, Query(urls=["https://notes.test/33/"]))["notes", gone].status == "excluded"
+    assert dropped(manifest, Query(ids=[gone]))["notes", gone].status == "excluded"
+    assert dropped(manifest, Query(urls=["https://notes.test/33/"]))["notes", gone].status == "excluded"
     pairs = json.loads((folder / "corpus/maths.json").read_text())
     pair = next(p for p in pairs if len(p["query"] + p["response"]) < 90)
-    (one,) = fates(manifest, Query(text=f"Q: {pair['query']}\nA: ")).values()
+    (one,) = dropped(manifest, Query(text=f"Q: {pair['query']}\nA: ")).values()
     assert (one.status, one.note) == ("dropped", "by the rule length_short")
 
 
 def test_what_a_budget_leaves_is_not_called_curated(manifest):
     raw = {**manifest.recipe, "sources": {n: {**s, "max_bytes": 9} for n, s in manifest.recipe["sources"].items()}}
-    one = Found("0" * 32, "web", "a", 0, None, "curated")
-    explain(manifest, Query(ids=[one.document_id]), [one])
+    one = FoundDocument("0" * 32, "web", "a", 0, None, "curated")
+    explain_curated(manifest, Query(ids=[one.document_id]), [one])
     assert (one.status, one.note) == ("curated", "")
-    explain(replace(manifest, recipe=raw), Query(ids=[one.document_id]), [one])
+    explain_curated(replace(manifest, recipe=raw), Query(ids=[one.document_id]), [one])
     assert (one.status, one.note) == ("not taken", "beyond the budget of web")
 
 

@@ -17,7 +17,8 @@ from pipeline.commands.rebuild import recipe_of
 from pipeline.commands.trace import open_run, spans_of_step
 from pipeline.errors import UserError
 from stages.errors import DataError
-from stages.lineage.trace import find_shard, pieces_in, pieces_of, rows_table, trace
+from stages.lineage.rows import find_shard, rows_of_spans, rows_table, shard_rows
+from stages.lineage.trace import trace
 from stages.pack.format import ROWS
 from train.config import TrainConfig
 from train.data.loader import Loader
@@ -38,7 +39,7 @@ def manifest(folder):
 
 @pytest.mark.slow
 def test_a_recipe_that_lacks_a_key_is_named(manifest):
-    (piece,) = pieces_in(manifest, points(manifest, 1))[0]
+    (piece,) = rows_of_spans(manifest, points(manifest, 1))[0]
     for gone in ("sources", "mixtures", "shard_tokens"):
         left = {key: value for key, value in manifest.recipe.items() if key != gone}
         with pytest.raises(ManifestError, match=rf"manifest\.json: recipe\.{gone} is missing"):
@@ -55,18 +56,18 @@ def test_a_thousand_random_tokens(manifest, monkeypatch):
     real = files.open_source
     monkeypatch.setattr(jsonl, "open_source", lambda file, options=None: opened.append(file) or real(file, options))
     spans = points(manifest, 1000)
-    found = pieces_in(manifest, spans)
+    found = rows_of_spans(manifest, spans)
     assert all(len(one) == 1 for one in found)
     pieces = [one[0] for one in found]
     for (shard, start, _), piece in zip(spans, pieces, strict=True):
         assert piece.shard == shard and piece.token_start <= start < piece.stop
     traced = trace(manifest, pieces)
     assert {p.source for p in pieces} == {"web", "notes", "maths", "quiz", "docs"}
-    everything = [p for s in manifest.shards for p in pieces_of(s.path, rows_table(manifest, s))]
+    everything = [p for s in manifest.shards for p in shard_rows(s.path, rows_table(manifest, s))]
     holders = {s.path: (s.split, s.source) for s in manifest.shards}
     cut = {(holders[p.shard], p.document_id, p.copy) for p in everything if p.truncated}
     for one in traced:
-        status = "prefix" if (holders[one.piece.shard], one.piece.document_id, one.piece.copy) in cut else "equal"
+        status = "prefix" if (holders[one.row.shard], one.row.document_id, one.row.copy) in cut else "equal"
         assert (one.curated.status, one.origin.status) == (status, status), one
     assert any("parts" in t.curated.detail for t in traced), "the long document is put together"
     assert any(p.copy for p in pieces)
@@ -75,13 +76,13 @@ def test_a_thousand_random_tokens(manifest, monkeypatch):
 
 def test_what_the_texts_are(manifest, folder):
     """Against the files themselves, not through the readers that the sources share."""
-    pieces = [p[0] for p in pieces_in(manifest, points(manifest, 400, 1))]
+    pieces = [p[0] for p in rows_of_spans(manifest, points(manifest, 400, 1))]
     whole = [t for t in trace(manifest, pieces) if t.curated.status == "equal" and "parts" not in t.curated.detail]
     pairs = json.loads((folder / "corpus/maths.json").read_text())
     web = {f"w{i}.parquet": pq.read_table(folder / f"corpus/web/w{i}.parquet").to_pylist() for i in range(2)}
     seen = set()
     for one in whole:
-        piece = one.piece
+        piece = one.row
         seen.add(piece.source)
         if piece.source == "maths":
             pair = pairs[piece.source_row]
@@ -95,7 +96,7 @@ def test_what_the_texts_are(manifest, folder):
 
 
 def test_a_changed_source_row_is_seen(manifest, folder, tmp_path):
-    piece = next(p[0] for p in pieces_in(manifest, points(manifest, 300)) if p[0].source == "maths")
+    piece = next(p[0] for p in rows_of_spans(manifest, points(manifest, 300)) if p[0].source == "maths")
     pairs = json.loads((folder / "corpus/maths.json").read_text())
     pairs[piece.source_row]["query"] += "!"
     moved = tmp_path / "maths.json"
@@ -127,7 +128,7 @@ def test_a_forged_rows_table_is_seen(folder, tmp_path):
     patch_hashes(copy)
     forged = load_manifest(copy)
     start = table["token_start"].to_pylist()
-    found = [p[0] for p in pieces_in(forged, [(forged.shards[0].path, start[i], start[i] + 1) for i in (2, 3, 4)])]
+    found = [p[0] for p in rows_of_spans(forged, [(forged.shards[0].path, start[i], start[i] + 1) for i in (2, 3, 4)])]
     assert [t.proven for t in trace(forged, found)] == [True, False, False]
 
 
@@ -143,7 +144,7 @@ def test_a_step_lists_what_its_batch_holds(manifest, tmp_path, world):
         for rank, share in enumerate(shares):
             batch[rank::world] = share.tokens
         spans = spans_of_step(manifest, run, step)
-        for row, (shard, start, stop), found in zip(batch, spans, pieces_in(manifest, spans), strict=True):
+        for row, (shard, start, stop), found in zip(batch, spans, rows_of_spans(manifest, spans), strict=True):
             borders = [p.token_start - start for p in found if p.token_start >= start and p.part == 0]
             assert borders == np.flatnonzero(row == bos).tolist()
             assert found[0].token_start <= start and found[-1].stop >= stop and stop - start == len(row)
@@ -173,7 +174,7 @@ def test_names_of_shards(manifest):
 @pytest.mark.slow
 def test_the_command_line(manifest, folder, tmp_path):
     where = str(published(folder))
-    piece = next(p[0] for p in pieces_in(manifest, points(manifest, 300)) if p[0].source == "web" and not p[0].part)
+    piece = next(p[0] for p in rows_of_spans(manifest, points(manifest, 300)) if p[0].source == "web" and not p[0].part)
     done = cli("trace", where, "--shard", piece.shard, "--token", str(piece.token_start), "--full")
     assert done.returncode == 0, done.stderr
     (one,) = trace(manifest, [piece])

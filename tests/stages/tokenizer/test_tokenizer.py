@@ -27,8 +27,7 @@ from stages.tokenizer import stage as tokenizer_stage
 from stages.tokenizer import work as bpe
 from stages.tokenizer.config import TokenizerConfig
 from stages.tokenizer.encoder import HOSTILE, open_encoder
-from stages.tokenizer.report import token_texts
-from stages.tokenizer.spec import SPECIALS, load_text_encoder, special_ids, token_bytes
+from stages.tokenizer.spec import SPECIALS, load_text_encoder, special_ids, token_bytes, token_texts
 
 
 @pytest.fixture(scope="module")

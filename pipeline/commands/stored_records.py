@@ -1,0 +1,43 @@
+"""The records of the last build of a manifest's recipe, read from the store where it is still beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.engine.changes import KeyHistory
+from pipeline.engine.store import UNITS, open_store
+from stages.stage import Record
+from stages.task import Artifact
+from train.data.manifest import Manifest
+
+
+class StoredRecords:
+    """The `RecordReader` of a manifest's build; without a store beside it there are no records."""
+
+    def __init__(self, manifest: Manifest):
+        out = Path(manifest.folder).parent.parent
+        self.recipe_name = manifest.name
+        self.store = open_store(str(out)) if (out / "store").is_dir() else None
+
+    def records(self, stage: str) -> Iterator[Record]:
+        """Yield the record of each unit of a stage that is there, by label."""
+        if self.store is None:
+            return
+        history = KeyHistory(self.store.read_state(self.recipe_name, f"{UNITS}/{stage}.json"))
+        for label in sorted(history.rows):
+            record = self.store.find(stage, history.key(label))
+            if record is not None:
+                yield replace(record, label=label)  # the unit may be another's too, under that one's label
+
+    def table(self, artifact: Artifact, columns: list[str] | None = None) -> pa.Table:
+        """Read columns of an output, or of the slice that it is."""
+        assert self.store is not None
+        table = pq.read_table(self.store.absolute(artifact), columns=columns, partitioning=None)
+        if artifact.rows_from < 0:
+            return table
+        return table.slice(artifact.rows_from, artifact.rows_to - artifact.rows_from)

@@ -1,0 +1,130 @@
+"""The rows tables beside shards: which document every stretch of tokens came from, and its bytes back from tokens.
+
+Shards are read one after another, so that a thousand look-ups open each of them once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stages.errors import DataError
+from stages.pack.format import ROWS
+from stages.schemas import ID
+from stages.tokenizer.spec import token_texts
+from train.data.format import read_shard
+from train.data.manifest import Manifest, Shard
+
+Span: TypeAlias = tuple[str, int, int]  # shard, and [start, stop) of its tokens
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One row of a rows table: a document, or a part of one that is longer than a shard, where it lies."""
+
+    shard: str
+    token_start: int
+    token_count: int
+    document_id: bytes
+    source: str
+    source_file: str
+    source_row: int
+    url: str | None
+    copy: int
+    part: int
+    truncated: bool
+
+    @property
+    def stop(self) -> int:
+        """One past its last token."""
+        return self.token_start + self.token_count
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self) | {"document_id": self.document_id.hex()}
+
+
+def find_shard(manifest: Manifest, name: str) -> Shard:
+    """Return a shard by its number in the manifest or its file name. Raises DataError that says what there is."""
+    if name.isdigit() and int(name) < len(manifest.shards):
+        return manifest.shards[int(name)]
+    for shard in manifest.shards:
+        if shard.path == name:
+            return shard
+    names = f"{manifest.shards[0].path} ... {manifest.shards[-1].path}" if manifest.shards else "none"
+    raise DataError(f"no shard {name}: there are {len(manifest.shards)}, numbered from 0 ({names})")
+
+
+def rows_table(manifest: Manifest, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+    """Read the rows table of one shard. Raises DataError when the file is not there."""
+    try:
+        return pq.read_table(manifest.file(shard.rows), columns=columns, partitioning=None)
+    except FileNotFoundError:
+        raise DataError(f"{manifest.file(shard.rows)} is missing; pack again") from None
+
+
+def shard_rows(shard: str, table: pa.Table) -> list[ShardRow]:
+    """Return the rows of a table of ROWS, of one shard."""
+    return [ShardRow(shard, **row) for row in table.select(ROWS.names).to_pylist()]
+
+
+def rows_of_spans(manifest: Manifest, spans: Sequence[Span]) -> list[list[ShardRow]]:
+    """Return the rows that hold any token of each span, in their order; none where it is all padding."""
+    spans_of_shard: dict[str, list[int]] = defaultdict(list)
+    for number, (shard, _, _) in enumerate(spans):
+        spans_of_shard[shard].append(number)
+    rows: list[list[ShardRow]] = [[] for _ in spans]
+    for name, numbers in spans_of_shard.items():
+        table = rows_table(manifest, find_shard(manifest, name))
+        starts = table["token_start"].to_numpy()
+        ends = starts + table["token_count"].to_numpy()
+        firsts = np.searchsorted(ends, [spans[number][1] for number in numbers], "right").tolist()
+        stops = np.searchsorted(starts, [spans[number][2] for number in numbers], "left").tolist()
+        needed = sorted({i for first, stop in zip(firsts, stops, strict=True) for i in range(first, stop)})
+        by_index = dict(zip(needed, shard_rows(name, table.take(pa.array(needed, pa.int64()))), strict=True))
+        for number, first, stop in zip(numbers, firsts, stops, strict=True):
+            rows[number] = [by_index[i] for i in range(first, stop)]
+    return rows
+
+
+def rows_of_documents(manifest: Manifest, ids: Iterable[bytes], shards: Iterable[Shard]) -> list[ShardRow]:
+    """Return all rows of the documents `ids` in some shards, in their order."""
+    values = pa.array(sorted(set(ids)), ID)
+    rows: list[ShardRow] = []
+    for shard in shards:
+        table = rows_table(manifest, shard)
+        rows += shard_rows(shard.path, table.filter(pc.is_in(table["document_id"], value_set=values)))
+    return rows
+
+
+class Decoder:
+    """Tokens of a manifest's shards back to bytes: exact also where a document ends inside a character."""
+
+    def __init__(self, manifest: Manifest):
+        self.manifest = manifest
+        texts = token_texts(str(manifest.file(manifest.tokenizer.path)))
+        self.table = [texts.get(i, b"") for i in range(manifest.tokenizer.vocab_size)]
+        self._tokens: dict[str, npt.NDArray[np.uint16]] = {}
+
+    def tokens(self, shard: str) -> npt.NDArray[np.uint16]:
+        """Return the tokens (n,) of a shard, mapped."""
+        if shard not in self._tokens:
+            self._tokens[shard] = read_shard(self.manifest.file(shard))[1]
+        return self._tokens[shard]
+
+    def token_bytes(self, shard: str, start: int, stop: int) -> list[bytes]:
+        """Return the bytes of each token of [start, stop); special tokens have none."""
+        table = self.table
+        return [table[token] for token in self.tokens(shard)[start:stop].tolist()]
+
+    def decode(self, row: ShardRow) -> bytes:
+        """Return the bytes of a row's tokens."""
+        return b"".join(self.token_bytes(row.shard, row.token_start, row.stop))
