@@ -103,17 +103,17 @@ def test_changed_code_is_named_and_anyway_builds(tmp_path):
     small(tmp_path / "first")
     kept = copy_of(tmp_path / "first/build/small/anneal", tmp_path / "kept")
     root = copy_project(tmp_path)
-    edit(root / "stages/filter/rules.py", "def length(", "UNUSED = 1\n\n\ndef length(")
+    edit(root / "stages/filter/length.py", "def length(", "UNUSED = 1\n\n\ndef length(")
     done = rebuild(tmp_path, kept, root=root)
     assert done.returncode == 1 and done.stdout.splitlines() == [
-        "differs: code: module stages.filter.rules has changed"
+        "differs: code: module stages.filter.length has changed"
     ]
     assert "not rebuilt: 1 differences in code or versions" in done.stderr
     done = rebuild(tmp_path, kept, "--anyway", root=root)
-    assert done.returncode == 1 and "manifest.json: code.stages.rules is" in done.stdout
+    assert done.returncode == 1 and "manifest.json: code.stages.filter.length is" in done.stdout
     assert ".bin" not in done.stdout, "the bytes are the same"
     assert {line.split()[2] for line in done.stdout.splitlines() if "manifest.json" in line} <= {
-        "code.stages.rules",
+        "code.stages.filter.length",
         "source_tree",
     }
 
