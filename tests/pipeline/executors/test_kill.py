@@ -77,7 +77,11 @@ def slow_project(folder: Path, seconds: float) -> Path:
     """A project whose tokeniser takes its time, so that a test can meet it at work."""
     root = copy_project(folder)
     sleep = f'__import__("time").sleep({seconds})'
-    edit(root / "stages/tokenize/work.py", "    encoded = encode(task)", f"    {sleep}\n    encoded = encode(task)")
+    edit(
+        root / "stages/tokenize/work.py",
+        "    encoded = encode_slice(task)",
+        f"    {sleep}\n    encoded = encode_slice(task)",
+    )
     return root
 
 
