@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train.checkpoint.run_folder import read_run
 from train.config import TrainError
 from train.files import write_atomic
 from train.monitor.metrics import read_json_lines
@@ -40,10 +41,7 @@ def refresh_page(folder: Path) -> None:
 
 def write_page(folder: Path) -> Path:
     """Make the page of a run's folder, and return its path. Raises TrainError when no run is there."""
-    try:
-        run: Record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TrainError(f"{folder / 'run.json'}: {error}; name the folder of a run") from None
+    run = read_run(folder)
     records, events = read_json_lines(folder / "metrics.jsonl"), read_json_lines(folder / "events.jsonl")
     summary: Record = {}
     if (folder / "summary.json").exists():

@@ -40,7 +40,7 @@ RNG_RULE = "stateless: weights from seed, order from (seed, epoch), dropout from
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint whose files are as long as, and hash to, what state.json says."""
+    """A checkpoint whose files are as long as, and hash to, what state.json says."""
 
     folder: Path
     state: dict[str, Any]
@@ -84,10 +84,9 @@ def save_checkpoint(
         for path in (*part.iterdir(), part):
             fsync_path(path)
         part.rename(final)
-        for pointer in (
-            (LATEST, BEST) if BEST in names else (LATEST,)
-        ):  # a kill in between: the next start names the best again
-            write_atomic(folder / pointer, final.name + "\n")
+        write_atomic(folder / LATEST, final.name + "\n")
+        if BEST in names:  # a kill in between: the next start names the best again
+            write_atomic(folder / BEST, final.name + "\n")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise TrainError(
@@ -162,26 +161,37 @@ def newest_intact_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]
     return None, broken
 
 
-def find_checkpoint(path: Path, key: str) -> Checkpoint:
-    """The checkpoint that `path` names: a step's folder, or the newest of a run or its checkpoints/ folder.
+def locate_checkpoint(path: Path, name: str, advice: str) -> Path:
+    """Return the checkpoint's folder that `path` names: a step's own, or of a run or its checkpoints/ the one `name`d.
 
-    checkpoints/best, a file, stands for the checkpoint that it names, and so do its like.
-    Raises TrainError when there is none, and when it is damaged: then naming the newest whole one, not taking it.
+    name: `latest`, which is the newest, `best`, `decay_start` or a step's, as step_000120. A `path` that is one of the
+    files that name a checkpoint, as checkpoints/best, stands for what it names.
+    Raises TrainError, ended by `advice`, when there is none.
     """
     if path.is_file():
-        path = path.parent / pointer_target(path.parent, path.name)
-    for folder in (path / "checkpoints", path):
-        if list_checkpoints(folder):
-            chosen = list_checkpoints(folder)[0]
-            break
-    else:
-        if not (path / "state.json").exists():
-            other = "none" if key == "train.init_from" else "auto"
-            raise TrainError(f"{path}: no checkpoint there; name one with --set {key}=PATH, or --set {key}={other}")
-        chosen, folder = path, path.parent
+        path, name = path.parent, path.name
+    inside = path / "checkpoints" if list_checkpoints(path / "checkpoints") else path
+    by_name = {folder.name: folder for folder in list_checkpoints(inside)}
+    if not by_name:
+        if name == LATEST and (path / "state.json").exists():
+            return path
+        raise TrainError(f"{path}: no checkpoint there; {advice}")
+    wanted = next(iter(by_name)) if name == LATEST else pointer_target(inside, name) or name
+    if wanted not in by_name:
+        raise TrainError(f"{inside}: no checkpoint {name!r} there; there are {', '.join([LATEST, *by_name])}")
+    return by_name[wanted]
+
+
+def find_checkpoint(path: Path, key: str) -> Checkpoint:
+    """Read the checkpoint that `path`, the value of the recipe's `key`, names: of a run the newest.
+
+    Raises TrainError when there is none, and when it is damaged: then naming the newest whole one, not taking it.
+    """
+    other = "none" if key == "train.init_from" else "auto"
+    chosen = locate_checkpoint(path, LATEST, f"name one with --set {key}=PATH, or --set {key}={other}")
     try:
         return read_checkpoint(chosen)
     except TrainError as error:
-        whole, _ = newest_intact_checkpoint(folder)
+        whole, _ = newest_intact_checkpoint(chosen.parent)
         hint = f"the newest whole one is {whole.folder}" if whole else "and there is no whole one beside it"
         raise TrainError(f"{error}\n{hint}; name one with --set {key}=PATH") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.checkpoint import checkpoint
-from train.checkpoint.checkpoint import Checkpoint, list_checkpoints, pointer_target, read_checkpoint
+from train.checkpoint.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from train.checkpoint.run_folder import read_run
 from train.config import ModelConfig, TrainError
 from train.data.manifest import Manifest, load_manifest
 from train.files import sha256_file
@@ -77,11 +76,13 @@ class TrainedModel:
 def open_trained_model(
     path: Path, manifest: Path | None = None, average: str = "", name: str = "latest"
 ) -> TrainedModel:
-    """What `path` names: a step's folder, or of a run the checkpoint `name`. `manifest`: where run.json's is now.
+    """Open the model that `path` names: a step's folder, or of a run the checkpoint `name`.
+
+    manifest: where the one that run.json names is now. average: whose weights to take, `ema` or `swa`.
 
     Raises TrainError or ManifestError: no whole checkpoint, no manifest, another tokenizer than the model's.
     """
-    folder = _checkpoint_in(path, name)
+    folder = locate_checkpoint(path, name, "name a run's folder, or a step's inside its checkpoints/")
     point = read_checkpoint(folder)
     identity = point.state["identity"]
     found = load_manifest(manifest or _manifest_of(folder.absolute().parents[1]))
@@ -91,22 +92,6 @@ def open_trained_model(
     if not tokenizer.exists() or sha256_file(tokenizer) != found.tokenizer.sha256:
         raise TrainError(f"{tokenizer}: missing, or changed since it was packed; build the mixture again")
     return TrainedModel(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found, average)
-
-
-def _checkpoint_in(path: Path, name: str) -> Path:
-    """A step's folder, from a run's, or its checkpoints/, and `latest` (the newest), `best` or the step's name."""
-    if path.is_file():  # checkpoints/best, and its like
-        path, name = path.parent, path.name
-    inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    held = {p.name: p for p in list_checkpoints(inside)}
-    if not held:
-        if name != "latest" or not (path / "state.json").exists():
-            raise TrainError(f"{path}: no checkpoint there; name a run's folder, or a step's inside its checkpoints/")
-        return path
-    wanted = next(iter(held)) if name == checkpoint.LATEST else pointer_target(inside, name) or name
-    if wanted not in held:
-        raise TrainError(f"{inside}: no checkpoint {name!r} there; there are {', '.join(['latest', *held])}")
-    return held[wanted]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,10 +109,9 @@ def model_from_arguments(given: argparse.Namespace) -> TrainedModel:
 
 def _manifest_of(run: Path) -> Path:
     """The manifest that a run's run.json names."""
-    try:
-        relative = json.loads((run / "run.json").read_text(encoding="utf-8"))["manifest"]
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise TrainError(f"{run / 'run.json'}: does not say which manifest ({error}); give --manifest M") from None
+    relative = read_run(run).get("manifest")
+    if relative is None:
+        raise TrainError(f"{run / 'run.json'}: does not say which manifest; give --manifest M")
     # as the system reads it, and as it was written, which differ where the run was reached through a link
     for path in (run / str(relative), Path(os.path.normpath(run / str(relative)))):
         if path.exists():

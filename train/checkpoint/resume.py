@@ -10,7 +10,6 @@ Nothing here overwrites a folder that holds checkpoints.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from train.checkpoint.checkpoint import (
     pointer_target,
     read_checkpoint,
 )
-from train.checkpoint.run_folder import differences, short
+from train.checkpoint.run_folder import differences, read_run, short
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.files import write_atomic
@@ -239,16 +238,14 @@ def _settled(path: Path, cfg: TrainConfig) -> bool:
 
 
 def _identity_in(folder: Path) -> dict[str, Any] | None:
-    """The identity in a folder's run.json; None when there is none; {} when it cannot be read."""
-    path = folder / "run.json"
-    if not path.exists():
+    """Return the identity in a folder's run.json; None when there is none; {} when it cannot be read."""
+    if not (folder / "run.json").exists():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        found: dict[str, Any] = value["identity"]
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        identity = read_run(folder).get("identity")
+    except TrainError:
         return {}
-    return found
+    return identity if isinstance(identity, dict) else {}
 
 
 def _initial_weights(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Path | None:

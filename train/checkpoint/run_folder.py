@@ -3,11 +3,11 @@
     metrics.jsonl   one object a logged step; each step stands once, also after a kill and a resume
     events.jsonl    spikes, slow steps, waiting for data: see train/monitor/anomalies.py
     run.json        all that replaying the data order needs, and every start the run had
-    checkpoints/    see checkpoint.py
+    checkpoints/    see train/checkpoint/checkpoint.py
     summary.json    at the end: scores before and after, the unigram's, samples, speed
     summary.md      the same and more on one page, with plots/; made anew with each score: see train/page.py
 
-How a run starts in it, or goes on, is in resume.py.
+How a run starts in it, or goes on, is in train/checkpoint/resume.py.
 """
 
 from __future__ import annotations
@@ -87,12 +87,22 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> None:
     delete_partial_checkpoints(folder / "checkpoints")
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read run.json in a run's folder. Raises TrainError when it is missing, or no object of JSON."""
+    path = folder / "run.json"
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{path}: {error}; name the folder of a run") from None
+    if not isinstance(run, dict):
+        raise TrainError(f"{path}: not a run of ours; name the folder of a run")
+    return run
+
+
 def write_run(folder: Path, ours: dict[str, Any], facts: dict[str, Any], start: dict[str, Any]) -> None:
     """run.json. `facts` are of this start; `start` ({step, world_size}) joins the list of all starts."""
     path = folder / "run.json"
-    starts = []
-    if path.exists():
-        starts = json.loads(path.read_text(encoding="utf-8")).get("starts", [])
+    starts = read_run(folder).get("starts", []) if path.exists() else []
     value = {**facts, "identity": ours, "starts": [*starts, start], "versions": versions()}
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from train.checkpoint.run_folder import read_run
 from train.config import TrainConfig, TrainError
 from train.files import write_atomic
 
@@ -95,8 +96,8 @@ def _tensorboard(folder: Path, step: int) -> Any:
 def _earlier_id(folder: Path) -> str:
     """The wandb run that an earlier start of this run made."""
     try:
-        return str(json.loads((folder / "run.json").read_text(encoding="utf-8")).get("wandb", ""))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return str(read_run(folder).get("wandb", ""))
+    except TrainError:
         return ""
 
 
