@@ -41,6 +41,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_plan_of_shard_40m_needs_neither_network_nor_data(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     done = run("-m", "pipeline", "plan", "pack_anneal_mix", "--recipe", "shard_40m", "--out", str(tmp_path), cwd=ROOT)
@@ -54,6 +55,7 @@ def test_plan_of_shard_40m_needs_neither_network_nor_data(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_shard_40m_trains_a_few_steps_from_packed_text(tmp_path):
     raw = yaml.safe_load((ROOT / "manifests" / "shard_40m.yaml").read_text())
     docs = {"from": "installed_docs", "packages": ["stdlib"], "rules": ["gopher_quality"]}

@@ -237,6 +237,7 @@ def test_transformers_writes_the_same_text(shapes, shape, load_hf):
         assert row[: len(want)] == want and set(row[len(want) :]) <= {BOS, PAD}
 
 
+@pytest.mark.slow
 @needs_transformers
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")  # its new name is not in 5.0
 def test_the_hf_model_trains_and_saves_again(shapes, load_hf, tmp_path):

@@ -274,6 +274,7 @@ def test_a_signal_to_one_rank_stops_all_and_each_exits_75(pretrain, launch, tmp_
     assert 3 <= find_checkpoint(tmp_path / "r", "k").step < 50
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_rank_is_had_by_all(pretrain, launch, tmp_path):
     (tmp_path / "file").write_text("")
     ranks = start_ranks(launch, 2, pretrain, sets(out=str(tmp_path / "file/r")))

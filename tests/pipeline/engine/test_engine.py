@@ -23,6 +23,7 @@ from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_ray_gives_the_same_bytes(reference: Work, tmp_path: Path, workers: int) -> None:
     work = new_work(tmp_path, corpus=reference.corpus)

@@ -87,6 +87,7 @@ def test_what_is_work_is_found() -> None:
     assert {"filter", "dedup", "pack", "tokenize", "train"} < set(ROOMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_driver_and_the_recipe_are_in_no_key(project: tuple[Path, dict[str, str]], room: str) -> None:
     root, before = project
@@ -99,6 +100,7 @@ def test_the_driver_and_the_recipe_are_in_no_key(project: tuple[Path, dict[str, 
         file.write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORK_MODULES)
 def test_work_is_in_its_own_key_and_in_those_of_its_importers(project: tuple[Path, dict[str, str]], name: str) -> None:
     root, before = project
@@ -109,6 +111,7 @@ def test_work_is_in_its_own_key_and_in_those_of_its_importers(project: tuple[Pat
     file.write_text(text)
 
 
+@pytest.mark.slow
 def test_no_docstring_is_in_a_key(tmp_path: Path) -> None:
     root = copy_project(tmp_path)
     before = fingerprints(root)
@@ -193,6 +196,7 @@ def test_a_comment_runs_nothing_again(built: Work) -> None:
     assert rerun(built, "pack_pretrain") == set()
 
 
+@pytest.mark.slow
 def test_the_driver_runs_nothing_again_and_work_its_units(built: Work) -> None:
     files = [file for name in ("stage.py", "config.py") for file in (built.root / "stages").glob(f"*/{name}")]
     texts = {file: file.read_text() for file in [*files, built.root / "stages/filter/work.py"]}

@@ -48,6 +48,7 @@ def stopped(work: Work, driver: subprocess.Popen[str], to: Any, number: int) -> 
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.soak)])
 def test_a_signal_to_the_driver_saves_and_the_same_command_goes_on(packed: Work, executor: str) -> None:
     work = packed

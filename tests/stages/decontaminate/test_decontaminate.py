@@ -148,6 +148,7 @@ def text_of(item):
     )
 
 
+@pytest.mark.slow
 def test_without_sets_nothing_is_done(folder):
     context = build(folder, recipe(folder, decontaminate={}), "exclude")
     assert not context.state("decontaminate").units and len(curated(folder)) == 400

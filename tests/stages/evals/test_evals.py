@@ -262,6 +262,7 @@ def test_a_mixture_is_the_same_with_and_without(built):
     assert json.loads(plain.to_json()) == raw and not list(built[0].glob("eval*"))
 
 
+@pytest.mark.slow
 def test_the_manifest_lists_them_and_verify_finds_any_bit(built, tmp_path, capsys):
     folder = copy_of(built[1], tmp_path / "copy")
     manifest = load_manifest(folder)

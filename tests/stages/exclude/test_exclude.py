@@ -78,6 +78,7 @@ def test_no_exclusion_no_units(folder):
     assert ran == set() and not context.state("exclude").units
 
 
+@pytest.mark.slow
 def test_one_document_by_id(folder):
     gone = document_id(texts(11, 150)[40])
     context, ran, packed, kept, manifest = again(folder, ids=[gone.hex()])

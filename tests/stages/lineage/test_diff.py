@@ -59,6 +59,7 @@ def test_documents_against_sets(pair, monkeypatch, bucket_rows):
     assert found.training["web"].documents_a and found.training["web"].documents_b
 
 
+@pytest.mark.slow
 def test_every_kind_of_change_is_named(pair):
     a, b = pair
     found = diff(a, b)

@@ -74,6 +74,7 @@ def test_a_thousand_random_tokens(manifest, monkeypatch):
     assert len(opened) == 1, "a file is read once, however many of its rows are wanted"
 
 
+@pytest.mark.slow
 def test_what_the_texts_are(manifest, folder):
     """Against the files themselves, not through the readers that the sources share."""
     pieces = [p[0] for p in rows_of_spans(manifest, points(manifest, 400, 1))]

@@ -48,6 +48,7 @@ def test_both_forms_of_a_chunk_agree(cap, scale, padded):
     assert chunk_values_pure(z.bfloat16(), t, cap, 1e-4, padded)[2].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_chunk_compiles_once_for_a_shape():
     """As a graph without breaks, whatever is counted and learned."""
     torch._dynamo.reset()
