@@ -47,7 +47,7 @@ def work(task: Task) -> None:
 
 
 def common_prefix(lists: Sequence[Sequence[int]]) -> int:
-    """How many elements all of `lists` begin with alike."""
+    """Return how many elements all of `lists` begin with alike."""
     n = 0
     for column in zip(*lists, strict=False):
         if len(set(column)) > 1:

@@ -86,7 +86,7 @@ def from_jsonl(task: Task) -> None:
 
 
 def to_item(record: Any, file: str, row: int, params: dict[str, Any]) -> Item | BadRow:
-    """The columns of one record as texts; null is no text."""
+    """Return the columns of one record as texts; null is no text."""
     found = {}
     try:
         for name in params["fields"]:

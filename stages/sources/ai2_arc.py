@@ -67,12 +67,12 @@ def work(task: Task) -> None:
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
-    """Each question as a row. Raises DataError when a file is damaged."""
+    """Return each question as a row. Raises DataError when a file is damaged."""
     return convert_rows(task, to_row, [*COLUMNS, *task.params["meta"]])
 
 
 def to_row(record: dict[str, Any], file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
-    """One question as text. A row whose answer is not among its choices is bad."""
+    """Return one question as text. A row whose answer is not among its choices is bad."""
     item = to_question(record, file, number, params)
     if isinstance(item, BadRow):
         return item
@@ -89,7 +89,7 @@ def items(task: Task) -> None:
 
 
 def to_question(record: dict[str, Any], file: str, number: int, params: dict[str, Any]) -> Question | BadRow:
-    """One record as a question. One whose answer is not among its choices is bad."""
+    """Return one record as a question. One whose answer is not among its choices is bad."""
     try:
         values = decode({column: record[column] for column in COLUMNS})
     except FieldError as error:

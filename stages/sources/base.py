@@ -67,7 +67,7 @@ class BaseConfig(BaseModel):
 
     @property
     def has_budget(self) -> bool:
-        """Whether the source is cut short, so that its units are taken in hash order."""
+        """Return whether the source is cut short, so that its units are taken in hash order."""
         return not (self.max_documents is None and self.max_bytes is None and self.max_tokens is None)
 
     def addresses(self) -> list[str]:
@@ -93,7 +93,7 @@ class BaseConfig(BaseModel):
         return min(UNIT_BYTES, max(LEAST_BYTES, 1 << (least // BUDGET_UNITS).bit_length() >> 1))
 
     def wanted_columns(self) -> dict[str, str]:
-        """Metadata columns the rules read: column -> `number` or `string`.
+        """Return the metadata columns that the rules read: column -> `number` or `string`.
 
         Thresholds stay out of it, so that changing one re-runs the filter and not the download.
         """
@@ -169,14 +169,14 @@ class StreamConfig(TextConfig):
 
 
 def keys_of(value: Any) -> list[str]:
-    """All keys of nested dicts and lists."""
+    """Return all keys of nested dicts and lists."""
     if isinstance(value, dict):
         return [*map(str, value), *(key for inner in value.values() for key in keys_of(inner))]
     return [key for inner in value for key in keys_of(inner)] if isinstance(value, list) else []
 
 
 def is_secret(name: str) -> bool:
-    """Whether an option of this name holds a secret, by its name."""
+    """Return whether an option of this name holds a secret, by its name."""
     return any(word in name.lower() for word in SECRET)
 
 
@@ -228,7 +228,7 @@ class SourceModule(Protocol):
 
     @property
     def Config(self) -> type[BaseConfig]:  # noqa: N802 - a class
-        """The keys of such a source; the field `kind` is a Literal with the name of the kind."""
+        """Return the keys of such a source; the field `kind` is a Literal with the name of the kind."""
 
     def units(self, config: Any, identify: Identify) -> list[SourceUnit]:
         """List what `config`, a `Config`, names, and cut it into units. Raises DataError."""
@@ -248,7 +248,7 @@ class QuestionModule(SourceModule, Protocol):
 
 
 def template_fields(template: str) -> list[str]:
-    """The fields that `template` names, in order. Raises DataError when it has none or is malformed."""
+    """Return the fields that `template` names, in order. Raises DataError when it has none or is malformed."""
     try:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
@@ -259,7 +259,7 @@ def template_fields(template: str) -> list[str]:
 
 
 def pick(record: dict[str, Any], path: str) -> Any:
-    """The value at `path` (`a.b` descends). Raises FieldError naming the fields that are there."""
+    """Return the value at `path` (`a.b` descends). Raises FieldError naming the fields that are there."""
     value: Any = record
     for name in [path] if path in record else path.split("."):
         if not isinstance(value, dict) or name not in value:
@@ -270,7 +270,7 @@ def pick(record: dict[str, Any], path: str) -> Any:
 
 
 def text_of(record: dict[str, Any], text: str, template: str | None) -> Any:
-    """The text of a record: the field `text`, or `template` with its fields filled in. Raises FieldError."""
+    """Return the text of a record: the field `text`, or `template` with its fields filled in. Raises FieldError."""
     if template is None:
         return pick(record, text)
     out = []
@@ -286,7 +286,7 @@ def text_of(record: dict[str, Any], text: str, template: str | None) -> Any:
 
 
 def row_of(record: Any, file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
-    """A Row from a JSON record, under the unit's `text`, `template`, `url` and `meta` parameters."""
+    """Return a Row from a JSON record, under the unit's `text`, `template`, `url` and `meta` parameters."""
     if not isinstance(record, dict):
         return BadRow(file, number, f"the row is {type(record).__name__}, not an object", excerpt(record))
     try:
@@ -299,18 +299,18 @@ def row_of(record: Any, file: str, number: int, params: dict[str, Any]) -> Row |
 
 
 def meta_url(record: dict[str, Any]) -> Any:
-    """The address as RedPajama and proof-pile have it, or None."""
+    """Return the address as RedPajama and proof-pile have it, or None."""
     meta = record.get("meta")
     return meta.get("url") if isinstance(meta, dict) else None
 
 
 def excerpt(record: Any) -> str:
-    """A little of a record; deep or huge ones are not written out whole for it."""
+    """Return a little of a record; deep or huge ones are not written out whole for it."""
     return reprlib.repr(record)[:200]
 
 
 def coerce(value: Any, kind: str, column: str) -> float | str | None:
-    """A metadata value as `number` (float) or `string`; null stays null. Raises FieldError on another type."""
+    """Return a metadata value as `number` (float) or `string`; null stays null. Raises FieldError on another type."""
     if value is None or (kind == "string" and isinstance(value, str)):
         return value
     if kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -319,7 +319,7 @@ def coerce(value: Any, kind: str, column: str) -> float | str | None:
 
 
 def text_params(config: RecordConfig) -> dict[str, Any]:
-    """The parameters that decide how a record becomes a row. Raises DataError on a bad template."""
+    """Return the parameters that decide how a record becomes a row. Raises DataError on a bad template."""
     if config.template is not None:
         template_fields(config.template)
     return {
@@ -333,7 +333,7 @@ def text_params(config: RecordConfig) -> dict[str, Any]:
 
 
 def common_params(config: BaseConfig) -> dict[str, Any]:
-    """The parameters that only some sources of files need, so that the others' units keep their keys."""
+    """Return the parameters that only some sources of files need, so that the others' units keep their keys."""
     options = config.storage_options if isinstance(config, FilesConfig) else {}
     found: dict[str, Any] = {"options": options} if options else {}
     if config.has_budget:
@@ -342,5 +342,5 @@ def common_params(config: BaseConfig) -> dict[str, Any]:
 
 
 def stream_params(config: StreamConfig) -> dict[str, Any]:
-    """`text_params` and the bound on what unpacks."""
+    """Return `text_params` and the bound on what unpacks."""
     return {**text_params(config), "max_ratio": config.max_ratio}

@@ -55,7 +55,7 @@ def list_files(
     revision: str = "",
     follow_links: bool = False,
 ) -> list[ListedFile]:
-    """(full path or URI, name relative to the root) of each file, sorted by name. Those of the hub are pinned.
+    """Return (full path or URI, name relative to the root) of each file, sorted by name. Those of the hub are pinned.
 
     A folder is searched for `suffixes` at any depth, hidden files aside; a file or a glob is taken as it is.
     Raises DataError when nothing matches, and at a link out of the folder unless `follow_links`.
@@ -74,7 +74,7 @@ def list_files(
 def files_at_path(
     path: str, suffixes: tuple[str, ...], options: Mapping[str, Any], revision: str, follow_links: bool
 ) -> list[ListedFile]:
-    """Files at one path. Raises DataError when its file system is unknown or cannot be asked."""
+    """Return files at one path. Raises DataError when its file system is unknown or cannot be asked."""
     try:
         if path.startswith(hub.PROTOCOL):
             path = hub.pin_address(path, revision)
@@ -130,21 +130,21 @@ def search_files(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], foll
 
 
 def check_link(root: str, name: str) -> None:
-    """Raises DataError when a file below `root` is a link that leads out of it."""
+    """Raise DataError when a file below `root` is a link that leads out of it."""
     inside, target = os.path.realpath(root), os.path.realpath(name)
     if os.path.commonpath([inside, target]) != inside:
         raise DataError(f"{name} is a link out of {root}; put the file itself there, or set follow_links: true")
 
 
 def identify_file(path: str, params: Mapping[str, Any], identify: Identify) -> tuple[str, int]:
-    """(digest of the contents, bytes) of a file of a source: a local one by `identify`. Raises DataError."""
+    """Return (digest of the contents, bytes) of a file of a source: a local one by `identify`. Raises DataError."""
     if is_remote(path):
         return remote_identity(path, params.get("options"))
     return identify(path)
 
 
 def remote_identity(path: str, options: Mapping[str, Any] | None = None) -> tuple[str, int]:
-    """(digest of the contents, bytes) of a remote file: what its file system says of its version, and its size."""
+    """Return (digest, bytes) of a remote file, from its size and what its file system says of its version."""
     fs, inner = file_system(path, options)
     if path.startswith(hub.PROTOCOL):
         return hub.identify(fs, path)
@@ -156,7 +156,7 @@ def remote_identity(path: str, options: Mapping[str, Any] | None = None) -> tupl
 
 @contextlib.contextmanager
 def open_source(file: Artifact | str, options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
-    """A file for reading, seekable where its file system can; of an Artifact, only if it is what it was.
+    """Return a file for reading, seekable where its file system can; of an Artifact, only if it is what it was.
 
     A missing or changed file is a DataError; any other OSError of a remote file system is transient.
     """
@@ -183,7 +183,7 @@ def open_source(file: Artifact | str, options: Mapping[str, Any] | None = None) 
 
 
 def check_ratio(name: str, unpacked: int, packed: int, most: float) -> None:
-    """Raises DataError when more than SMALL_BYTES came out, and `most` times what went in (0: no limit)."""
+    """Raise DataError when more than SMALL_BYTES came out, and `most` times what went in (0: no limit)."""
     if most and unpacked > max(SMALL_BYTES, most * packed):
         raise DataError(
             f"{name} unpacks to more than {most:g} times its size; if it is meant to, raise the source's max_ratio"
@@ -191,7 +191,7 @@ def check_ratio(name: str, unpacked: int, packed: int, most: float) -> None:
 
 
 def decompress_zstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float = 0) -> Iterator[bytes]:
-    """The decompressed bytes of all zstd frames in `stream`.
+    """Yield the decompressed bytes of all zstd frames in `stream`.
 
     Raises DataError when the last frame is cut off, and as `check_ratio` does. `zstandard`'s own reader ends quietly at
     a cut, which would lose rows without a word.
@@ -224,7 +224,7 @@ def decompress_zstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio
 def whole_file_units(
     files: list[ListedFile], params: dict[str, Any], identify: Identify, unit_bytes: int = UNIT_BYTES
 ) -> list[SourceUnit]:
-    """Units of files that cannot be entered in the middle: one a file, small neighbours batched together."""
+    """Return units of files that cannot be entered in the middle: one a file, small neighbours batched together."""
     specs: list[SourceUnit] = []
     batch: list[Artifact] = []
     for full, name in files:

@@ -43,13 +43,13 @@ def parse_address(path: str) -> tuple[str, str, str]:
 
 
 def pin_address(path: str, revision: str = "") -> str:
-    """`path` at the commit that its revision, else `revision`, else `main` now is. Raises DataError."""
+    """Return `path` at the commit that its revision, else `revision`, else `main` now is. Raises DataError."""
     repository, written, inside = parse_address(path)
     return f"hf://datasets/{repository}@{commit_of(repository, written or revision or 'main')}/{inside}"
 
 
 def commit_of(repository: str, revision: str) -> str:
-    """The commit of a revision, asked for once. Raises DataError when there is none, TransientError."""
+    """Return the commit of a revision, asked for once. Raises DataError when there is none, TransientError."""
     with _lock:
         known = _commits.get((repository, revision))
     if known is not None:
@@ -94,12 +94,12 @@ def pin_commits(addresses: list[str], revision: str, recorded: str) -> None:
 
 
 def digest_of(etag: str, size: int) -> str:
-    """What stands for a file's contents."""
+    """Return what stands for a file's contents."""
     return hashlib.sha256(json.dumps(["hub", etag, size]).encode()).hexdigest()
 
 
 def identify(fs: Any, path: str) -> tuple[str, int]:
-    """(digest of the contents, bytes) of a pinned file, from its listing. Raises DataError."""
+    """Return (digest of the contents, bytes) of a pinned file, from its listing. Raises DataError."""
     with explain_errors(path):
         info = fs.info(path)
     etag = info["lfs"]["sha256"] if info.get("lfs") else info["blob_id"]
@@ -117,14 +117,14 @@ def explain_errors(what: str) -> Iterator[None]:
     except (DataError, TransientError):
         raise
     except Exception as error:
-        found: BaseException | None = error
-        while found is not None and getattr(found, "response", None) is None and found.__cause__ is not None:
-            found = found.__cause__
-        raise DataError(f"{what}: {explanation(found or error)}") from None
+        cause: BaseException = error  # the first of the chain that has an answer of the hub, else the last
+        while getattr(cause, "response", None) is None and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise DataError(f"{what}: {explanation(cause)}") from None
 
 
 def explanation(error: BaseException) -> str:
-    """What is wrong and how to mend it."""
+    """Return what is wrong and how to mend it."""
     kind = type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
     token = "put a token that may read it into HF_TOKEN"
@@ -147,7 +147,7 @@ class HubFile(io.RawIOBase):
     """A pinned file, read by ranges: `read(n)` is one request for n bytes, so a reader decides what moves."""
 
     def __init__(self, path: str, digest: str, size: int):
-        """`digest` and `size` as `identify` gave them."""
+        """Open nothing yet; `digest` and `size` are as `identify` gave them."""
         from huggingface_hub import hf_hub_url
 
         retries.install()
@@ -156,15 +156,15 @@ class HubFile(io.RawIOBase):
         self.address = hf_hub_url(self.repository, self.inside, repo_type="dataset", revision=self.commit)
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """The offset of the next byte."""
+        """Return the offset of the next byte."""
         return self.at
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -173,24 +173,24 @@ class HubFile(io.RawIOBase):
         return self.at
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next `size` bytes, fewer only at the end. Raises DataError, TransientError."""
+        """Return the next `size` bytes, fewer only at the end. Raises DataError, TransientError."""
         stop = self.size if size is None or size < 0 else min(self.size, self.at + size)
         data = self.fetch(self.at, stop) if stop > self.at else b""
         self.at += len(data)
         return data
 
     def readall(self) -> bytes:
-        """All from here on."""
+        """Return all from here on."""
         return self.read()
 
     def readinto(self, buffer: Any) -> int:
-        """As `read`, into a buffer."""
+        """Read as `read` does, into a buffer, and return how many bytes that were."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop). Raises DataError when the file is not what it was, TransientError."""
+        """Return bytes [start, stop). Raises DataError when the file is not what it was, TransientError."""
         from huggingface_hub import constants, get_session
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -229,5 +229,5 @@ class HubFile(io.RawIOBase):
             self.refuse(f"etag {etag[:16]}")
 
     def refuse(self, how: str) -> None:
-        """Raises DataError."""
+        """Raise DataError."""
         raise DataError(f"{self.path} has changed since it was listed ({how}); run the same command again")

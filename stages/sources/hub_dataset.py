@@ -34,7 +34,7 @@ class Config(RecordConfig):
 
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:
-    """One unit a shard. Raises DataError when the dataset, its configuration or a field is not there."""
+    """Return one unit a shard. Raises DataError when the dataset, its configuration or a field is not there."""
     [address] = config.addresses()
     address = hub.pin_address(address, config.revision)
     where = {"dataset": config.dataset, "commit": hub.parse_address(address)[1], "subset": config.subset}
@@ -57,7 +57,7 @@ def units(config: Config, identify: Identify) -> list[SourceUnit]:
 
 
 def wanted(params: dict[str, Any], there: list[str]) -> list[str]:
-    """The columns that a unit reads."""
+    """Return the columns that a unit reads."""
     fields = template_fields(params["template"]) if params["template"] is not None else [params["text"]]
     fields += [*params["meta"], *([params["url"]] if params["url"] else [])]
     fields += [name for name in ("url", "meta") if params["url"] is None and name in there]
@@ -65,7 +65,7 @@ def wanted(params: dict[str, Any], there: list[str]) -> list[str]:
 
 
 def streamed(params: dict[str, Any]) -> Any:
-    """The IterableDataset. Raises what `datasets` does."""
+    """Return the IterableDataset. Raises what `datasets` does."""
     import datasets
 
     retries.install()
@@ -81,7 +81,7 @@ def work(task: Task) -> None:
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
-    """Each record of the shard as a row. Raises DataError, TransientError."""
+    """Yield each record of the shard as a row. Raises DataError, TransientError."""
     params = task.params
     index, shards = params["shard"]
     with hub.explain_errors(task.inputs[0].path):

@@ -74,7 +74,7 @@ class Config(BaseConfig):
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package's files are, without importing it. Raises DataError when it is not there."""
+    """Return where an installed package's files are, without importing it. Raises DataError when it is not there."""
     if package == STDLIB:
         return Path(sysconfig.get_path("stdlib"))
     spec = importlib.util.find_spec(package) if "." not in package else None
@@ -152,7 +152,7 @@ def parse(source: bytes) -> ast.Module:
 
 
 def module_name(file: str) -> str:
-    """`torch/nn/__init__.py` -> `torch.nn`; the standard library's modules have no prefix."""
+    """Return a file's module: `torch/nn/__init__.py` is `torch.nn`; the standard library's modules have no prefix."""
     parts = file.removesuffix(".py").split("/")
     if parts[-1] == "__init__":
         parts.pop()
@@ -160,7 +160,7 @@ def module_name(file: str) -> str:
 
 
 def documents(tree: ast.Module, module: str) -> Iterator[str]:
-    """A module's entries joined into documents, each closed after the entry that makes it long enough."""
+    """Yield a module's entries joined into documents, each closed after the entry that makes it long enough."""
     held: list[str] = []
     for name, text in entries(tree, module):
         held.append(f"{name}\n\n{text}")
@@ -172,7 +172,7 @@ def documents(tree: ast.Module, module: str) -> Iterator[str]:
 
 
 def entries(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, text) of everything documented in a module, in source order."""
+    """Yield (qualified name, text) of everything documented in a module, in source order."""
     names = substitutions(tree)
 
     def visit(node: ast.AST, path: str) -> Iterator[tuple[str, str]]:
@@ -190,7 +190,7 @@ def entries(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
 
 
 def attached(call: ast.Call, module: str, names: dict[str, dict[str, str]]) -> Iterator[tuple[str, str]]:
-    """What a call such as `add_newdoc("numpy", "ndarray", ("sort", "..."))` documents; nothing for others."""
+    """Yield what a call such as `add_newdoc("numpy", "ndarray", ("sort", "..."))` documents; nothing for others."""
     function = str(getattr(call.func, "attr", "") or getattr(call.func, "id", ""))
     if not function.startswith(ATTACHERS) or not call.args:
         return
@@ -211,7 +211,7 @@ def attached(call: ast.Call, module: str, names: dict[str, dict[str, str]]) -> I
 
 
 def clean(text: str) -> str:
-    """A string as `inspect.cleandoc` would show it."""
+    """Return a string as `inspect.cleandoc` would show it."""
     lines = text.expandtabs().splitlines()
     indents = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
     margin = min(indents, default=0)
@@ -219,7 +219,7 @@ def clean(text: str) -> str:
 
 
 def literal(node: ast.AST, names: dict[str, dict[str, str]]) -> str | None:
-    """The string that an expression of literals gives: constants, `+`, and `.format(**names)`."""
+    """Return the string that an expression of literals gives: constants, `+`, and `.format(**names)`."""
     match node:
         case ast.Constant(value=str(value)):
             return value
@@ -239,13 +239,13 @@ def literal(node: ast.AST, names: dict[str, dict[str, str]]) -> str | None:
 
 
 def fill(text: str, known: dict[str, str]) -> str:
-    """`str.format` that leaves unknown fields as they are."""
+    """Fill in `text` as `str.format` does, but leave unknown fields as they are."""
     text = re.sub(r"(?<!\{)\{(\w+)\}(?!\})", lambda m: known.get(m[1], m[0]), text)
     return text.replace("{{", "{").replace("}}", "}")
 
 
 def substitutions(tree: ast.Module) -> dict[str, dict[str, str]]:
-    """torch's dictionaries of shared argument descriptions: `common_args = parse_kwargs(\"\"\"...\"\"\")`."""
+    """Return torch's dictionaries of shared argument descriptions: `common_args = parse_kwargs(\"\"\"...\"\"\")`."""
     found: dict[str, dict[str, str]] = {}
 
     def value(node: ast.AST) -> dict[str, str]:
@@ -271,7 +271,7 @@ def substitutions(tree: ast.Module) -> dict[str, dict[str, str]]:
 
 
 def topics(tree: ast.Module) -> Iterator[str]:
-    """Entries of the language reference: the values of the dict `topics`, in its order."""
+    """Yield entries of the language reference: the values of the dict `topics`, in its order."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             for text in node.value.values:

@@ -32,7 +32,7 @@ class ArrayError(Exception):
 
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:
-    """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
+    """Return one unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
     return whole_file_units(files_of(config), text_params(config), identify, config.cut_bytes())
 
 
@@ -42,7 +42,7 @@ def work(task: Task) -> None:
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
-    """Each element of each file as a row. Raises DataError when an array is cut off or malformed."""
+    """Yield each element of each file as a row. Raises DataError when an array is cut off or malformed."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
         with open_source(artifact, task.params.get("options")) as stream:
             try:
@@ -54,7 +54,7 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
 
 
 def decoded(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Text of UTF-8 chunks cut anywhere.
+    """Yield text of UTF-8 chunks cut anywhere.
 
     Invalid bytes become lone surrogates, so that only the row that holds them is quarantined.
     """
@@ -84,7 +84,7 @@ class Buffer:
         return got > 0
 
     def next(self) -> str:
-        """The next character that is no white space, not consumed; empty at the end."""
+        """Return the next character that is no white space, not consumed; empty at the end."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in SPACE:
                 self.at += 1
@@ -95,12 +95,12 @@ class Buffer:
 
     @property
     def where(self) -> int:
-        """Characters consumed so far."""
+        """Return how many characters were consumed so far."""
         return self.seen + self.at
 
 
 def elements(chunks: Iterable[str]) -> Iterator[Any]:
-    """The elements of the JSON array whose text comes in `chunks`, cut anywhere.
+    """Yield the elements of the JSON array whose text comes in `chunks`, cut anywhere.
 
     Holds one chunk and one element. Raises ArrayError naming the character where it goes wrong.
     """

@@ -46,7 +46,7 @@ class Config(StreamConfig):
 
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:
-    """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
+    """Return one unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
     return whole_file_units(files_of(config), stream_params(config), identify, config.cut_bytes())
 
 
@@ -56,7 +56,7 @@ def work(task: Task) -> None:
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
-    """Each line of each file as a row; blank lines are not rows. Raises DataError on a damaged file."""
+    """Return each line of each file as a row; blank lines are not rows. Raises DataError on a damaged file."""
     return convert_lines(task, row_of)
 
 
@@ -66,7 +66,7 @@ def items(task: Task) -> None:
 
 
 def convert_lines(task: Task, convert: Callable[[Any, str, int, dict[str, Any]], T]) -> Iterator[T | BadRow]:
-    """Each line, turned by `convert(record, file, row, params)`."""
+    """Yield each line, turned by `convert(record, file, row, params)`."""
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
         longest = ESCAPED * task.params.get("largest", LARGEST) + SPARE
         with open_source(artifact, task.params.get("options")) as stream:
@@ -104,7 +104,7 @@ def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes
 
 
 def lines(source: Iterable[bytes], longest: int = 1 << 40) -> Iterator[bytes | None]:
-    """Lines without their ends, from chunks cut anywhere; None for one of more than `longest` bytes, not held."""
+    """Yield lines without their ends, from chunks cut anywhere; None for one of more than `longest` bytes, not held."""
     rest: list[bytes] = []
     held = 0
     for chunk in source:
@@ -122,7 +122,7 @@ def lines(source: Iterable[bytes], longest: int = 1 << 40) -> Iterator[bytes | N
 
 
 def parse(line: bytes, file: str, number: int) -> Any:
-    """What one line holds, or as a BadRow the reason why it cannot be read."""
+    """Return what one line holds, or as a BadRow the reason why it cannot be read."""
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -75,7 +75,7 @@ def units(config: Config, identify: Identify, unit_bytes: int = 0) -> list[Sourc
 
 
 def columns_of(params: dict[str, Any], there: list[str]) -> list[str]:
-    """Top-level columns that a unit reads. `url` is read where it is there, unless another one is named."""
+    """Return the top-level columns that a unit reads. `url` is read where it is there, unless another one is named."""
     fields = template_fields(params["template"]) if params["template"] is not None else [params["text"]]
     fields += [*params["meta"], *params.get("where", {}), *([params["url"]] if params["url"] else [])]
     if params["url"] is None and "url" in there:
@@ -110,7 +110,7 @@ def units_over(
 
 
 def row_group_ranges(artifact: Artifact, params: dict[str, Any], unit_bytes: int) -> Iterator[RowGroups]:
-    """Row-group ranges of one file, each at most `unit_bytes` of the needed columns where row groups allow."""
+    """Yield row-group ranges of one file, each at most `unit_bytes` of the needed columns where row groups allow."""
     full, size = artifact.path, artifact.bytes
     try:
         with open_source(artifact, params.get("options")) as stream:
@@ -162,14 +162,14 @@ def work(task: Task) -> None:
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
-    """The rows of a unit's row groups. Raises as `convert_rows` does."""
+    """Return the rows of a unit's row groups. Raises as `convert_rows` does."""
     return convert_rows(task, to_row)
 
 
 def convert_rows(
     task: Task, convert: Callable[[dict[str, Any], str, int, dict[str, Any]], T], columns: list[str] | None = None
 ) -> Iterator[T]:
-    """The rows of a unit's row groups, each turned by `convert(record, file, row, params)`.
+    """Yield the rows of a unit's row groups, each turned by `convert(record, file, row, params)`.
 
     Raises DataError when a file is damaged, TransientError when its remote file system fails.
     """
@@ -201,19 +201,19 @@ def convert_rows(
 
 
 def batch_rows(footer: pq.FileMetaData) -> int:
-    """Rows to decode at a time so that they stay near BATCH_BYTES, from the file's mean row."""
+    """Return how many rows to decode at a time so that they stay near BATCH_BYTES, from the file's mean row."""
     groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
     mean = sum(g.total_byte_size for g in groups) // max(1, footer.num_rows)
     return min(4096, max(1, BATCH_BYTES // max(1, mean)))
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, which for arrow is the one that says what is wrong."""
+    """Return the first line of a message, which for arrow is the one that says what is wrong."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Each row as a dict; strings at the top level arrive as bytes so that bad UTF-8 is seen row by row."""
+    """Yield each row as a dict; strings at the top level arrive as bytes so that bad UTF-8 is seen row by row."""
     columns = []
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):
@@ -231,7 +231,7 @@ def records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 
 
 def decode(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with its strings decoded. Raises FieldError on invalid UTF-8."""
+    """Return the record with its strings decoded. Raises FieldError on invalid UTF-8."""
     out = {}
     for name, value in record.items():
         try:
@@ -243,7 +243,7 @@ def decode(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_row(record: dict[str, Any], file: str, number: int, params: dict[str, Any]) -> Row | BadRow:
-    """A Row from one record as `records` gives it."""
+    """Return a Row from one record as `records` gives it."""
     try:
         values = decode(record)
         text = text_of(values, params["text"], params["template"])

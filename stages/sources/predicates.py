@@ -20,7 +20,7 @@ Where = Mapping[str, Mapping[str, Any]]
 
 
 def may_match(group: pq.RowGroupMetaData, where: Where) -> bool:
-    """Whether a row group can hold a row to keep, as far as its statistics of numbers say."""
+    """Return whether a row group can hold a row to keep, as far as its statistics of numbers say."""
     for place in range(group.num_columns) if where else ():
         column = group.column(place)
         test, known = where.get(column.path_in_schema, {}), column.statistics
@@ -32,7 +32,7 @@ def may_match(group: pq.RowGroupMetaData, where: Where) -> bool:
 
 
 def matching_rows(batch: pa.RecordBatch, where: Where) -> tuple[Sequence[int], pa.RecordBatch]:
-    """(places of the rows to keep, those rows). Raises DataError on a column of another type than the test."""
+    """Return (places of the rows to keep, those rows). Raises DataError on a column of another type than the test."""
     if not where:
         return range(batch.num_rows), batch
     mask = reduce(pc.and_, (matches(batch, column, test) for column, test in where.items()))
@@ -40,7 +40,7 @@ def matching_rows(batch: pa.RecordBatch, where: Where) -> tuple[Sequence[int], p
 
 
 def matches(batch: pa.RecordBatch, name: str, test: Mapping[str, Any]) -> Any:
-    """True for each row whose value of one column passes; never null."""
+    """Return True for each row whose value of one column passes the test, else False; never null."""
     there = name if name in batch.schema.names else name.split(".")[0]
     values = batch.column(there)
     if there != name:

@@ -78,7 +78,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def files_at(name: str, preset: Preset, subset: str) -> str:
-    """Where the files of a subset are. Raises ValueError with the subsets that there are."""
+    """Return where the files of a subset are. Raises ValueError with the subsets that there are."""
     for pattern, files in preset.files.items():
         if fnmatchcase(subset, pattern):
             return f"hf://datasets/{preset.repository}/{files.format(subset=subset)}"
@@ -88,7 +88,7 @@ def files_at(name: str, preset: Preset, subset: str) -> str:
 
 
 def fill_keys(name: str, preset: Preset) -> Callable[[Any, Any], Any]:
-    """A validator that fills in the keys of a dataset where the recipe gives none."""
+    """Return a validator that fills in the keys of a dataset where the recipe gives none."""
 
     def fill(cls: Any, value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -108,7 +108,7 @@ def fill_keys(name: str, preset: Preset) -> Callable[[Any, Any], Any]:
 
 
 def preset_config(name: str, preset: Preset) -> type[BaseConfig]:
-    """The configuration of a preset: its module's, with a `subset` and defaults."""
+    """Return the configuration of a preset: its module's, with a `subset` and defaults."""
     subsets = ", ".join(preset.files) or "none"
     fields: dict[str, Any] = {
         "kind": (Literal[name], Field(alias="from", description=f"The dataset {preset.repository}.")),

@@ -66,7 +66,7 @@ class EvalConfig(BaseModel):
 
     @property
     def where(self) -> str:
-        """Where the questions come from, in one text."""
+        """Return where the questions come from, in one text."""
         return self.origin or ", ".join(self.addresses())
 
     @field_validator("kind", mode="before")
@@ -98,14 +98,14 @@ class Question(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The item as a training document, right answer and all."""
+        """Return the item as a training document, right answer and all."""
         options = "\n".join(f"{label}. {text}" for label, text in zip(self.labels, self.choices, strict=True))
         answer = f"{self.labels[self.answer]}. {self.choices[self.answer]}"
         return f"Question: {self.question}\n{options}\nAnswer: {answer}"
 
 
 def question_of(record: Any, file: str, row: int, params: dict[str, Any]) -> Question | BadRow:
-    """The Question of a JSON record with `question`, `choices` and `answer`, or the reason why it is none."""
+    """Return the Question of a JSON record with `question`, `choices` and `answer`, or the reason why it is none."""
     if not isinstance(record, dict):
         return BadRow(file, row, f"the row is {type(record).__name__}, not an object")
     question, choices, answer = (record.get(key) for key in ("question", "choices", "answer"))
@@ -145,5 +145,5 @@ def write_items(task: Task, questions: Iterable[Question | BadRow]) -> None:
 
 
 def unusable(item: Question | BadRow, reason: str) -> DataError:
-    """The error about one row."""
+    """Return the error about one row."""
     return DataError(f"{item.file} row {item.row}: {reason}; an evaluation is scored whole, so mend the row")

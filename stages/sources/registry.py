@@ -63,7 +63,7 @@ class Addressed(Protocol):
 
     @property
     def revision(self) -> str:
-        """The revision that the recipe asks for; "" for none."""
+        """Return the revision that the recipe asks for; "" for none."""
 
     def addresses(self) -> list[str]:
         """Return the paths and URIs that it is read from."""

@@ -53,7 +53,7 @@ REQUESTS = threading.BoundedSemaphore(MAX_REQUESTS)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the answer asks to wait: `Retry-After` as a number or a date, or the hub's `ratelimit`."""
+    """Return seconds that the answer asks to wait: `Retry-After` as a number or a date, or the hub's `ratelimit`."""
     if found := WINDOW.search(headers.get("ratelimit", "")):
         return float(found[1])
     value = headers.get("retry-after", "").strip()
@@ -66,7 +66,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def with_retries(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
-    """`Client.send` of the HTTP `library`, asking again while there is hope. Raises TransientError.
+    """Return `Client.send` of the HTTP `library` with retries while there is hope. It raises TransientError.
 
     The message has neither query nor headers: addresses of a CDN are signed, and headers hold the token.
     """

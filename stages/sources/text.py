@@ -35,7 +35,7 @@ class Config(FilesConfig):
 
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:
-    """One unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
+    """Return one unit a file, small neighbours batched. Raises DataError when nothing matches `path`."""
     params = {
         "document": config.document,
         "largest": config.largest_document,
@@ -52,7 +52,7 @@ def work(task: Task) -> None:
 
 
 def rows(task: Task) -> Iterator[Row | BadRow]:
-    """Each document of each file as a row; they have no metadata. Raises DataError on a damaged file."""
+    """Yield each document of each file as a row; they have no metadata. Raises DataError on a damaged file."""
     params = task.params
     cut = whole if params["document"] == "file" else paragraphs
     nothing = (None,) * len(params["meta"])
@@ -72,7 +72,7 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
 
 
 def whole(source: Iterable[bytes], largest: int) -> Iterator[bytes | None]:
-    """All bytes as one document; None when there are more than `largest`, and the rest is left unread."""
+    """Yield all bytes as one document; None when there are more than `largest`, and the rest is left unread."""
     held, size = [], 0
     for chunk in source:
         size += len(chunk)
@@ -84,7 +84,7 @@ def whole(source: Iterable[bytes], largest: int) -> Iterator[bytes | None]:
 
 
 def paragraphs(source: Iterable[bytes], largest: int) -> Iterator[bytes | None]:
-    """Runs of lines that are not blank, joined as they were; None for one of more than `largest` bytes."""
+    """Yield runs of lines that are not blank, joined as they were; None for one of more than `largest` bytes."""
     held: list[bytes] = []
     size = 0
     for line in chain(lines(source, largest), [b""]):

@@ -28,13 +28,13 @@ TEXT_BYTES = 1 << 30  # an arrow string column holds 2 GiB; no document comes ne
 
 
 def parts_schema(meta: dict[str, str]) -> pa.Schema:
-    """DOCUMENTS with a `meta.<column>` for each metadata column (`number` or `string`)."""
+    """Return DOCUMENTS with a `meta.<column>` for each metadata column (`number` or `string`)."""
     types = {"number": pa.float64(), "string": pa.string()}
     return pa.schema([*DOCUMENTS, *((f"meta.{name}", types[kind]) for name, kind in meta.items())])
 
 
 def rejection_reason(row: Row, largest: int = TEXT_BYTES) -> str | None:
-    """Why the row cannot be a document, or None."""
+    """Return why the row cannot be a document, or None."""
     if row.text is None:
         return "text is null"
     if not isinstance(row.text, str):
@@ -98,7 +98,7 @@ class PartWriter:
         self.writer: TableWriter | None = None
 
     def part_of(self, size: int) -> int:
-        """The part that a row of `size` bytes would be in."""
+        """Return the part that a row of `size` bytes would be in."""
         return self.part + bool(self.part_size and self.part_size + size > self.part_bytes)
 
     def add(self, row: Row, size: int) -> int:

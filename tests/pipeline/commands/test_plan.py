@@ -3,15 +3,18 @@
 import re
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from engine_harness import REPO, Work
 
-from pipeline.commands.plan import about, loader_note
+from pipeline.commands.plan import about, loader_note, time_line
 from pipeline.recipe import load_recipe
 from stages.errors import DataError
 from stages.estimate.deadline import call_all
+from stages.estimate.forecast import Forecast, Survey
 
 SHARED = REPO / "../shared/data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}: the shared test data is not here")
@@ -58,6 +61,17 @@ def test_a_shard_too_short_for_the_loader_of_llm_c_is_told() -> None:
 
 
 @pytest.mark.slow
+def test_time_is_told_only_at_the_rate_of_what_is_cached() -> None:
+    survey = Survey(forecasts={"a": Forecast(documents=1, text=4000.0, kept_text=300.0, tokens=10)})
+    counts = {"a": Counter(text_bytes=300)}
+    partly = SimpleNamespace(reasons=Counter(new=1), units=range(4), text_seconds=6.0, counts=counts)
+    new = SimpleNamespace(reasons=Counter(new=4), units=range(4), text_seconds=0.0, counts={})
+    done = SimpleNamespace(reasons=Counter(), units=range(4), text_seconds=6.0, counts=counts)
+    context = SimpleNamespace(states={"download": partly, "filter": new, "dedup": done})
+    assert time_line(context, survey) == "Time on one worker, at the rate of what is cached: download 20 s"
+    assert time_line(SimpleNamespace(states={"filter": new, "dedup": done}), survey) == ""
+
+
 @needs_shared
 def test_a_prediction_is_near_what_the_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "tmp"
