@@ -56,7 +56,7 @@ def context(tmp_path_factory):
 
 
 def test_every_row_arrives(context):
-    parts = build_result(context, "download")
+    parts = build(context, "download")
     assert {name: sum(p.rows for p in found) for name, found in parts.items()} == ROWS
 
 
@@ -66,7 +66,7 @@ def build_result(context, stage):
 
 
 def test_lineage_leads_back_to_the_row(context):
-    curated = build_result(context, "dedup")
+    curated = build_result(context, "dedup").docs
     file = pq.read_table(f"{SHARED}/qa/numinamath_cot_schema/train-00000-of-00001.parquet").to_pylist()
     for row in rows_of(curated["numina"])[::500]:
         source = file[row["source_row"]]
