@@ -19,6 +19,7 @@ from pipeline.recipe import parse_recipe
 from stages.lineage.diff import changes
 from stages.lineage.inputs import changed_inputs, entries_that_read
 from stages.pack.stage import PACK
+from stages.paths import is_remote, local_path
 from stages.recipe import Recipe
 from train.data.manifest import Manifest, load_manifest
 from train.files import sha256_file
@@ -39,7 +40,7 @@ def recipe_of(manifest: Manifest, source_paths: Mapping[str, str]) -> Recipe:
         if "path" not in entries[name]:
             raise UserError(f"--source {name}: it is of kind {entries[name]['from']}, which has no path")
         # As absolute as it can be: the build may run in other processes.
-        entries[name]["path"] = path if "://" in path else str(Path(path).absolute())
+        entries[name]["path"] = path if is_remote(path) else str(Path(local_path(path)).absolute())
     return parse_recipe(recipe, "the manifest's recipe")
 
 
