@@ -71,7 +71,9 @@ def known_tokenizer(context: BuildContext, folder: Path) -> tuple[Path | None, s
     source = config.source
     if source is not None:
         path = folder / "own.json"
-        path.write_bytes(call_all({"": lambda: external.read(external.locate(source))}, FETCHING)[""].result())
+        path.write_bytes(
+            call_all({"": lambda: external.read_unchanged(external.locate(source))}, FETCHING)[""].result()
+        )
         return path, f"tokens counted with {source}"
     built = Path(context.folder("tokenizer")) / "tokenizer.json"
     if built.is_file() and len(token_bytes(str(built))) == config.vocab_size:

@@ -52,7 +52,7 @@ class Mixture(Model):
     )
 
     def cap(self, source: str) -> float:
-        """The cap on repeats of `source`."""
+        """Return the cap on repeats of `source`."""
         if isinstance(self.max_epochs, dict):
             return self.max_epochs.get(source, 1.0)
         return self.max_epochs
@@ -93,7 +93,7 @@ class Mixture(Model):
         return self
 
     def check_names(self) -> None:
-        """Raises ValueError when a key names a source that is not in this mixture."""
+        """Raise ValueError when a key names a source that is not in this mixture."""
         for key, named in (("max_epochs", self.max_epochs), ("seen", self.seen)):
             unknown = sorted(set(named) - set(self.sources)) if isinstance(named, dict) else []
             if unknown:

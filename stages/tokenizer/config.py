@@ -33,7 +33,7 @@ class TokenizerConfig(Model):
     sample: Count = Field(20_000_000, description="Bytes of text to train on and report on, stratified by source.")
 
     def reserved_names(self) -> list[str]:
-        """Special tokens asked for, in the order of their ids, which follow the 8 that are always there."""
+        """Return the special tokens asked for, in the order of their ids, which follow the 8 that are always there."""
         if isinstance(self.reserved, int):
             return [f"<|reserved_{n}|>" for n in range(1, self.reserved + 1)]
         return list(self.reserved)

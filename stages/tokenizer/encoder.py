@@ -11,11 +11,9 @@ unit takes and never a byte, so that a store made with one engine serves a machi
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from stages.errors import DataError
 from stages.tokenizer.spec import SPECIALS, special_ids, text_definition, token_bytes
+from train.files import sha256_file
 
 MAX_VOCAB = 65_536  # ids are stored as uint16
 CHECK_CHARS = 100_000  # of the first caller's text, compared with the reference when the file is opened
@@ -59,14 +58,14 @@ HOSTILE = (
 
 
 def hostile(specials: Iterable[str]) -> list[str]:
-    """Texts on which encoders tend to differ, with each of `specials` written out alone and inside a sentence."""
+    """Return texts on which encoders tend to differ, with each of `specials` written alone and inside a sentence."""
     names = list(specials)
     written = [text for name in names for text in (name, f"a{name}b", f" {name}\n{name[:-1]} {name[1:]}")]
     return [*HOSTILE, *written, "".join(names), " ".join(names)]
 
 
 def reference(definition: str) -> Engine:
-    """Ids by `tokenizers`: right by definition, slow, and the only engine that makes a Python object a token."""
+    """Return the engine of `tokenizers`: right by definition, slow, and alone in making a Python object a token."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(definition)
@@ -82,7 +81,7 @@ def reference(definition: str) -> Engine:
 
 
 def fastokens(definition: str) -> Engine:
-    """Ids by fastokens, which knows every split pattern (PCRE2)."""
+    """Return the engine of fastokens, which knows every split pattern (PCRE2)."""
     tokenizer = importlib.import_module("fastokens").Tokenizer.from_json_str(definition)
 
     def encode(texts: list[str]) -> Flat:
@@ -94,7 +93,7 @@ def fastokens(definition: str) -> Engine:
 
 
 def gigatoken(definition: str) -> Engine:
-    """Ids by gigatoken, which refuses split patterns it does not know."""
+    """Return the engine of gigatoken, which refuses split patterns it does not know."""
     awkward = importlib.import_module("awkward")
     tokenizer = importlib.import_module("gigatoken").Tokenizer.from_json(definition)
 
@@ -109,22 +108,23 @@ ENGINES: dict[str, Callable[[str], Engine]] = {"fastokens": fastokens, "gigatoke
 
 
 def batches(texts: Sequence[str], chars: int) -> list[list[str]]:
-    """Consecutive texts, at most `chars` characters at a time where a text is not longer by itself."""
-    found: list[list[str]] = []
+    """Return consecutive texts, at most `chars` characters at a time where a text is not longer by itself."""
+    groups: list[list[str]] = []
     size = chars
     for text in texts:
         size += len(text)
-        if size > chars or not found:
-            found.append([])
+        if size > chars or not groups:
+            groups.append([])
             size = len(text)
-        found[-1].append(text)
-    return found
+        groups[-1].append(text)
+    return groups
 
 
 def difference(engine: Engine, truth: Engine, texts: list[str]) -> str:
-    """What tells `engine` from `truth` on `texts`; empty when nothing does."""
-    (ids, counts), (want, lengths) = engine(texts), truth(texts)
-    if np.array_equal(ids, want) and np.array_equal(counts, lengths):
+    """Say what tells `engine` from `truth` on `texts`; nothing when they agree."""
+    ids, counts = engine(texts)
+    true_ids, true_counts = truth(texts)
+    if np.array_equal(ids, true_ids) and np.array_equal(counts, true_counts):
         return ""
     for text in texts:
         if not np.array_equal(engine([text])[0], truth([text])[0]):
@@ -176,43 +176,43 @@ class Encoder:
         self.passed_over.append(f"{self.candidates.pop(0)}: {why}")
 
     def compare(self, encode: Engine, texts: list[str]) -> str:
-        """Why `encode` is not to be trusted with `texts`; empty when it agrees with the reference."""
-        why, found = attempt(lambda: difference(encode, self.truth, texts))
-        return why or str(found)
+        """Say why `encode` is not to be trusted with `texts`; nothing when it agrees with the reference."""
+        why, differs = attempt(lambda: difference(encode, self.truth, texts))
+        return why or str(differs)
 
     def prove(self, texts: Sequence[str], chars: int) -> None:
         """Compare the engine with the reference on the first `chars` of `texts`; one that differs is passed over."""
-        left, check = chars, []
+        remaining, sample = chars, []
         for text in texts:
-            check.append(text[:left])
-            left -= len(check[-1])
-            if left <= 0:
+            sample.append(text[:remaining])
+            remaining -= len(sample[-1])
+            if remaining <= 0:
                 break
-        while check and self.candidates and (why := self.compare(self.flat, check)):
+        while sample and self.candidates and (why := self.compare(self.flat, sample)):
             self.pass_over(why)
             self.next_engine()
 
     def encode(self, texts: list[str]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """(ids of all texts in a row, number of ids of each text). No BOS; no text yields a special id.
+        """Return (ids of all texts in a row, number of ids of each text). No BOS; no text yields a special id.
 
         Ids fit uint16 because the vocabulary does. A batch that the engine fails on goes to the reference, and
         `note` says so. Raises DataError when that fails too, as it does on ten million blanks in a row.
         """
         if not texts:
             return np.empty(0, np.uint16), np.empty(0, np.int64)
-        why, found = attempt(lambda: self.flat(texts))
+        why, encoded = attempt(lambda: self.flat(texts))
         if why:
             self.passed_over.append(f"{self.engine} on one batch: {why}")
-            why, found = attempt(lambda: self.truth(texts))
+            why, encoded = attempt(lambda: self.truth(texts))
         if why:
             shown = max(texts, key=len)[:60]
             raise DataError(f"no engine can encode a batch of texts ({why}); the longest begins {shown!r}: drop it")
-        ids, counts = found
+        ids, counts = encoded
         return ids.astype(np.uint16), counts
 
 
 def attempt(call: Callable[[], Any]) -> tuple[str, Any]:
-    """("", result), or (what went wrong in one line, None). A panic in Rust arrives as a BaseException."""
+    """Return ("", result), or (what went wrong in one line, None). A panic in Rust arrives as a BaseException."""
     try:
         return "", call()
     except ImportError:
@@ -227,13 +227,14 @@ OPENED: dict[str, Encoder] = {}  # by sha256 of the file: warm workers meet the 
 
 
 def open_encoder(tokenizer_path: str, check: Sequence[str] = ()) -> Encoder:
-    """The encoder of a tokenizer.json, proven on hostile strings and on the beginning of `check`.
+    """Return the encoder of a tokenizer.json, proven on hostile strings and on the beginning of `check`.
 
     Opened once a process. Raises DataError for a vocabulary above 65,536 or one that lets text spell a special token.
     """
-    digest = hashlib.sha256(Path(tokenizer_path).read_bytes()).hexdigest()
-    known = digest in OPENED
-    if not known:
+    digest = sha256_file(tokenizer_path)
+    chars = AGAIN_CHARS if digest in OPENED else CHECK_CHARS
+    if digest not in OPENED:
         OPENED[digest] = Encoder(tokenizer_path)
-    OPENED[digest].prove(check, AGAIN_CHARS if known else CHECK_CHARS)
-    return OPENED[digest]
+    encoder = OPENED[digest]
+    encoder.prove(check, chars)
+    return encoder

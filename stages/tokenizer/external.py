@@ -36,7 +36,7 @@ LOSSLESS = ("Split", "ByteLevel", "Digits", "Punctuation", "UnicodeScripts")  # 
 
 
 def locate(source: str) -> Artifact:
-    """The tokenizer.json that `source` names, with `source` as its name and its sha256 as digest.
+    """Return the tokenizer.json that `source` names, with `source` as its name and its sha256 as digest.
 
     `source` is a file, a folder with a tokenizer.json, or `owner/name[@revision]` of the hub, whose commit is resolved
     here. Raises DataError when there is none.
@@ -58,7 +58,7 @@ def locate(source: str) -> Artifact:
 
 
 def hub_file(source: str) -> str:
-    """A local copy of tokenizer.json of `owner/name[@revision]`. Raises DataError."""
+    """Return a local copy of tokenizer.json of `owner/name[@revision]`. Raises DataError."""
     from huggingface_hub import hf_hub_download
 
     name, _, revision = source.partition("@")
@@ -71,8 +71,8 @@ def hub_file(source: str) -> str:
     return str(path)
 
 
-def read(artifact: Artifact) -> bytes:
-    """The contents of what `locate` found. Raises DataError when they are not the same any more."""
+def read_unchanged(artifact: Artifact) -> bytes:
+    """Return the contents of what `locate` found. Raises DataError when they are not the same any more."""
     path = hub_file(artifact.path.removeprefix("hub:")) if artifact.path.startswith("hub:") else artifact.path
     data = Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != artifact.digest:
@@ -80,53 +80,55 @@ def read(artifact: Artifact) -> bytes:
     return data
 
 
-def steps(part: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or a pre-tokenizer; `inside` is where a sequence keeps its own."""
-    if not part:
+def steps(component: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer or a pre-tokenizer; `inside` is where a sequence keeps its own."""
+    if not component:
         return []
-    return [s for one in part[inside] for s in steps(one, inside)] if part["type"] == "Sequence" else [part]
+    if component["type"] != "Sequence":
+        return [component]
+    return [step for nested in component[inside] for step in steps(nested, inside)]
 
 
 def faults(definition: dict[str, Any]) -> list[str]:
-    """Why text could not be had back from ids, or bytes not be counted; one phrase each."""
-    model, found = definition["model"], []
+    """Return why text could not be had back from ids, or bytes not be counted; one phrase each."""
+    model = definition["model"]
     if model.get("type", "BPE") != "BPE":
         return [f"its model is {model['type']}, not byte-level BPE"]
     cuts = steps(definition.get("pre_tokenizer"), "pretokenizers")
     if not any(step["type"] == "ByteLevel" for step in cuts):
         kinds = ", ".join(step["type"] for step in cuts) or "none"
         return [f"it is not byte-level (pre-tokenizer: {kinds}), so that bytes cannot be counted by token"]
-    for step in steps(definition.get("normalizer"), "normalizers"):
-        found.append(f"its normalizer {step['type']} changes text")
+    reasons = [
+        f"its normalizer {step['type']} changes text" for step in steps(definition.get("normalizer"), "normalizers")
+    ]
     for step in cuts:
         if step["type"] not in LOSSLESS or step.get("behavior") == "Removed":
-            found.append(f"its pre-tokenizer {step['type']} drops or changes characters")
+            reasons.append(f"its pre-tokenizer {step['type']} drops or changes characters")
         elif step.get("add_prefix_space"):
-            found.append("add_prefix_space puts a blank in front of every text")
+            reasons.append("add_prefix_space puts a blank in front of every text")
     if (definition.get("decoder") or {}).get("type") != "ByteLevel":
-        found.append("its decoder is not ByteLevel")
+        reasons.append("its decoder is not ByteLevel")
     missing = sum(c not in model["vocab"] for c in byte_alphabet())
     if missing:
-        found.append(f"{missing} of the 256 bytes have no token")
+        reasons.append(f"{missing} of the 256 bytes have no token")
     if model.get("dropout"):
-        found.append("its dropout makes ids random")
+        reasons.append("its dropout makes ids random")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            found.append(f"{key} {model[key]!r} is not text")
+            reasons.append(f"{key} {model[key]!r} is not text")
     eaters = [t["content"] for t in definition["added_tokens"] if not t["special"] and (t["lstrip"] or t["rstrip"])]
     if eaters:
-        found.append(f"added tokens {eaters[:3]} swallow the blanks beside them")
-    return found
+        reasons.append(f"added tokens {eaters[:3]} swallow the blanks beside them")
+    return reasons
 
 
-def check(path: str, source: str, texts: list[str]) -> None:
-    """Raises DataError, naming what is wrong, for a tokenizer that cannot be accounted for."""
+def check_accountable(path: str, source: str, texts: list[str]) -> None:
+    """Raise DataError, naming what is wrong, for a tokenizer that cannot be accounted for."""
     why, definition = attempt(lambda: json.loads(Path(path).read_text(encoding="utf-8")))
     if why or not {"model", "added_tokens"} <= set(definition):
         raise DataError(f"tokenizer.from: {source} is not a tokenizer.json of the tokenizers library")
-    found = faults(definition)
-    if found:
-        raise DataError(f"tokenizer.from: {source} cannot be used: {'; '.join(found)}; choose a byte-level tokenizer")
+    if reasons := faults(definition):
+        raise DataError(f"tokenizer.from: {source} cannot be used: {'; '.join(reasons)}; choose a byte-level tokenizer")
     size = len(token_bytes(path))
     if size > MAX_VOCAB:
         raise DataError(
@@ -145,14 +147,15 @@ def check(path: str, source: str, texts: list[str]) -> None:
             raise DataError(f"tokenizer.from: {source} does not give text back as it was, such as {text[:60]!r}")
 
 
-def boundary(path: str, source: str, bos: str | None) -> tuple[int, int | None]:
-    """(BOS id, pad id or None): `bos` by name, else the first known name. Raises DataError when there is none."""
+def boundary_ids(path: str, source: str, bos: str | None) -> tuple[int, int | None]:
+    """Return (BOS id, pad id or None): `bos` by name, else the first known name. Raises DataError if none is there."""
     specials = special_ids(path)
-    found = [name for name in ([bos] if bos else KNOWN_BOS) if name in specials]
-    if not found:
+    names = [name for name in ([bos] if bos else KNOWN_BOS) if name in specials]
+    if not names:
         have = ", ".join(specials) or "none"
         raise DataError(
             f"tokenizer.{'bos' if bos else 'from'}: no special token of {source} is "
             f"{repr(bos) if bos else 'known to separate documents'}; name one with tokenizer.bos (it has: {have})"
         )
-    return specials[found[0]], next((specials[name] for name in KNOWN_PAD if name in specials), None)
+    pad_id = next((specials[name] for name in KNOWN_PAD if name in specials), None)
+    return specials[names[0]], pad_id

@@ -11,7 +11,7 @@ predicted means the text has ended. Pass `split_special_tokens=True` for text wi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stages.task import Task
 from stages.tokenizer.encoder import Encoder, open_encoder
-from stages.tokenizer.sample import Sample
+from stages.tokenizer.sample import Sample, SampledDocument, sampled_texts
 from stages.tokenizer.spec import special_ids, token_bytes, token_texts
 
 SHOWN = 20  # tokens listed of each kind
@@ -28,28 +28,28 @@ ODD_BYTES = 8  # a token of blanks, or of one character, is odd from this length
 NO_LIMIT = int(1e30)  # what transformers writes where a tokenizer sets no longest input: the model does
 
 
-def measure(encoder: Encoder, documents: list[tuple[bytes, str]], times: NDArray[np.int64]) -> dict[str, Any]:
-    """Sizes of one source's part of the sample; adds to `times` how often each id occurs in it."""
-    size = words = tokens = 0
+def measure(encoder: Encoder, documents: Sequence[SampledDocument], times: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the sizes of one source's part of the sample; add to `times` (ids,) how often each id occurs in it."""
+    text_bytes = words = tokens = 0
     for start in range(0, len(documents), 1000):
-        batch = [text for _, text in documents[start : start + 1000]]
-        size += sum(len(text.encode()) for text in batch)
+        batch = [document.text for document in documents[start : start + 1000]]
+        text_bytes += sum(len(text.encode()) for text in batch)
         words += sum(len(text.split()) for text in batch)
         ids, _ = encoder.encode(batch)
         tokens += len(ids)
         times += np.bincount(ids, minlength=len(times))
     return {
         "documents": len(documents),
-        "text_bytes": size,
+        "text_bytes": text_bytes,
         "words": words,
         "tokens": tokens,
-        "bytes_per_token": round(size / tokens, 4) if tokens else None,
+        "bytes_per_token": round(text_bytes / tokens, 4) if tokens else None,
         "fertility": round(tokens / words, 4) if words else None,  # tokens a word between blanks
     }
 
 
-def partial(text: bytes) -> bool:
-    """Whether bytes of a multi-byte token are cut in the middle of a character."""
+def ends_inside_character(text: bytes) -> bool:
+    """Tell whether bytes of a multi-byte token are cut in the middle of a character."""
     try:
         text.decode()
     except UnicodeDecodeError:
@@ -58,8 +58,9 @@ def partial(text: bytes) -> bool:
 
 
 def oddest(texts: Mapping[int, bytes], times: NDArray[np.int64]) -> dict[str, list[dict[str, Any]]]:
-    """Tokens that say something of the corpus: long blanks, one character over and over, cut characters, hardly used.
+    """Return tokens that say something of the corpus.
 
+    Long blanks, one character over and over, cut characters, hardly used ones.
     Each list is longest first (hardly used: rarest first, of what is not a single byte), at most SHOWN.
     """
 
@@ -76,29 +77,30 @@ def oddest(texts: Mapping[int, bytes], times: NDArray[np.int64]) -> dict[str, li
         "one_character": show(
             [i for i in long if texts[i].strip() and len(set(texts[i].decode(errors="replace"))) == 1]
         ),
-        "cut_characters": show([i for i in longest if partial(texts[i])]),
+        "cut_characters": show([i for i in longest if ends_inside_character(texts[i])]),
         "hardly_used": show(merged),
         "longest": show(longest),
     }
 
 
-def describe(path: str, chosen: Sample, origin: dict[str, Any], task: Task) -> None:
+def write_report(path: str, chosen: Sample, origin: dict[str, Any], task: Task) -> None:
     """Write `report` and what `transformers` needs, for the tokenizer at `path`. Counts the sample's bytes and tokens.
 
     `origin` is where it comes from, with `bos_id` and `pad_id`.
     """
-    encoder = open_encoder(path, [text for _, documents in chosen for _, text in documents[:20]])
+    encoder = open_encoder(path, sampled_texts(chosen, 20))
     lengths, specials, texts = token_bytes(path), special_ids(path), token_texts(path)
     times = np.zeros(len(lengths), np.int64)
-    sources = {name: measure(encoder, documents, times) for name, documents in chosen}
+    sources = {name: measure(encoder, documents, times) for name, documents in chosen.items()}
     unused = [i for i in sorted(texts) if not times[i]]
-    total = {key: sum(s[key] for s in sources.values()) for key in ("text_bytes", "tokens")}
+    sample_bytes = sum(sizes["text_bytes"] for sizes in sources.values())
+    sample_tokens = sum(sizes["tokens"] for sizes in sources.values())
     report = {
         **origin,
         "vocab_size": len(lengths),
         "special_ids": specials,
-        "sample_bytes": total["text_bytes"],
-        "sample_tokens": total["tokens"],
+        "sample_bytes": sample_bytes,
+        "sample_tokens": sample_tokens,
         "sources": sources,
         "bytes_per_token": {name: s["bytes_per_token"] for name, s in sources.items() if s["tokens"]},
         "unused": {"count": len(unused), "ids": unused},
@@ -109,13 +111,13 @@ def describe(path: str, chosen: Sample, origin: dict[str, Any], task: Task) -> N
     names = {i: name for name, i in specials.items()}
     for name, value in transformers_files(names, origin["bos_id"], origin["pad_id"]).items():
         write_json(task, name, value)
-    task.count("text_bytes", total["text_bytes"])
-    task.count("tokens", total["tokens"])
+    task.count("text_bytes", sample_bytes)
+    task.count("tokens", sample_tokens)
     task.count(f"encoded_by.{encoder.note}")
 
 
 def transformers_files(names: Mapping[int, str], bos_id: int, pad_id: int | None) -> dict[str, dict[str, Any]]:
-    """`tokenizer_config` and `special_tokens_map` for a tokenizer whose special tokens are `names`."""
+    """Return `tokenizer_config` and `special_tokens_map` for a tokenizer whose special tokens are `names`."""
     tokens: dict[str, Any] = {"bos_token": names[bos_id], "eos_token": names[bos_id]}
     if pad_id is not None:
         tokens["pad_token"] = names[pad_id]

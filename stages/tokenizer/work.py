@@ -17,9 +17,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from stages.errors import DataError
 from stages.task import Task
 from stages.tokenizer import external
-from stages.tokenizer import report as tokenizer_report
 from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
-from stages.tokenizer.sample import draw
+from stages.tokenizer.report import write_report
+from stages.tokenizer.sample import Sample, draw_sample, sampled_texts
 from stages.tokenizer.spec import BOS, PAD, SPECIALS, load_text_encoder, special_ids, token_bytes
 
 # Llama 3's spelling of the GPT-4 split, and GPT-2's: every fast tokenizer knows them.
@@ -38,13 +38,13 @@ def work(task: Task) -> None:
     (which documents). Raises DataError when the text does not support the vocabulary.
     """
     params = task.params
-    chosen = draw(task, task.inputs)
-    texts = [text for _, documents in chosen for _, text in documents]
+    chosen = draw_sample(task, task.inputs)
+    texts = sampled_texts(chosen)
     specials = [*SPECIALS, *params["reserved"]]
     tokenizer = train(texts, params["vocab_size"], params["split"], params["digits"], specials)
     path = task.output("tokenizer.json")
     Path(path).write_text(canonical(tokenizer), encoding="utf-8")
-    check(path, texts, params["vocab_size"], specials)
+    check_trained(path, texts, params["vocab_size"], specials)
     origin = {
         "trainer": f"tokenizers {metadata.version('tokenizers')} BpeTrainer",
         "split": params["split"],
@@ -63,31 +63,31 @@ def adopt(task: Task) -> None:
     params, (file, *parts) = task.params, task.inputs
     source = file.name
     path = task.output("tokenizer.json")
-    Path(path).write_bytes(external.read(file))
-    chosen = draw(task, parts)
-    texts = [text for _, documents in chosen for _, text in documents]
-    external.check(path, source, texts[:CHECKED])
+    Path(path).write_bytes(external.read_unchanged(file))
+    chosen = draw_sample(task, parts)
+    external.check_accountable(path, source, sampled_texts(chosen)[:CHECKED])
     size = len(token_bytes(path))
     if params["vocab_size"] not in (None, size):
         raise DataError(
             f"tokenizer.vocab_size is {params['vocab_size']:,}, but {source} has {size:,} ids; write that, "
             "or leave it out"
         )
-    bos_id, pad_id = external.boundary(path, source, params["bos"])
+    bos_id, pad_id = external.boundary_ids(path, source, params["bos"])
     finish(task, path, chosen, {"sha256": file.digest, "bos_id": bos_id, "pad_id": pad_id})
 
 
-def finish(task: Task, path: str, chosen: Any, origin: dict[str, Any]) -> None:
+def finish(task: Task, path: str, chosen: Sample, origin: dict[str, Any]) -> None:
     """Register the tokenizer, and describe it. Its meta says which ids are BOS and pad (BOS where it has none)."""
     bos_id, pad_id = origin["bos_id"], origin["pad_id"]
     meta = {"bos_id": bos_id, "pad_id": bos_id if pad_id is None else pad_id, "vocab_size": len(token_bytes(path))}
     task.add("tokenizer", path, **meta)
-    tokenizer_report.describe(path, chosen, origin, task)
+    write_report(path, chosen, origin, task)
 
 
-def cutting(split: str, digits: int | None) -> pre_tokenizers.PreTokenizer:
-    """How text is cut before merging. `digits`: the most digits in a token (gpt4: 3, gpt2: any number, by default).
+def splitter(split: str, digits: int | None) -> pre_tokenizers.PreTokenizer:
+    """Return what cuts text before merging.
 
+    `digits`: the most digits in a token; by default 3 of gpt4, any number of gpt2.
     gpt4 with 3 or 1 digits (then Qwen's spelling) and gpt2 as it is are spelled as the fast engines know them. Other
     splits take fastokens about three times longer, through PCRE2, whose `\\s` has U+180E in it as nobody else's has:
     so they are spelled with the property.
@@ -111,7 +111,7 @@ def cutting(split: str, digits: int | None) -> pre_tokenizers.PreTokenizer:
 def train(
     texts: list[str], vocab_size: int, split: str, digits: int | None = None, specials: Sequence[str] = SPECIALS
 ) -> Tokenizer:
-    """A tokenizer with exactly `vocab_size` ids, special tokens first, then the 256 bytes, then merges.
+    """Train a tokenizer with exactly `vocab_size` ids, special tokens first, then the 256 bytes, then merges.
 
     Raises DataError when `vocab_size` exceeds uint16 or the text runs out of pairs to merge.
     """
@@ -124,7 +124,7 @@ def train(
     if vocab_size < least:
         raise DataError(f"tokenizer.vocab_size must be at least {least} ({len(specials)} special tokens, 256 bytes)")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = cutting(split, digits)
+    tokenizer.pre_tokenizer = splitter(split, digits)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -144,11 +144,11 @@ def train(
 
 
 def canonical(tokenizer: Tokenizer) -> str:
-    """The tokenizer as JSON, in one fixed layout."""
+    """Return the tokenizer as JSON, in one fixed layout."""
     return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=2) + "\n"
 
 
-def check(path: str, texts: list[str], vocab_size: int, specials: Sequence[str]) -> None:
+def check_trained(path: str, texts: list[str], vocab_size: int, specials: Sequence[str]) -> None:
     """Assert what every later stage relies on; a failure is a defect of this program, so AssertionError."""
     assert special_ids(path) == {name: i for i, name in enumerate(specials)}, "special tokens do not come first"
     assert len(token_bytes(path)) == vocab_size

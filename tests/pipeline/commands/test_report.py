@@ -87,10 +87,10 @@ def test_the_bytes_scored_of_each_source_are_those_of_its_held_out_texts(referen
         row["document_id"]: row["text"] for path in curated.glob("*.parquet") for row in pq.read_table(path).to_pylist()
     }
     manifest = load_manifest(reference.out / "small" / "pretrain")
-    parts = Validation(manifest, 64, 0, None, 0, 1).parts
-    assert set(parts) == {"", "web", "maths", "notes"}
+    groups = Validation(manifest, 64, 0, None, 0, 1).groups
+    assert set(groups) == {"", "web", "maths", "notes"}
     for source in ("web", "maths", "notes"):
         (shard,) = manifest.split("val", source)
         rows = pq.read_table(manifest.file(shard.rows)).to_pylist()
         assert {row["source"] for row in rows} == {source} and not any(row["truncated"] for row in rows)
-        assert parts[source].bytes == sum(len(texts[row["document_id"]].encode()) for row in rows) > 0
+        assert groups[source].bytes == sum(len(texts[row["document_id"]].encode()) for row in rows) > 0

@@ -333,7 +333,7 @@ def test_wrong_names_are_errors(tmp_path):
     file = external.locate(source)
     Path(file.path).write_text("{}")
     with pytest.raises(DataError, match="changed since the run was planned"):
-        external.read(file)
+        external.read_unchanged(file)
 
 
 @pytest.mark.slow
@@ -383,10 +383,10 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.mark.slow
 def test_a_tokenizer_of_the_hub(tmp_path):
     code = (
-        "import sys; from stages.tokenizer.external import locate, read\n"
+        "import sys; from stages.tokenizer.external import locate, read_unchanged\n"
         "for source in ('owner/name', 'owner/name@main', 'nobody/nothing'):\n"
         "    try:\n"
-        "        found = locate(source); print(found.path, found.digest, len(read(found)))\n"
+        "        found = locate(source); print(found.path, found.digest, len(read_unchanged(found)))\n"
         "    except Exception as error:\n"
         "        print(type(error).__name__, error)\n"
     )
