@@ -10,7 +10,7 @@ import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trainer_harness import metrics, sets
 
@@ -113,6 +113,7 @@ figures = st.floats(allow_nan=True, allow_infinity=True)
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 10**7), figures), max_size=30), st.booleans(), st.booleans())
+@example([(0, 1.0), (0, 2.2e-309)], False, False)
 def test_any_figures_give_a_chart_with_all_points_inside(pairs, zero, dots):
     pairs = sorted((x, y) for x, y in pairs if not math.isfinite(y) or abs(y) < 1e100)
     series = Series("<&>", [x for x, _ in pairs], [y for _, y in pairs], dots)

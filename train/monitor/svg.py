@@ -17,6 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 18, 52, 40  # margins
 COLORS = ("#3b82f6", "#e0742b", "#2da44e", "#a371f7", "#d4a72c")
 INK, ALARM = "#80868f", "#e5484d"
 MOST = 700  # points drawn of a series; of more, the least and the greatest of each of MOST / 2 stretches
+SMALLEST = 1e-300  # on a logarithmic axis: whatever is less has no room below it in a float
 LABEL = 18  # pixels a label of the vertical axis needs
 
 
@@ -50,7 +51,7 @@ def chart(title: str, series: Sequence[Series], zero: bool = False, marks: Seque
     drawn = [s for s in (_finite(s) for s in series) if s.xs]
     ys = [y for s in drawn for y in s.ys] or [0.0, 1.0]
     end = max((x for s in drawn for x in s.xs), default=1.0)
-    log = not zero and min(ys) > 0 and max(ys) > 3 * min(ys)
+    log = not zero and min(ys) > SMALLEST and max(ys) > 3 * min(ys)
     title += ", logarithmic" if log else ""
     y = Axis(*_range(min(ys), max(ys), zero, log), HEIGHT - BOTTOM, TOP, log)
     x = Axis(0, max(end, 1.0), LEFT, WIDTH - RIGHT)

@@ -139,7 +139,7 @@ def test_no_rows_and_no_good_rows(tmp_path):
 )
 def test_a_budget_takes_the_shortest_prefix_in_hash_order(tmp_path, budget, monkeypatch):
     def one_file_a_unit(config, identify):
-        files = jsonl.files_of(config, jsonl.SUFFIXES)
+        files = jsonl.files_of(config)
         return whole_file_units(files, jsonl.stream_params(config), identify, unit_bytes=1)
 
     monkeypatch.setattr(jsonl, "units", one_file_a_unit)
