@@ -208,7 +208,9 @@ def test_every_recipe_shown_is_valid(page, block):
 
 
 def test_one_unit_runs_by_itself_as_the_page_on_debugging_says(tmp_path, monkeypatch, capsys):
-    (snippet,) = [block for page, block in blocks("python") if page == "debugging.md"]
+    rule, snippet = (block for page, block in blocks("python") if page == "debugging.md")
+    exec(rule, {})
+    assert capsys.readouterr().out == "gopher_short_doc\n"
     monkeypatch.chdir(tmp_path)
     texts = ["too short", "long enough for the rule of the example"]
     rows = [(b"%016d" % i, text, "a.txt", i, None) for i, text in enumerate(texts)]

@@ -36,13 +36,13 @@ PICKED = pa.schema(
 def shard(task: Task) -> None:
     """Write one shard: outputs `bin`, `idx` and `rows`; counts tokens, documents and padding, in all and by source.
 
-    Inputs: (docs, tokens) a unit; params: `units`, the source of each. For a training shard `parts` {source:
+    Inputs: (docs, tokens) a unit; params: `units`, the source of each. For a training shard `allocations` {source:
     Allocation} and the positions `low`, `high` (text); for a validation shard `limits` {source: tokens}. Besides seed,
     window (of best-fit packing, or null), pad_id, build_id, vocab_size and bos_id.
     """
     params = task.params
     units = token_files(task, params["units"])
-    picked = training_rows(params, units) if "parts" in params else validation_rows(params, units)
+    picked = training_rows(params, units) if "allocations" in params else validation_rows(params, units)
     rows = pa.concat_tables([PICKED.empty_table(), *picked])
     order = hashing.order(params["seed"], rows["document_id"], rows["part"].to_numpy(), rows["copy"].to_numpy())
     rows = rows.take(pa.array(total_order(rows, order, TIES)))
@@ -56,7 +56,7 @@ def shard(task: Task) -> None:
 
 def training_rows(params: dict[str, Any], units: list[TokenFile]) -> Iterator[pa.Table]:
     """Yield the training documents of the shard's range of positions (PICKED)."""
-    allocations = {source: Allocation.from_dict(value) for source, value in params["parts"].items()}
+    allocations = {source: Allocation.from_dict(value) for source, value in params["allocations"].items()}
     low, high = int(params["low"]), int(params["high"])
     for number, unit in enumerate(units):
         for table in selected_rows(unit, allocations[unit.source], params["seed"], low, high):
@@ -96,7 +96,7 @@ def write_shard(
     the wrong side of the validation rule.
     """
     held_out = hashing.is_validation(rows["document_id"])
-    misplaced = held_out if "parts" in task.params else ~held_out
+    misplaced = held_out if "allocations" in task.params else ~held_out
     if misplaced.any():
         raise AssertionError("a document is on the wrong side of the validation rule")
     counts = rows["token_count"].to_numpy().astype(np.int64)

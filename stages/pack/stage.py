@@ -129,7 +129,7 @@ async def training_shards(
         ranges = [r for r in layout.units if low < high and meets(r, layout.allocations[r.source], low, high)]
         shard_params = {
             **params,
-            "parts": allocations,
+            "allocations": allocations,
             "low": str(low),
             "high": str(high),
             "units": [r.source for r in ranges],

@@ -71,7 +71,7 @@ def work(task: Task) -> None:
     """
     seed = task.params["seed"]
     encoded = encode_slice(task)
-    parts = split_documents(encoded.counts + 1, task.params["shard_tokens"])  # each document opens with a BOS
+    parts = split_long_documents(encoded.counts + 1, task.params["shard_tokens"])  # each document opens with a BOS
     rows = encoded.lineage.take(pa.array(parts.document)).append_column("part", pa.array(parts.part, pa.int32()))
     positions = position(seed, rows["document_id"], parts.part)
 
@@ -133,7 +133,7 @@ def text_batches(column: pa.StringArray) -> Iterator[pa.StringArray]:
         start = stop
 
 
-def split_documents(lengths: Int64s, shard_tokens: int) -> DocumentParts:
+def split_long_documents(lengths: Int64s, shard_tokens: int) -> DocumentParts:
     """Split documents of `lengths` tokens (n,) into parts of at most `shard_tokens` tokens."""
     parts_of = -(-lengths // shard_tokens)
     document = np.repeat(np.arange(len(lengths)), parts_of)

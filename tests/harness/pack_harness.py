@@ -23,7 +23,7 @@ from stages.stage import Record, Unit
 from stages.task import Artifact, Task
 from stages.tokenize.stage import TOKENIZE, TokenizedUnit
 from stages.tokenize.token_file import TOKENIZED, write_docs, write_histogram
-from stages.tokenize.work import histogram, split_documents
+from stages.tokenize.work import histogram, split_long_documents
 from train.data.format import read_shard
 
 BUILD_ID = "0123456789abcdef" * 4
@@ -72,7 +72,7 @@ def unit(folder: Path, documents: Sequence[Document], seed: int = 0, shard_token
     """What `tokenize` would have written for a part that holds `documents`."""
 
     def work(task: Task) -> None:
-        parts = split_documents(np.array([d.length for d in documents], np.int64), shard_tokens)
+        parts = split_long_documents(np.array([d.length for d in documents], np.int64), shard_tokens)
         document, part, start, count = parts.document, parts.part, parts.start, parts.count
         identities = np.array([list(documents[d].id) for d in document], np.uint8).reshape(-1, 16)
         places, val = hashing.position(seed, identities, part), hashing.is_validation(identities)
