@@ -1,7 +1,9 @@
-"""What the seed's card imports: Config, ToyLM and load_tokenizer. Exported as code/model.py, beside copies of train/.
+"""What the model card of the seed imports: Config, ToyLM and load_tokenizer.
 
-The card's lines for loading a model run unchanged on an exported folder, with torch and tokenizers only. The seed's own
-model.py is not public: ToyLM has its call, and this project's parameter names.
+The seed is Shard-40m-v1, the published model whose settings are our defaults (docs/trainer-math.md, "The seed"). This
+module is exported as code/model.py, beside copies of train/, so that the card's lines for loading a model run unchanged
+on an exported folder, with torch and tokenizers only. The seed's own model.py is not public: ToyLM is called as it is,
+and has this project's parameter names.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def restore(resumed: Checkpoint, optimizer: Optimizer, averages: Averages, anoma
     tensors, state = resumed.tensors("optimizer.safetensors"), resumed.state
     optimizer.load(tensors, state.get("updates", resumed.step))
     averages.load(tensors, state.get("averages", {}))
-    anomalies.stats.copy_(tensors.get("sentinel", anomalies.stats))
+    anomalies.stats.copy_(tensors.get("sentinel", anomalies.stats))  # the detector's name in checkpoints
     anomalies.skipped = state.get("skipped", 0)
 
 

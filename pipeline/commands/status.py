@@ -40,7 +40,8 @@ def print_status(store: Store, recipe: str) -> None:
                 done += 1
                 seconds += record.seconds
                 quarantined += record.counts.get("quarantined", 0)
-                size += sum({output.path: output.bytes for output in record.outputs}.values())
+                bytes_by_path = {output.path: output.bytes for output in record.outputs}  # slices share a file
+                size += sum(bytes_by_path.values())
         rows.append((stage, done, len(units) - done, len(state["failed"]), f"{seconds:.1f}", f"{size / 1e6:.1f}"))
     console.print(grid(f"{recipe}", ("stage", "done", "missing", "failed", "seconds", "MB"), rows))
     console.print(f"quarantined rows: {quarantined:,}", markup=False)
@@ -104,8 +105,9 @@ def clean_builds(store: Store, dry_run: bool) -> int:
         for build in sorted((recipe / "builds").iterdir()):
             if build.resolve() not in linked:
                 freed += remove(store, str(build), dry_run)
-    for stale in [] if dry_run else Path(store.root).glob(f"{RUNNING}/*"):
-        stale.unlink(missing_ok=True)
+    if not dry_run:
+        for stale in Path(store.root).glob(f"{RUNNING}/*"):  # the store is locked, so none of these runs is alive
+            stale.unlink(missing_ok=True)
     return freed
 
 

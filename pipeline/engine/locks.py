@@ -1,7 +1,8 @@
 """Who uses a store: everybody together, or `clean` alone; and which runs are at work, for `status`.
 
-The locks are flock's, which go with the process that holds them, however it ends. The lock that filelock offers for
-many readers and one writer is a database of SQLite, and needs to write where a reader may not.
+Both are for a store in a local folder; an object store is not locked. The locks are flock's, which go with the process
+that holds them, however it ends. The lock that filelock offers for many readers and one writer is a database of SQLite,
+and needs to write where a reader may not.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class ObjectStore(Store):
         path = self.absolute(artifact)
         if path == artifact.path:  # a source file
             return super().fetch(artifact)
-        return self._fetch_from(self.fs, path, path)
+        return self._fetch_from(self.fs, path, address=path)
 
     def publish(self, recipe: str, folder: str, files: Mapping[str, Artifact] | str) -> bool:
         """Copy `files` to `<out>/<recipe>/<folder>/`, the manifest last. True if anything changed."""

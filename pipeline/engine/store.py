@@ -4,7 +4,8 @@
     <out>/store/<stage>/<k>/<key>/record.json        put last; names the outputs; the first valid one wins
     <out>/<recipe>/<folder>                          what people use: links on a disk, copies in an object store
 
-No rename is needed to commit, so an object store works as a disk does. What the two share stands here.
+No rename is needed to commit, so an object store works as a disk does. `Store` has what both share; LocalStore
+(pipeline/engine/local_store.py) and ObjectStore (pipeline/engine/object_store.py) have what each does in its own way.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Store(ABC):
         return self.look(stage, key)[0]
 
     def look(self, stage: str, key: str) -> tuple[Record | None, bool]:
-        """Return what `find` gives, and whether there is a record at all, whatever became of its outputs."""
+        """Return what `find` gives, and whether there is a record at all, be it damaged or its outputs gone."""
         try:
             raw = self.read(f"{self.folder(stage, key)}/{RECORD}")
         except FileNotFoundError:
@@ -170,9 +171,9 @@ class Store(ABC):
         for stage in sorted(self.names(self.root)):
             if stage in (RUNNING, INPUTS, LOCK):
                 continue
-            for start in sorted(self.names(f"{self.root}/{stage}")):
-                for key in sorted(self.names(f"{self.root}/{stage}/{start}")):
-                    yield stage, key, f"{self.root}/{stage}/{start}/{key}"
+            for prefix in sorted(self.names(f"{self.root}/{stage}")):  # the first two digits of the keys
+                for key in sorted(self.names(f"{self.root}/{stage}/{prefix}")):
+                    yield stage, key, f"{self.root}/{stage}/{prefix}/{key}"
 
     # -- inputs --------------------------------------------------------------------------------------
 
@@ -182,12 +183,12 @@ class Store(ABC):
         if not is_remote(path):
             return local_path(path)
         fs, name = file_system(path)
-        return self._fetch_from(fs, name, path)
+        return self._fetch_from(fs, name, address=path)
 
-    def _fetch_from(self, fs: fsspec.AbstractFileSystem, path: str, name: str) -> str:
-        """Copy `path` to scratch space, unless it is there: under a hash of `name` and its own suffixes."""
+    def _fetch_from(self, fs: fsspec.AbstractFileSystem, path: str, address: str) -> str:
+        """Copy `path` of `fs` to scratch space, unless it is there: under a hash of its `address` and its suffixes."""
         suffix = "".join(Path(path).suffixes[-2:])
-        target = self.scratch_folder() / (hashlib.sha256(name.encode()).hexdigest()[:24] + suffix)
+        target = self.scratch_folder() / (hashlib.sha256(address.encode()).hexdigest()[:24] + suffix)
         if not target.exists():
             partial = Path(f"{target}.part")
             fs.get_file(path, str(partial))

@@ -13,11 +13,14 @@ import numpy as np
 from stages.kernels.jit import compiled, get, load, lowest, uint64
 from stages.kernels.unicode import ALNUM, ALPHA, BREAK, END, LIMIT, MARK, SPACE
 
-# Counters of a document.
+# Counters of a document, by their place in `marks`. WORDS are separated by white space. SOLID are those with a letter
+# or digit, SOLID_CHARS their characters, ALPHABETIC the words with a letter. LINES lie between NEWLINES, none is empty.
+# ROWS are lines as str.splitlines cuts them, of which BULLETS begin with a bullet and ELLIPSIS_ROWS end in an ellipsis.
+# HASHES are `#`, ELLIPSES `...` or `…`, and STOPS different stop words.
 CHARS, WORDS, LINES, NEWLINES, SOLID, SOLID_CHARS, ALPHABETIC, HASHES, ELLIPSES, ROWS, BULLETS, ELLIPSIS_ROWS, STOPS = (
     range(13)
 )
-ANY, NOT_BLANK, ENDED = 0, 1, 2  # what a line is
+ANY, NOT_BLANK, ENDED = 0, 1, 2  # flags of a line: ENDED when its last word ends as a sentence does
 
 ZEROS = uint64(0x3030303030303030)
 TOPS = uint64(0x8080808080808080)

@@ -72,7 +72,7 @@ def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> RunS
 
 
 def builds_after(point: Checkpoint | None, build_id: str) -> list[dict[str, Any]]:
-    """Which build each step of a run read, or will, when `point` is continued on `build_id`."""
+    """Return which build each step of a run read, or will read, when checkpoint `point` is continued on `build_id`."""
     if point is None:
         return [{"build_id": build_id, "from_step": 0}]
     past = point.state.get("builds") or [{"build_id": point.state["identity"]["build_id"], "from_step": 0}]
@@ -88,7 +88,7 @@ def builds_after(point: Checkpoint | None, build_id: str) -> list[dict[str, Any]
 
 
 def _best_so_far(folder: Path, point: Checkpoint, build_id: str) -> dict[str, Any] | None:
-    """The best score that `point` knows of; None where its checkpoint is gone or other documents were scored.
+    """Return the best score that checkpoint `point` knows of; None where the best is gone or of other documents.
 
     `best` is made to name it again: a kill may have come between a checkpoint and its name.
     """
@@ -104,7 +104,7 @@ def _best_so_far(folder: Path, point: Checkpoint, build_id: str) -> dict[str, An
 
 
 def _other_build(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether two identities differ in the build of the data, and in nothing else."""
+    """Return whether two identities differ in the build of the data, and in nothing else."""
     return ours != theirs and {**theirs, "build_id": ours["build_id"]} == ours
 
 
@@ -117,7 +117,7 @@ def _build_refused(where: object, ours: dict[str, Any], theirs: dict[str, Any]) 
 
 
 def _new_folder(manifest: Manifest) -> Path:
-    """runs/<name>-<phase>-001, or the next number that is free."""
+    """Make and return runs/<name>-<phase>-001, or the next number that is free."""
     for number in range(1, 1_000_000):
         folder = Path("runs") / f"{manifest.name}-{manifest.phase}-{number:03d}"
         try:
@@ -129,7 +129,7 @@ def _new_folder(manifest: Manifest) -> Path:
 
 
 def _refuse_used(folder: Path, ours: dict[str, Any], never: bool) -> None:
-    """Raises TrainError when `folder` holds checkpoints, or (unless `never`) a run that has none yet."""
+    """Raise TrainError when `folder` holds checkpoints, or (unless `never`) a run that has none yet."""
     theirs = _identity_in(folder)
     held = list_checkpoints(folder / "checkpoints")
     if not held and (theirs is None or never):
@@ -144,7 +144,7 @@ def _refuse_used(folder: Path, ours: dict[str, Any], never: bool) -> None:
 
 
 def _continue(folder: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoint | None:
-    """The checkpoint to continue in `folder`; None when nothing is there yet, or nothing was saved yet."""
+    """Return the checkpoint to continue in `folder`; None when nothing is there, or nothing was saved yet."""
     theirs = _identity_in(folder)
     held = list_checkpoints(folder / "checkpoints")
     if theirs is None and not held:
@@ -173,7 +173,7 @@ def _continue(folder: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoin
 
 
 def _resume_path(folder: Path, path: Path, ours: dict[str, Any], cfg: TrainConfig) -> Checkpoint:
-    """A named checkpoint, continued in its own folder or a fresh one."""
+    """Return the checkpoint that `path` names, to be continued in its own folder or a fresh one."""
     chosen = find_checkpoint(path, "train.resume")
     _same_run(chosen, ours, cfg)
     _same_past(chosen, cfg)
@@ -188,6 +188,7 @@ def _resume_path(folder: Path, path: Path, ours: dict[str, Any], cfg: TrainConfi
 
 
 def _same_run(chosen: Checkpoint, ours: dict[str, Any], cfg: TrainConfig) -> None:
+    """Raise TrainError when checkpoint `chosen` is of another run, or of another build that is not allowed for."""
     theirs = chosen.state.get("identity", {})
     if _other_build(ours, theirs):
         if not cfg.allow_new_manifest:
@@ -200,7 +201,7 @@ def _same_run(chosen: Checkpoint, ours: dict[str, Any], cfg: TrainConfig) -> Non
 
 
 def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
-    """Raises TrainError where a run as long as `cfg` says would have had other learning rates up to `chosen`."""
+    """Raise TrainError where a run as long as `cfg` says would have had other learning rates up to `chosen`."""
     then = chosen.state.get("schedule")
     if then is None or (then["steps"], then["seconds"]) == (cfg.steps, cfg.schedule.seconds):
         return
@@ -229,7 +230,7 @@ def _same_past(chosen: Checkpoint, cfg: TrainConfig) -> None:
 
 
 def _settled(path: Path, cfg: TrainConfig) -> bool:
-    """Whether a checkpoint is from before the fall, by the length its run was to have then: by the clock that moves."""
+    """Return whether the checkpoint at `path` is from before the learning rate's fall, by the run's length then."""
     try:
         point = read_checkpoint(path)
     except TrainError:
@@ -249,7 +250,7 @@ def _identity_in(folder: Path) -> dict[str, Any] | None:
 
 
 def _initial_weights(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Path | None:
-    """The checkpoint train.init_from names, checked to fit. A word without "/" is a phase of the same recipe."""
+    """Return the checkpoint train.init_from names, checked to fit. A word without "/" is a phase of the same recipe."""
     name = cfg.init_from
     if name == "none":
         return None

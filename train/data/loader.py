@@ -1,10 +1,13 @@
-"""Reading the tokens of a step: shards mapped and checked, rows gathered into one block. The order is
-train/data/sampler.py's.
+"""Reading the tokens of a step: shards are mapped and checked, and rows gathered into one block.
 
-Long rows are cast one by one, from the map into the block. Of short rows the T inputs are a record of 2 T bytes, and
-a shard is an array of them, so those a step takes of it are one `take`: a memcpy a row, without Python. (Indexing
-uint16 instead copies token by token, a third as fast.) The last target of each row is one more; then all are cast.
-The block is one of two in turn, each the same memory every time: pinned, where the tokens go on to a GPU.
+Which rows a step has is decided in train/data/sampler.py. A row is T inputs and the target of the last, T + 1 tokens.
+
+* Long rows are copied one by one, from the mapped shard into the int64 block.
+* Short rows are too many for that. A shard is seen as an array of records, the T inputs of a window in 2 T bytes each,
+  so one `take` a shard copies all rows that a step has of it, without Python. (Indexing uint16 instead copies token by
+  token, a third as fast.) The last targets are gathered beside them, and all are cast to int64 at once.
+
+Two blocks take turns, and their memory is reused: pinned, where the tokens go on to a GPU.
 
 Where documents begin is what the shard's `.idx` says; no token is read for it. Packing that fills windows up
 (`best_fit`) leaves padding that no document covers: there the target is IGNORE and the loss does not count.
@@ -60,7 +63,7 @@ def check_shard(manifest: Manifest, shard: Shard) -> None:
 
 
 def max_mapped_shards() -> int:
-    """How many shards may stay mapped. Raises this process's limit of open files as far as it may.
+    """Return how many shards may stay mapped, after lifting this process's limit of open files as far as it may.
 
     A short row comes from any shard, so one that is not held is opened for a few rows: 0.2 ms.
     """
@@ -104,7 +107,7 @@ def numbers_in_ranges(low: I64, high: I64) -> I64:
 
 
 class Batch(NamedTuple):
-    """One rank's rows of a step, on the loader's device. Valid until the next but one: the memory is reused."""
+    """One rank's rows of a step, on the loader's device. Valid until the batch after the next is read."""
 
     tokens: Tensor  # (B / world_size, T + 1) int64
     world_size: int
@@ -151,7 +154,7 @@ class MicroBatch(NamedTuple):
     ids: Tensor  # (rows, T)
     targets: Tensor  # (rows, T)
     num_targets: int | None  # targets that count; None: all
-    share: float  # of them in the whole step's
+    share: float  # of the whole step's targets, so the weight of its mean loss in the step's
     cu_seqlens: Tensor | None  # of documents, as the batch's
 
 
@@ -220,7 +223,7 @@ class Loader:
         self._next_block = 0
 
     def batch(self, step: int, document_mask: bool = False) -> Batch:
-        """This rank's rows of 0-based `step`; with `document_mask`, where documents begin too.
+        """Return this rank's rows of 0-based `step`; with `document_mask`, where documents begin too.
 
         Raises ManifestError when a shard read is not the one that the manifest names, or holds an id it cannot hold.
         """
@@ -283,7 +286,7 @@ class Loader:
             )
 
     def _on_device(self) -> Tensor:
-        """The block just written, on the device; the other is next."""
+        """Return the block just written, on the device, and turn to the other one."""
         turn, self._next_block = self._next_block, 1 - self._next_block
         tokens = self._blocks[turn].to(self.device, non_blocking=True)  # on a CPU the block itself
         if self.device.type == "cuda":
