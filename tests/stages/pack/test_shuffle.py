@@ -41,7 +41,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """Three sources of short texts, of which lengths differ and drift, tokenised."""
+    """Three sources of short texts, of which lengths differ and drift, tokenized."""
     folder, rng = tmp_path_factory.mktemp("shuffle"), random.Random(1)
     for name, n in DOCUMENTS.items():
         with (folder / f"{name}.jsonl").open("w") as file:
