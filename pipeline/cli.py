@@ -268,11 +268,12 @@ def rebuild_mixture(
     from pipeline.commands.trace import parse_source_paths
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
+    from stages.registry import packing_stage
 
     loaded, moved = load_manifest(manifest), parse_source_paths(places)
     folder = out or f"rebuild/{loaded.build_id[:16]}"
     rebuild.require_empty(folder)
-    stage = rebuild.stage_of(loaded)
+    stage = packing_stage(loaded.mixture)
     context = make_context(stage, rebuild.recipe_of(loaded, moved), None, folder, executor, None, workers, debug=debug)
     rebuild.require_same_inputs(loaded, context.recipe, context.store, moved, anyway)
     try:

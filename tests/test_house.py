@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.recipe import Recipe
 from stages.registry import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,15 +87,23 @@ def test_every_stage_has_its_folder_with_a_driver():
     assert len(stage_folders()) >= 10
 
 
-@pytest.mark.parametrize("room", ["engine", "executors"])
-def test_the_engine_names_no_stage(room):
-    packages = {f"stages.{folder}" for folder in stage_folders()}
-    for file in files(f"pipeline/{room}"):
-        named = {".".join(name.split(".")[:2]) for name in imports(file)} & packages
-        assert not named, f"{name_of(file)} imports {named}; ask an attribute of Stage instead"
+def test_the_pipeline_names_no_stage():
+    """What it asks of one is an attribute of `Stage`; commands read manifests and records with the help of stages/."""
+    drivers = {f"stages.{folder}.stage" for folder in stage_folders()}
+    for file in files("pipeline"):
+        imported = {".".join(name.split(".")[:3]) for name in imports(file)} & drivers
+        assert not imported, f"{name_of(file)} imports {imported}; ask an attribute of Stage instead"
         texts = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
-        named = texts & {name for name in STAGES if name not in FLOORS}  # `train` is a package too
+        named = texts & set(STAGES) - set(FLOORS) - set(Recipe.model_fields)  # names that packages or keys have too
         assert not named, f"{name_of(file)} names {named}; ask an attribute of Stage instead"
+
+
+@pytest.mark.parametrize("room", ["engine", "executors"])
+def test_the_engine_imports_no_room_of_a_stage(room):
+    rooms = {f"stages.{folder}" for folder in stage_folders()}
+    for file in files(f"pipeline/{room}"):
+        imported = {".".join(name.split(".")[:2]) for name in imports(file)} & rooms
+        assert not imported, f"{name_of(file)} imports {imported}; ask an attribute of Stage instead"
 
 
 def test_work_imports_neither_driver_nor_keys():

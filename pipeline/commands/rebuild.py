@@ -18,16 +18,10 @@ from pipeline.errors import UserError
 from pipeline.recipe import parse_recipe
 from stages.lineage.diff import changes
 from stages.lineage.inputs import changed_inputs, entries_that_read
-from stages.pack.stage import PACK
 from stages.paths import is_remote, local_path
 from stages.recipe import Recipe
 from train.data.manifest import Manifest, load_manifest
 from train.files import sha256_file
-
-
-def stage_of(manifest: Manifest) -> str:
-    """Return the name of the stage that packs the manifest's mixture."""
-    return PACK[manifest.mixture].name
 
 
 def recipe_of(manifest: Manifest, source_paths: Mapping[str, str]) -> Recipe:
