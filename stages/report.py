@@ -11,8 +11,7 @@ from stages.decontaminate.stage import DECONTAMINATE
 from stages.dedup.stage import DEDUP
 from stages.download.stage import DOWNLOAD
 from stages.exclude.stage import EXCLUDE
-from stages.filter.stage import FILTER
-from stages.pack.describe import drop_reasons
+from stages.pack.describe import documents_kept, drop_reasons
 from stages.registry import STAGES
 from stages.stage import BuildContext, ReportGroup, Table
 from stages.tokenize.stage import TOKENIZE
@@ -34,15 +33,13 @@ def report(context: BuildContext) -> Iterator[ReportGroup]:
 
 def documents_table(context: BuildContext) -> Table:
     """Return documents in, quarantined, dropped and kept, per source."""
-    last = DEDUP if context.built(DEDUP) else FILTER
     rows = []
     for source in context.recipe.sources:
-        dropped = drop_reasons(context, EXCLUDE, source)
+        dropped = drop_reasons(context, TOKENIZE, source)
         most_first = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in most_first)
         read = context.counts(DOWNLOAD, source)
-        kept = context.counts(last, source).get("kept", 0)
-        kept -= dropped.get("contaminated", 0) + dropped.get("excluded", 0)
+        kept = documents_kept(context, TOKENIZE, source)
         counts = (read.get("rows_in", 0), read.get("quarantined", 0), sum(dropped.values()), kept)
         rows.append((source, *counts, reasons or "-"))
     header = ("source", "in", "quarantined", "dropped", "kept", "dropped by reason")

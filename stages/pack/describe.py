@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from stages.sources.registry import describe as describe_origin
 from stages.stage import BuildContext, Record, Stage, Table
 from stages.task import Artifact
 from train.data.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, Tokenizer
+
+DROPPED = "dropped."  # what the counters of documents that left the corpus begin with
 
 
 @dataclass(frozen=True)
@@ -147,19 +149,31 @@ def describe_tokenizer(context: BuildContext, record: Record) -> Tokenizer:
     )
 
 
+def dropped_by(context: BuildContext, stages: Iterable[Stage[Any]], source: str) -> Counter[str]:
+    """Return how many documents of a source `stages` dropped, by reason."""
+    by_reason: Counter[str] = Counter()
+    for counts in (context.counts(stage, source) for stage in stages if stage.drops_documents):
+        by_reason.update({name.removeprefix(DROPPED): n for name, n in counts.items() if name.startswith(DROPPED)})
+    return by_reason
+
+
+def documents_kept(context: BuildContext, stage: Stage[Any], source: str) -> int:
+    """Return how many documents of a source are left after `stage`, or after the filter where the run got no further.
+
+    Deduplication counts what it keeps; the stages behind it count what they drop.
+    """
+    last = DEDUP if context.built(DEDUP) is not None else FILTER
+    later = [upstream for upstream in stage.upstream() if upstream is not DEDUP and DEDUP in upstream.upstream()]
+    return context.counts(last, source).get("kept", 0) - dropped_by(context, later, source).total()
+
+
 def drop_reasons(context: BuildContext, stage: Stage[Any], source: str) -> dict[str, int]:
     """Return how many documents of a source are not in the corpus, by reason.
 
     With those kept and quarantined they are all that were read. `stage` is the last that counts. `beyond_budget` are
     those that the rules kept of the parts behind the one that filled the source's budget.
     """
-    by_reason: Counter[str] = Counter()
-    for upstream in stage.upstream():
-        if not upstream.drops_documents:
-            continue
-        for counter, n in context.counts(upstream, source).items():
-            if counter.startswith("dropped."):
-                by_reason[counter.removeprefix("dropped.")] += n
+    by_reason = dropped_by(context, stage.upstream(), source)
     filtered, deduplicated = context.counts(FILTER, source), context.counts(DEDUP, source)
     if "rows_in" in deduplicated:
         beyond_budget = filtered.get("kept", 0) - deduplicated["rows_in"]
@@ -179,7 +193,7 @@ def describe_source(
 ) -> Source:
     """Return the manifest's entry for one source: what came in, what was dropped and why, what the mixture took."""
     config, mixture = context.recipe.sources[name], context.recipe.mixtures[mixture_name]
-    downloaded, deduplicated = context.counts(DOWNLOAD, name), context.counts(DEDUP, name)
+    downloaded = context.counts(DOWNLOAD, name)
     dropped = drop_reasons(context, stage, name)
     target, available = layout.targets[name], layout.available[name]
 
@@ -192,7 +206,7 @@ def describe_source(
         kind=config.kind,
         **describe_origin(config),
         rows_in=downloaded.get("rows_in", 0),
-        rows_kept=deduplicated.get("kept", 0) - dropped.get("contaminated", 0) - dropped.get("excluded", 0),
+        rows_kept=documents_kept(context, stage, name),
         dropped=dict(sorted(dropped.items())),
         quarantined=downloaded.get("quarantined", 0),
         available_tokens=available,

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands.report import grid
-from stages.pack.describe import mixture_table
-from stages.stage import Table
+from stages.exclude.stage import EXCLUDE
+from stages.pack.describe import documents_kept, drop_reasons, mixture_table
+from stages.stage import Stage, Table
 from stages.tokenize.stage import engine_lines
 from stages.train.report import report
 from train.data.manifest import load_manifest
@@ -28,6 +29,19 @@ def shown(tables):
 
 def score(bits, **sources):
     return {"nats": 1.0, "bits_per_byte": bits, "tokens": 9, "bytes": 3000, "sources": sources}
+
+
+def test_a_new_stage_that_drops_documents_is_counted():
+    short = Stage("short", "", "", lambda _: None, after=(EXCLUDE,), drops_documents=True)
+    counts = {
+        "filter": {"kept": 90, "dropped.length_short": 10},
+        "dedup": {"rows_in": 90, "kept": 80, "dropped.duplicate": 10},
+        "exclude": {"dropped.excluded": 1},
+        "short": {"dropped.too_short": 7},
+    }
+    context = SimpleNamespace(counts=lambda stage, source: counts.get(stage.name, {}), built=lambda stage: stage)
+    assert (documents_kept(context, EXCLUDE, "a"), documents_kept(context, short, "a")) == (79, 72)
+    assert sum(drop_reasons(context, short, "a").values()) == 100 - 72
 
 
 def test_training_by_phase_and_by_source(tmp_path):
