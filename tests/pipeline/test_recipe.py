@@ -52,7 +52,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("sources.web.path=3", "sources.web.path: must be text", "must be a list"),
         ("sources.new={path: x}", "sources.new: ", "`from`"),
         ("train.pretrain.schedule.kind=x", "train.pretrain.schedule.kind", "'wsd', 'cosine', 'constant' or 'warmdown'"),
-        ("executor=dask", "executor", "'auto', 'ray', 'local' or 'inline'"),
+        ("executor=dask", "executor", "'auto', 'ray', 'local'"),
         ("seed=x", "seed: must be a whole number", "'x'"),
         ("model=3", "model: must be a group of keys", "'3'"),
         ("sources={}", "sources", "at least 1 item"),

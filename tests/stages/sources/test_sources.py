@@ -310,7 +310,7 @@ def test_standard_library_has_its_reference(tmp_path):
     [
         ({"from": "parquet", "path": "x", "rules": ["gofer"]}, "the rules are"),
         ({"from": "parquet", "path": "x", "pth": "y"}, "pth"),
-        ({"from": "csv", "path": "x"}, "csv"),
+        ({"from": "xlsx", "path": "x"}, "xlsx"),
         ({"from": "installed_docs", "packages": []}, "at least 1"),
     ],
 )
