@@ -250,28 +250,28 @@ def test_a_manifest_without_validation_is_an_error(manifest, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, launch, tmp_path, number):
     folder = tmp_path / "r"
-    command = sets(out=str(folder), steps=50, checkpoint_every=0, resume="auto", epochs=2)
+    command = sets(out=str(folder), steps=500, checkpoint_every=0, resume="auto", epochs=20)
     process = launch(pretrain, command)
     wait_for(folder / "metrics.jsonl", 3)
     process.send_signal(number)
     out = process.communicate(timeout=30)[0]
     assert process.returncode == 75, out
     saved = find_checkpoint(folder, "k").step
-    assert 3 <= saved < 50 and f"stopped by a signal after step {saved}" in out
+    assert 3 <= saved < 500 and f"stopped by a signal after step {saved}" in out
     assert max(losses(folder)) == saved
     run(pretrain, command)
-    assert list(losses(folder)) == list(range(1, 51))
+    assert list(losses(folder)) == list(range(1, 501))
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_each_exits_75(pretrain, launch, tmp_path):
-    settings = sets(out=str(tmp_path / "r"), steps=50, checkpoint_every=0)
+    settings = sets(out=str(tmp_path / "r"), steps=5000, epochs=200, checkpoint_every=0)
     ranks = start_ranks(launch, 2, pretrain, settings)
     wait_for(tmp_path / "r/metrics.jsonl", 3)
     ranks[1].send_signal(signal.SIGUSR1)
     out = [p.communicate(timeout=30)[0] for p in ranks]
     assert [p.returncode for p in ranks] == [75, 75], out
-    assert 3 <= find_checkpoint(tmp_path / "r", "k").step < 50
+    assert 3 <= find_checkpoint(tmp_path / "r", "k").step < 5000
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ def test_an_error_of_the_first_rank_is_had_by_all(pretrain, launch, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_and_130(pretrain, launch, tmp_path):
-    process = launch(pretrain, sets(out=str(tmp_path / "r"), steps=50))
+    process = launch(pretrain, sets(out=str(tmp_path / "r"), steps=5000, epochs=100))
     wait_for(tmp_path / "r/metrics.jsonl", 3)
     process.send_signal(signal.SIGINT)
     out = process.communicate(timeout=30)[0]
@@ -294,10 +294,10 @@ def test_ctrl_c_is_one_line_and_130(pretrain, launch, tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_once_on_all_ranks(pretrain, launch, tmp_path):
     folder = tmp_path / "r"
-    process = launch(pretrain, sets(out=str(folder), steps=50, checkpoint_every=0), processes=2)
+    process = launch(pretrain, sets(out=str(folder), steps=5000, epochs=200, checkpoint_every=0), processes=2)
     wait_for(folder / "metrics.jsonl", 3)
     os.kill(process.pid, signal.SIGTERM)
     out = process.communicate(timeout=60)[0]
     assert process.returncode != 0  # torchrun's own status, not 75
     saved = find_checkpoint(folder, "k")
-    assert 3 <= saved.step < 50 and saved.state["world_size"] == 2, out
+    assert 3 <= saved.step < 5000 and saved.state["world_size"] == 2, out
