@@ -158,6 +158,8 @@ def test_a_window_as_long_as_the_sequence_is_plain_causal():
 
 def test_fused_projections_are_those_apart():
     linears = [Linear(16, n) for n in (16, 16, 24)]
+    for linear in linears:  # a Linear is empty until `build` or a checkpoint fills it
+        torch.nn.init.normal_(linear.weight)
     x = torch.randn(2, 5, 16, requires_grad=True)
     results = []
     for f in (project, fused_linear):
