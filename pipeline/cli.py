@@ -39,6 +39,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show stack traces.")
 ManifestArgument = Annotated[str, typer.Argument(help="A manifest.json, or the folder that holds it.")]
 PlacesOption = Annotated[list[str] | None, typer.Option("--source", help="Where a source's files are now: NAME=PATH.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+ExecutorOption = Annotated[
+    str | None, typer.Option("--executor", help="auto, ray, local or inline; the recipe's by default.")
+]
 RunOption = Annotated[str | None, typer.Option("--run", help="The folder of a training run.")]
 
 
@@ -119,7 +122,7 @@ def run(
     recipe: RecipeOption = "quickstart",
     overrides: SetOption = None,
     out: OutOption = "build",
-    executor: Annotated[str | None, typer.Option(help="auto, ray, local or inline; the recipe's by default.")] = None,
+    executor: ExecutorOption = None,
     address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster to join.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run STAGE's units again, whatever is cached.")] = False,
@@ -258,7 +261,7 @@ def rebuild_mixture(
     manifest: ManifestArgument,
     places: PlacesOption = None,
     out: Annotated[str | None, typer.Option(help="An empty folder; by default rebuild/<build id>.")] = None,
-    executor: Annotated[str | None, typer.Option(help="auto, ray, local or inline; the recipe's by default.")] = None,
+    executor: ExecutorOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Build though code or versions differ.")] = False,
     debug: DebugOption = False,

@@ -24,6 +24,8 @@ from train.config import ModelConfig, TrainConfig
 MIXTURES = ("pretrain", "anneal")  # stages pack_pretrain and pack_anneal_mix
 NAME = re.compile(r"\w[\w.-]{0,59}")  # of a source or a phase: begins the names of files, and of units up to a space
 
+ExecutorName = Literal["auto", "ray", "local", "inline"]  # chosen in pipeline/executors/choose.py
+
 
 class Quarantine(Model):
     """How much bad input a run may leave behind and still be built upon."""
@@ -37,7 +39,7 @@ class Recipe(Model):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Names the folder of the results.")
     seed: int = Field(0, ge=0, lt=2**63, description="Decides every shuffle; nothing else is random.")
-    executor: Literal["auto", "ray", "local", "inline"] = Field("auto", description="Where units run; see --executor.")
+    executor: ExecutorName = Field("auto", description="Where units run; see --executor.")
     sources: dict[str, SourceConfig] = Field(min_length=1, description="Where text comes from, by name.")
     evals: dict[str, EvalConfig] = Field(
         default_factory=dict, description="Questions with choices that training is scored on, by name."

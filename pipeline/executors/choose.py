@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from pipeline.engine.executor import Executor
 from pipeline.errors import UsageError
 from pipeline.executors.forkserver import ForkServer
 from pipeline.executors.inline import InlineExecutor
 from pipeline.executors.local import LocalExecutor
 from pipeline.executors.ray import RayExecutor
+from stages.recipe import ExecutorName
 
-KINDS = ("auto", "ray", "local", "inline")
+KINDS: tuple[str, ...] = get_args(ExecutorName)
 SMALL_INPUT = 1 << 30  # bytes; Ray takes some five seconds to start, and a pool is done with less before that
 
 
