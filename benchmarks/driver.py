@@ -145,32 +145,37 @@ class Fake:
         """Nothing runs."""
 
 
+def download_unit(source: str, i: int) -> Unit:
+    """Return the unit that reads row group `i` of a source of many files."""
+    name = f"{i // FILE_UNITS:06d}.parquet"
+    file = Artifact(f"/data/{source}/{name}", f"{source:>8}{i // FILE_UNITS:056x}", name, 2 << 30)
+    params: dict[str, Any] = {
+        "text": "text",
+        "template": None,
+        "url": None,
+        "meta": {},
+        "files": [file.name],
+        "groups": [[i, i + 1]],
+    }
+    return Unit(parquet.work, params, [file], f"{name}[{i}:{i + 1}]", source, UNIT_BYTES)
+
+
 async def graph(context: Context, units: int) -> None:
     """`units` units: one in a hundred a shard, the rest four stages of the same number of parts."""
     shards = units // 100
     each = (units - shards) // (4 * len(SOURCES))
 
-    async def chain(source: str, i: int) -> Artifact:
-        name = f"{i // FILE_UNITS:06d}.parquet"
-        file = Artifact(f"/data/{source}/{name}", f"{source:>8}{i // FILE_UNITS:056x}", name, 2 << 30)
-        params: dict[str, Any] = {
-            "text": "text",
-            "template": None,
-            "url": None,
-            "meta": {},
-            "files": [file.name],
-            "groups": [[i, i + 1]],
-        }
-        label = f"{name}[{i}:{i + 1}]"
-        raw = await context.run(STAGES["download"], Unit(parquet.work, params, [file], label, source, UNIT_BYTES))
+    async def fetch_and_filter(source: str, i: int) -> Artifact:
+        download = download_unit(source, i)
+        raw = await context.run(STAGES["download"], download)
         part = raw.output("part-000")
         rules = {"rules": [["gopher_quality", {}]]}
-        unit = Unit(apply_rules.work, rules, [part], f"{label} part-000", source, UNIT_BYTES)
+        unit = Unit(apply_rules.work, rules, [part], f"{download.label} part-000", source, UNIT_BYTES)
         record = await context.run(STAGES["filter"], unit)
         return record.output("docs")
 
     async def source_of(source: str) -> list[TokenizedUnit]:  # keeps what the stages keep
-        filtered = await context.gather(chain(source, i) for i in range(each))
+        filtered = await context.gather(fetch_and_filter(source, i) for i in range(each))
         drops = [
             Artifact("dedup/x/drops.parquet", f"{source:>8}{i:056x}", "drops", 1, rows_from=i, rows_to=i + 9)
             for i in range(each)
@@ -187,13 +192,13 @@ async def graph(context: Context, units: int) -> None:
         tokenizer = Artifact("build_tokenizer/x/tokenizer.json", "f" * 64, "tokenizer", 1 << 20)
         params = {"seed": 0, "shard_tokens": 130_000_000, "bos_id": 0}
 
-        async def tokenised(i: int, part: Artifact) -> TokenizedUnit:
+        async def tokenize_part(i: int, part: Artifact) -> TokenizedUnit:
             label = f"{i:05d}"
             unit = Unit(tokenize.work, params, [part, tokenizer], label, source, UNIT_BYTES)
             record = await context.run(STAGES["tokenize"], unit)
             return TokenizedUnit(record)
 
-        return await context.gather(tokenised(i, part) for i, part in enumerate(curated))
+        return await context.gather(tokenize_part(i, part) for i, part in enumerate(curated))
 
     found = await asyncio.gather(*map(source_of, SOURCES))
     slices = [
