@@ -25,7 +25,7 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
-# Lint, types and the tests that take seconds: under 90 seconds on 2 cores.
+# Lint, types and the tests that take seconds: a minute on 2 cores, 3 the first time, without mypy's cache.
 check: lint
 	$(BIN)/python -m pytest tests -m "not slow and not soak" -n 2 --dist loadfile --no-loadscope-reorder
 
