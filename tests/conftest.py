@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 # Some hundred processes are started. Where the environment forbids them to keep compiled modules, compiling the project
 # is a third of what each does.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A shell's `&` makes what it starts ignore Ctrl-C, and a process that ignores a signal hands that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -156,7 +156,6 @@ class Work:
                 stderr=err,
                 text=True,
                 start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` ignores it
             )
 
     def cli(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounding import assert_near
 from safetensors.torch import load_file
 from trainer_harness import BOS, PAD, VOCAB, sets
 
@@ -193,17 +194,17 @@ def test_transformers_gives_the_same_logits(shapes, shape, load_hf):
     ids = some_ids(2, 40)
     want = logits(model, ids)
     with torch.no_grad():
-        assert torch.allclose(theirs(ids).logits, want, atol=1e-5, rtol=0)
-        assert torch.allclose(theirs(ids, use_cache=False).logits, want, atol=1e-5, rtol=0)
+        assert_near(theirs(ids).logits, want)
+        assert_near(theirs(ids, use_cache=False).logits, want)
         # in pieces, through transformers' cache
         first = theirs(ids[:, :21])
         second = theirs(ids[:, 21:22], past_key_values=first.past_key_values)
         third = theirs(ids[:, 22:], past_key_values=second.past_key_values)
         pieces = torch.cat([first.logits, second.logits, third.logits], 1)
-        assert torch.allclose(pieces, want, atol=1e-5, rtol=0)
+        assert_near(pieces, want)
         # the loss is the reported one: no z
         got = theirs(ids, labels=ids).loss
-        assert got.item() == pytest.approx(model.score(ids[:, :-1], ids[:, 1:]).mean().item(), abs=1e-5)
+        assert_near(got, model.score(ids[:, :-1], ids[:, 1:]).mean())
 
 
 @pytest.mark.slow
@@ -252,7 +253,8 @@ def test_the_hf_model_trains_and_saves_again(shapes, load_hf, tmp_path):
         theirs(ids, labels=ids).loss.backward()
         gradients.append([p.grad.clone() for p in theirs.parameters()])
     assert all(g.abs().sum() > 0 for g in gradients[0])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+    for a, b in zip(*gradients, strict=True):
+        assert_near(a, b)
     theirs.eval().save_pretrained(tmp_path / "again")
     tokenizer.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
@@ -279,7 +281,8 @@ def test_bfloat16_is_half_as_large_and_close(shapes, load_hf, tmp_path):
     ids = some_ids(1, 30)
     with torch.no_grad():
         got = theirs(ids).logits
-    assert torch.allclose(got, logits(shapes["gemma4"].model(torch.device("cpu"), torch.bfloat16), ids), atol=1e-5)
+    want = logits(shapes["gemma4"].model(torch.device("cpu"), torch.bfloat16), ids)
+    assert_near(got, want, units=4, eps=torch.finfo(torch.bfloat16).eps)
     weights = load_file(tmp_path / "out/model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     code = json.loads((tmp_path / "out/config.json").read_text())["auto_map"]["AutoConfig"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import assert_near
 from trainer_harness import ROOT, sets
 
 from train import generate as module
@@ -64,7 +65,7 @@ def test_every_position_is_that_of_the_pass_without_a_cache(shape, lengths, piec
     result = torch.cat(got, 1)
     for row, skipped in enumerate(padding.tolist()):
         want = without_cache(model, ids[row : row + 1, skipped:])[0]
-        assert torch.allclose(result[row, skipped:], want, atol=2e-5, rtol=0)  # 0.9e-5 is common
+        assert_near(result[row, skipped:], want)
 
 
 def test_a_sliding_layer_holds_its_window_and_a_global_one_all():

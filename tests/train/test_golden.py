@@ -46,9 +46,9 @@ def test_cap_and_z_loss():
     z, target = torch.tensor([[10.0, -5.0, 40.0]]), torch.tensor([0])
     for loss in (head_loss_reference, head_loss):  # h = z, weight = identity
         total, ce = loss(z, torch.eye(3), target, 30.0, 1e-4)
-        assert float(ce) == pytest.approx(16.456468, abs=2e-6)
-        assert float(total) == pytest.approx(16.524598, abs=2e-6)
-        assert float(total - ce) == pytest.approx(0.068131, abs=2e-6)
+        assert float(ce) == pytest.approx(16.456468, abs=1e-5)  # five units of 16 in float32
+        assert float(total) == pytest.approx(16.524598, abs=1e-5)
+        assert float(total - ce) == pytest.approx(0.068131, abs=1e-5)
 
 
 @pytest.mark.parametrize(

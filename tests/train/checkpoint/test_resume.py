@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import trainer_harness
+from rounding import LOSS
 from trainer_harness import MODEL, TRAIN, ended, losses, make_mixture, metrics, sets, start, start_ranks, wait_for
 
 from pipeline.commands.trace import open_run, spans_of_step
@@ -85,12 +86,12 @@ def pair(pretrain, tmp_path_factory):
 @pytest.mark.slow
 def test_torchrun_with_two_processes_gives_one_processes_losses(alone, pair):
     folder, said = pair
-    assert apart(folder, alone) < 1e-5
+    assert apart(folder, alone) < LOSS
     a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, alone))
-    assert a["after"]["nats"] == pytest.approx(b["after"]["nats"], abs=1e-5)
+    assert a["after"]["nats"] == pytest.approx(b["after"]["nats"], abs=LOSS)
     assert a["unigram"] == b["unigram"] and a["after"]["tokens"] == b["after"]["tokens"]
     for name in ("ema", "swa"):
-        assert a["averages"][name]["nats"] == pytest.approx(b["averages"][name]["nats"], abs=1e-5)
+        assert a["averages"][name]["nats"] == pytest.approx(b["averages"][name]["nats"], abs=LOSS)
     assert said.count("step 24/24") == 1  # one rank speaks
     values = losses(alone)
     assert values[STEPS] < values[1] - 1
@@ -110,7 +111,7 @@ def test_kill_9_with_two_processes_then_one_two_and_four(pretrain, pair, launch,
             run(pretrain, command(folder))
         else:
             ended(start_ranks(launch, world, pretrain, command(folder)))
-        assert apart(folder, whole) < 1e-5
+        assert apart(folder, whole) < LOSS
         assert same(folder, whole) or world != 2
         assert max((weights(folder)[k] - w).abs().max() for k, w in weights(whole).items()) < 1e-3
 

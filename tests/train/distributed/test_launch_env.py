@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import LOSS
 from trainer_harness import Forked, ended, losses, sets
 
 from train.config import TrainError
@@ -132,4 +133,4 @@ def test_two_tasks_of_srun_train_together(pretrain, launch, tmp_path):
     assert "2 processes on cpu" in said[0] and said[1] == ""
     run(pretrain, sets(out=str(tmp_path / "alone")))
     mine, theirs = losses(folder), losses(tmp_path / "alone")
-    assert mine.keys() == theirs.keys() and max(abs(mine[s] - theirs[s]) for s in mine) < 1e-5
+    assert mine.keys() == theirs.keys() and max(abs(mine[s] - theirs[s]) for s in mine) < LOSS

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounding import LOSS
 from trainer_harness import losses, sets
 
 from train import main
@@ -128,7 +129,7 @@ def test_one_two_and_four_processes_have_the_same_losses(worlds):
     assert all(list(curve) == list(range(1, 31)) for curve in curves.values())
     spread = max(max(c[s] for c in curves.values()) - min(c[s] for c in curves.values()) for s in curves[1])
     print(f"largest spread of a loss over {WORLDS} processes: {spread:.1e} nats")
-    assert spread < 1e-5
+    assert spread < LOSS
     assert all(curve[30] < curve[1] - 1 for curve in curves.values())
 
 
@@ -138,7 +139,7 @@ def test_a_checkpoint_of_two_continues_with_two_to_the_bit_and_with_one_and_four
     for world in WORLDS:
         together(world, run, pretrain, sets(**LONG, out=str(tmp_path / str(world)), resume=start))
         got = losses(tmp_path / str(world))
-        assert list(got) == list(range(21, 31)) and max(abs(got[s] - wanted[s]) for s in got) < 1e-5
+        assert list(got) == list(range(21, 31)) and max(abs(got[s] - wanted[s]) for s in got) < LOSS
     for mine, theirs in zip(states(tmp_path / "2"), states(worlds[2]), strict=True):
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
