@@ -175,7 +175,7 @@ def clean(
     force: Annotated[bool, typer.Option("--force", help="Delete unreferenced training runs too.")] = False,
 ) -> None:
     """Delete what no result refers to. Training runs stay unless --force."""
-    from pipeline.commands.status import clean_store
+    from pipeline.commands.clean import clean_store
     from pipeline.engine.store import open_store
 
     clean_store(open_store(out), dry_run, force)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
+import sys
 import types
 import typing
 from pathlib import Path
@@ -21,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.engine.fingerprint import ROOT
 from pipeline.errors import UsageError
+from stages import paths
 from stages.recipe import Recipe
 
 Location = tuple[int | str, ...]  # keys from the top of the recipe down
@@ -167,8 +170,46 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{file}: a recipe is a mapping of keys; see manifests/quickstart.yaml")
+    resolve_paths(raw, file)
     apply_overrides(raw, overrides or [])
     return parse_recipe(raw, str(file))
+
+
+def resolve_paths(raw: dict[str, Any], file: Path) -> None:
+    """Turn the relative paths of a raw recipe into paths from where one stands: they are meant from its file's folder.
+
+    A path that leads to nothing there, but does from where one stands, is left as it is, with a warning. Those that
+    --set gives are meant from where one stands, as all of the command line is.
+    """
+    decontaminate = raw.get("decontaminate")
+    against = decontaminate.get("against") if isinstance(decontaminate, dict) else None
+    groups = [group for group in (raw.get("sources"), raw.get("evals"), against) if isinstance(group, dict)]
+    entries = [(entry, "path") for group in groups for entry in group.values()]
+    for entry, key in [*entries, (raw.get("tokenizer"), "from")]:
+        written = entry.get(key) if isinstance(entry, dict) else None
+        if isinstance(written, str):
+            entry[key] = resolve_path(written, file, is_name=key == "from")
+        elif isinstance(written, list):
+            entry[key] = [resolve_path(one, file) if isinstance(one, str) else one for one in written]
+
+
+def resolve_path(written: str, file: Path, is_name: bool = False) -> str:
+    """Return a path that is written in the recipe `file`, from where one stands.
+
+    With `is_name` it may be a name of the hub as well, which it is where no file has it.
+    """
+    meant = paths.relative_to_file(written, str(file))
+    if meant == written or not written or "\0" in written or paths.leads_anywhere(meant):
+        return meant
+    if paths.leads_anywhere(written):
+        folder = file.resolve().parent
+        text = (
+            f"warning: {file}: {written} is not in {folder}, where paths of the recipe begin, and was found in "
+            f"{Path.cwd()}; write {os.path.relpath(written, folder)}"
+        )
+        print(paths.escaped(text), file=sys.stderr)
+        return written
+    return written if is_name else meant
 
 
 def parse_recipe(raw: dict[str, Any], where: str) -> Recipe:

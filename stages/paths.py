@@ -1,13 +1,14 @@
 """Paths of people: whether one is local or remote, and whether it is a name or a pattern, are decided here alone.
 
 A path is remote when it has a scheme (`s3://`, `hf://`, `memory://`, `https://`, chains such as `simplecache::s3://`)
-other than `file://`. Everything else is a name on this machine, `a::b.jsonl` too. A path that exists is that file or
-folder, whatever characters are in it; only what does not exist may be a pattern.
+other than `file://` and its other name `local://`. Everything else is a name on this machine, `a::b.jsonl` too. A path
+that exists is that file or folder, whatever characters are in it; only what does not exist may be a pattern.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-FILE = "file://"
+FILE = ("file://", "local://")
 WILDCARDS = "*?["
 
 
@@ -27,7 +28,34 @@ def is_remote(path: str) -> bool:
 
 def local_path(path: str) -> str:
     """Return a path that is not remote without its `file://`, if it has one: `file:///x` is `/x`."""
-    return path.removeprefix(FILE)
+    return path[path.index("://") + 3 :] if path.startswith(FILE) else path
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a name can be written down: Python has a byte that is no UTF-8 as a lone surrogate."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def escaped(name: str) -> str:
+    """Return a name as people can read it: bytes that are no UTF-8 as `\\xe9`. Any other name stays as it is."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
+def relative_to_file(path: str, file: str) -> str:
+    """Return `path` as somebody means it who wrote it into `file`: relative to that file's folder."""
+    if is_remote(path) or path.startswith(FILE) or path.startswith("~"):
+        return path
+    return os.path.join(os.path.dirname(file), path)  # noqa: PTH118, PTH120 - keep `./` and what is no Path
+
+
+def leads_anywhere(path: str) -> bool:
+    """Return whether there is a file or folder of the name `path`, on this machine, or one that matches it."""
+    fs, name = file_system(path)
+    folder, pattern = split_pattern(fs, name)
+    return bool(glob_below(fs, folder, pattern)) if pattern and fs.isdir(folder or "/") else bool(fs.exists(name))
 
 
 def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:

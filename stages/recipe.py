@@ -57,6 +57,8 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _names(self) -> Recipe:
+        if self.name == "store":
+            raise ValueError("name is 'store', the folder in --out that holds all results; choose another")
         known, against = ", ".join(self.sources), self.decontaminate.against
         groups: dict[str, Any] = {"sources": self.sources, "evals": self.evals, "decontaminate.against": against}
         for group, members in (groups | {"train": self.train}).items():

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import fsspec
 
-from stages.paths import file_system, is_remote, local_path
+from pipeline.errors import UserError
+from stages.paths import escaped, file_system, is_remote, is_utf8, local_path
 from stages.sources.files import remote_identity
 from stages.stage import Record
 from stages.task import Artifact
@@ -110,7 +111,7 @@ class Store(ABC):
     def absolute(self, artifact: Artifact) -> str:
         """Return an artifact's full path in this store; those of source files are full already."""
         path = artifact.path
-        return path if path.startswith("/") or "://" in path else f"{self.root}/{path}"
+        return path if path.startswith("/") or is_remote(path) else f"{self.root}/{path}"
 
     def find(self, stage: str, key: str) -> Record | None:
         """Return a unit's record, if it is there and its outputs are: existence, length, and time or etag.
@@ -241,9 +242,14 @@ class Store(ABC):
 
 
 def open_store(out: str) -> Store:
-    """Return the store at `out`, a folder or an fsspec URI; nothing is made yet."""
+    """Return the store at `out`, a folder or an fsspec URI; nothing is made yet.
+
+    Raises UserError for a name that is no UTF-8: records and manifests are written in it.
+    """
     from pipeline.engine.local_store import LocalStore  # both build on this module
     from pipeline.engine.object_store import ObjectStore
 
     fs, path = file_system(out)
+    if not is_utf8(path):
+        raise UserError(f"--out {escaped(path)}: the name is no UTF-8, which records and manifests are; name another")
     return ObjectStore(out, fs, path) if is_remote(out) else LocalStore(path)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from stages.errors import DataError
 from stages.sources.base import BaseConfig, SourceUnit
+from stages.sources.files import NOTES
 from stages.sources.registry import SOURCES
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
@@ -48,9 +49,13 @@ async def list_units(context: BuildContext, name: str, config: BaseConfig) -> li
     Listing and footers may wait for a network, so it runs beside the event loop. Raises DataError.
     """
     units = list(context.listed.get(name, ()))
+    notes: list[str] = []
+    NOTES.set(notes)  # the thread below has this task's
     try:
         if not units:
             units = await asyncio.to_thread(SOURCES[config.kind].units, config, context.identify)
+            for text in notes:
+                context.warn(f"source {name}: {text}")
     except DataError as error:
         raise DataError(f"source {name}: {error}") from error
     return in_hash_order(units) if config.has_budget else units

@@ -30,7 +30,7 @@ from stages.filter.rules import parse_rules
 from stages.paths import is_remote
 from stages.sources.base import BadRow, BaseConfig, Row, SourceModule, SourceUnit
 from stages.sources.files import open_source
-from stages.sources.parquet import columns_of
+from stages.sources.parquet import columns_of, other_format
 from stages.sources.registry import SOURCES
 from stages.sources.writer import rejection_reason, write_parts
 from stages.task import Artifact, Task
@@ -145,7 +145,8 @@ def read_groups(module: SourceModule, file: SamplingUnit, budget: float, draws: 
         try:
             footer = pq.ParquetFile(stream).metadata
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} is damaged ({str(error)[:100]}); fetch the file again") from error
+            what = other_format(file.artifact, file.params) or f"is damaged ({str(error)[:100]}); fetch the file again"
+            raise DataError(f"{path} {what}") from error
     start, stop = file.params["groups"][0]
     stop = footer.num_row_groups if stop < 0 else stop
     if stop <= start:
@@ -196,7 +197,7 @@ def read_head(module: SourceModule, file: SamplingUnit, budget: float, folder: P
         rows.pop()
     text = sum(usable_bytes(row) for row in rows)
     # zstd holds back the block that the cut goes through, on average half of one.
-    held = ZSTD_BLOCK / 2 if is_cut and name.endswith(".zst") else 0
+    held = ZSTD_BLOCK / 2 if is_cut and name.lower().endswith((".zst", ".zstd")) else 0
     return Reading(rows, len(data) * (text / (text + held) if text else 1.0), len(data))
 
 

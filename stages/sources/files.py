@@ -11,12 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import fsspec
-import zstandard
 
 from stages import paths
 from stages.errors import DataError, TransientError
@@ -36,8 +38,25 @@ VERSION_FACTS = (
     "mtime",
 )  # of a version, by file system
 ListedFile = tuple[str, str]  # its full path or URI, and its name in the lineage
-ZSTD_SLICE = 4 << 10  # compressed bytes unpacked at a time: zstd makes at most 32,768 times as much of them
-SMALL_BYTES = 64 << 20  # unpacked bytes up to which no ratio is suspicious
+READERS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json_array",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+    ".md": "text",
+}
+NOTES: ContextVar[list[str] | None] = ContextVar("notes", default=None)  # takes what people should know of a listing
+
+
+class Listing(NamedTuple):
+    """What one path stands for: files, and of a folder how many it has of other endings (ending -> files)."""
+
+    files: list[ListedFile]
+    left_out: Counter[str]
 
 
 def files_of(config: FilesConfig) -> list[ListedFile]:
@@ -57,23 +76,59 @@ def list_files(
 ) -> list[ListedFile]:
     """Return (full path or URI, name relative to the root) of each file, sorted by name. Those of the hub are pinned.
 
-    A folder is searched for `suffixes` at any depth, hidden files aside; a file or a glob is taken as it is.
-    Raises DataError when nothing matches, and at a link out of the folder unless `follow_links`.
+    A folder is searched for `suffixes` at any depth, hidden files aside; a file or a glob is taken as it is. A file
+    that several of the paths or links lead to is read once, by the first of its names. A name that is no UTF-8 is
+    escaped in the lineage. What is left out goes to NOTES. Raises DataError when nothing matches, at a link out of the
+    folder unless `follow_links`, and at what is no regular file.
     """
     found: dict[str, str] = {}
+    name_of: dict[str, str] = {}  # by what tells a file from all others
+    again = []
     for one in [path] if isinstance(path, str) else path:
-        matches = files_at_path(one, suffixes, options or {}, revision, follow_links)
-        if not matches:
-            raise DataError(f"no files match {one}; check `path` (looked for {', '.join(suffixes)})")
-        for full, name in matches:
-            if found.setdefault(name, full) != full:
+        listing = files_at_path(one, suffixes, options or {}, revision, follow_links)
+        if not listing.files:
+            raise DataError(no_files(one, suffixes, listing.left_out))
+        if listing.left_out:
+            note(f"{paths.escaped(one)}: {in_words(listing.left_out)} left out; name them in `path` to read them")
+        for full, raw_name in sorted(listing.files, key=lambda pair: pair[1]):
+            name = paths.escaped(raw_name)
+            identity = full if is_remote(full) else os.path.realpath(full)
+            if name_of.setdefault(identity, name) != name:
+                again.append(name)
+            elif found.setdefault(name, full) != full and identity not in (found[name], os.path.realpath(found[name])):
                 raise DataError(f"{found[name]} and {full} would both be called {name}; list their folder")
+    if again:
+        more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
+        note(f"{again[0]}{more}: read once, though `path` or a link leads to the same file again")
     return sorted(((full, name) for name, full in found.items()), key=lambda pair: pair[1])
+
+
+def note(text: str) -> None:
+    """Tell whoever lists sources what a person should know of them."""
+    notes = NOTES.get()
+    if notes is not None:
+        notes.append(text)
+
+
+def in_words(left_out: Counter[str]) -> str:
+    """Say how many files of which other endings a folder has."""
+    total = left_out.total()
+    kinds = [f"{count:,} {ending or 'without one'}" for ending, count in left_out.most_common(4)]
+    rest = ", ..." if len(left_out) > 4 else ""
+    return f"{total:,} file{'s' * (total != 1)} of other endings ({', '.join(kinds)}{rest})"
+
+
+def no_files(path: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> str:
+    """Return the message about a path without files: where it was looked for, and what is there instead."""
+    place = "" if is_remote(path) or local_path(path).startswith("/") else f" (that is {file_system(path)[1]})"
+    readers = [f"`from: {kind}` reads {ending}" for ending, kind in READERS.items() if left_out[ending]]
+    there = "; ".join(["", f"there are {in_words(left_out)}", *readers]) if left_out else ""
+    return paths.escaped(f"no files match {path}{place}; check `path` (looked for {', '.join(suffixes)}){there}")
 
 
 def files_at_path(
     path: str, suffixes: tuple[str, ...], options: Mapping[str, Any], revision: str, follow_links: bool
-) -> list[ListedFile]:
+) -> Listing:
     """Return files at one path. Raises DataError when its file system is unknown or cannot be asked."""
     try:
         if path.startswith(hub.PROTOCOL):
@@ -82,7 +137,7 @@ def files_at_path(
                 return search_files(path, *file_system(path, options), suffixes, follow_links)
         return search_files(path, *file_system(path, options), suffixes, follow_links)
     except FileNotFoundError:
-        return []
+        return Listing([], Counter())
     except DataError:
         raise
     except ImportError as error:
@@ -103,37 +158,66 @@ def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[An
     return paths.file_system(path, options)
 
 
-def search_files(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], follow_links: bool) -> list[ListedFile]:
-    """Return (full path or URI, name relative to the root) of the files that `inner`, in `fs`, stands for."""
+def search_files(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], follow_links: bool) -> Listing:
+    """Return the files that `inner`, in `fs`, stands for, by full path or URI and name relative to the root."""
     remote = is_remote(path)
     root, pattern = paths.split_pattern(fs, inner)
+    left_out: Counter[str] = Counter()
     if pattern:
         found = paths.glob_below(fs, root, pattern)  # which calls a link to a file a link
-        names = [name for name, facts in found.items() if (facts["type"] == "file" if remote else Path(name).is_file())]
+        names = [name for name, facts in found.items() if (facts["type"] == "file" if remote else not is_folder(name))]
     elif fs.isdir(inner):
         root = inner.rstrip("/")
-        names = [name for name in fs.find(inner) if name.endswith(suffixes)]
-    elif fs.exists(inner):
+        names = fs.find(inner)
+    elif fs.exists(inner) or (not remote and os.path.lexists(inner)):
         root, names = inner.rpartition("/")[0], [inner]
         follow_links = True  # it was named itself
     else:
-        return []
+        return Listing([], left_out)
     files = []
     for name in names:
         relative = name[len(root) :].lstrip("/")
-        if any(part.startswith(".") for part in relative.split("/")):
+        if any(part.startswith(".") for part in relative.split("/")) and names != [inner]:
             continue
-        if not remote and not follow_links:
-            check_link(root, name)
+        if not pattern and names != [inner] and not name.lower().endswith(suffixes):
+            left_out[Path(name).suffix.lower()] += 1
+            continue
+        if not remote:
+            check_file(root, name, follow_links)
         files.append((fs.unstrip_protocol(name) if remote else name, relative))
-    return files
+    return Listing(files, left_out)
+
+
+def is_folder(name: str) -> bool:
+    """Return whether a local name is a folder's."""
+    return Path(name).is_dir()
+
+
+def check_file(root: str, name: str, follow_links: bool) -> None:
+    """Raise DataError when a local name below `root` is no regular file, or a link out of it that is not followed."""
+    if not follow_links:
+        check_link(root, name)
+    try:
+        mode = Path(name).stat().st_mode
+    except FileNotFoundError:
+        raise DataError(f"{paths.escaped(name)} is a link to what is not there; mend it or take it away") from None
+    except OSError as error:
+        raise DataError(f"{paths.escaped(name)} cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise DataError(
+            f"{paths.escaped(name)} is {kind}, which cannot be read twice and has no size; write it to a file first"
+        )
 
 
 def check_link(root: str, name: str) -> None:
     """Raise DataError when a file below `root` is a link that leads out of it."""
     inside, target = os.path.realpath(root), os.path.realpath(name)
     if os.path.commonpath([inside, target]) != inside:
-        raise DataError(f"{name} is a link out of {root}; put the file itself there, or set follow_links: true")
+        raise DataError(
+            f"{paths.escaped(name)} is a link out of {paths.escaped(root)}; put the file itself there, or set "
+            "follow_links: true"
+        )
 
 
 def identify_file(path: str, params: Mapping[str, Any], identify: Identify) -> tuple[str, int]:
@@ -180,45 +264,6 @@ def open_source(file: Artifact | str, options: Mapping[str, Any] | None = None) 
         if is_remote(path):
             raise TransientError(f"{path}: {error}") from error
         raise
-
-
-def check_ratio(name: str, unpacked: int, packed: int, most: float) -> None:
-    """Raise DataError when more than SMALL_BYTES came out, and `most` times what went in (0: no limit)."""
-    if most and unpacked > max(SMALL_BYTES, most * packed):
-        raise DataError(
-            f"{name} unpacks to more than {most:g} times its size; if it is meant to, raise the source's max_ratio"
-        )
-
-
-def decompress_zstd(stream: IO[bytes], name: str, size: int = 1 << 20, max_ratio: float = 0) -> Iterator[bytes]:
-    """Yield the decompressed bytes of all zstd frames in `stream`.
-
-    Raises DataError when the last frame is cut off, and as `check_ratio` does. `zstandard`'s own reader ends quietly at
-    a cut, which would lose rows without a word.
-    """
-    decoder = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-    inside = False
-    packed = unpacked = 0
-    try:
-        while block := stream.read(size):
-            for start in range(0, len(block), ZSTD_SLICE):
-                chunk = block[start : start + ZSTD_SLICE]
-                packed += len(chunk)
-                while chunk:
-                    inside = True
-                    data = decoder.decompress(chunk)
-                    unpacked += len(data)
-                    check_ratio(name, unpacked, packed, max_ratio)
-                    if data:
-                        yield data
-                    chunk = decoder.unused_data if decoder.eof else b""
-                    if decoder.eof:
-                        decoder = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-                        inside = False
-    except zstandard.ZstdError as error:
-        raise DataError(f"{name} is not valid zstd ({error}); fetch the file again") from error
-    if inside:
-        raise DataError(f"{name} is cut off in the middle of a zstd frame; fetch the file again")
 
 
 def whole_file_units(

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from stages.errors import DataError
-from stages.sources.base import BadRow, Identify, Row, SourceUnit, TextConfig, row_of, text_params
+from stages.sources.base import MAX_RATIO, BadRow, Identify, Row, SourceUnit, TextConfig, row_of, text_params
+from stages.sources.contents import PACKED, chunks, recognized
 from stages.sources.files import files_of, open_source, whole_file_units
 from stages.sources.writer import write_parts
 from stages.task import Task
 
-CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
 LONGEST = 1 << 28  # characters in one element; beyond it the array is taken for damaged
 SPACE = " \t\n\r"
 
@@ -23,7 +23,7 @@ SPACE = " \t\n\r"
 class Config(TextConfig):
     """Elements of JSON arrays: `from: json_array`."""
 
-    suffixes: ClassVar = (".json",)
+    suffixes: ClassVar = tuple(".json" + packed for packed in PACKED)
     kind: Literal["json_array"] = Field(alias="from", description="The kind of source.")
 
 
@@ -46,7 +46,7 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
     for artifact, name in zip(task.inputs, task.params["files"], strict=True):
         with open_source(artifact, task.params.get("options")) as stream:
             try:
-                raw = iter(lambda stream=stream: stream.read(CHUNK), b"")  # type: ignore[misc]
+                raw = recognized(chunks(stream, artifact.path, MAX_RATIO), artifact.path, "json_array")
                 for number, record in enumerate(elements(decoded(raw))):
                     yield row_of(record, name, number, task.params)
             except ArrayError as error:

@@ -1,20 +1,16 @@
-"""JSON lines, plain, gzipped or zstd-compressed: streamed, one unit a file or a batch of small ones.
+"""JSON lines, plain or packed (see `contents`): streamed, one unit a file or a batch of small ones.
 
 A compressed file cannot be entered in the middle, so it is one streaming unit that writes parts.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from stages.errors import DataError
 from stages.sources.base import (
     LARGEST,
     MAX_RATIO,
@@ -26,14 +22,14 @@ from stages.sources.base import (
     row_of,
     stream_params,
 )
-from stages.sources.files import check_ratio, decompress_zstd, files_of, open_source, whole_file_units
+from stages.sources.contents import PACKED, chunks, recognized
+from stages.sources.files import files_of, open_source, whole_file_units
 from stages.sources.questions import question_of, write_items
 from stages.sources.writer import write_parts
 from stages.task import Task
 
 T = TypeVar("T")
 
-CHUNK = 4 << 20  # bytes asked for at a time; of a remote file one request
 SPARE = 1 << 20  # bytes of a line beside its text
 ESCAPED = 2  # bytes of a line for one of text, in which few characters are escaped
 
@@ -41,7 +37,7 @@ ESCAPED = 2  # bytes of a line for one of text, in which few characters are esca
 class Config(StreamConfig):
     """Rows of JSON-lines files: `from: jsonl`."""
 
-    suffixes: ClassVar = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
+    suffixes: ClassVar = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in PACKED)
     kind: Literal["jsonl"] = Field(alias="from", description="The kind of source.")
 
 
@@ -71,7 +67,8 @@ def convert_lines(task: Task, convert: Callable[[Any, str, int, dict[str, Any]],
         longest = ESCAPED * task.params.get("largest", LARGEST) + SPARE
         with open_source(artifact, task.params.get("options")) as stream:
             number = 0
-            for line in lines(chunks(stream, artifact.path, task.params.get("max_ratio", MAX_RATIO)), longest):
+            data = chunks(stream, artifact.path, task.params.get("max_ratio", MAX_RATIO))
+            for line in lines(recognized(data, artifact.path, "jsonl"), longest):
                 if line is None:
                     yield BadRow(name, number, f"the line has more than {longest:,} bytes; see largest_document")
                     number += 1
@@ -79,28 +76,6 @@ def convert_lines(task: Task, convert: Callable[[Any, str, int, dict[str, Any]],
                     record = parse(line, name, number)
                     yield record if isinstance(record, BadRow) else convert(record, name, number, task.params)
                     number += 1
-
-
-def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes]:
-    """Yield the file's decompressed bytes, a chunk at a time, by the ending of its name.
-
-    Raises DataError for a damaged file, and as `check_ratio` does.
-    """
-    if name.endswith(".zst"):
-        yield from decompress_zstd(stream, name, CHUNK, max_ratio)
-    elif name.endswith(".gz"):
-        try:
-            with gzip.open(io.BufferedReader(stream, CHUNK)) as inner:  # type: ignore[type-var]
-                unpacked = 0
-                while chunk := inner.read(CHUNK):
-                    unpacked += len(chunk)
-                    check_ratio(name, unpacked, stream.tell(), max_ratio)
-                    yield chunk
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{name} is cut off or damaged ({error}); fetch the file again") from error
-    else:
-        while chunk := stream.read(CHUNK):
-            yield chunk
 
 
 def lines(source: Iterable[bytes], longest: int = 1 << 40) -> Iterator[bytes | None]:

@@ -30,6 +30,7 @@ from stages.sources.base import (
     text_of,
     text_params,
 )
+from stages.sources.contents import HEAD, foreign
 from stages.sources.files import files_of, identify_file, open_source
 from stages.sources.predicates import matching_rows, may_match
 from stages.sources.writer import write_parts
@@ -156,6 +157,12 @@ def unit_over(batch: list[RowGroups], params: dict[str, Any]) -> SourceUnit:
     )
 
 
+def other_format(artifact: Artifact, params: dict[str, Any]) -> str:
+    """Return what a file that is no parquet is, and the `from:` that reads it, or "" where that is not known."""
+    with open_source(artifact, params.get("options")) as stream:
+        return foreign(stream.read(HEAD), "parquet")
+
+
 def work(task: Task) -> None:
     """Read one unit. Params: text, template, url, meta, files, groups (a [start, stop) for each input)."""
     write_parts(task, rows(task))
@@ -197,7 +204,8 @@ def convert_rows(
                             yield convert(record, name, number + place, params)
                         number += batch.num_rows
         except (pa.ArrowException, OSError) as error:  # of a remote file, OSError has become TransientError
-            raise DataError(f"{artifact.path} is damaged ({first_line(error)}); fetch the file again") from error
+            what = other_format(artifact, params) or f"is damaged ({first_line(error)}); fetch the file again"
+            raise DataError(f"{artifact.path} {what}") from error
 
 
 def batch_rows(footer: pq.FileMetaData) -> int:

@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field
 
 from stages.quantities import quantity
 from stages.sources.base import LARGEST, MAX_RATIO, BadRow, FilesConfig, Identify, Row, SourceUnit, common_params
+from stages.sources.contents import HEAD, PACKED, chunks, foreign
 from stages.sources.files import files_of, open_source, whole_file_units
-from stages.sources.jsonl import chunks, lines
+from stages.sources.jsonl import lines
 from stages.sources.writer import write_parts
 from stages.task import Task
 
@@ -19,7 +20,7 @@ from stages.task import Task
 class Config(FilesConfig):
     """Files of plain text: `from: text`."""
 
-    suffixes: ClassVar = tuple(kind + packed for kind in (".txt", ".md") for packed in ("", ".gz", ".zst"))
+    suffixes: ClassVar = tuple(kind + packed for kind in (".txt", ".md") for packed in PACKED)
     kind: Literal["text"] = Field(alias="from", description="The kind of source.")
     document: Literal["file", "paragraph"] = Field(
         default="file", description="What is one document: a whole file, or lines up to a blank one."
@@ -68,7 +69,9 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
                     yield Row(name, number, document.decode("utf-8"), None, nothing)
                 except UnicodeDecodeError as error:
                     shown = document[:200].decode("utf-8", "replace")
-                    yield BadRow(name, number, f"not valid UTF-8 at byte {error.start}", shown)
+                    what = foreign(document[:HEAD], "text") if not number else ""
+                    reason = f"the file {what}" if what else f"not valid UTF-8 at byte {error.start}"
+                    yield BadRow(name, number, reason, shown)
 
 
 def whole(source: Iterable[bytes], largest: int) -> Iterator[bytes | None]:

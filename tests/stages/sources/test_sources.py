@@ -20,7 +20,8 @@ from stages.errors import DataError
 from stages.schemas import document_id, table_digest
 from stages.sources import installed_docs, parquet
 from stages.sources.base import Row
-from stages.sources.files import decompress_zstd, list_files
+from stages.sources.contents import decompress_zstd
+from stages.sources.files import list_files
 from stages.sources.jsonl import lines
 from stages.sources.registry import SOURCES, SourceConfig, describe
 from stages.sources.writer import GROUP_ROWS, parts_schema, write_parts
