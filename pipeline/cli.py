@@ -172,7 +172,9 @@ def dropped(
 def clean(
     out: OutOption = "build",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete unreferenced training runs too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete unreferenced training runs too, and stages that no result names.")
+    ] = False,
 ) -> None:
     """Delete what no result refers to. Training runs stay unless --force."""
     from pipeline.commands.clean import clean_store
@@ -328,6 +330,7 @@ def main() -> None:
     without_pandas()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        check_arguments(sys.argv[1:])
         status = app(standalone_mode=False)  # typer turns Ctrl-C into a status and returns it
         if status == 130:
             raise KeyboardInterrupt
@@ -337,6 +340,15 @@ def main() -> None:
     except Exception as error:
         sys.exit(report_error(error, "--debug" in sys.argv))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raise UsageError at an argument that is no UTF-8, which neither records nor manifests could repeat."""
+    from stages.paths import escaped, is_utf8
+
+    for argument in arguments:
+        if not is_utf8(argument):
+            raise UsageError(f"argument '{escaped(argument)}' is no UTF-8; rename what it names, or write it in UTF-8")
 
 
 def report_error(error: Exception, debug: bool) -> int:

@@ -14,6 +14,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -212,8 +213,23 @@ def resolve_path(written: str, file: Path, is_name: bool = False) -> str:
     return written if is_name else meant
 
 
+def texts_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, text) of every text in a raw recipe, and of every key with its own name."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from texts_of(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts_of(inner, key)
+
+
 def parse_recipe(raw: dict[str, Any], where: str) -> Recipe:
     """Validate a recipe given as plain values. Raises UsageError."""
+    for key, text in texts_of(raw):
+        if not paths.is_utf8(key + text):
+            raise UsageError(paths.escaped(f"{where}: {key}: {text[:200]} is no UTF-8, which manifests are"))
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

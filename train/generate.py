@@ -227,6 +227,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.tokens < 1 or given.temperature < 0 or not 0 < given.top_p <= 1 or given.seed < 0:
         parser.error("--tokens must be at least 1, --temperature and --seed at least 0, --top-p in (0, 1]")
+    for prompt in given.prompt:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            shown = prompt.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            parser.error(f"--prompt '{shown[:200]}' is no UTF-8 at character {error.start}; write it in UTF-8")
     try:
         continue_texts(model_from_arguments(given), given.prompt, given)
     except (TrainError, ManifestError, OSError) as error:

@@ -100,14 +100,22 @@ def unused_units(store: Store, force: bool) -> list[Removal]:
     """Return units that no result refers to, and leftovers in those that one does. Says which runs are kept."""
     keep = referenced(store)
     removals = []
+    unknown: dict[str, list[int]] = {}  # stage of which no result names units -> bytes of each unit
     for stage, key, folder in store.unit_folders():
         if key in keep.get(stage, ()):
             record = store.find(stage, key)
             removals += leftovers(store, record, folder) if record else []
         elif keeps_runs(stage) and not force:
             print(f"kept: {folder} holds a training run; --force deletes it")
+        elif stage not in keep and not force:
+            unknown.setdefault(stage, []).append(int(store.fs.du(folder)))
         else:
             removals.append(Removal(folder, int(store.fs.du(folder))))
+    for stage, sizes in unknown.items():
+        print(
+            f"kept: {len(sizes):,} units of {stage} ({sum(sizes) / 1e6:.1f} MB), because there is no <recipe>/{UNITS}/"
+            f"{stage}.json to say which are in use; --force deletes them"
+        )
     return removals
 
 

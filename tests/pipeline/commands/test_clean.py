@@ -1,0 +1,98 @@
+"""`clean` deletes nothing before it is certain what results refer to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands.clean import clean_store
+from pipeline.engine.store import Store, open_store
+from pipeline.errors import UserError
+
+USED, UNUSED, RUN = "aa" * 20, "bb" * 20, "cc" * 20
+DIGESTS = "00" * 24  # what a row of units/<stage>.json has behind the key
+
+
+def unit(store: Store, stage: str, key: str) -> Path:
+    """Return a file of 3 MB in a unit that has no record."""
+    file = Path(store.folder(stage, key)) / "a1.docs.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(3_000_000))
+    return file
+
+
+@pytest.fixture(params=["plain", "m [1]", "[ab]*?", "exp::a"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
+    """A store with a unit that is used, one that is not, and a training run that a link leads to."""
+    made = open_store(str(tmp_path / request.param))
+    for key in (USED, UNUSED):
+        unit(made, "filter", key)
+    unit(made, "train", RUN)
+    made.write_state("small", "units/filter.json", {"sets": {}, "units": {"web a": USED + DIGESTS}, "failed": {}})
+    link = Path(made.out) / "small/train/pretrain"
+    link.parent.mkdir()
+    link.symlink_to(made.folder("train", RUN))
+    return made
+
+
+def units(store: Store) -> set[str]:
+    return {key for _, key, _ in store.unit_folders()}
+
+
+def test_what_is_used_stays_and_sizes_are_said(store, capsys):
+    clean_store(store, dry_run=True, force=True)
+    shown = capsys.readouterr().out
+    assert f"would delete {store.folder('filter', UNUSED)} (3.0 MB)\nwould free 3.0 MB\n" == shown
+    assert units(store) == {USED, UNUSED, RUN}
+    clean_store(store, dry_run=False, force=True)
+    assert units(store) == {USED, RUN}, "a run that a link leads to stays, even with --force"
+
+
+@pytest.mark.parametrize("damage", ["", "garbage", "{}", "[]", '{"units": {"web a": "xyz"}}', '{"units": 5}'])
+def test_references_that_cannot_be_read_stop_it(store, damage):
+    (Path(store.out) / "small/units/filter.json").write_text(damage)
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"nothing deleted: .*filter\.json cannot be read .*3 units .*\(9\.0 MB\)"):
+            clean_store(store, dry_run=False, force=force)
+    assert units(store) == {USED, UNUSED, RUN}
+
+
+def test_a_folder_of_results_that_names_no_units_stops_it(store):
+    (Path(store.out) / "other/builds/pretrain-1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"other has builds, and no units/\*\.json"):
+        clean_store(store, dry_run=False, force=True)
+
+
+def test_no_references_at_all_are_not_taken_for_none(store):
+    (Path(store.out) / "small/units/filter.json").unlink()
+    with pytest.raises(UserError, match=r"has no <recipe>/units/\*\.json that names the units in use"):
+        clean_store(store, dry_run=False, force=True)
+    assert units(store) == {USED, UNUSED, RUN}
+
+
+def test_a_stage_that_no_result_names_stays_without_force(store, capsys):
+    file = unit(store, "dedup", "dd" * 20)
+    clean_store(store, dry_run=False, force=False)
+    assert "kept: 1 units of dedup (3.0 MB)" in capsys.readouterr().out
+    assert file.exists()
+    clean_store(store, dry_run=False, force=True)
+    assert not file.exists()
+
+
+def test_an_empty_store_has_nothing_to_clean(tmp_path, capsys):
+    clean_store(open_store(str(tmp_path / "new")), dry_run=False, force=False)
+    assert capsys.readouterr().out == "freed 0.0 MB\n"
+
+
+def test_an_object_store_is_cleaned_alike(capsys):
+    made = open_store("memory://clean/out")
+    for key in (USED, UNUSED):
+        made.write(f"{made.folder('filter', key)}/a1.docs.parquet", "x" * 1000)
+    with pytest.raises(UserError, match="nothing deleted"):
+        clean_store(made, dry_run=False, force=False)
+    made.write(f"{made.out}/small/units/filter.json", json.dumps({"units": {"web a": USED + DIGESTS}}))
+    clean_store(made, dry_run=False, force=False)
+    assert units(made) == {USED}
+    made.fs.rm(made.out, recursive=True)
