@@ -24,7 +24,7 @@ from stages.sources.writer import write_parts
 from stages.task import Task
 
 MAGIC = b"ARROW1\0\0"  # before the stream that a file holds
-ENDS = (b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0")  # of a file, of a stream
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 STATE = ("state.json", "dataset_dict.json", "dataset_info.json")  # what save_to_disk puts beside the data
 SLICE = 1 << 10  # rows converted at a time
 
@@ -104,14 +104,14 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
             except (pa.ArrowException, OSError) as error:
                 what = str(error).partition("\n")[0][:200]
                 raise DataError(f"{escaped(artifact.path)} is damaged ({what}); fetch the file again") from error
-            check_end(buffered, stream, artifact.path)
+            check_end(stream, MAGIC[:6] if head.startswith(MAGIC) else END_OF_STREAM, artifact.path)
 
 
-def check_end(buffered: IO[bytes], stream: IO[bytes], path: str) -> None:
-    """Raise DataError when a file that can be entered anywhere is cut off between two record batches."""
+def check_end(stream: IO[bytes], end: bytes, path: str) -> None:
+    """Raise DataError when a file that can be entered anywhere does not end with `end`: cut off between two batches."""
     if not stream.seekable():
         return
     stream.seek(0, io.SEEK_END)
     stream.seek(-min(8, stream.tell()), io.SEEK_END)
-    if not stream.read(8).endswith(ENDS):
+    if not stream.read(8).endswith(end):
         raise DataError(f"{escaped(path)} is cut off; fetch the file again")

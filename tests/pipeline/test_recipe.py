@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from engine_harness import Work, small_recipe
 from pydantic import TypeAdapter
 
+from pipeline.cli import check_arguments
 from pipeline.errors import UsageError
 from pipeline.recipe import load_recipe, parse_recipe, shipped
 from stages.quantities import quantity, ratio
@@ -186,3 +188,61 @@ def test_json_schema_of_manifests_fits_a_real_one(reference: Work) -> None:
 def test_the_command_line_says_it_in_a_line_and_exits_2(work: Work) -> None:
     assert "unknown key" in work.fails("run", "filter", "--set", "bogus=1", status=2)
     assert "allowed are recipe, manifest" in work.fails("schema", "nonsense", status=2)
+
+
+def paths_of(file: Path) -> list[str]:
+    recipe = load_recipe(str(file))
+    return [*recipe.sources["a"].addresses(), *recipe.evals["e"].addresses(), recipe.tokenizer.source or ""]
+
+
+def test_relative_paths_begin_at_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes, there = tmp_path / "recipes [1]", tmp_path / "recipes [1]" / "data"
+    there.mkdir(parents=True)
+    for name in ("a.jsonl", "e.jsonl", "tokenizer.json"):
+        (there / name).write_text("{}")
+    file = recipes / "r.yaml"
+    written = {
+        "name": "small",
+        "sources": {"a": {"from": "jsonl", "path": ["data/*.jsonl", "hf://datasets/o/n/x.jsonl", "/abs/x"]}},
+        "evals": {"e": {"from": "jsonl", "path": "data/e.jsonl"}},
+        "tokenizer": {"from": "data/tokenizer.json"},
+    }
+    file.write_text(yaml.safe_dump(written))
+    for where in (tmp_path, recipes, there):
+        monkeypatch.chdir(where)
+        local = [path for path in paths_of(file) if "://" not in path and path != "/abs/x"]
+        assert local == [f"{there}/*.jsonl", f"{there}/e.jsonl", f"{there}/tokenizer.json"]
+    monkeypatch.chdir(recipes)
+    assert paths_of(Path("r.yaml"))[0] == "data/*.jsonl", "where one stands beside it nothing changes"
+    monkeypatch.chdir(tmp_path)
+    assert paths_of(Path("recipes [1]/r.yaml"))[0] == "recipes [1]/data/*.jsonl"
+    changed = load_recipe(str(file), ["sources.a.path=data/b.jsonl"])
+    assert changed.sources["a"].addresses() == ["data/b.jsonl"], "--set is meant from where one stands"
+    assert not capsys.readouterr().err
+    monkeypatch.chdir(recipes)
+    other = tmp_path / "other/r.yaml"
+    other.parent.mkdir()
+    other.write_text(yaml.safe_dump(written | {"tokenizer": {"from": "owner/name"}}))
+    assert paths_of(other)[0] == "data/*.jsonl", "what is only found from where one stands is read there"
+    assert paths_of(other)[-1] == "owner/name"
+    assert f"data/e.jsonl is not in {other.parent}, where paths of the recipe begin" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert paths_of(other)[0] == f"{other.parent}/data/*.jsonl", "the error will name the recipe's folder"
+
+
+def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text('name: small\nsources:\n  a: {from: jsonl, path: "/x/caf\\udce9"}\n')
+    with pytest.raises(UsageError, match=r"r\.yaml: sources\.a\.path: /x/caf\\xe9 is no UTF-8"):
+        load_recipe(str(file))
+    with pytest.raises(UsageError, match=r"argument 'caf\\xe9' is no UTF-8"):
+        check_arguments(["run", "caf\udce9"])
+
+
+def test_a_recipe_is_not_called_as_the_store_is(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("name: store\nsources:\n  a: {from: jsonl, path: /x}\n")
+    with pytest.raises(UsageError, match="name is 'store', the folder in --out"):
+        load_recipe(str(file))

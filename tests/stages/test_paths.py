@@ -1,5 +1,7 @@
 """Local or remote, a name or a pattern: one answer everywhere."""
 
+import os
+import socket
 from pathlib import Path
 
 import fsspec
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages import paths
 from stages.errors import DataError
-from stages.sources.files import list_files, open_source, whole_file_units
+from stages.sources.files import NOTES, list_files, open_source, whole_file_units
 
 LINE = b'{"text": "A text."}\n'
 
@@ -21,10 +23,10 @@ def test_a_path_with_a_scheme_is_remote(path):
     assert paths.is_remote(path)
 
 
-@pytest.mark.parametrize("path", ["a", "/a", "a::b.jsonl", "c:/x", "file:///a", "file:///a::b", "s3:/a", ""])
+@pytest.mark.parametrize("path", ["a", "/a", "a::b.jsonl", "c:/x", "file:///a", "file:///a::b", "local:///a", "s3:/a"])
 def test_without_a_scheme_or_with_file_a_path_is_local(path):
     assert not paths.is_remote(path)
-    assert not paths.local_path(path).startswith("file:")
+    assert "://" not in paths.local_path(path)
 
 
 def test_a_local_path_is_absolute_and_a_chain_is_none(tmp_path, monkeypatch):
@@ -96,3 +98,85 @@ def test_a_remote_name_that_exists_is_no_pattern():
     assert [name for _, name in list_files("memory://odd/data [final].jsonl", ())] == ["data [final].jsonl"]
     assert [name for _, name in list_files("memory://odd/*.jsonl", ())] == ["data [final].jsonl"]
     memory.rm("/odd", recursive=True)
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+def listed(path, suffixes=(".jsonl",)):
+    """Return the names of a listing, and what it says of what it left out."""
+    notes: list[str] = []
+    token = NOTES.set(notes)
+    try:
+        return [name for _, name in list_files(path, suffixes)], notes
+    finally:
+        NOTES.reset(token)
+
+
+def test_a_name_that_is_no_utf8_is_read_and_written_escaped(tmp_path):
+    file = tmp_path / NOT_UTF8 / f"{NOT_UTF8}.jsonl"
+    file.parent.mkdir()
+    file.write_bytes(LINE)
+    files = list_files(str(tmp_path), (".jsonl",))
+    assert files == [(str(file), "caf\\xe9/caf\\xe9.jsonl")]
+    assert list_files(str(tmp_path / "*/*.jsonl"), ()) == files
+    [unit] = whole_file_units(files, {}, lambda path: (path, 20))
+    assert unit.order
+    with open_source(unit.inputs[0]) as stream:
+        assert stream.read() == LINE
+    with pytest.raises(DataError, match=r"no files match .*/caf\\xe9/none") as raised:
+        list_files(str(file.parent / "none"), ())
+    str(raised.value).encode()
+
+
+@given(st.text(st.characters(), max_size=6))
+def test_an_escaped_name_can_be_written_and_any_other_stays(name):
+    paths.escaped(name).encode()
+    assert (paths.escaped(name) == name) == paths.is_utf8(name)
+
+
+@pytest.mark.parametrize("second", ["*.jsonl", "a.jsonl", "link.jsonl", "../link/*", "../link", "../[dl]*/a.jsonl"])
+def test_one_file_named_twice_is_read_once(tmp_path, second):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(LINE)
+    (folder / "link.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "link").symlink_to("data")
+    names, _ = listed([str(folder), f"{folder}/{second}"])
+    assert names == ["a.jsonl"]
+    names, notes = listed(str(folder))
+    assert notes == ["link.jsonl: read once, though `path` or a link leads to the same file again"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "link", "device"])
+@pytest.mark.parametrize("how", ["file", "folder", "glob"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind, how, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "a.jsonl"
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("a.jsonl")
+    else:
+        file.symlink_to("/dev/zero" if kind == "device" else "nowhere")
+    path = {"file": str(file), "folder": str(tmp_path), "glob": str(tmp_path / "*.jsonl")}[how]
+    said = {"fifo": "is a FIFO", "socket": "is a socket", "link": "is not there; mend it", "device": "device|link out"}
+    with pytest.raises(DataError, match=said[kind]):
+        list_files(path, (".jsonl",))
+
+
+def test_a_folder_says_what_it_left_out(tmp_path):
+    for name in ("a.jsonl", "b.JSONL", "c.csv", "d.csv", "README", ".hidden"):
+        (tmp_path / name).write_bytes(LINE)
+    names, [note] = listed(str(tmp_path))
+    assert names == ["a.jsonl", "b.JSONL"]
+    assert note.startswith(f"{tmp_path}: 3 files of other endings (2 .csv, 1 without one) left out;")
+    with pytest.raises(DataError, match=r"looked for \.parquet.*5 files of other endings .*`from: csv` reads \.csv"):
+        list_files(str(tmp_path), (".parquet",))
+
+
+def test_an_error_says_where_a_relative_path_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"no files match sub/x \\(that is {tmp_path}/sub/x\\)"):
+        list_files("sub/x", ())

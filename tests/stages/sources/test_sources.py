@@ -1,5 +1,6 @@
 """Every kind of source: what it reads, how it is cut, bad rows, damaged files, messages."""
 
+import csv
 import gzip
 import io
 import itertools
@@ -58,14 +59,23 @@ ROWS = [{"text": f"Text number {i}.", "url": f"http://x/{i}", "score": i / 2, "l
 LINES = [json.dumps(row).encode() for row in ROWS]
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "parquet"])
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "parquet", "csv", "arrow"])
 def test_all_formats_give_the_same_documents(tmp_path, ending):
     file = tmp_path / f"data.{ending}"
-    kind = {"json": "json_array", "parquet": "parquet"}.get(ending, "jsonl")
+    kind = {"json": "json_array", "parquet": "parquet", "csv": "csv", "arrow": "arrow"}.get(ending, "jsonl")
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), file, row_group_size=7)
     elif kind == "json_array":
         file.write_text(json.dumps(ROWS, indent=1))
+    elif kind == "csv":
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(ROWS[0]))
+            writer.writeheader()
+            writer.writerows(ROWS)
+    elif kind == "arrow":
+        table = pa.Table.from_pylist(ROWS)
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
     else:
         write_jsonl(file, LINES)
     rules = [{"metadata": {"score": {"min": 1}, "lang": {"in": ["en"]}}}]
