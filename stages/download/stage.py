@@ -15,11 +15,12 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from stages.errors import DataError
 from stages.sources.base import BaseConfig, SourceUnit
-from stages.sources.files import NOTES
+from stages.sources.files import with_notes
 from stages.sources.registry import SOURCES
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
@@ -49,11 +50,10 @@ async def list_units(context: BuildContext, name: str, config: BaseConfig) -> li
     Listing and footers may wait for a network, so it runs beside the event loop. Raises DataError.
     """
     units = list(context.listed.get(name, ()))
-    notes: list[str] = []
-    NOTES.set(notes)  # the thread below has this task's
     try:
         if not units:
-            units = await asyncio.to_thread(SOURCES[config.kind].units, config, context.identify)
+            lister = partial(SOURCES[config.kind].units, config, context.identify)
+            units, notes = await asyncio.to_thread(with_notes, lister)
             for text in notes:
                 context.warn(f"source {name}: {text}")
     except DataError as error:

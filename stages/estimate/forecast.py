@@ -23,7 +23,7 @@ from stages.hashing import VALIDATION_THRESHOLD
 from stages.pack.stage import PACK
 from stages.paths import is_remote
 from stages.sources.base import BaseConfig, SourceUnit
-from stages.sources.files import NOTES
+from stages.sources.files import with_notes
 from stages.sources.registry import SOURCES
 from stages.stage import BuildContext, Stage
 from stages.task import Artifact
@@ -62,22 +62,18 @@ class Survey:
 def list_sources(context: BuildContext) -> Survey:
     """Return a survey that holds the units of each source, or why they cannot be known."""
 
-    def lister(name: str, config: BaseConfig) -> Callable[[], list[SourceUnit]]:
-        def list_units() -> list[SourceUnit]:
-            NOTES.set(notes[name])
-            return SOURCES[config.kind].units(config, context.identify)
-
-        return list_units
+    def lister(config: BaseConfig) -> Callable[[], tuple[list[SourceUnit], list[str]]]:
+        return lambda: with_notes(lambda: SOURCES[config.kind].units(config, context.identify))
 
     survey = Survey()
-    notes: dict[str, list[str]] = {name: [] for name in context.recipe.sources}
-    calls = {name: lister(name, config) for name, config in context.recipe.sources.items()}
+    calls = {name: lister(config) for name, config in context.recipe.sources.items()}
     for name, future in call_all(calls, LISTING).items():
         try:
-            survey.units[name] = future.result()
+            survey.units[name], notes = future.result()
         except (DataError, TransientError, OSError) as error:
             survey.problems[name] = str(error)
-        for text in notes[name]:
+            continue
+        for text in notes:
             context.warn(f"source {name}: {text}")
     return survey
 

@@ -29,6 +29,7 @@ from stages.filter.edits import parse_edits
 from stages.filter.rules import parse_rules
 from stages.paths import is_remote
 from stages.sources.base import BadRow, BaseConfig, Row, SourceModule, SourceUnit
+from stages.sources.contents import FormatError
 from stages.sources.files import open_source
 from stages.sources.parquet import columns_of, other_format
 from stages.sources.registry import SOURCES
@@ -188,9 +189,9 @@ def read_head(module: SourceModule, file: SamplingUnit, budget: float, folder: P
     try:
         for row in module.rows(reading_task(file.params, replace(file.artifact, path=str(head)))):
             rows.append(row)
-    except DataError:
-        if not is_cut:
-            raise
+    except DataError as error:
+        if not is_cut or isinstance(error, FormatError):
+            raise DataError(str(error).replace(str(head), file.artifact.path)) from error
     finally:
         head.unlink()
     if is_cut and rows and isinstance(rows[-1], BadRow):  # the line that the cut goes through

@@ -8,12 +8,14 @@ corpus word for word shows as an id that is in both.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from stages.errors import DataError
 from stages.evals import passages
 from stages.evals.passages import AgainstConfig
 from stages.sources.base import Identify, SourceUnit
+from stages.sources.files import with_notes
 from stages.sources.questions import EvalConfig
 from stages.sources.registry import QUESTIONS, SOURCES
 from stages.stage import BuildContext, Record, Stage, Unit
@@ -32,7 +34,10 @@ async def build(context: BuildContext) -> dict[str, Record]:
 
 async def read_set(context: BuildContext, name: str, config: SetConfig) -> Record:
     """Read one set, or find it done. Raises DataError when its files cannot be listed or lack a column."""
-    source_units = await asyncio.to_thread(units_of, name, config, context.identify)
+    lister = partial(units_of, name, config, context.identify)
+    source_units, notes = await asyncio.to_thread(with_notes, lister)
+    for text in notes:
+        context.warn(f"{key_of(name, config)}: {text}")
     keys = [key for key in ("files", "groups") if key in source_units[0].params]  # jsonl has no row groups
     params: dict[str, Any] = {key: [value for unit in source_units for value in unit.params[key]] for key in keys}
     inputs = [artifact for unit in source_units for artifact in unit.inputs]

@@ -56,6 +56,10 @@ FORMATS = (
 )
 
 
+class FormatError(DataError):
+    """A file is of another format than its source reads."""
+
+
 def foreign(head: bytes, reads: str) -> str:
     """Return what the file that begins with `head` is and what to do, or "" where `from: <reads>` may read it.
 
@@ -84,13 +88,13 @@ def foreign(head: bytes, reads: str) -> str:
 
 
 def check_format(head: bytes, name: str, reads: str) -> None:
-    """Raise DataError when a file whose unpacked contents begin with `head` is of another format than `reads`."""
+    """Raise FormatError when a file whose unpacked contents begin with `head` is of another format than `reads`."""
     if what := foreign(head, reads):
-        raise DataError(f"{escaped(name)} {what}")
+        raise FormatError(f"{escaped(name)} {what}")
 
 
 def recognized(source: Iterator[bytes], name: str, reads: str) -> Iterator[bytes]:
-    """Yield chunks of a file as they are. Raises DataError at once when its beginning is not what `reads` reads."""
+    """Yield chunks of a file as they are. Raises FormatError at once when its beginning is not what `reads` reads."""
     head = b""
     held: list[bytes] = []
     for chunk in source:

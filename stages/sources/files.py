@@ -13,7 +13,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -101,6 +101,16 @@ def list_files(
         more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
         note(f"{again[0]}{more}: read once, though `path` or a link leads to the same file again")
     return sorted(((full, name) for name, full in found.items()), key=lambda pair: pair[1])
+
+
+def with_notes(list_units: Callable[[], list[SourceUnit]]) -> tuple[list[SourceUnit], list[str]]:
+    """Return what `list_units` lists, and what people should know of it. Raises as it does."""
+    notes: list[str] = []
+    token = NOTES.set(notes)
+    try:
+        return list_units(), notes
+    finally:
+        NOTES.reset(token)
 
 
 def note(text: str) -> None:
