@@ -200,13 +200,16 @@ def resolve_path(written: str, file: Path, is_name: bool = False) -> str:
     With `is_name` it may be a name of the hub as well, which it is where no file has it.
     """
     meant = paths.relative_to_file(written, str(file))
+    folder = file.resolve().parent
+    if folder == Path.cwd():
+        return written
     if meant == written or not written or "\0" in written or paths.leads_anywhere(meant):
         return meant
     if paths.leads_anywhere(written):
-        folder = file.resolve().parent
+        shortest = min(os.path.relpath(written, folder), str(Path(written).absolute()), key=len)
         text = (
             f"warning: {file}: {written} is not in {folder}, where paths of the recipe begin, and was found in "
-            f"{Path.cwd()}; write {os.path.relpath(written, folder)}"
+            f"{Path.cwd()}; write {shortest}"
         )
         print(paths.escaped(text), file=sys.stderr)
         return written

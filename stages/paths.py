@@ -52,10 +52,12 @@ def relative_to_file(path: str, file: str) -> str:
 
 
 def leads_anywhere(path: str) -> bool:
-    """Return whether there is a file or folder of the name `path`, on this machine, or one that matches it."""
+    """Return whether there is a file or folder of the local name `path`, or one that matches it."""
     fs, name = file_system(path)
     folder, pattern = split_pattern(fs, name)
-    return bool(glob_below(fs, folder, pattern)) if pattern and fs.isdir(folder or "/") else bool(fs.exists(name))
+    if not pattern:
+        return os.path.lexists(name)
+    return next(glob.iglob(f"{glob.escape(folder)}/{pattern}", recursive=True), None) is not None  # noqa: PTH207 - a text, stopped at the first
 
 
 def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:

@@ -83,6 +83,7 @@ def list_files(
     """
     found: dict[str, str] = {}
     name_of: dict[str, str] = {}  # by what tells a file from all others
+    folders: dict[str, str] = {}
     again = []
     for one in [path] if isinstance(path, str) else path:
         listing = files_at_path(one, suffixes, options or {}, revision, follow_links)
@@ -92,15 +93,25 @@ def list_files(
             note(f"{paths.escaped(one)}: {in_words(listing.left_out)} left out; name them in `path` to read them")
         for full, raw_name in sorted(listing.files, key=lambda pair: pair[1]):
             name = paths.escaped(raw_name)
-            identity = full if is_remote(full) else os.path.realpath(full)
+            identity = full if is_remote(full) else real_path(full, folders)
             if name_of.setdefault(identity, name) != name:
                 again.append(name)
-            elif found.setdefault(name, full) != full and identity not in (found[name], os.path.realpath(found[name])):
+            elif found.setdefault(name, full) != full and identity != real_path(found[name], folders):
                 raise DataError(f"{found[name]} and {full} would both be called {name}; list their folder")
     if again:
         more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
         note(f"{again[0]}{more}: read once, though `path` or a link leads to the same file again")
     return sorted(((full, name) for name, full in found.items()), key=lambda pair: pair[1])
+
+
+def real_path(path: str, folders: dict[str, str]) -> str:
+    """Return a local path without links; `folders` remembers what its folders are without."""
+    if os.path.islink(path):  # noqa: PTH114 - a hot path: one call a file
+        return os.path.realpath(path)
+    folder, _, name = path.rpartition("/")
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder or "/")
+    return f"{folders[folder]}/{name}"
 
 
 def with_notes(list_units: Callable[[], list[SourceUnit]]) -> tuple[list[SourceUnit], list[str]]:

@@ -210,12 +210,13 @@ def test_relative_paths_begin_at_the_recipe(
         "tokenizer": {"from": "data/tokenizer.json"},
     }
     file.write_text(yaml.safe_dump(written))
-    for where in (tmp_path, recipes, there):
+    for where in (tmp_path, there):
         monkeypatch.chdir(where)
         local = [path for path in paths_of(file) if "://" not in path and path != "/abs/x"]
         assert local == [f"{there}/*.jsonl", f"{there}/e.jsonl", f"{there}/tokenizer.json"]
     monkeypatch.chdir(recipes)
-    assert paths_of(Path("r.yaml"))[0] == "data/*.jsonl", "where one stands beside it nothing changes"
+    for name in (Path("r.yaml"), file):
+        assert paths_of(name)[0] == "data/*.jsonl", "where one stands beside it nothing changes"
     monkeypatch.chdir(tmp_path)
     assert paths_of(Path("recipes [1]/r.yaml"))[0] == "recipes [1]/data/*.jsonl"
     changed = load_recipe(str(file), ["sources.a.path=data/b.jsonl"])
