@@ -364,7 +364,9 @@ def report_error(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, UserError | DataError | ManifestError):
-        print(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", file=sys.stderr)
+        from stages.paths import escaped
+
+        print(escaped(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}"), file=sys.stderr)
         return getattr(error, "exit_code", 1)
     if isinstance(error, OSError):
         where = f" ({Path(error.filename)})" if isinstance(error.filename, str) else ""

@@ -96,7 +96,7 @@ class LocalStore(Store):
         info = file.stat()
         if info.st_size < BIG:
             return sha256_file(file)
-        cache = Path(self.root) / INPUTS / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
+        cache = Path(self.root) / INPUTS / f"{hashlib.sha256(os.fsencode(file)).hexdigest()[:32]}.json"
         stamp = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "inode": info.st_ino}
         try:
             known = json.loads(cache.read_text())

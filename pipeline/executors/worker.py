@@ -27,6 +27,7 @@ from pipeline.engine.store import STAMP, Store, open_store
 from pipeline.errors import DISK_FULL
 from pipeline.executors.train_job import launcher
 from stages.errors import DataError, TransientError, Unfinished
+from stages.paths import escaped
 from stages.stage import Record
 from stages.task import Artifact, Task
 from train.files import sha256_file
@@ -104,7 +105,7 @@ def _store_outputs(store: Store, spec: UnitSpec, outputs: list[Artifact]) -> lis
 
 def fault_of(error: Exception) -> Fault:
     """Describe an error of a unit: whether it is tried again or ends the run, and what people read."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = escaped(" ".join(str(error).split())) or type(error).__name__
     kind: Literal["transient", "permanent", "fatal", "unfinished"]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind = "fatal"

@@ -21,7 +21,7 @@ from stages.evals.stage import EVALS
 from stages.filter.stage import FILTER
 from stages.hashing import VALIDATION_THRESHOLD
 from stages.pack.stage import PACK
-from stages.paths import is_remote
+from stages.paths import escaped, is_remote
 from stages.sources.base import BaseConfig, SourceUnit
 from stages.sources.files import with_notes
 from stages.sources.registry import SOURCES
@@ -71,7 +71,7 @@ def list_sources(context: BuildContext) -> Survey:
         try:
             survey.units[name], notes = future.result()
         except (DataError, TransientError, OSError) as error:
-            survey.problems[name] = str(error)
+            survey.problems[name] = escaped(str(error))
             continue
         for text in notes:
             context.warn(f"source {name}: {text}")
@@ -97,7 +97,7 @@ def sample_sources(context: BuildContext, survey: Survey, folder: Path) -> None:
             try:
                 survey.samples[name] = future.result()
             except (DataError, TransientError, OSError) as error:
-                survey.problems[name] = f"no sample: {error}"
+                survey.problems[name] = escaped(f"no sample: {error}")
 
 
 def from_records(context: BuildContext, name: str) -> Forecast:

@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.errors import DataError
 from stages.evals.stage import units_of
-from stages.paths import is_remote
+from stages.paths import escaped, is_remote
 from stages.recipe import Recipe
 from stages.sources.base import Identify
 from stages.sources.registry import SOURCES, describe, pin
@@ -43,7 +43,7 @@ def changed_inputs(
                     yield from changed_revision(manifest, name, describe(config)["revision"])
                 units = SOURCES[config.kind].units(config, identify)
         except (DataError, OSError, ImportError) as error:
-            yield f"source {name}: {error}"
+            yield escaped(f"source {name}: {error}")
             continue
         files = [SourceFile(file.name, file.bytes, file.digest) for unit in units for file in unit.inputs]
         may_grow = name not in sets and config.has_budget

@@ -80,6 +80,8 @@ def foreign(head: bytes, reads: str) -> str:
         return "is a page of HTML, not data; check where it was fetched from"
     if re.match(rb"\[\s*\{", start) or (start.startswith(b"[") and start[1:2] in b"\r\n"):
         return "" if reads in ("json_array", "csv") else "is a JSON array; say `from: json_array`"
+    if re.match(rb"\{[ \t]*\r?\n", start) and reads == "jsonl":
+        return "holds an object over several lines; write one object a line: jq -c . FILE"
     if re.match(rb'\{\s*"', start) and reads != "jsonl":
         return "holds JSON objects; say `from: jsonl`"
     if reads in ("parquet", "arrow") and head.isascii() and b"\0" not in head and head:

@@ -97,7 +97,10 @@ def list_files(
             if name_of.setdefault(identity, name) != name:
                 again.append(name)
             elif found.setdefault(name, full) != full and identity != real_path(found[name], folders):
-                raise DataError(f"{found[name]} and {full} would both be called {name}; list their folder")
+                raise DataError(
+                    f"{paths.escaped(found[name])} and {paths.escaped(full)} would both be called {name}; "
+                    "list their folder"
+                )
     if again:
         more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
         note(f"{again[0]}{more}: read once, though `path` or a link leads to the same file again")

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.engine.store import open_store
+from pipeline.errors import UserError
 from stages import paths
 from stages.errors import DataError
 from stages.sources.files import NOTES, list_files, open_source, whole_file_units
@@ -127,6 +129,10 @@ def test_a_name_that_is_no_utf8_is_read_and_written_escaped(tmp_path):
     with pytest.raises(DataError, match=r"no files match .*/caf\\xe9/none") as raised:
         list_files(str(file.parent / "none"), ())
     str(raised.value).encode()
+    file.write_bytes(bytes(2 << 20))  # a size from which a store remembers the digest
+    assert open_store(str(tmp_path / "out")).identify(str(file))[1] == 2 << 20
+    with pytest.raises(UserError, match=r"--out .*/caf\\xe9: the name is no UTF-8"):
+        open_store(str(tmp_path / NOT_UTF8))
 
 
 @given(st.text(st.characters(), max_size=6))

@@ -95,6 +95,7 @@ ARRAY = json.dumps([{"text": "x"}])
 WRONG = [
     ("jsonl", ARRAY.encode(), "is a JSON array; say `from: json_array`"),
     ("jsonl", b'[\n  {\n "text": "x"}]', "is a JSON array; say `from: json_array`"),
+    ("jsonl", b'{\n "text": "x"\n}\n', "holds an object over several lines"),
     ("jsonl", gzip.compress(ARRAY.encode()), "is a JSON array; say `from: json_array`"),
     ("jsonl", parquet_bytes(), "is a parquet file; say `from: parquet`"),
     ("jsonl", arrow_bytes(), "is an Arrow stream; say `from: arrow`"),
