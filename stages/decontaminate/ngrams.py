@@ -1,7 +1,7 @@
 """What counts as a piece of an evaluation set: the passages of its items, and their n-grams.
 
-Words are runs of letters and digits in lower case (`stages.kernels.words`). A passage of 2 x `ngram` words or more is
-found by any `ngram` words in a row: one changed word leaves so many. A shorter one by `short` words in a row, where a
+Words are runs of letters, digits and marks in lower case (`stages.kernels.words`). A passage of 2 x `ngram` words or
+more is found by any `ngram` words in a row: one changed word leaves so many. A shorter one by `short` words in a row, where a
 word more, less or other behind the first half of them makes no difference. One with fewer words than that only whole,
 and of fewer than LEAST words not at all. No n-gram counts with fewer than LETTERS letters (numbers, formulas, labels),
 nor one that more than `common` items share, nor one made of words alone that more items of its set than `common`, and
@@ -200,32 +200,34 @@ class WordSpan(NamedTuple):
     stop: int
 
 
-def word_spans(text: str) -> list[WordSpan]:
-    """Return the words of a text with their places: the readable form of `stages.kernels.words.next_word`."""
+def word_spans(form: str) -> list[WordSpan]:
+    """Return the words of a text in its comparable form with their places."""
+    from stages.kernels.unicode import is_mark
     from stages.kernels.words import lower
 
     spans: list[WordSpan] = []
     offset, inside = 0, False
-    for character in text:
+    for character in form:
         after = offset + len(character.encode())
-        if not character.isalnum():
-            inside = False
-        elif inside:
+        if inside and (character.isalnum() or is_mark(character)):
             word, start, _ = spans.pop()
             spans.append(WordSpan(word + lower(character), start, after))
-        else:
+        elif character.isalnum():
             inside = True
             spans.append(WordSpan(lower(character), offset, after))
+        else:
+            inside = False
         offset = after
     return spans
 
 
-def find_readably(text: str, ngrams: Mapping[tuple[str, ...], int], gap: int) -> list[tuple[int, int, int]]:
+def find_readably(form: str, ngrams: Mapping[tuple[str, ...], int], gap: int) -> list[tuple[int, int, int]]:
     """Return (number, start, stop in bytes) of each n-gram that a text holds: the readable form of `NgramSearch.find`.
 
-    ngrams: their numbers. Those of `gap` words are also found with a word more behind their first half, unless it is 0.
+    form: the text in its comparable form. ngrams: their numbers. Those of `gap` words are also found with a word more
+    behind their first half, unless it is 0.
     """
-    spans = word_spans(text)
+    spans = word_spans(form)
     words = [span.word for span in spans]
     kinds = [(size, False) for size in sorted({len(ngram) for ngram in ngrams})]
     if gap:
@@ -242,11 +244,11 @@ def find_readably(text: str, ngrams: Mapping[tuple[str, ...], int], gap: int) ->
     return hits
 
 
-def has_words(text: str, ngram: Sequence[str]) -> bool:
-    """Return whether the words of a stretch of text are those of the n-gram, or one more than those."""
-    from stages.kernels.words import words
+def has_words(form: str, ngram: Sequence[str]) -> bool:
+    """Return whether the words of a stretch of a comparable form are those of the n-gram, or one more than those."""
+    from stages.kernels.words import split_words
 
-    given, wanted = words(text), list(ngram)
+    given, wanted = split_words(form), list(ngram)
     if len(given) == len(wanted) + 1:
         return ngram_words(given, 0, len(wanted), True) == wanted
     return given == wanted

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.comparable import comparable_texts, source_ranges
 from stages.decontaminate.ngrams import (
     frequent_words,
     has_words,
@@ -188,11 +189,20 @@ def find_hits(task: Task) -> None:
     with task.table("hits", HITS) as writer:
         for group in range(file.num_row_groups):
             texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
-            hits = true_hits(texts, search.find(texts), index)
+            forms, changed_rows = comparable_texts(texts)
+            hits = true_hits(forms, search.find(forms), index)
+            put_source_ranges(texts, changed_rows, hits)
             hits[:, 0] += first_row
             if len(hits):
                 writer.write(pa.table(list(hits.T), schema=HITS))
             first_row += len(texts)
+
+
+def put_source_ranges(texts: pa.Array, changed_rows: npt.NDArray[np.int64], hits: npt.NDArray[np.int64]) -> None:
+    """Make the ranges of hits in comparable forms those in the texts, in place, where the two differ."""
+    for row in np.intersect1d(hits[:, 0], changed_rows).tolist():
+        in_row = hits[:, 0] == row
+        hits[in_row, 2:] = source_ranges(texts[row].as_py(), hits[in_row, 2:].tolist())
 
 
 def true_hits(texts: pa.Array, hits: npt.NDArray[np.int64], index: NgramIndex) -> npt.NDArray[np.int64]:

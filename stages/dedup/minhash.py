@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from stages.comparable import comparable, comparable_texts
 from stages.hashing import distinct, mix64
 from stages.kernels.words import MASK, fill_ngram_hashes, folded, ngram_hash, word_hash, words
 
@@ -40,7 +41,7 @@ def band_keys(texts: pa.Array, ngram: int, bands: int, rows: int) -> npt.NDArray
     from stages.kernels.minhash import fill_band_keys
     from stages.kernels.text_columns import utf8_buffers
 
-    data, offsets = utf8_buffers(texts)
+    data, offsets = utf8_buffers(comparable_texts(texts)[0])
     keys = np.empty((len(texts), bands), np.uint64)
     scratch = np.empty(ngram, np.uint64), np.empty(bands * rows, np.uint32)
     fill_band_keys(data, offsets, folded(), rows, *permutations(bands * rows), scratch, keys)
@@ -60,7 +61,7 @@ def shingle_hashes(text: str, ngram: int) -> npt.NDArray[np.uint64]:
     """Return the hashes of `shingles`, each once, sorted."""
     from stages.kernels.text_columns import utf8_buffers
 
-    data, offsets = utf8_buffers(pa.array([text]))
+    data, offsets = utf8_buffers(pa.array([comparable(text)]))
     size = int(offsets[1])
     hashes = np.empty(size // 2 + 1, np.uint64)
     number = fill_ngram_hashes(data, size, folded(), np.zeros(ngram, np.uint64), hashes)

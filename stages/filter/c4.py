@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from stages.comparable import comparable
 from stages.filter.document import Document
 from stages.kernels.unicode import CLOSERS, TERMINAL
 
@@ -38,8 +39,9 @@ def c4(
     """
     kept_lines = []
     sentences = 0
-    for line in document.text.splitlines():
-        line = line.strip()
+    forms = comparable(document.text).splitlines()
+    for written, form in zip(document.text.splitlines(), forms, strict=True):
+        line = form.strip()
         words = line.split()
         if any(len(word) > max_word_length for word in words):
             continue
@@ -59,7 +61,7 @@ def c4(
         if policy and any(phrase in lower for phrase in POLICY):
             continue
         sentences += count_sentences(line)
-        kept_lines.append(line)
+        kept_lines.append(CITATION.sub("", written.strip()) if citations else written.strip())
     if sentences < min_sentences:
         return "c4_few_sentences"
     return document._replace(text="\n".join(kept_lines).strip())

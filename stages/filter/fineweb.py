@@ -6,6 +6,7 @@ compiles them, and must decide exactly as `fineweb` does.
 
 from __future__ import annotations
 
+from stages.comparable import comparable
 from stages.filter.document import Document
 from stages.filter.gopher import count_repeated
 from stages.kernels.unicode import TERMINAL
@@ -25,7 +26,8 @@ def fineweb(
     Of the lines that are not blank: the share that ends in terminal punctuation, the share of at most
     `short_line_chars` characters, and the characters in repeated ones as a share of all but line feeds.
     """
-    lines = [line for line in document.text.split("\n") if line.strip()]
+    text = comparable(document.text)
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return "fineweb_blank"
     punctuated = sum(line.rstrip()[-1] in TERMINAL for line in lines)
@@ -34,9 +36,9 @@ def fineweb(
     short = sum(len(line) <= short_line_chars for line in lines)
     if short / len(lines) > max_short_lines:
         return "fineweb_short_lines"
-    newlines = document.text.count("\n")
+    newlines = text.count("\n")
     _, repeated_chars = count_repeated(lines)
-    if repeated_chars / (len(document.text) - newlines) > max_repeated_chars:
+    if repeated_chars / (len(text) - newlines) > max_repeated_chars:
         return "fineweb_repeated_chars"
-    words = len(document.text.split())
+    words = len(text.split())
     return "fineweb_newlines" if newlines / words > max_newlines_per_word else None

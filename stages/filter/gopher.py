@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from stages.comparable import comparable
 from stages.filter.document import Document
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
@@ -41,7 +42,8 @@ def gopher_quality(
     The number and mean length count words with at least one letter or digit (datatrove's "non-symbol words"). The
     symbol ratios are `#` and ellipses per word. Stop words count once each, in lower case, without punctuation around.
     """
-    times = Counter(document.text.split())  # most words repeat: looking at each once is several times faster
+    text = comparable(document.text)
+    times = Counter(text.split())  # most words repeat: looking at each once is several times faster
     total = times.total()
     solid = {word: n for word, n in times.items() if word.isalnum() or any(map(str.isalnum, word))}
     solid_total = sum(solid.values())
@@ -52,11 +54,11 @@ def gopher_quality(
     mean_length = sum(len(word) * n for word, n in solid.items()) / solid_total
     if not min_mean_word_length <= mean_length <= max_mean_word_length:
         return "gopher_mean_word_length"
-    hashes = document.text.count("#")
-    ellipses = document.text.count("...") + document.text.count("…")
+    hashes = text.count("#")
+    ellipses = text.count("...") + text.count("…")
     if max(hashes, ellipses) / total > max_symbol_ratio:
         return "gopher_symbol_ratio"
-    lines = document.text.splitlines()
+    lines = text.splitlines()
     bullet_lines = sum(line.lstrip().startswith(BULLETS) for line in lines)
     if bullet_lines / len(lines) > max_bullet_lines:
         return "gopher_bullet_lines"
@@ -93,7 +95,7 @@ def gopher_repetition(
     characters in the most frequent 2-, 3- and 4-gram of words (of equally frequent ones the first); characters in
     repeated 5- to 10-grams, none counted twice.
     """
-    text = document.text
+    text = comparable(document.text)
     size = len(text)
     paragraphs = re.split(r"\n{2,}", text.strip())
     number, chars = count_repeated(paragraphs)

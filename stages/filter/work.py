@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.comparable import comparable_texts, put_texts
 from stages.filter.document import Document
 from stages.filter.edits import apply_edits
-from stages.filter.rules import RULES, ParsedRule
+from stages.filter.rules import EDITING, RULES, ParsedRule, apply_rules
 from stages.filter.samples import DROPPED, Sample
 from stages.schemas import DOCUMENTS, FILTERED, ID, utf8_bytes
 from stages.task import TableWriter, Task
@@ -56,14 +57,14 @@ def apply_to_column(
 
     metas: what the source says of each document, if it says anything. Equal to `apply_rules` of each document.
     """
-    from stages.kernels.rules import COMPILED, REASONS, apply_compiled
+    from stages.kernels.rules import COMPILED, REASONS
 
     is_empty = pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False) == 0
     codes: npt.NDArray[np.int64] = np.where(is_empty, REASONS.index("empty"), 0)
     other_reasons: dict[int, str] = {}  # of rules that are not compiled, by the document's number; its code is -1
     for is_compiled, group in groupby(rules, key=lambda rule: rule[0] in COMPILED):
         if is_compiled:
-            texts = apply_compiled(texts, codes, list(group))
+            texts = judge_forms(texts, codes, list(group))
             continue
         for name, thresholds in group:
             for i in np.flatnonzero(codes == 0).tolist():
@@ -74,6 +75,36 @@ def apply_to_column(
                     other_reasons[i] = outcome
     reasons = [other_reasons[i] if code < 0 else REASONS[code] for i, code in enumerate(codes.tolist())]
     return reasons, texts
+
+
+def judge_forms(texts: pa.Array, codes: npt.NDArray[np.int64], rules: Sequence[ParsedRule]) -> pa.Array:
+    """Run compiled rules over a column as `apply_compiled` does, on the comparable forms of texts; `length` on texts.
+
+    Documents whose form is another than their text are judged by themselves: of these, edits are made by the readable
+    rule, which edits the text and not its form.
+    """
+    from stages.kernels.rules import EMPTY, REASONS, apply_compiled
+
+    forms, rows = comparable_texts(texts)
+    rows = rows[codes[rows] == 0]
+    if not len(rows):
+        return apply_compiled(texts, codes, rules)
+    codes[rows] = EMPTY
+    judged = apply_compiled(texts, codes, rules)
+    left, left_forms, left_codes = texts.take(pa.array(rows)), forms.take(pa.array(rows)), np.zeros(len(rows), np.int64)
+    for kind, group in groupby(rules, key=lambda rule: rule[0] if rule[0] in ("length", *EDITING) else "forms"):
+        if kind not in EDITING:
+            apply_compiled(left if kind == "length" else left_forms, left_codes, list(group))
+            continue
+        edited, given = left.to_pylist(), list(group)
+        for i in np.flatnonzero(left_codes == 0).tolist():
+            reason, document = apply_rules(Document(edited[i]), given)
+            edited[i] = document.text
+            left_codes[i] = REASONS.index(reason) if reason else 0
+        left = pa.array(edited, pa.string())
+        left_forms, _ = comparable_texts(left)
+    codes[rows] = left_codes
+    return put_texts(judged, rows, left)
 
 
 def work(task: Task) -> None:

@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPACE, BREAK, ALPHA, ALNUM, DIGIT, END, CLOSER, PLAIN, MARK, ANCHOR = (1 << i for i in range(10))
-LIMIT = 0x40000  # code points from here on are of no class: unassigned, private, or variation selectors
+LIMIT = 0x40000  # code points from here on are of no class: unassigned, private, or of IGNORED_RANGE
+IGNORED_RANGE = range(0xE0000, 0xE1000)  # tags and variation selectors, and room for more
+CHANGES = 255  # in `nfkc_order`; no combining class is as high
 
 BREAKS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 CLOSERS = "\"')]}”’»"  # may follow the end of a sentence
 MARKED = "#.…"  # counted by Gopher's symbol rule
 ANCHORS = "[{jJkK\u212avVfFpP"  # in each phrase that C4 looks for is one of these: rare ones; U+212A is a K too
+# Variation selectors, the grapheme joiner and two Khmer vowels that are not seen: marks, but nothing of a word.
+INVISIBLE_MARKS = "\u034f\u17b4\u17b5\u180b\u180c\u180d\u180f" + "".join(map(chr, range(0xFE00, 0xFE10)))
 # Unicode 17's Sentence_Terminal, and three Khmer signs that datatrove counts too
 TERMINAL_RANGES = """
 21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 17d4-17d6
@@ -53,14 +57,54 @@ def classes() -> NDArray[np.uint16]:
     return table
 
 
+@functools.cache
+def second_halves() -> frozenset[str]:
+    """Return the characters that may be composed with one before them."""
+    halves = {chr(point) for ends in ((0x1161, 0x1176), (0x11A8, 0x11C3)) for point in range(*ends)}  # Hangul
+    for parts in filter(None, map(unicodedata.decomposition, map(chr, range(0x20000)))):
+        if " " in parts and parts[0] != "<":
+            halves.add(chr(int(parts.split()[1], 16)))
+    return frozenset(halves)
+
+
 def plain(characters: list[str]) -> list[str]:
     """Return those that stay as they are in lower case and in NFC, whatever stands around them.
 
     That is: starters that NFC leaves alone and that are no second half of a composed character.
     """
-    halves = {chr(point) for ends in ((0x1161, 0x1176), (0x11A8, 0x11C3)) for point in range(*ends)}  # Hangul
-    for parts in filter(None, map(unicodedata.decomposition, characters)):
-        if " " in parts and parts[0] != "<":
-            halves.add(chr(int(parts.split()[1], 16)))
+    halves = second_halves()
     still = (c for c in characters if not unicodedata.combining(c) and c not in halves and c.lower() == c)
     return [c for c in still if unicodedata.is_normalized("NFC", c)]
+
+
+def is_ignored(c: str) -> bool:
+    """Return whether a character is nothing within a word: a format character but the zero width space, or a mark that
+    only says how the one before it is drawn.
+    """
+    if unicodedata.category(c) == "Cf":
+        return c != "\u200b"
+    return c in INVISIBLE_MARKS or ord(c) in IGNORED_RANGE
+
+
+def is_mark(c: str) -> bool:
+    """Return whether a character is a combining mark, which is part of the word that it stands in."""
+    return unicodedata.category(c)[0] == "M" and not is_ignored(c)
+
+
+@functools.cache
+def nfkc_order() -> NDArray[np.uint8]:
+    """Return of each code point below LIMIT its combining class, or CHANGES where its comparable form may be another.
+
+    A text without CHANGES whose marks are in the order of their classes is in its comparable form, entities aside:
+    the quick check of Unicode's annex 15.
+    """
+    characters = list(map(chr, range(LIMIT)))
+    order = np.fromiter(map(unicodedata.combining, characters), np.uint8, LIMIT)
+    order[[ord(c) for c in second_halves()]] = CHANGES
+    for point in (*range(128, 0x20000), *range(0x2F800, 0x2FA20)):  # no other has another form
+        c = characters[point]
+        form = unicodedata.normalize("NFKC", c)
+        matters = point > 0xFFFF or any(x.isalnum() or is_mark(x) for x in form)
+        if is_ignored(c) or (form != c and matters):
+            order[point] = CHANGES
+    return order

@@ -1,23 +1,28 @@
-"""Words as near-duplicates and contamination compare them, compiled: runs of letters and digits, in lower case.
+"""Words as near-duplicates and contamination compare them, compiled: letters, digits and marks, in lower case.
 
-What stands between words (blanks, punctuation, markup) makes no difference, and neither does case. Each character is
-taken by itself, so that a word is the same wherever it stands: one that has no lower case of one character stays as
-it is. `words` is the readable form.
+What stands between words (blanks, punctuation, markup) makes no difference, and neither does case. Combining marks
+belong to the word they stand in; none begins one. Each character is taken by itself, so that a word is the same
+wherever it stands: one that has no lower case of one character stays as it is. The kernels take texts in their
+comparable form (`stages.comparable`). `words` is the readable form.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.comparable import comparable
 from stages.kernels.jit import compiled, get, uint64
 from stages.kernels.scan import MIX, decode
-from stages.kernels.unicode import LIMIT
+from stages.kernels.unicode import LIMIT, is_mark
 
 MASK = (1 << 64) - 1
+MARK = 1 << 31  # in `folded`, of what goes on with a word and begins none
+POINT = MARK - 1
 BASE = uint64(0xD6E8FEB86659FD93)  # of the polynomial that hashes an n-gram
 
 
@@ -28,11 +33,16 @@ def lower(c: str) -> str:
 
 @functools.cache
 def folded() -> NDArray[np.uint32]:
-    """Return for each code point below LIMIT the one it counts as in a word, or 0 where it stands between words."""
+    """Return for each code point below LIMIT the one it counts as in a word, or 0 where it stands between words.
+
+    Marks have MARK added.
+    """
     characters = list(map(chr, range(LIMIT)))
     table = np.zeros(LIMIT, np.uint32)
     for c in filter(str.isalnum, characters):
         table[ord(c)] = ord(lower(c))
+    for c in filter(is_mark, characters):
+        table[ord(c)] = MARK | ord(c)
     return table
 
 
@@ -43,12 +53,16 @@ def next_word(data: Any, i: int, b: int, fold: Any) -> tuple[int, int, Any]:
     The text must be valid UTF-8, and `i` no place within a word.
     """
     while i < b:
-        c, width = get(data, i), 1
-        if c >= 128:
+        c = get(data, i)
+        if c < 128:
+            if get(fold, c):
+                break
+            i += 1
+        else:
             c, width = decode(data, i)
-        if c < LIMIT and get(fold, c):
-            break
-        i += width
+            if c < LIMIT and 0 < get(fold, c) < MARK:
+                break
+            i += width
     start, h = i, uint64(0)
     while i < b:
         c = get(data, i)
@@ -63,7 +77,7 @@ def next_word(data: Any, i: int, b: int, fold: Any) -> tuple[int, int, Any]:
             f = get(fold, c) if c < LIMIT else 0
             if f == 0:
                 break
-            h = (h ^ uint64(f)) * MIX
+            h = (h ^ uint64(f & POINT)) * MIX
             i += width
     return start, i, (h ^ (h >> uint64(32))) * BASE
 
@@ -105,9 +119,14 @@ def fill_ngram_hashes(data: Any, b: int, fold: Any, ring: Any, found: Any) -> in
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text: the readable form of `next_word`."""
-    plain = "".join(lower(c) if c.isalnum() else " " for c in text)
-    return [word for word in plain.split(" ") if word]
+    """Return the words of a text."""
+    return split_words(comparable(text))
+
+
+def split_words(form: str) -> list[str]:
+    """Return the words of a text in its comparable form: the readable form of `next_word`."""
+    runs = "".join(lower(c) if c.isalnum() else c if is_mark(c) else " " for c in form).split(" ")
+    return [word for run in runs if (word := "".join(itertools.dropwhile(is_mark, run)))]
 
 
 def word_hash(word: str) -> int:

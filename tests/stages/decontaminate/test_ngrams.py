@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.comparable import comparable
 from stages.decontaminate.cut import MARGIN, cut_out, merge_ranges
 from stages.decontaminate.ngrams import (
     find_readably,
@@ -21,7 +22,7 @@ from stages.decontaminate.ngrams import (
     word_spans,
 )
 from stages.kernels.ngrams import NgramSearch
-from stages.kernels.words import ngram_hash, word_hash, words
+from stages.kernels.words import ngram_hash, split_words, word_hash, words
 
 # Few words, so that n-grams repeat; what stands between them, and characters that are hard to lower or to cut.
 WORD = st.sampled_from(
@@ -44,7 +45,8 @@ def search_for(grams, gap):
 @given(texts=st.lists(TEXT, min_size=1, max_size=4), data=st.data(), gap=st.sampled_from([0, 4, 5]))
 def test_the_compiled_search_finds_what_the_readable_one_finds(texts, data, gap):
     """N-grams are taken from the texts themselves, some with a word left out."""
-    given_words = [words(text) for text in texts]
+    texts = [comparable(text) for text in texts]
+    given_words = [split_words(text) for text in texts]
     grams: dict[tuple[str, ...], int] = {}
     for _ in range(data.draw(st.integers(1, 8))):
         found = data.draw(st.sampled_from(given_words))
@@ -65,8 +67,9 @@ def test_the_compiled_search_finds_what_the_readable_one_finds(texts, data, gap)
 @settings(max_examples=200, deadline=None)
 @given(text=TEXT)
 def test_spans_are_the_words(text):
-    assert [s.word for s in word_spans(text)] == words(text)
-    assert all(words(text.encode()[s.start : s.stop].decode()) == [s.word] for s in word_spans(text))
+    form = comparable(text)
+    assert [s.word for s in word_spans(form)] == words(text)
+    assert all(split_words(form.encode()[s.start : s.stop].decode()) == [s.word] for s in word_spans(form))
 
 
 @pytest.mark.slow

@@ -1,0 +1,91 @@
+"""Texts as they are compared: what the quick check lets pass, where forms come from, and lines that stay lines."""
+
+import unicodedata
+
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from stages.comparable import comparable, comparable_texts, piece_sizes, source_ranges
+from stages.kernels.quick_check import rows_to_check
+from stages.kernels.unicode import is_ignored, is_mark
+
+PIECES = (
+    "a b é e \u0301 \u0327 \u0323 क \u093f \u093c \u094d ऩ \u09c7 \u09be \u1103 \u1161 \u11a8 한 각 ﬁ ½ ² ™ … "
+    "\u00ad \u200d \u200b \ufeff \ufe0f \U000e0100 & &amp; &eacute; &#769; &#x301; &shy; &lt &foo; ; amp; # 1 "
+    "＆ ； 𝐛 🄀 \U00011131 \U00011127 𞤊 \U0001e944 \U0002f800 \U00040000 \U000e0fff \U0010ffff \u0344 \u0f73 ﷺ ﬀ ´ ¨ ; · K"
+)
+TEXT = st.lists(
+    st.sampled_from([*PIECES.split(" "), " ", "\n", "\r", "\xa0", "\u2028", "\x85"])
+    | st.characters(exclude_categories=["Cs"]),
+    max_size=12,
+).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@example(["\xa0\u094d", "\r\u00ad\n", "e\u0301", "&#x301;", "\U0001f100", "&" * 40 + "amp;"])
+@given(st.lists(TEXT, max_size=4))
+def test_the_column_has_the_form_of_each_text(texts):
+    forms, rows = comparable_texts(pa.array(["", *texts], pa.string()).slice(1))
+    assert forms.to_pylist() == [comparable(text) for text in texts]
+    assert rows.tolist() == [i for i, text in enumerate(texts) if comparable(text) != text]
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXT)
+def test_a_form_is_nfkc_wherever_letters_are(text):
+    """However composed, a text has one form, but for what is no letter, digit or mark and what stands on it."""
+    form = comparable(text)
+    if any(map(is_ignored, form)):  # behind a return, or the whole of it
+        return
+    whole = unicodedata.normalize("NFKC", form)
+    assert [c for c in whole if c.isalnum()] == [c for c in form if c.isalnum()]
+    assert [c for c in whole if is_mark(c)] == [c for c in form if is_mark(c)] or "\xa0" in text or "…" in text
+    if "&" not in unicodedata.normalize("NFKC", text):
+        for name in ("NFC", "NFD", "NFKC"):
+            other = comparable(unicodedata.normalize(name, text))
+            assert unicodedata.normalize("NFKC", other) == whole
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXT)
+def test_lines_stay_lines(text):
+    form = comparable(text)
+    assert len(form.splitlines()) == len(text.splitlines()) or set(map(is_ignored, form)) == {True}
+    assert form.count("\n") == text.count("\n")
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXT)
+def test_pieces_are_the_text_and_its_form(text):
+    """Each piece of the text becomes its piece of the form, by itself."""
+    form, data = comparable(text), text.encode()
+    if all(map(is_ignored, form)):
+        return
+    at, pieces = 0, []
+    for size, form_size in piece_sizes(text):
+        pieces.append((data[at : at + size].decode(), form_size))
+        at += size
+    assert at == len(data) and sum(size for _, size in pieces) == len(form.encode())
+
+
+def test_ranges_lead_back_to_the_text():
+    text = "x caf&eacute; co\u00adop e\u0301t\u00e9 \xa0½ ＡＢ"
+    form, data = comparable(text), text.encode()
+    assert form == "x café coop été \xa01\u20442 AB"
+    for word, written in (
+        ("café", "caf&eacute;"),
+        ("coop", "co\u00adop"),
+        ("été", "e\u0301t\u00e9"),
+        ("AB", "ＡＢ"),
+        ("2", "½"),
+    ):
+        start = len(form[: form.index(word)].encode())
+        ((a, b),) = source_ranges(text, [(start, start + len(word.encode()))])
+        assert data[a:b].decode() == written
+
+
+@pytest.mark.parametrize("text", ["a" * 100 + " & b; c", "naïve “quotes” … \xa0 漢字 हिन्दी &", "x&;y &a b;", "{&}"])
+def test_most_text_needs_no_look(text):
+    assert rows_to_check(pa.array([text])).tolist() == []
