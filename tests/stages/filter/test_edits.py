@@ -1,7 +1,9 @@
 """Edits: what is replaced and what stays, and that an edit moves no document and breaks no lineage."""
 
 import json
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,7 +14,7 @@ from lineage_harness import RECIPE, every, recipe
 from stage_harness import LocalContext, build, rows_of
 from stage_harness import recipe as mini
 
-from stages.filter.edits import ADDRESSES, EMAILS, PHONES, apply_edits, parse_edits, pii
+from stages.filter.edits import ADDRESSES, ADDRESSES_6, EMAILS, PHONES, apply_edits, parse_edits, pii
 from stages.hashing import is_validation
 from stages.lineage.rows import rows_table, shard_rows
 from stages.lineage.trace import trace
@@ -45,6 +47,25 @@ def test_pii_is_replaced(text, expected):
 )
 def test_what_is_no_pii_stays(text):
     assert pii(text) == text
+
+
+def test_precision_and_recall_of_pii():
+    """On made-up lines in which what is to go is marked, with the two known to be wrong."""
+    lines = (Path(__file__).parent / "pii_lines.txt").read_text(encoding="utf-8").splitlines()
+    stand_ins = re.compile("|".join(map(re.escape, (*EMAILS, *ADDRESSES, *ADDRESSES_6, *PHONES))))
+    marked = replaced = right = 0
+    wrong: list[tuple[str, str]] = []
+    for line in lines:
+        spans = re.findall("⟦(.*?)⟧", line)
+        left = pii(re.sub("[⟦⟧]", "", line))
+        gone = [span for span in spans if span not in left]
+        made = len(stand_ins.findall(left))
+        marked, replaced, right = marked + len(spans), replaced + made, right + len(gone)
+        if not made == len(gone) == len(spans):
+            wrong.append((line, left))
+    assert len(lines) >= 200 and marked >= 100
+    assert (right, replaced, marked) == (110, 112, 110), wrong  # precision 98.2 %, recall 100 %
+    assert [line[:12] for line, _ in wrong] == ["tiles: 256-5", "2000::"]
 
 
 @settings(max_examples=200, deadline=None)
