@@ -231,8 +231,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            shown = prompt.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            parser.error(f"--prompt '{shown[:200]}' is no UTF-8 at character {error.start}; write it in UTF-8")
+            shown = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in prompt[:200])
+            shown = shown.encode("utf-8", "backslashreplace").decode()
+            parser.error(f"--prompt '{shown}' is no UTF-8 at character {error.start}; write it in UTF-8")
     try:
         continue_texts(model_from_arguments(given), given.prompt, given)
     except (TrainError, ManifestError, OSError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 
 from pipeline.engine.store import RECORD, FileState, Store
+from stages.paths import has_wildcard
 from stages.stage import Record
 from stages.task import Artifact
 
@@ -72,6 +73,16 @@ class ObjectStore(Store):
             self.write(f"{self.folder(record.stage, record.key)}/{RECORD}", text)
         return first or record
 
+    def remove(self, folder: str) -> None:
+        """Delete all objects below `folder`, whatever characters are in it: `rm` would take brackets for a pattern."""
+        if not has_wildcard(folder):
+            self.fs.rm(folder, recursive=True)
+        elif files := self.files(folder):
+            for file in files:
+                self.fs.rm_file(file)
+        else:
+            self.fs.rm_file(folder)
+
     def fetch(self, artifact: Artifact) -> str:
         """Return a local path for an artifact or source file; remote ones are copied to scratch space once."""
         path = self.absolute(artifact)
@@ -89,7 +100,7 @@ class ObjectStore(Store):
             mark = f"{target}.sha256"
             if self.fs.exists(mark) and self.read(mark).decode() == artifact.sha256:
                 continue
-            self.fs.copy(self.absolute(artifact), target)
+            self.fs.cp_file(self.absolute(artifact), target)  # `copy` would take brackets for a pattern
             self.write(mark, artifact.sha256)
             changed = True
         return changed

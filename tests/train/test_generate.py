@@ -171,3 +171,13 @@ def test_what_cannot_be_opened_is_said_in_one_line(pretrain, tmp_path, capsys):
     assert "its tokenizer is not the one" in says(moved, "--manifest", str(pretrain))
     with pytest.raises(SystemExit):
         main([str(moved), "--prompt", "a", "--top-p", "0"])
+
+
+@pytest.mark.parametrize("prompt", [os.fsdecode(b"caf\xe9"), "\ud800"])
+def test_a_prompt_that_is_no_utf8_is_named_and_refused(prompt, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["anywhere", "--prompt", prompt])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    said.encode()
+    assert "is no UTF-8 at character" in said

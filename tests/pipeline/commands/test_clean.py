@@ -86,8 +86,10 @@ def test_an_empty_store_has_nothing_to_clean(tmp_path, capsys):
     assert capsys.readouterr().out == "freed 0.0 MB\n"
 
 
-def test_an_object_store_is_cleaned_alike(capsys):
-    made = open_store("memory://clean/out")
+@pytest.mark.parametrize("name", ["out", "m [1]", "[ab]*"])
+def test_an_object_store_is_cleaned_alike(name):
+    made, neighbor = open_store(f"memory://clean/{name}"), open_store("memory://clean/m 1")
+    neighbor.write(f"{neighbor.folder('filter', UNUSED)}/a1.docs.parquet", "x")
     for key in (USED, UNUSED):
         made.write(f"{made.folder('filter', key)}/a1.docs.parquet", "x" * 1000)
     with pytest.raises(UserError, match="nothing deleted"):
@@ -95,4 +97,5 @@ def test_an_object_store_is_cleaned_alike(capsys):
     made.write(f"{made.out}/small/units/filter.json", json.dumps({"units": {"web a": USED + DIGESTS}}))
     clean_store(made, dry_run=False, force=False)
     assert units(made) == {USED}
-    made.fs.rm(made.out, recursive=True)
+    assert units(neighbor) == {UNUSED}
+    made.fs.rm("/clean", recursive=True)
