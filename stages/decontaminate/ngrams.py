@@ -2,11 +2,11 @@
 
 Words are runs of letters, digits and marks in lower case (`stages.kernels.words`). A passage of 2 x `ngram` words or
 more is found by any `ngram` words in a row: one changed word leaves so many. A shorter one by `short` words in a row,
-where a word more, less or other behind the first half of them makes no difference. One with fewer words than that only whole,
-and of fewer than LEAST words not at all. No n-gram counts with fewer than LETTERS letters (numbers, formulas, labels),
-nor one that more than `common` items share, nor one made of words alone that more items of its set than `common`, and
-than one in a hundred, use ("which of the following is most likely to"): a passage of such words alone only counts
-whole.
+where a word more, less or other behind the first half of them makes no difference. One with fewer words than that only
+whole, and of fewer than LEAST words not at all. No n-gram counts with fewer than LETTERS letters (numbers, formulas,
+labels), nor one that more than `common` items share, nor one made of words alone that more items of its set than
+`common`, and than one in a hundred, use ("which of the following is most likely to"): a passage of such words alone
+only counts whole.
 
 Of a question with choices the passages are the question, the question with each choice, and with all of them: bare,
 and labeled A, B, ... or 1, 2, ...; so a question too short to be looked for is found with its choices.

@@ -23,7 +23,11 @@ class TokenizerConfig(Model):
     vocab_size: Count | None = Field(
         None, description="Ids in all: specials, 256 bytes and merges. Default 8192, or what `from` has. At most 65536."
     )
-    split: Literal["gpt4", "gpt2"] = Field("gpt4", description="How text is cut before merging, as GPT-4 or GPT-2 do.")
+    split: Literal["gpt4", "gpt2", "gpt4_marks"] = Field(
+        "gpt4",
+        description="How text is cut before merging, as GPT-4 or GPT-2 do; gpt4_marks keeps combining marks with their "
+        "letters, for Hindi, Thai, Arabic and other scripts with marks.",
+    )
     digits: Annotated[int, Field(ge=1, le=9)] | None = Field(
         None, description="Most digits in a token; gpt4 has 3, gpt2 no limit. Others but gpt4 with 1 encode slower."
     )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import unicodedata
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -175,6 +176,8 @@ def test_odd_tokens_are_shown(tmp_path):
         ({}, ["123", "456"]),
         ({"digits": 1}, ["1", "2"]),
         ({"digits": 2}, ["12", "34"]),
+        ({"split": "gpt4_marks"}, ["123", "456"]),
+        ({"split": "gpt4_marks", "digits": 1}, ["1", "2"]),
         ({"split": "gpt2"}, ["1234567"]),
         ({"split": "gpt2", "digits": 3}, ["123", "456"]),
     ],
@@ -191,6 +194,37 @@ def test_digits_are_cut_as_asked_and_encoded_exactly(tmp_path, keys, whole):
     assert encoder.engine.startswith("fastokens") or "fastokens: not installed" in encoder.note
     ids, _ = encoder.encode(texts)
     assert ids.tolist() == [i for e in load_text_encoder(found).encode_batch(texts) for i in e.ids]
+
+
+MARKED = ["हिन्दी विकिपीडिया है।", "தமிழ் மொழி", "বাংলা ভাষা", "ภาษาไทยเป็นภาษา", "مُحَمَّدٌ كَتَبَ", "cafe\u0301 d'e\u0301te\u0301"]
+
+
+@pytest.mark.slow
+def test_marks_stay_with_their_letters(tmp_path):
+    """Words of scripts with marks are whole pieces, ids are the reference's, and transformers gives them too."""
+    texts = [f"{word} {i} {t}" for i, t in enumerate(TEXTS) for word in MARKED]
+    made = train(tmp_path, [curated(tmp_path, "a", texts)], vocab_size=500, split="gpt4_marks")
+    found = made.output("tokenizer").path
+    reference = load_text_encoder(found)
+    for text in MARKED:
+        spans = [span for _, span in reference.pre_tokenizer.pre_tokenize_str(text)]
+        words = [text[a:b].strip() for a, b in spans]
+        assert all(unicodedata.category(word[0])[0] != "M" for word in words), words
+    assert len(reference.pre_tokenizer.pre_tokenize_str("हिन्दी")) == 1
+    hard = [
+        *HOSTILE,
+        *texts[:50],
+        "\u0301a \u0301 1\u0301 \u180e\u0301 👩\u200d🔬\ufe0f\u20e3 'S\u0301 ... \u093f\n\u093f",
+    ]
+    encoder = open_encoder(found, hard)
+    ids, _ = encoder.encode(hard)
+    assert ids.tolist() == [i for e in reference.encode_batch(hard) for i in e.ids]
+    transformers = pytest.importorskip("transformers")
+    for name, artifact in tokenizer_stage.publish(made)["tokenizer"].items():
+        (tmp_path / name).write_bytes(Path(artifact.path).read_bytes())
+    loaded = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    for text in hard:
+        assert loaded(text, split_special_tokens=True)["input_ids"] == reference.encode(text).ids
 
 
 def test_reserved_tokens_follow_the_eight(tmp_path):
