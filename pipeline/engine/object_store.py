@@ -86,9 +86,9 @@ class ObjectStore(Store):
     def fetch(self, artifact: Artifact) -> str:
         """Return a local path for an artifact or source file; remote ones are copied to scratch space once."""
         path = self.absolute(artifact)
-        if path == artifact.path:  # a source file
-            return super().fetch(artifact)
-        return self._fetch_from(self.fs, path, address=path)
+        if path.startswith(f"{self.root}/"):
+            return self._fetch_from(self.fs, path, address=path)
+        return super().fetch(artifact)
 
     def publish(self, recipe: str, folder: str, files: Mapping[str, Artifact] | str) -> bool:
         """Copy `files` to `<out>/<recipe>/<folder>/`, the manifest last. True if anything changed."""

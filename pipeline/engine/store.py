@@ -109,9 +109,10 @@ class Store(ABC):
         return f"{self.root}/{stage}/{key[:2]}/{key}"
 
     def absolute(self, artifact: Artifact) -> str:
-        """Return an artifact's full path in this store; those of source files are full already."""
+        """Return an artifact's full path in this store; of source files and of inputs that were sent it is full already."""
         path = artifact.path
-        return path if path.startswith("/") or is_remote(path) else f"{self.root}/{path}"
+        is_full = path.startswith(("/", f"{self.root}/")) or is_remote(path)
+        return path if is_full else f"{self.root}/{path}"
 
     def find(self, stage: str, key: str) -> Record | None:
         """Return a unit's record, if it is there and its outputs are: existence, length, and time or etag.

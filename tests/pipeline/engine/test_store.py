@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from pipeline.engine.local_store import switch_link
 from pipeline.engine.locks import active_runs, run_lock
+from pipeline.engine.object_store import ObjectStore
 from pipeline.engine.store import RECORD, Store, open_store
 from stages.stage import Record
 from stages.task import Artifact
@@ -171,3 +174,14 @@ def test_two_runs_of_one_store_both_count_as_running(tmp_path: Path) -> None:
         # The end of one run must not hide the other.
         assert active_runs(store) == [{"pid": os.getpid(), "command": "run a"}]
     assert active_runs(store) == []
+
+
+@pytest.mark.parametrize("out", ["/inputs/out", "inputs/m [1]"])  # as memory:// and s3:// have it
+def test_a_worker_fetches_the_inputs_that_it_was_sent_from_an_object_store(out):
+    store = ObjectStore(f"memory://{out}", fsspec.filesystem("memory"), out)
+    store.write(f"{store.root}/filter/aa/docs.parquet", "rows")
+    artifact = Artifact("filter/aa/docs.parquet", "digest")
+    for asked in (artifact, replace(artifact, path=store.absolute(artifact))):
+        assert Path(store.fetch(asked)).read_text() == "rows"
+    store.drop_scratch()
+    store.fs.rm("/inputs", recursive=True)
