@@ -109,7 +109,7 @@ class Store(ABC):
         return f"{self.root}/{stage}/{key[:2]}/{key}"
 
     def absolute(self, artifact: Artifact) -> str:
-        """Return an artifact's full path in this store; of source files and of inputs that were sent it is full already."""
+        """Return an artifact's full path in this store; of source files and of inputs sent it is full already."""
         path = artifact.path
         is_full = path.startswith(("/", f"{self.root}/")) or is_remote(path)
         return path if is_full else f"{self.root}/{path}"

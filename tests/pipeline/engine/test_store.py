@@ -119,13 +119,13 @@ def test_remote_publishing_puts_the_manifest_last(tmp_path: Path, monkeypatch: p
     outputs = {n: store.put_record(make_record(store, tmp_path, n, n.encode(), n * 40)).outputs[0] for n in "abc"}
     files = {"manifest.json": outputs["a"], "x.bin": outputs["b"], "a.idx": outputs["c"]}
     order: list[str] = []
-    copy = store.fs.copy
+    copy = store.fs.cp_file
 
     def noted(source: str, target: str, **options: Any) -> None:
         order.append(target.rpartition("/")[2])
         copy(source, target, **options)
 
-    monkeypatch.setattr(store.fs, "copy", noted)
+    monkeypatch.setattr(store.fs, "cp_file", noted)
     assert store.publish("r", "anneal", files)
     assert order == ["a.idx", "x.bin", "manifest.json"]
     assert not store.publish("r", "anneal", files)
