@@ -201,9 +201,9 @@ def resolve_path(written: str, file: Path, is_name: bool = False) -> str:
     """
     meant = paths.relative_to_file(written, str(file))
     folder = file.resolve().parent
-    if folder == Path.cwd():
+    if not written or folder == Path.cwd():
         return written
-    if meant == written or not written or "\0" in written or paths.leads_anywhere(meant):
+    if meant == written or "\0" in written or paths.leads_anywhere(meant):
         return meant
     if paths.leads_anywhere(written):
         shortest = min(os.path.relpath(written, folder), str(Path(written).absolute()), key=len)

@@ -192,7 +192,7 @@ def search_files(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], foll
         names = [name for name, facts in found.items() if (facts["type"] == "file" if remote else not is_folder(name))]
     elif fs.isdir(inner):
         root = inner.rstrip("/")
-        names = fs.find(inner)
+        names = fs.find(inner) if remote else local_files(root or "/")
     elif fs.exists(inner) or (not remote and os.path.lexists(inner)):
         root, names = inner.rpartition("/")[0], [inner]
         follow_links = True  # it was named itself
@@ -204,12 +204,30 @@ def search_files(path: str, fs: Any, inner: str, suffixes: tuple[str, ...], foll
         if any(part.startswith(".") for part in relative.split("/")) and names != [inner]:
             continue
         if not pattern and names != [inner] and not name.lower().endswith(suffixes):
-            left_out[Path(name).suffix.lower()] += 1
+            is_link = not remote and os.path.islink(name) and is_folder(name)  # noqa: PTH114 - a hot path
+            left_out["links to folders" if is_link else Path(name).suffix.lower()] += 1
             continue
         if not remote:
             check_file(root, name, follow_links)
         files.append((fs.unstrip_protocol(name) if remote else name, relative))
     return Listing(files, left_out)
+
+
+def local_files(folder: str) -> list[str]:
+    """Return all files below a local folder, hidden ones aside, and links to folders, which are not entered.
+
+    Raises DataError at a folder that cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{paths.escaped(str(error.filename))} cannot be listed ({error.strerror}); make it readable")
+
+    names = []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(f"{parent}/{name}")]  # noqa: PTH114 - a hot path
+        names += [f"{parent.rstrip('/')}/{name}" for name in (*files, *links)]
+    return names
 
 
 def is_folder(name: str) -> bool:
@@ -228,6 +246,8 @@ def check_file(root: str, name: str, follow_links: bool) -> None:
     except OSError as error:
         raise DataError(f"{paths.escaped(name)} cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(mode):
+        if stat.S_ISDIR(mode):
+            raise DataError(f"{paths.escaped(name)} is a link to a folder; name that folder in `path`")
         kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise DataError(
             f"{paths.escaped(name)} is {kind}, which cannot be read twice and has no size; write it to a file first"

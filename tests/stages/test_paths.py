@@ -186,3 +186,30 @@ def test_an_error_says_where_a_relative_path_was_looked_for(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"no files match sub/x \\(that is {tmp_path}/sub/x\\)"):
         list_files("sub/x", ())
+
+
+def test_links_to_folders_are_not_entered_and_are_counted(tmp_path):
+    (tmp_path / "data/sub").mkdir(parents=True)
+    (tmp_path / "data/sub/a.jsonl").write_bytes(LINE)
+    (tmp_path / "data/loop").symlink_to(".")
+    names, [note] = listed(str(tmp_path / "data"))
+    assert names == ["sub/a.jsonl"]
+    assert "1 file of other endings (1 links to folders) left out" in note
+    (tmp_path / "data/b.jsonl").symlink_to("sub")
+    with pytest.raises(DataError, match=r"b\.jsonl is a link to a folder; name that folder"):
+        listed(str(tmp_path / "data"))
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.jsonl").write_bytes(LINE)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"/sub cannot be listed \(Permission denied\)"):
+        list_files(str(tmp_path), (".jsonl",))
