@@ -133,10 +133,14 @@ def mojibake(text: str) -> str:
 
 
 def control_characters(text: str) -> str:
-    """Return the text without terminal escapes and control characters; tabs, line feeds, form feeds, returns stay."""
+    """Return the text without terminal escapes and control characters; tabs, line feeds and form feeds stay.
+
+    A carriage return, with a line feed or alone, becomes a line feed.
+    """
     import ftfy.fixes
 
-    return ftfy.fixes.remove_control_chars(ftfy.fixes.remove_terminal_escapes(text))
+    text = ftfy.fixes.remove_control_chars(ftfy.fixes.remove_terminal_escapes(text))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 EDITS: dict[str, Callable[[str], str]] = {

@@ -19,7 +19,7 @@ from stages.paths import escaped
 from stages.sources.base import BadRow, Identify, Row, SourceUnit, TextConfig, text_params
 from stages.sources.contents import CHUNK, HEAD, check_format
 from stages.sources.files import ListedFile, files_of, open_source, whole_file_units
-from stages.sources.parquet import columns_of, records, to_row
+from stages.sources.parquet import DAMAGE, columns_of, records, to_row
 from stages.sources.writer import write_parts
 from stages.task import Task
 
@@ -101,7 +101,7 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
                         for record in records(chosen.slice(start, SLICE)):
                             yield to_row(record, name, number, task.params)
                             number += 1
-            except (pa.ArrowException, OSError) as error:
+            except DAMAGE as error:
                 what = str(error).partition("\n")[0][:200]
                 raise DataError(f"{escaped(artifact.path)} is damaged ({what}); fetch the file again") from error
             check_end(stream, MAGIC[:6] if head.startswith(MAGIC) else END_OF_STREAM, artifact.path)

@@ -7,9 +7,12 @@ make a download run again.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from string import Formatter
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -247,12 +250,40 @@ class QuestionModule(SourceModule, Protocol):
         """Read one unit and hand its questions to `stages.sources.questions.write_items`. Raises DataError."""
 
 
+class HugeNumber:
+    """What stands in a record for a number of more digits than Python reads."""
+
+    def __repr__(self) -> str:
+        return "<a number of thousands of digits>"
+
+
+HUGE = HugeNumber()
+
+
+def parse_number(digits: str) -> int | HugeNumber:
+    """Return the whole number that JSON has, or HUGE."""
+    try:
+        return int(digits)
+    except ValueError:
+        return HUGE
+
+
+# Of a record with a number of thousands of digits the other fields can be used, so only this reader is given those.
+PATIENT = json.JSONDecoder(parse_int=parse_number)
+
+
 def template_fields(template: str) -> list[str]:
     """Return the fields that `template` names, in order. Raises DataError when it has none or is malformed."""
     try:
-        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        parts = [part for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise DataError(f"template {template!r}: {error}; write {{{{ for a brace") from error
+    fields = [str(name) for _, name, _, _ in parts]
+    if formatted := next((name for _, name, form, conversion in parts if form or conversion), None):
+        raise DataError(
+            f"template {template!r}: {{{formatted}}} has a format, and fields are written as they are; "
+            f"write {{{formatted}}} alone"
+        )
     if not fields or "" in fields:
         raise DataError(f'template {template!r} names no field; write one such as "{{question}}"')
     return list(dict.fromkeys(fields))
@@ -278,10 +309,12 @@ def text_of(record: dict[str, Any], text: str, template: str | None) -> Any:
         out.append(literal)
         if name is not None:
             value = pick(record, name)
-            if not isinstance(value, str | int | float) or isinstance(value, bool):
-                what = "null" if value is None else type(value).__name__
-                raise FieldError(f"field {name!r} is {what}, not text")
-            out.append(str(value))
+            if not isinstance(value, str | int | float | Decimal) or isinstance(value, bool):
+                raise FieldError(f"field {name!r} is {type_name(value)}, not text")
+            try:
+                out.append(str(value))
+            except ValueError as error:
+                raise FieldError(f"field {name!r} is a number of more digits than can be written") from error
     return "".join(out)
 
 
@@ -310,12 +343,35 @@ def excerpt(record: Any) -> str:
 
 
 def coerce(value: Any, kind: str, column: str) -> float | str | None:
-    """Return a metadata value as `number` (float) or `string`; null stays null. Raises FieldError on another type."""
+    """Return a metadata value as `number` (float) or `string`; null and NaN are None. Raises FieldError on another.
+
+    True is 1 and False is 0.
+    """
     if value is None or (kind == "string" and isinstance(value, str)):
         return value
-    if kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    raise FieldError(f"field {column!r} is {type(value).__name__}, the rule needs a {kind}")
+    if kind == "number" and isinstance(value, int | float | Decimal):
+        try:
+            number = float(value)
+        except OverflowError as error:
+            raise FieldError(f"field {column!r} is a number too large for a rule") from error
+        return None if math.isnan(number) else number
+    raise FieldError(f"field {column!r} is {type_name(value)}, the rule needs a {kind}")
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether `text` can be written: it has no lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def type_name(value: Any) -> str:
+    """Return what a person calls the type of a value."""
+    if isinstance(value, HugeNumber):
+        return "a number of more digits than can be read"
+    return "null" if value is None else type(value).__name__
 
 
 def text_params(config: RecordConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -72,7 +73,7 @@ def foreign(head: bytes, reads: str) -> str:
         return "is a tar archive; unpack it first"
     if reads == "text":
         return ""
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
     for order, pattern in (("LE", rb"(?:[\t-\r -~]\0){2}"), ("BE", rb"(?:\0[\t-\r -~]){2}")):
         if re.match(pattern, head):
             return f"is UTF-16 without a mark; convert it: iconv -f UTF-16{order} -t UTF-8"
@@ -96,23 +97,19 @@ def check_format(head: bytes, name: str, reads: str) -> None:
 
 
 def recognized(source: Iterator[bytes], name: str, reads: str) -> Iterator[bytes]:
-    """Yield chunks of a file as they are. Raises FormatError at once when its beginning is not what `reads` reads."""
+    """Yield the chunks of a file, without a byte order mark.
+
+    Raises FormatError at once when its beginning is not what `reads` reads.
+    """
     head = b""
-    held: list[bytes] = []
     for chunk in source:
-        if len(head) < HEAD:
-            held.append(chunk)
-            head += chunk[:HEAD]
-            if len(head) < HEAD:
-                continue
-            check_format(head, name, reads)
-            yield from held
-            held = []
-            continue
-        yield chunk
-    if held:
-        check_format(head, name, reads)
-        yield from held
+        head += chunk
+        if len(head) >= HEAD:
+            break
+    check_format(head[:HEAD], name, reads)
+    if head := head.removeprefix(codecs.BOM_UTF8):
+        yield head
+    yield from source
 
 
 def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from stages.errors import DataError
-from stages.sources.base import MAX_RATIO, BadRow, Identify, Row, SourceUnit, TextConfig, row_of, text_params
+from stages.sources.base import MAX_RATIO, PATIENT, BadRow, Identify, Row, SourceUnit, TextConfig, row_of, text_params
 from stages.sources.contents import PACKED, chunks, recognized
 from stages.sources.files import files_of, open_source, whole_file_units
 from stages.sources.writer import write_parts
@@ -127,17 +127,25 @@ def elements(chunks: Iterable[str]) -> Iterator[Any]:
 DECODER = json.JSONDecoder()
 
 
+def decode_element(text: str, at: int) -> tuple[Any, int]:
+    """Return (the JSON value that begins at `at`, where it ends). Raises JSONDecodeError, RecursionError."""
+    try:
+        return DECODER.raw_decode(text, at)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a number with thousands of digits
+        return PATIENT.raw_decode(text, at)
+
+
 def element(buffer: Buffer) -> Any:
     """Parse and consume one element, reading on while it is incomplete."""
     buffer.next()
     while True:
         problem = ""
         try:
-            value, end = DECODER.raw_decode(buffer.text, buffer.at)
+            value, end = decode_element(buffer.text, buffer.at)
         except json.JSONDecodeError as error:
             problem = f"is cut off or broken ({error.msg})"
-        except ValueError as error:  # a number with thousands of digits
-            raise ArrayError(f"an element cannot be read ({error}), at character {buffer.where}") from error
         except RecursionError as error:
             raise ArrayError(f"an element is nested too deeply, at character {buffer.where}") from error
         # `12`, `12.` or `12e+` where the text ends may be the start of a longer number.

@@ -5,6 +5,7 @@ A compressed file cannot be entered in the middle, so it is one streaming unit t
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, TypeVar
@@ -14,6 +15,7 @@ from pydantic import Field
 from stages.sources.base import (
     LARGEST,
     MAX_RATIO,
+    PATIENT,
     BadRow,
     Identify,
     Row,
@@ -99,8 +101,14 @@ def lines(source: Iterable[bytes], longest: int = 1 << 40) -> Iterator[bytes | N
 def parse(line: bytes, file: str, number: int) -> Any:
     """Return what one line holds, or as a BadRow the reason why it cannot be read."""
     try:
-        return json.loads(line.decode("utf-8"))
+        text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # a number with thousands of digits
+            return PATIENT.decode(text)
     except UnicodeDecodeError as error:
         return BadRow(file, number, f"not valid UTF-8 at byte {error.start}", line[:200].decode("utf-8", "replace"))
-    except (ValueError, RecursionError) as error:  # ValueError also of a number with thousands of digits
+    except (ValueError, RecursionError) as error:
         return BadRow(file, number, f"broken JSON: {error}", line[:200].decode("utf-8", "replace"))

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -37,7 +38,9 @@ from stages.sources.writer import write_parts
 from stages.task import Artifact, Task
 
 T = TypeVar("T")
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)  # what arrow raises of a damaged file
 FOOTERS = 8  # read at a time
+MOST_BYTES = 2 << 30  # of rows decoded at a time, at the worst
 BATCH_BYTES = 32 << 20  # text decoded at a time, about; rows of a book each would fill the memory otherwise
 
 
@@ -119,7 +122,7 @@ def row_group_ranges(artifact: Artifact, params: dict[str, Any], unit_bytes: int
             there = footer.schema.to_arrow_schema().names
     except TransientError as error:
         raise DataError(f"{error}; its footer is needed to cut it into units: try again later") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
+    except DAMAGE:
         yield RowGroups(artifact, 0, -1, size)
         return
     needed = set(columns_of(params, there))
@@ -185,17 +188,18 @@ def convert_rows(
         try:
             with open_source(artifact, params.get("options")) as stream:
                 # Of a remote file, what a row group's columns need is asked for in as few ranges as they lie in.
-                file = pq.ParquetFile(stream, pre_buffer=is_remote(artifact.path))
+                remote = is_remote(artifact.path)
+                file = pq.ParquetFile(stream, pre_buffer=remote, page_checksum_verification=True)
                 last = file.num_row_groups if stop < 0 else stop
                 wanted = columns or columns_of(params, file.schema_arrow.names)
                 first = sum(file.metadata.row_group(g).num_rows for g in range(start))
-                size = batch_rows(file.metadata)
                 for group in range(start, last):
                     rows = file.metadata.row_group(group).num_rows
                     number, first = first, first + rows
                     if not may_match(file.metadata.row_group(group), where):
                         task.count("where", rows)
                         continue
+                    size = batch_rows(file.metadata.row_group(group))
                     for batch in file.iter_batches(size, [group], columns=wanted):
                         places, chosen = matching_rows(batch, where)
                         if where:
@@ -203,16 +207,29 @@ def convert_rows(
                         for place, record in zip(places, records(chosen), strict=True):
                             yield convert(record, name, number + place, params)
                         number += batch.num_rows
-        except (pa.ArrowException, OSError) as error:  # of a remote file, OSError has become TransientError
+        except DAMAGE as error:  # of a remote file, OSError has become TransientError
             what = other_format(artifact, params) or f"is damaged ({first_line(error)}); fetch the file again"
             raise DataError(f"{artifact.path} {what}") from error
 
 
-def batch_rows(footer: pq.FileMetaData) -> int:
-    """Return how many rows to decode at a time so that they stay near BATCH_BYTES, from the file's mean row."""
-    groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
-    mean = sum(g.total_byte_size for g in groups) // max(1, footer.num_rows)
-    return min(4096, max(1, BATCH_BYTES // max(1, mean)))
+def batch_rows(group: pq.RowGroupMetaData) -> int:
+    """Return how many rows of a group to decode at a time.
+
+    They stay near BATCH_BYTES by the group's mean row, and below MOST_BYTES were each the longest value that one of its
+    dictionaries can hold: there a value is stored once, however often it stands.
+    """
+    mean = group.total_byte_size // max(1, group.num_rows)
+    longest = max((longest_repeated(group.column(c)) for c in range(group.num_columns)), default=0)
+    return max(1, min(4096, BATCH_BYTES // max(1, mean), MOST_BYTES // max(1, longest)))
+
+
+def longest_repeated(column: pq.ColumnChunkMetaData) -> int:
+    """Return about the most bytes of a value in the dictionary of a column, 0 where it has none."""
+    if not column.has_dictionary_page or not column.total_compressed_size:
+        return 0
+    packed = max(0, column.data_page_offset - (column.dictionary_page_offset or 0))
+    ratio = max(50, column.total_uncompressed_size // column.total_compressed_size)
+    return min(column.total_uncompressed_size, packed * ratio)
 
 
 def first_line(error: Exception) -> str:
@@ -230,16 +247,21 @@ def records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
             column = column.cast(pa.binary())
         elif pa.types.is_large_string(column.type):
             column = column.cast(pa.large_binary())
+        elif pa.types.is_string_view(column.type):
+            column = column.cast(pa.binary_view())
         try:
-            columns.append(column.to_pylist())
-        except UnicodeDecodeError:  # inside a nested value: one scalar at a time, so that one row is blamed
-            columns.append(list(column))
+            values = column.to_pylist()
+        except (ValueError, OverflowError):  # UTF-8 inside a nested value, a date beyond year 9999: one row is blamed
+            values = list(column)
+        if pa.types.is_float32(column.type):  # .65 is the number that was written, not .649999976
+            values = [None if v is None else float(str(np.float32(v))) for v in values]
+        columns.append(values)
     for values in zip(*columns, strict=True):
         yield dict(zip(batch.schema.names, values, strict=True))
 
 
 def decode(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record with its strings decoded. Raises FieldError on invalid UTF-8."""
+    """Return the record with its strings decoded. Raises FieldError on invalid UTF-8 and on dates out of range."""
     out = {}
     for name, value in record.items():
         try:
@@ -247,6 +269,8 @@ def decode(record: dict[str, Any]) -> dict[str, Any]:
             out[name] = value.decode("utf-8") if isinstance(value, bytes) else value
         except UnicodeDecodeError as error:
             raise FieldError(f"field {name!r} is not valid UTF-8 at byte {error.start}") from error
+        except (ValueError, OverflowError) as error:
+            raise FieldError(f"field {name!r} cannot be read ({first_line(error)})") from error
     return out
 
 

@@ -26,7 +26,9 @@ def may_match(group: pq.RowGroupMetaData, where: Where) -> bool:
         test, known = where.get(column.path_in_schema, {}), column.statistics
         if known is None or not known.has_min_max or not isinstance(known.min, int | float):
             continue
-        if known.max < test.get("min", known.max) or known.min > test.get("max", known.min):
+        # Statistics may be float32's, a little beside the bound that they were written as.
+        slack = 1e-6 * max(abs(known.min), abs(known.max)) if column.physical_type == "FLOAT" else 0
+        if known.max + slack < test.get("min", known.max) or known.min - slack > test.get("max", known.min):
             return False
     return True
 
@@ -35,6 +37,12 @@ def matching_rows(batch: pa.RecordBatch, where: Where) -> tuple[Sequence[int], p
     """Return (places of the rows to keep, those rows). Raises DataError on a column of another type than the test."""
     if not where:
         return range(batch.num_rows), batch
+    # Arrow's functions know few things to do with views.
+    views = {
+        name for name, kind in zip(batch.schema.names, batch.schema.types, strict=True) if kind == pa.string_view()
+    }
+    columns = {n: batch[n].cast(pa.large_string()) if n in views else batch[n] for n in batch.schema.names}
+    batch = pa.RecordBatch.from_pydict(columns) if views else batch
     mask = reduce(pc.and_, (matches(batch, column, test) for column, test in where.items()))
     return pc.indices_nonzero(mask).to_pylist(), batch.filter(mask)
 
@@ -47,6 +55,10 @@ def matches(batch: pa.RecordBatch, name: str, test: Mapping[str, Any]) -> Any:
         values = pc.struct_field(values, name.split(".")[1:])
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    elif pa.types.is_decimal(values.type) or pa.types.is_float16(values.type):
+        values = values.cast(pa.float64())
     text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     if not (text if "in" in test else number):
@@ -57,5 +69,10 @@ def matches(batch: pa.RecordBatch, name: str, test: Mapping[str, Any]) -> Any:
     mask = pc.is_valid(values)
     for bound, compare in (("min", pc.greater_equal), ("max", pc.less_equal)):
         if bound in test:
-            mask = pc.and_(mask, pc.fill_null(compare(values, test[bound]), False))
+            mask = pc.and_(mask, pc.fill_null(compare(values, as_stored(test[bound], values.type)), False))
     return mask
+
+
+def as_stored(bound: float, kind: pa.DataType) -> pa.Scalar:
+    """Return a bound as a column of type `kind` would hold it: in float32, .65 is not the double .65."""
+    return pa.scalar(bound, kind if pa.types.is_float32(kind) else None)

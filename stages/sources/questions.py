@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stages.errors import DataError
 from stages.schemas import ID, document_id
-from stages.sources.base import LICENSE_KEYS, BadRow
+from stages.sources.base import LICENSE_KEYS, BadRow, is_utf8
 from stages.task import Task
 
 KINDS = ("ai2_arc", "jsonl")
@@ -130,10 +130,9 @@ def write_items(task: Task, questions: Iterable[Question | BadRow]) -> None:
         if len(item.choices) < 2 or not item.question.strip() or not all(c.strip() for c in item.choices):
             raise unusable(item, "a question needs a text, and two choices or more that are not empty")
         text = item.text
-        try:
-            identity = document_id(text)
-        except UnicodeEncodeError as error:
-            raise unusable(item, "a lone surrogate in its text: no valid UTF-8") from error
+        if not is_utf8(text):
+            raise unusable(item, "a lone surrogate in its text: no valid UTF-8")
+        identity = document_id(text)
         choices = json.dumps(item.choices, ensure_ascii=False)
         columns.append((identity, item.question, choices, item.answer, text, item.file, item.row))
     if not columns:

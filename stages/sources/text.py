@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Annotated, ClassVar, Literal
@@ -65,6 +66,8 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
                     reason = f"the {params['document']} has more than {params['largest']:,} bytes; see largest_document"
                     yield BadRow(name, number, reason)
                     continue
+                if not number:
+                    document = document.removeprefix(codecs.BOM_UTF8)
                 try:
                     yield Row(name, number, document.decode("utf-8"), None, nothing)
                 except UnicodeDecodeError as error:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from stages.errors import DataError
 from stages.schemas import DOCUMENTS, QUARANTINE, document_id
-from stages.sources.base import BadRow, Row
+from stages.sources.base import BadRow, Row, is_utf8, type_name
 from stages.task import TableWriter, Task
 
 PART_BYTES = 128 << 20  # text in a part, at most (but for one larger document)
@@ -33,16 +33,19 @@ def parts_schema(meta: dict[str, str]) -> pa.Schema:
     return pa.schema([*DOCUMENTS, *((f"meta.{name}", types[kind]) for name, kind in meta.items())])
 
 
-def rejection_reason(row: Row, largest: int = TEXT_BYTES) -> str | None:
-    """Return why the row cannot be a document, or None."""
+def rejection_reason(row: Row, meta: Iterable[str] = (), largest: int = TEXT_BYTES) -> str | None:
+    """Return why the row cannot be a document, or None. meta: the names of its metadata."""
     if row.text is None:
         return "text is null"
     if not isinstance(row.text, str):
-        return f"text is {type(row.text).__name__}, not a string"
+        return f"text is {type_name(row.text)}, not a string"
     try:
         size = len(row.text.encode("utf-8"))
     except UnicodeEncodeError as error:
         return f"lone surrogate at character {error.start}: no valid UTF-8"
+    for name, value in zip(("url", *meta), (row.url, *row.meta), strict=False):
+        if isinstance(value, str) and not value.isascii() and not is_utf8(value):
+            return f"field {name!r} has a lone surrogate: no valid UTF-8"
     return None if size <= largest else f"text of {size} bytes is larger than {largest}; see largest_document"
 
 
@@ -64,7 +67,7 @@ def write_parts(task: Task, rows: Iterable[Row | BadRow], part_bytes: int = PART
         quarantine = Quarantine(table)
         writer = PartWriter(task, parts_schema(meta), params.get("part_bytes", part_bytes), start)
         for row in rows:
-            reason = row.reason if isinstance(row, BadRow) else rejection_reason(row, largest)
+            reason = row.reason if isinstance(row, BadRow) else rejection_reason(row, meta, largest)
             if reason is None:
                 assert isinstance(row, Row)
                 size = len(row.text.encode("utf-8"))

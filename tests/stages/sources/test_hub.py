@@ -30,7 +30,7 @@ from stage_harness import REPO, LocalContext, build, recipe, rows_of, run_unit
 from stages.errors import DataError, TransientError
 from stages.lineage.reread import read_again
 from stages.registry import STAGES
-from stages.sources import hub, jsonl, retries
+from stages.sources import contents, hub, retries
 from stages.sources.presets import PRESETS
 from stages.sources.registry import SOURCES, SourceConfig, describe, pin
 
@@ -311,7 +311,7 @@ def test_a_stream_is_read_no_further_than_its_budget_needs(start, tmp_path, monk
     texts = [t + "." * 300 * (kept is not None and i % kept == 0) for i, t in enumerate(stream(9000))]
     data = packed(texts)
     server = start({"o/n": Dataset({"a.jsonl.zst": data})})
-    monkeypatch.setattr(jsonl, "CHUNK", 256 << 10)
+    monkeypatch.setattr(contents, "CHUNK", 256 << 10)
     source = {"from": "jsonl", "path": "hf://datasets/o/n/a.jsonl.zst", "rules": rules}
     context = LocalContext(tmp_path / "b", recipe({"s": {**source, **budget}}))
     got = [r["text"] for r in rows_of(build(context, "filter").docs["s"])]
