@@ -27,6 +27,8 @@ def clean_store(store: Store, dry_run: bool, force: bool) -> None:
 
     Raises UserError while a run is using the store, and when what results refer to cannot be read.
     """
+    if store.local and not Path(store.root).is_dir():
+        raise UserError(f"--out {store.uri}: there is no store, so nothing is deleted; name the folder of a run")
     try:
         with store_lock(store, exclusive=True):
             freed = 0

@@ -28,6 +28,7 @@ from stages.filter import work as filter_work
 from stages.filter.edits import parse_edits
 from stages.filter.rules import parse_rules
 from stages.paths import is_remote
+from stages.sources import arrow
 from stages.sources.base import BadRow, BaseConfig, Row, SourceModule, SourceUnit
 from stages.sources.contents import FormatError
 from stages.sources.files import open_source
@@ -181,6 +182,13 @@ def read_head(module: SourceModule, file: SamplingUnit, budget: float, folder: P
     """
     with open_source(file.artifact, file.params.get("options")) as stream:
         data = stream.read(int(budget))
+        whole = len(data)
+        if module is arrow and whole < file.artifact.bytes:
+            while not (batches := arrow.complete_batches(data))[0] and len(data) < MOST_BYTES:
+                if not (more := stream.read(len(data))):
+                    break
+                data += more
+            whole = batches[1]  # the batch that the cut goes through gives no rows
     is_cut = len(data) < file.artifact.bytes
     name = Path(file.artifact.path).name
     head = folder / f"head.{name}"
@@ -199,7 +207,7 @@ def read_head(module: SourceModule, file: SamplingUnit, budget: float, folder: P
     text = sum(usable_bytes(row) for row in rows)
     # zstd holds back the block that the cut goes through, on average half of one.
     held = ZSTD_BLOCK / 2 if is_cut and name.lower().endswith((".zst", ".zstd")) else 0
-    return Reading(rows, len(data) * (text / (text + held) if text else 1.0), len(data))
+    return Reading(rows, whole * (text / (text + held) if text else 1.0), len(data))
 
 
 def reading_task(params: dict[str, Any], artifact: Artifact) -> Task:

@@ -107,6 +107,20 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
             check_end(stream, MAGIC[:6] if head.startswith(MAGIC) else END_OF_STREAM, artifact.path)
 
 
+def complete_batches(head: bytes) -> tuple[int, int]:
+    """Return (record batches that are whole in the first bytes of a file, bytes up to the end of the last of them)."""
+    source = pa.BufferReader(head)
+    source.seek(len(MAGIC) if head.startswith(MAGIC) else 0)
+    batches = end = 0
+    try:
+        while message := pa.ipc.read_message(source):
+            batches += message.type == "record batch"
+            end = source.tell()
+    except (pa.ArrowException, EOFError, OSError):
+        pass  # the cut
+    return batches, end
+
+
 def check_end(stream: IO[bytes], end: bytes, path: str) -> None:
     """Raise DataError when a file that can be entered anywhere does not end with `end`: cut off between two batches."""
     if not stream.seekable():

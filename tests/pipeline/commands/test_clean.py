@@ -81,7 +81,11 @@ def test_a_stage_that_no_result_names_stays_without_force(store, capsys):
     assert not file.exists()
 
 
-def test_an_empty_store_has_nothing_to_clean(tmp_path, capsys):
+def test_an_empty_store_has_nothing_to_clean_and_a_wrong_folder_is_left_alone(tmp_path, capsys):
+    with pytest.raises(UserError, match="there is no store"):
+        clean_store(open_store(str(tmp_path / "new")), dry_run=False, force=True)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "new/store").mkdir(parents=True)
     clean_store(open_store(str(tmp_path / "new")), dry_run=False, force=False)
     assert capsys.readouterr().out == "freed 0.0 MB\n"
 

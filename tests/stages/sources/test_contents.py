@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_hostile_sources import download
 
 from stages.errors import DataError
-from stages.sources import contents
+from stages.sources import arrow, contents
 
 PACK = {
     "gzip": gzip.compress,
@@ -159,6 +159,15 @@ def test_arrow_is_read_and_every_cut_is_seen(tmp_path, make):
     file.write_bytes(data)
     with pytest.raises(DataError, match=r"has no column 'body'; its columns are text, url"):
         download(tmp_path, kind="arrow", path=str(file), text="body")
+
+
+@pytest.mark.parametrize("make", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_complete_batches_of_the_beginning_of_a_file(make):
+    data = arrow_bytes(make)
+    ends = [arrow.complete_batches(data[:at]) for at in range(0, len(data) + 1, 8)]
+    assert [batches for batches, _ in ends] == sorted(batches for batches, _ in ends)
+    assert {batches for batches, _ in ends} == {0, 1, 2}
+    assert all(end <= 8 * i for i, (_, end) in enumerate(ends))
 
 
 def test_a_folder_of_save_to_disk_is_read_without_its_caches(tmp_path):
