@@ -66,14 +66,14 @@ def patterns() -> tuple[re.Pattern[str], re.Pattern[str], frozenset[str]]:
 
 
 def comparable(text: str) -> str:
-    """Return a text as it is compared. One of nothing but format characters stays as it is."""
+    """Return a text as it is compared. One of nothing but format characters is a blank."""
     form = ENTITY.sub(undo_entity, text) if "&" in text else text
     if form.isascii():
         return form
     ignored, others, apart = patterns()
     form = ignored.sub("", form)
     if unicodedata.is_normalized("NFKC", form):
-        return form or text
+        return form or " "
     pieces: list[str] = []
     done = 0
     for match in others.finditer(form):
@@ -82,7 +82,7 @@ def comparable(text: str) -> str:
             start -= 1
         pieces += (form[done:start], unicodedata.normalize("NFKC", form[start:stop]))
         done = stop
-    return "".join([*pieces, form[done:]]) or text
+    return "".join([*pieces, form[done:]])
 
 
 def comparable_texts(texts: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:

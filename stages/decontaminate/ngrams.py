@@ -104,8 +104,10 @@ def first_half(size: int) -> int:
 
 
 def count_letters(word: str) -> int:
-    """Return how many of a word's characters are letters."""
-    return sum(map(str.isalpha, word))
+    """Return how many of a word's characters are letters, or the marks that are vowels in many scripts."""
+    from stages.kernels.unicode import is_mark
+
+    return sum(c.isalpha() or is_mark(c) for c in word)
 
 
 def frequent_words(passages: Iterable[Passage], common: int) -> set[str]:

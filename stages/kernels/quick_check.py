@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from stages.kernels.jit import compiled, get, load, uint64
 from stages.kernels.scan import TOPS, decode
-from stages.kernels.text_columns import utf8_buffers
 from stages.kernels.unicode import CHANGES, IGNORED_RANGE, LIMIT, nfkc_order
 
 AMPERSANDS = uint64(0x2626262626262626)
@@ -40,12 +39,13 @@ def needs_check(data: Any, i: int, b: int, order: Any) -> bool:
     """Return whether the text [i, b) may have another comparable form."""
     last = 0
     while i < b:
-        eight = load(data, i)
-        ampersands = eight ^ AMPERSANDS  # a byte of it is 0 where an ampersand is; the test may find others too
-        if i + 8 <= b and not (eight | ((ampersands - ONES) & ~ampersands)) & TOPS:
-            i += 8
-            last = 0
-            continue
+        if i + 8 <= b:
+            eight = load(data, i)
+            ampersands = eight ^ AMPERSANDS  # a byte of it is 0 where an ampersand is; the test may find others too
+            if not (eight | ((ampersands - ONES) & ~ampersands)) & TOPS:
+                i += 8
+                last = 0
+                continue
         c = get(data, i)
         if c < 128:
             if c == AMPERSAND and begins_entity(data, i, b):
@@ -70,8 +70,10 @@ def fill_flags(data: Any, offsets: Any, order: Any, flags: Any) -> None:
 
 
 def rows_to_check(texts: pa.Array) -> npt.NDArray[np.int64]:
-    """Return the rows of a column whose text may have another comparable form."""
-    data, offsets = utf8_buffers(texts)
+    """Return the rows of a column whose text may have another comparable form. Nothing is copied."""
+    _, offset_buffer, text_buffer = texts.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(text_buffer or b"", np.uint8)
     flags = np.zeros(len(texts), np.bool_)
     fill_flags(data, offsets, nfkc_order(), flags)
     return np.flatnonzero(flags)

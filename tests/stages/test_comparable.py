@@ -52,7 +52,7 @@ def test_a_form_is_nfkc_wherever_letters_are(text):
 @given(TEXT)
 def test_lines_stay_lines(text):
     form = comparable(text)
-    assert len(form.splitlines()) == len(text.splitlines()) or set(map(is_ignored, form)) == {True}
+    assert len(form.splitlines()) == len(text.splitlines())
     assert form.count("\n") == text.count("\n")
 
 
@@ -61,7 +61,7 @@ def test_lines_stay_lines(text):
 def test_pieces_are_the_text_and_its_form(text):
     """Each piece of the text becomes its piece of the form, by itself."""
     form, data = comparable(text), text.encode()
-    if all(map(is_ignored, form)):
+    if form == " " and text != " ":
         return
     at, pieces = 0, []
     for size, form_size in piece_sizes(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.comparable import comparable
+from stages.comparable import comparable, comparable_texts
 from stages.decontaminate.cut import MARGIN, cut_out, merge_ranges
 from stages.decontaminate.ngrams import (
     find_readably,
@@ -21,6 +22,7 @@ from stages.decontaminate.ngrams import (
     sieve_words,
     word_spans,
 )
+from stages.decontaminate.search import put_source_ranges
 from stages.kernels.ngrams import NgramSearch
 from stages.kernels.words import ngram_hash, split_words, word_hash, words
 
@@ -151,3 +153,20 @@ def test_a_text_with_many_cuts_goes():
 @pytest.mark.parametrize("given_stretches", [[], [(3, 5), (1, 2), (4, 9), (9, 10)]])
 def test_merged(given_stretches):
     assert merge_ranges(given_stretches) == ([(1, 2), (3, 10)] if given_stretches else [])
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_hindi_question_is_found_however_it_is_written(form):
+    """Its vowels count as letters, and what was found is given in the text's own bytes."""
+    question = "प्रकाश संश्लेषण की प्रक्रिया में पौधे कौन सी गैस लेते हैं और कौन सी गैस छोड़ते हैं"
+    row = {"passages": json.dumps({"q": question})}
+    grams = [gram for passage in passages_of(row, 13, 8) for gram in readable_ngrams(passage)]
+    assert len(grams) > 5
+    written = unicodedata.normalize(form, question).replace("छ", "\u00adछ").replace("और", "&#2324;र")
+    text = f"… ½ {written}?"
+    forms, rows = comparable_texts(pa.array([text]))
+    hits = search_for(grams, 0).find(forms)
+    put_source_ranges(pa.array([text]), rows, hits)
+    assert len(hits) == len({gram for gram in grams if " ".join(gram) in " ".join(words(question))})
+    stretch = text.encode()[min(hits[:, 2]) : max(hits[:, 3])].decode()
+    assert stretch == written
