@@ -96,15 +96,29 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
                         f"{', '.join(there)}"
                     )
                 for batch in reader:
-                    chosen = batch.select(wanted)
+                    chosen = checked(batch.select(wanted))
                     for start in range(0, batch.num_rows, SLICE):
                         for record in records(chosen.slice(start, SLICE)):
                             yield to_row(record, name, number, task.params)
                             number += 1
-            except DAMAGE as error:
-                what = str(error).partition("\n")[0][:200]
+            except (*DAMAGE, MemoryError) as error:
+                what = str(error).partition("\n")[0][:200] or "it asks for more memory than there is"
                 raise DataError(f"{escaped(artifact.path)} is damaged ({what}); fetch the file again") from error
             check_end(stream, MAGIC[:6] if head.startswith(MAGIC) else END_OF_STREAM, artifact.path)
+
+
+def checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose offsets stay inside of it, which a damaged file's need not. Raises ArrowInvalid.
+
+    Text that is no UTF-8 is let through: it costs its row.
+    """
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
+    return batch
 
 
 def complete_batches(head: bytes) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import struct
 from pathlib import Path
 
 import pyarrow as pa
@@ -159,6 +160,27 @@ def test_arrow_is_read_and_every_cut_is_seen(tmp_path, make):
     file.write_bytes(data)
     with pytest.raises(DataError, match=r"has no column 'body'; its columns are text, url"):
         download(tmp_path, kind="arrow", path=str(file), text="body")
+
+
+@pytest.mark.parametrize("offsets", [(0, 2**30, 3), (0, -5, 3), (0, 2, 1)])
+def test_offsets_that_lead_out_of_a_batch_of_arrow_are_damage(tmp_path, offsets):
+    good = pa.record_batch([pa.array(["a", "bc"])], ["text"])
+    with pa.ipc.new_stream(tmp_path / "a.arrow", good.schema) as writer:
+        writer.write_batch(good)
+    data, written = (tmp_path / "a.arrow").read_bytes(), struct.pack("<3i", 0, 1, 3)
+    assert data.count(written) == 1
+    (tmp_path / "a.arrow").write_bytes(data.replace(written, struct.pack("<3i", *offsets)))
+    with pytest.raises(DataError, match="is damaged"):
+        download(tmp_path, kind="arrow", path=str(tmp_path / "a.arrow"))
+
+
+def test_text_of_arrow_that_is_no_utf8_costs_its_row(tmp_path):
+    column = pa.array([b"good", b"\xff"]).view(pa.string())
+    with pa.ipc.new_stream(tmp_path / "a.arrow", pa.schema([("text", pa.string())])) as writer:
+        writer.write_batch(pa.record_batch([column], ["text"]))
+    rows, bad = download(tmp_path, kind="arrow", path=str(tmp_path / "a.arrow"))
+    assert [row["text"] for row in rows] == ["good"]
+    assert "not valid UTF-8" in bad[0]["reason"]
 
 
 @pytest.mark.parametrize("make", [pa.ipc.new_stream, pa.ipc.new_file])
