@@ -31,7 +31,12 @@ ENTITY = re.compile(r"&(?:amp;)*(#[0-9]{1,10}|#[xX][0-9A-Fa-f]{1,8}|[A-Za-z][A-Z
 
 def undo_entity(match: re.Match[str]) -> str:
     """Return the characters that an entity stands for, a blank for white space, or it as it is if it has no meaning."""
-    name = match[1]
+    return meaning(match[1])
+
+
+@functools.lru_cache(4096)
+def meaning(name: str) -> str:
+    """Return what `undo_entity` makes of the entity with a name or number."""
     if name[0] != "#" and f"{name};" not in html5:
         return f"&{name};"
     meant = html.unescape(f"&{name};")
@@ -87,6 +92,12 @@ def comparable(text: str) -> str:
 
 def comparable_texts(texts: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """Return a column of text as it is compared, and the rows in which it differs. A null stays one."""
+    rows, forms = other_forms(texts)
+    return put_texts(texts, rows, forms), rows
+
+
+def other_forms(texts: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
+    """Return the rows of a column whose text is compared in another form, and those forms."""
     from stages.kernels.quick_check import rows_to_check
 
     forms: dict[int, str] = {}
@@ -94,8 +105,7 @@ def comparable_texts(texts: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
         text = texts[row].as_py()
         if (form := comparable(text)) != text:
             forms[row] = form
-    rows = np.fromiter(forms, np.int64, len(forms))
-    return put_texts(texts, rows, pa.array(forms.values(), pa.string())), rows
+    return np.fromiter(forms, np.int64, len(forms)), pa.array(forms.values(), pa.string())
 
 
 def put_texts(texts: pa.Array, rows: npt.NDArray[np.int64], new: pa.Array) -> pa.Array:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.comparable import comparable_texts, put_texts
+from stages.comparable import comparable_texts, other_forms, put_texts
 from stages.filter.document import Document
 from stages.filter.edits import apply_edits
 from stages.filter.rules import EDITING, RULES, ParsedRule, apply_rules
@@ -85,13 +85,14 @@ def judge_forms(texts: pa.Array, codes: npt.NDArray[np.int64], rules: Sequence[P
     """
     from stages.kernels.rules import EMPTY, REASONS, apply_compiled
 
-    forms, rows = comparable_texts(texts)
-    rows = rows[codes[rows] == 0]
+    rows, forms = other_forms(texts)
+    is_open = codes[rows] == 0
+    rows = rows[is_open]
     if not len(rows):
         return apply_compiled(texts, codes, rules)
     codes[rows] = EMPTY
     judged = apply_compiled(texts, codes, rules)
-    left, left_forms, left_codes = texts.take(pa.array(rows)), forms.take(pa.array(rows)), np.zeros(len(rows), np.int64)
+    left, left_forms, left_codes = texts.take(pa.array(rows)), forms.filter(pa.array(is_open)), np.zeros_like(rows)
     for kind, group in groupby(rules, key=lambda rule: rule[0] if rule[0] in ("length", *EDITING) else "forms"):
         if kind not in EDITING:
             apply_compiled(left if kind == "length" else left_forms, left_codes, list(group))
@@ -104,7 +105,7 @@ def judge_forms(texts: pa.Array, codes: npt.NDArray[np.int64], rules: Sequence[P
         left = pa.array(edited, pa.string())
         left_forms, _ = comparable_texts(left)
     codes[rows] = left_codes
-    return put_texts(judged, rows, left)
+    return judged if judged is texts else put_texts(judged, rows, left)
 
 
 def work(task: Task) -> None:
