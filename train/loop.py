@@ -20,6 +20,7 @@ from torch import Tensor
 from train import page
 from train.checkpoint.checkpoint import BEST, DECAY_START, checkpoint_name, prune_checkpoints, save_checkpoint
 from train.data.loader import Batch, MicroBatch
+from train.eval.passes import EvaluationStoppedError
 from train.eval.validation import Score
 from train.monitor import report
 from train.monitor.metrics import Metrics
@@ -36,8 +37,15 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
     Raises TrainError where an anomaly ends the run, and where a checkpoint cannot be written.
     """
     cfg, rt = run.cfg, run.rt
+
+    def should_give_up() -> bool:
+        return rt.any_rank(should_stop())
+
     if run.step == 0:
-        run.progress.before = evaluate(run)
+        try:
+            run.progress.before = evaluate(run, should_stop=should_give_up)
+        except EvaluationStoppedError:
+            return False
         if metrics is not None:
             metrics.write({"step": 0, **report.score_record(run.progress.before)})
     run.clock.restart()
@@ -60,8 +68,11 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
                 run.step_timer.caught_up()
             is_best = False
             if scores and not is_stopping:
-                record |= score_run(run)
-                is_best = cfg.keep_best and note_best(run)
+                try:
+                    record |= score_run(run, should_give_up)
+                    is_best = cfg.keep_best and note_best(run)
+                except EvaluationStoppedError:
+                    is_stopping = saves = True
             if metrics is not None:
                 metrics.write(record)
                 if scores:
@@ -75,7 +86,10 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
             rt.broadcast_from_rank0(lambda: run.singular_values.check(run.folder))
             return False
     if run.after is None:  # a run that was at its end already
-        score_run(run)
+        try:
+            score_run(run, should_give_up)
+        except EvaluationStoppedError:
+            return False
     return True
 
 
@@ -146,22 +160,29 @@ def count_step(run: Run) -> None:
 # Scores
 
 
-def evaluate(run: Run, average: str = "") -> Score:
-    """Score the model as it is, and print the score. average: whose weights it has now; empty: its own."""
-    score = run.validation.score(run.model, run.rt.device)
+def evaluate(run: Run, average: str = "", should_stop: Callable[[], bool] | None = None) -> Score:
+    """Score the model as it is, and print the score. average: whose weights it has now; empty: its own.
+
+    should_stop: the same answer on all ranks. Raises EvaluationStoppedError when it says yes.
+    """
+    score = run.validation.score(run.model, run.rt.device, should_stop)
     report.print_score(run, score, average)
     return score
 
 
-def score_run(run: Run) -> dict[str, Any]:
-    """Score the model and its averages, keep the scores in `run`, and return what metrics.jsonl says of them."""
-    run.after = evaluate(run)
-    run.averaged = {}
-    record = report.score_record(run.after)
+def score_run(run: Run, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """Score the model and its averages, keep the scores in `run`, and return what metrics.jsonl says of them.
+
+    Raises EvaluationStoppedError, with no score kept, when `should_stop` says yes in between.
+    """
+    run.after, run.averaged = None, {}
+    score, averaged = evaluate(run, should_stop=should_stop), {}
+    record = report.score_record(score)
     for name in run.averages.usable():
         with run.averages.used(name):
-            run.averaged[name] = evaluate(run, name)
-        record |= report.score_record(run.averaged[name], f"_{name}")
+            averaged[name] = evaluate(run, name, should_stop)
+        record |= report.score_record(averaged[name], f"_{name}")
+    run.after, run.averaged = score, averaged
     return record
 
 

@@ -6,8 +6,8 @@
     train.main.run(manifest, overrides, on_save)         from a launcher that has made the processes (Ray Train)
 
 The model and the phase's settings stand in the manifest's recipe; --set changes them (`train.` means that phase).
-Exit status: 0 trained, 1 failed, 2 wrong usage, 75 stopped by SIGTERM or SIGUSR1 with everything saved: the same
-command with train.resume=auto continues. 130: interrupted by Ctrl-C, which saves nothing.
+Exit status: 0 trained, 1 failed, 2 wrong usage, 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C with everything saved: the
+same command with train.resume=auto continues. 130: Ctrl-C came twice, and nothing was saved.
 
 torchrun passes SIGTERM on to the processes, which save, but itself exits 1, whatever they return: judge by its log
 line "stopped by a signal". SIGUSR1 would end torchrun and leave the processes running: start it with
@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_STOPPED if run(given.manifest, given.set)["status"] == "stopped" else 0
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            print("interrupted: steps after the last checkpoint are lost; SIGTERM saves", file=sys.stderr, flush=True)
+            print("interrupted: steps after the last checkpoint are lost", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
     except (TrainError, ManifestError, OSError, MemoryError) as error:
         if given.debug:

@@ -15,6 +15,7 @@ from stages.lineage.trace import Trace, trace
 from train.config import TrainConfig
 from train.data.manifest import Manifest
 from train.data.sampler import rows_of_step
+from train.files import read_sealed_json
 
 SHOWN = 240  # characters of a text, unless all of it is asked for
 
@@ -36,7 +37,7 @@ def open_run(manifest: Manifest, folder: str) -> Run:
     """Read run.json. Raises UserError when it is not there, or the run never read this build."""
     path = Path(folder) / "run.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_sealed_json(path)
         seed, batch_size, seq_len, steps = (int(value[key]) for key in ("seed", "batch_size", "seq_len", "steps"))
         history = value.get("builds") or [{"build_id": value["build_id"], "from_step": 0}]
         builds = [(int(build["from_step"]), str(build["build_id"])) for build in history]

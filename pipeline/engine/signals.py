@@ -1,8 +1,9 @@
 """Ending a run early without losing what a long unit did.
 
-SIGTERM and SIGUSR1 are what schedulers send before they kill. A unit that can save what it did, training, is then asked
-to: through a file, which reaches it on another machine as on this one. The driver waits for it and exits 75, "not
-done": the same command goes on from there. With no such unit at work the run ends at once, as records lose nothing.
+SIGTERM and SIGUSR1 are what schedulers send before they kill, SIGINT is a person's Ctrl-C. A unit that can save what it
+did, training, is then asked to: through a file, which reaches it on another machine as on this one. The driver waits
+for it and exits 75, "not done": the same command goes on from there. With no such unit at work the run ends at once, as
+records lose nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from pipeline.engine.executor import UnitSpec
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopSignals:
@@ -24,6 +25,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = False
+        self.interrupted = False  # by Ctrl-C, and waiting for what is saved
         self.stop_files: set[Path] = set()  # a file for each unit at work that can be asked
 
     @contextlib.contextmanager
@@ -41,10 +43,15 @@ class StopSignals:
     def handle(self, number: int, frame: object = None) -> None:
         """Answer a signal: ask the units at work to stop, or exit if none can be asked.
 
-        Later signals change nothing: schedulers repeat themselves.
+        Later ones change nothing, for schedulers repeat themselves; but Ctrl-C a second time ends at once.
         """
+        if number == signal.SIGINT and (self.interrupted or not self.stop_files):
+            raise KeyboardInterrupt
         if not self.stop_files and not self.received:
             sys.exit(128 + number)
+        if number == signal.SIGINT:
+            self.interrupted = True
+            print("stopping: training ends its step and saves; Ctrl-C again ends at once", file=sys.stderr, flush=True)
         self.received = True
         for file in self.stop_files:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -83,8 +83,9 @@ def run_server(control: socket.socket) -> None:
     """Fork workers until the driver is gone. Never returns."""
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the driver decides
         ignore_signals()
+        # Ctrl-C goes to the whole group, and the driver answers it for all. What a worker starts ignores it too.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.environ.update(THREADS)
         without_pandas()
         _serve(control)

@@ -18,7 +18,10 @@ from train.checkpoint.run_folder import claim_folder
 from train.config import ConfigError, TrainError
 from train.data.manifest import ManifestError, load_manifest
 from train.distributed.runtime import Runtime
+from train.eval import validation
+from train.eval.validation import Validation
 from train.main import main, run
+from train.model.transformer import Model
 
 
 @pytest.fixture(scope="module")
@@ -284,12 +287,43 @@ def test_an_error_of_the_first_rank_is_had_by_all(pretrain, launch, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_one_line_and_130(pretrain, launch, tmp_path):
-    process = launch(pretrain, sets(out=str(tmp_path / "r"), steps=5000, epochs=100))
+def test_ctrl_c_saves_and_a_second_one_ends(pretrain, launch, tmp_path):
+    process = launch(pretrain, sets(out=str(tmp_path / "r"), steps=5000, epochs=100, checkpoint_every=0))
     wait_for(tmp_path / "r/metrics.jsonl", 3)
     process.send_signal(signal.SIGINT)
     out = process.communicate(timeout=30)[0]
-    assert process.returncode == 130 and "interrupted: " in out and "Traceback" not in out, out
+    assert process.returncode == 75 and "stopping: this step is finished and saved" in out, out
+    assert "stopped by a signal after step" in out and "Traceback" not in out, out
+    assert find_checkpoint(tmp_path / "r", "k").step >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluation", [1, 2, 4])  # at step 0, in between, at the end
+def test_a_stop_during_an_evaluation_is_answered_at_once_and_loses_no_step(evaluation, pretrain, tmp_path, monkeypatch):
+    seen = {"evaluations": 0, "passes": 0}
+    begin, one_pass = Validation._nats_of_windows, Model.score
+
+    def begun(self, *args):
+        seen["evaluations"] += 1
+        return begin(self, *args)
+
+    def counted(self, *args):
+        seen["passes"] += seen["evaluations"] == evaluation
+        return one_pass(self, *args)
+
+    monkeypatch.setattr(Validation, "_nats_of_windows", begun)
+    monkeypatch.setattr(Model, "score", counted)
+    monkeypatch.setattr(validation, "EVAL_TOKENS", 128)  # of a pass: an evaluation has many
+    settings = {"out": str(tmp_path / "r"), "steps": 9, "eval_every": 3, "checkpoint_every": 0, "eval_tokens": 0}
+    ended = run(pretrain, sets(**settings), stop=lambda: seen["passes"] > 0)
+    assert seen["passes"] == 1 and ended["status"] == "stopped"
+    saved = list_checkpoints(tmp_path / "r/checkpoints")
+    assert saved[0].name == f"step_{ended['step']:06d}" if ended["step"] else not saved
+    assert ended["step"] == {1: 0, 2: 3, 4: 9}[evaluation]
+    monkeypatch.undo()
+    again = run(pretrain, sets(**settings, resume="auto"))
+    whole = run(pretrain, sets(**{**settings, "out": str(tmp_path / "whole")}))
+    assert losses(tmp_path / "r") == losses(tmp_path / "whole") and again["after"] == whole["after"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
     <run>/checkpoints/step_000120/model.safetensors       fp32 weights by parameter name
                                   optimizer.safetensors   momentum, moments and averages by parameter name
-                                  state.json              step, data position, configuration, sha256 of the two above
+                                  state.json              step, data position, configuration, sha256 of all three
     <run>/checkpoints/latest                              the newest one's name
                       best                                the name of the one with the lowest validation loss
                       decay_start                         the name of the one where the learning rate began to fall
@@ -17,12 +17,12 @@ they are used (`rng` in state.json says so).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -30,9 +30,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.config import TrainError
-from train.files import fsync_path, sha256_file, write_atomic
+from train.files import fsync_path, read_sealed_json, sealed_json, sha256_file, write_atomic
 
-FORMAT = 1  # of state.json
+FORMAT = 2  # of state.json; 1 had no sha256 of itself
+# What a resume reads of it.
+TYPES: dict[str, tuple[type, ...]] = {
+    "identity": (dict,),
+    "builds": (list,),
+    "seconds": (int, float),
+    "before": (dict, NoneType),
+    "best": (dict, NoneType),
+    "updates": (int,),
+    "skipped": (int,),
+    "averages": (dict,),
+    "schedule": (dict,),
+}
 LATEST, BEST, DECAY_START = "latest", "best", "decay_start"  # files that name a checkpoint
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 RNG_RULE = "stateless: weights from seed, order from (seed, epoch), dropout from (seed, step, rank)"
@@ -80,7 +92,7 @@ def save_checkpoint(
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
             files[name] = {"bytes": (part / name).stat().st_size, "sha256": sha256_file(part / name)}
         value = {"format": FORMAT, "step": step, "rng": RNG_RULE, **state, "files": files}
-        (part / "state.json").write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (part / "state.json").write_text(sealed_json(value), encoding="utf-8")
         for path in (*part.iterdir(), part):
             fsync_path(path)
         part.rename(final)
@@ -135,10 +147,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`. Raises TrainError, in one line, when it is missing, cut or damaged."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_sealed_json(folder / "state.json")
+        check_state(folder, state)
         files = state["files"]
-        if state["format"] != FORMAT:
-            raise TrainError(f"{folder}: checkpoint format {state['format']}, this program reads {FORMAT}")
         for name in TENSOR_FILES:
             size = (folder / name).stat().st_size
             if size != files[name]["bytes"]:
@@ -146,8 +157,20 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             if sha256_file(folder / name) != files[name]["sha256"]:
                 raise TrainError(f"{folder / name}: damaged: its sha256 is not the one written beside it")
         return Checkpoint(folder, state)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainError(f"{folder}: not a whole checkpoint ({error})") from None
+
+
+def check_state(folder: Path, state: dict[str, Any]) -> None:
+    """Raise TrainError or ValueError when a state.json is of another format, of another step or of wrong types."""
+    if state["format"] not in (1, FORMAT):
+        raise TrainError(f"{folder}: checkpoint format {state['format']}, this program reads 1 and {FORMAT}")
+    step = state["step"]
+    if not isinstance(step, int) or (folder.name.startswith("step_") and folder.name != checkpoint_name(step)):
+        raise ValueError(f"state.json says step {step}")
+    for key, types in TYPES.items():
+        if key in state and not isinstance(state[key], types):
+            raise ValueError(f"state.json has a {type(state[key]).__name__} as its {key!r}")
 
 
 def newest_intact_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

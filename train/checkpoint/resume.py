@@ -239,13 +239,18 @@ def _settled(path: Path, cfg: TrainConfig) -> bool:
 
 
 def _identity_in(folder: Path) -> dict[str, Any] | None:
-    """Return the identity in a folder's run.json; None when there is none; {} when it cannot be read."""
+    """Return the identity in a folder's run.json; None when there is none; {} when nothing there is whole.
+
+    Where run.json is damaged, the newest whole checkpoint says whose run it is.
+    """
     if not (folder / "run.json").exists():
         return None
     try:
         identity = read_run(folder).get("identity")
-    except TrainError:
-        return {}
+    except TrainError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        whole, _ = newest_intact_checkpoint(folder / "checkpoints")
+        identity = whole.state.get("identity") if whole else None
     return identity if isinstance(identity, dict) else {}
 
 

@@ -25,7 +25,7 @@ from train.checkpoint.checkpoint import delete_partial_checkpoints
 from train.config import ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.distributed.runtime import Runtime
-from train.files import write_atomic
+from train.files import read_sealed_json, sealed_json, write_atomic
 
 
 def run_identity(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
@@ -88,23 +88,23 @@ def _claim(folder: Path, held: contextlib.ExitStack) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Read run.json in a run's folder. Raises TrainError when it is missing, or no object of JSON."""
+    """Read run.json in a run's folder. Raises TrainError when it is missing, damaged or no object of JSON."""
     path = folder / "run.json"
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read_sealed_json(path)
     except (OSError, ValueError) as error:
         raise TrainError(f"{path}: {error}; name the folder of a run") from None
-    if not isinstance(run, dict):
-        raise TrainError(f"{path}: not a run of ours; name the folder of a run")
-    return run
 
 
 def write_run(folder: Path, ours: dict[str, Any], facts: dict[str, Any], start: dict[str, Any]) -> None:
     """run.json. `facts` are of this start; `start` ({step, world_size}) joins the list of all starts."""
     path = folder / "run.json"
-    starts = read_run(folder).get("starts", []) if path.exists() else []
+    try:
+        starts = read_run(folder).get("starts", [])
+    except TrainError:  # there is none, or it is damaged
+        starts = []
     value = {**facts, "identity": ours, "starts": [*starts, start], "versions": versions()}
-    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_atomic(path, sealed_json(value))
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,7 +25,8 @@ from train.data.manifest import ManifestError
 from train.distributed.launch_env import ProcessInfo, process_info
 
 T = TypeVar("T")
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they kill
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers before they kill, and of people
+SAME_CTRL_C = 0.5  # seconds in which SIGINT twice is one press
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,30 @@ def _gpu_number(info: ProcessInfo | None) -> int:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM or SIGUSR1 came. Outside the main thread (Ray Train) it never does."""
+    """Yield a function that says whether SIGTERM, SIGUSR1 or Ctrl-C came. Outside the main thread it never does.
+
+    Ctrl-C a second time raises KeyboardInterrupt. torchrun passes the first on to processes that have it already.
+    """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield requested.is_set
         return
-    handlers_before = {number: signal.signal(number, lambda *_: requested.set()) for number in STOP_SIGNALS}
+    interrupted = 0.0  # when Ctrl-C came first
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal interrupted
+        requested.set()
+        if number != signal.SIGINT:
+            return
+        if interrupted and time.monotonic() > interrupted + SAME_CTRL_C:
+            raise KeyboardInterrupt
+        if not interrupted and os.environ.get("RANK", "0") == "0":
+            print("stopping: this step is finished and saved; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+        interrupted = interrupted or time.monotonic()
+
+    # What ignores Ctrl-C was started in the background, or by a driver that answers it.
+    ignored = {signal.SIGINT} if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else set()
+    handlers_before = {number: signal.signal(number, handle) for number in STOP_SIGNALS if number not in ignored}
     try:
         yield requested.is_set
     finally:

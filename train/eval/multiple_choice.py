@@ -22,6 +22,7 @@ go to the ranks in turn and sums are fp64, so that figures do not depend on the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 from train.config import TrainError
 from train.data.evalset import Item, read_evalset
 from train.data.manifest import EvalSet, Manifest, ManifestError
+from train.eval.passes import passes_of_rank
 from train.files import sha256_file
 from train.model.loss import token_losses
 from train.model.transformer import Model
@@ -146,9 +148,14 @@ class MultipleChoice:
             )
         self.sets[entry.name] = fitting
 
-    def score(self, model: Model, device: torch.device) -> dict[str, ChoiceScore]:
-        """Return the score of each set. Every rank calls it, with the model in evaluation mode, and gets the same."""
-        nats = self.nats(model, device)
+    def score(
+        self, model: Model, device: torch.device, should_stop: Callable[[], bool] | None = None
+    ) -> dict[str, ChoiceScore]:
+        """Return the score of each set. Every rank calls it, with the model in evaluation mode, and gets the same.
+
+        Raises EvaluationStoppedError as `passes_of_rank` does.
+        """
+        nats = self.nats(model, device, should_stop)
         if self.world_size > 1 and len(nats):  # exact: every element is 0 on all ranks but one
             dist.all_reduce(torch.from_numpy(nats), group=self.process_group)
         rest = iter(nats.tolist())
@@ -158,10 +165,12 @@ class MultipleChoice:
             scores[name] = ChoiceScore.from_nats(items, nats_of_items)
         return scores
 
-    def nats(self, model: Model, device: torch.device) -> NDArray[np.float64]:
+    def nats(
+        self, model: Model, device: torch.device, should_stop: Callable[[], bool] | None = None
+    ) -> NDArray[np.float64]:
         """Return the nats of all items' choices, (choices,): 0 for those that are another rank's to score."""
         nats = np.zeros(len(self.rows))
-        for batch in self.batches[self.rank :: self.world_size]:
+        for batch in passes_of_rank(self.batches, self.rank, self.world_size, should_stop):
             places = [self.order[i] for i in batch]
             nats[places] = self._nats_of_rows(model, [self.rows[i] for i in batch], device)
         return nats

@@ -12,6 +12,7 @@ sums are fp64, one per window, added in the windows' order: they do not depend o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +29,7 @@ from train.data.loader import open_shard
 from train.data.manifest import Manifest, Shard
 from train.data.sampler import I64
 from train.eval.multiple_choice import ChoiceScore, MultipleChoice
+from train.eval.passes import passes_of_rank
 from train.generate import generate
 from train.model.transformer import Model
 
@@ -169,11 +171,25 @@ class Validation:
             left -= length
         return limit - left
 
-    def score(self, model: Model, device: torch.device) -> Score:
-        """Return the model's score. Every rank calls it and gets the same."""
-        sums = np.zeros(len(self.windows))
+    def score(self, model: Model, device: torch.device, should_stop: Callable[[], bool] | None = None) -> Score:
+        """Return the model's score. Every rank calls it and gets the same.
+
+        Raises EvaluationStoppedError as `passes_of_rank` does.
+        """
         model.eval()
-        for windows in self.passes[self.rank :: self.world_size]:
+        try:
+            sums = self._nats_of_windows(model, device, should_stop)
+            choices = self.choices.score(model, device, should_stop) if self.choices else {}
+        finally:
+            model.train()
+        return replace(self._score_of(self._sum_over_ranks(sums)), choices=choices)
+
+    def _nats_of_windows(
+        self, model: Model, device: torch.device, should_stop: Callable[[], bool] | None
+    ) -> NDArray[np.float64]:
+        """Return the nats of each window, (windows,): 0 for those that are another rank's to score."""
+        sums = np.zeros(len(self.windows))
+        for windows in passes_of_rank(self.passes, self.rank, self.world_size, should_stop):
             # padded with 0 to one shape: attention is causal, so what follows a target cannot change it
             batch = np.zeros((self.rows, self.seq_len + 1), np.int64)
             for row, w in enumerate(windows):
@@ -182,9 +198,7 @@ class Validation:
             nll = model.score(ids[:, :-1], ids[:, 1:], self._cu_seqlens(windows)).cpu().double().numpy()
             for row, w in enumerate(windows):
                 sums[w] = nll[row, self.counted[w]].sum()
-        choices = self.choices.score(model, device) if self.choices else {}
-        model.train()
-        return replace(self._score_of(self._sum_over_ranks(sums)), choices=choices)
+        return sums
 
     def _cu_seqlens(self, windows: range) -> Tensor | None:
         """Return where documents begin in a pass, as `Batch.cu_seqlens`."""

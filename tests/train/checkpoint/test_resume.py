@@ -220,7 +220,7 @@ def test_best_is_the_model_that_scored_best_and_a_resume_knows_it(pretrain, tmp_
     score = Validation.score
     now = []
     begin = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda r, of="": (now.append(r.step), begin(r, of))[1])
+    monkeypatch.setattr(loop, "evaluate", lambda r, *a, **k: (now.append(r.step), begin(r, *a, **k))[1])
     monkeypatch.setattr(Validation, "score", lambda *a: replace(score(*a), nats=planted[now[-1]]))
     folder = tmp_path / "r/checkpoints"
     more = {"eval_every": 2, "checkpoint_every": 0, "keep_last": 1, "schedule__kind": "constant"}
