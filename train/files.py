@@ -12,6 +12,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+SEALED = 2  # the first `format` of state.json and run.json that holds its own sha256
+
 
 def sha256_file(path: Path | str) -> str:
     """Return the sha256 of a file's bytes, as hex."""
@@ -40,11 +42,12 @@ def write_atomic(path: Path, text: str, sync_name: bool = True) -> None:
 
 def sealed_json(value: dict[str, Any]) -> str:
     """Return `value` as JSON text with its own sha256 under "sha256", so that a reader can tell whether it is whole."""
+    value = {**value, "format": SEALED}
     return json.dumps({**value, "sha256": _seal(value)}, indent=1, sort_keys=True) + "\n"
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """Return the object in a file that `sealed_json` made, without its sha256; one without any is taken as it is.
+    """Return the object in a file that `sealed_json` made, without its sha256; one of an earlier format has none.
 
     Raises OSError, and ValueError with what is wrong: no JSON, no object, or a changed one.
     """
@@ -55,7 +58,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__} where an object of JSON should be")
     seal = value.pop("sha256", None)
-    if seal is not None and seal != _seal(value):
+    if (seal is not None or value.get("format") == SEALED) and seal != _seal(value):
         raise ValueError("damaged: its sha256 is not the one written in it")
     return value
 

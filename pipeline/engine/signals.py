@@ -9,6 +9,7 @@ records lose nothing.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import uuid
@@ -51,7 +52,8 @@ class StopSignals:
             sys.exit(128 + number)
         if number == signal.SIGINT:
             self.interrupted = True
-            print("stopping: training ends its step and saves; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+            # not print: the signal may have come inside another write
+            os.write(2, b"stopping: training ends its step and saves; Ctrl-C again ends at once\n")
         self.received = True
         for file in self.stop_files:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from trainer_harness import ROOT, sets
 
 from train import generate as module
 from train.config import ModelConfig, TrainError
+from train.files import read_sealed_json, sealed_json
 from train.generate import KVCache, generate, main, sample_token
 from train.main import run
 from train.model.transformer import build
@@ -147,8 +147,8 @@ def test_the_command_continues_prompts_and_says_how_fast(pretrain, tmp_path, cap
     (tmp_path / "a/b/link").symlink_to(tmp_path)  # whose `..` the system takes from where it leads to
     assert main([str(tmp_path / "link"), *more]) == 0
     facts = tmp_path / "r/run.json"
-    written = json.loads(facts.read_text()) | {"manifest": os.path.relpath(pretrain, tmp_path / "a/b/link/r")}
-    facts.write_text(json.dumps(written))
+    written = read_sealed_json(facts) | {"manifest": os.path.relpath(pretrain, tmp_path / "a/b/link/r")}
+    facts.write_text(sealed_json(written))
     assert main([str(tmp_path / "a/b/link/r"), *more]) == 0
 
 
@@ -167,7 +167,9 @@ def test_what_cannot_be_opened_is_said_in_one_line(pretrain, tmp_path, capsys):
     assert "is not there; give --manifest M" in says(moved)
     assert main([str(moved), "--prompt", "a", "--manifest", str(pretrain)]) == 0
     state = moved / "checkpoints/step_000001/state.json"
-    state.write_text(state.read_text().replace('"tokenizer_sha256": "', '"tokenizer_sha256": "0'))
+    value = read_sealed_json(state)
+    value["identity"]["tokenizer_sha256"] = "0"
+    state.write_text(sealed_json(value))
     assert "its tokenizer is not the one" in says(moved, "--manifest", str(pretrain))
     with pytest.raises(SystemExit):
         main([str(moved), "--prompt", "a", "--top-p", "0"])

@@ -30,10 +30,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.config import TrainError
-from train.files import fsync_path, read_sealed_json, sealed_json, sha256_file, write_atomic
+from train.files import SEALED, fsync_path, read_sealed_json, sealed_json, sha256_file, write_atomic
 
-FORMAT = 2  # of state.json; 1 had no sha256 of itself
-# What a resume reads of it.
+# What a resume reads of state.json, where it is there.
 TYPES: dict[str, tuple[type, ...]] = {
     "identity": (dict,),
     "builds": (list,),
@@ -91,7 +90,7 @@ def save_checkpoint(
         for name, tensors in zip(TENSOR_FILES, (model, optimizer), strict=True):
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
             files[name] = {"bytes": (part / name).stat().st_size, "sha256": sha256_file(part / name)}
-        value = {"format": FORMAT, "step": step, "rng": RNG_RULE, **state, "files": files}
+        value = {"step": step, "rng": RNG_RULE, **state, "files": files}
         (part / "state.json").write_text(sealed_json(value), encoding="utf-8")
         for path in (*part.iterdir(), part):
             fsync_path(path)
@@ -163,10 +162,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def check_state(folder: Path, state: dict[str, Any]) -> None:
     """Raise TrainError or ValueError when a state.json is of another format, of another step or of wrong types."""
-    if state["format"] not in (1, FORMAT):
-        raise TrainError(f"{folder}: checkpoint format {state['format']}, this program reads 1 and {FORMAT}")
+    if state["format"] not in (1, SEALED):
+        raise TrainError(f"{folder}: checkpoint format {state['format']}, this program reads 1 and {SEALED}")
     step = state["step"]
-    if not isinstance(step, int) or (folder.name.startswith("step_") and folder.name != checkpoint_name(step)):
+    if type(step) is not int or (folder.name.startswith("step_") and folder.name != checkpoint_name(step)):
         raise ValueError(f"state.json says step {step}")
     for key, types in TYPES.items():
         if key in state and not isinstance(state[key], types):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from train.distributed.launch_env import ProcessInfo, process_info
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers before they kill, and of people
-SAME_CTRL_C = 0.5  # seconds in which SIGINT twice is one press
+SAME_CTRL_C = 1.0  # seconds in which SIGINT twice is one press: a terminal and a launcher may both send it
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if interrupted and time.monotonic() > interrupted + SAME_CTRL_C:
             raise KeyboardInterrupt
         if not interrupted and os.environ.get("RANK", "0") == "0":
-            print("stopping: this step is finished and saved; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+            # not print: the signal may have come inside another write
+            os.write(2, b"stopping: this step is finished and saved; Ctrl-C again ends at once\n")
         interrupted = interrupted or time.monotonic()
 
     # What ignores Ctrl-C was started in the background, or by a driver that answers it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 import types
@@ -15,6 +14,7 @@ from trainer_harness import ended, losses, metrics, sets, start_ranks
 
 from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints
 from train.config import ConfigError, ScheduleConfig, TrainError
+from train.files import read_sealed_json, sealed_json
 from train.main import run
 from train.optim import schedule
 from train.optim.schedule import StepTimer, decay_begins, decay_start, lr_factor, settled
@@ -240,9 +240,9 @@ def test_the_hint_knows_how_long_each_checkpoint_took_the_run_to_be(pretrain, sh
     copy = tmp_path / "r"
     shutil.copytree(short, copy)
     path = copy / "checkpoints/step_000024/state.json"
-    state = json.loads(path.read_text())
+    state = read_sealed_json(path)
     state["schedule"]["total"] = 22
-    path.write_text(json.dumps(state))
+    path.write_text(sealed_json(state))
     with pytest.raises(TrainError, match=r"continue from before the fall: --set train.resume=.*step_000020 "):
         run(pretrain, sets(out=str(copy), steps=30, epochs=2, resume="auto"))
 
