@@ -84,6 +84,27 @@ def make_context(
     return Context(loaded, open_store(out), make_executor, progress, dry=dry, force=forced, debug=debug)
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from importlib import metadata
+
+        try:
+            print(f"shardmill {metadata.version('shardmill')}")
+        except metadata.PackageNotFoundError:  # run from a clone that is not installed
+            print("shardmill, from a clone that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Shardmill: from raw text to a trained small language model, with every token accounted for."""
+
+
 @app.command("list")
 def list_stages() -> None:
     """The stages, what each reads and writes."""
@@ -331,7 +352,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         check_arguments(sys.argv[1:])
-        status = app(standalone_mode=False)  # typer turns Ctrl-C into a status and returns it
+        arguments = split_settings(sys.argv[1:]) or ["--help"]
+        status = app(arguments, standalone_mode=False)  # typer turns Ctrl-C into a status and returns it
         if status == 130:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -340,6 +362,19 @@ def main() -> None:
     except Exception as error:
         sys.exit(report_error(error, "--debug" in sys.argv))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def split_settings(arguments: list[str]) -> list[str]:
+    """Return `--set a=1 b=2` as `--set a=1 --set b=2`, so that it means here what it means to train/main.py."""
+    result: list[str] = []
+    after_set = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            after_set = argument == "--set"
+        elif after_set and "=" in argument and result[-1] != "--set":
+            result.append("--set")
+        result.append(argument)
+    return result
 
 
 def check_arguments(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ allowed values.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import os
 import re
@@ -24,6 +25,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.engine.fingerprint import ROOT
 from pipeline.errors import UsageError
+from pipeline.recipe_yaml import read_yaml
 from stages import paths
 from stages.recipe import Recipe
 
@@ -80,10 +82,23 @@ WRONG_TYPE = {
     "dataclass": "must be a group of keys",
     "string": "must be text",
 }
-SHOWN = 2  # problems told at a time
+# What is wrong, by pydantic's name for it, with its figures.
+WRONG_VALUE = {
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "too_short": "must have {min_length} or more",
+    "too_long": "must have {max_length} at most",
+    "string_too_short": "must have {min_length} or more characters",
+    "finite_number": "must be a finite number",
+    "string_pattern_mismatch": "must match {pattern}",
+}
+SHOWN = 20  # problems told at a time
 
 
-def _explain(where: str, error: ValidationError) -> str:
+def _explain(where: str, error: ValidationError, raw: dict[str, Any]) -> str:
     """Say what is wrong, a line a problem: file, key, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors():
@@ -92,12 +107,12 @@ def _explain(where: str, error: ValidationError) -> str:
         # So is the tag of a source's kind.
         written = location[:2] + location[3:] if location[0:1] == ("sources",) else location
         key = ".".join(map(str, written)) or "recipe"
-        lines.append(f"{where}: {key}{_message(problem, location)}")
+        lines.append(f"{where}: {key}{_message(problem, location, raw)}")
     distinct = list(dict.fromkeys(lines))
     return "\n".join(distinct[:SHOWN]) + (f" (and {len(distinct) - SHOWN} more)" if len(distinct) > SHOWN else "")
 
 
-def _message(problem: ErrorDetails, location: Location) -> str:
+def _message(problem: ErrorDetails, location: Location, raw: dict[str, Any]) -> str:
     """Say what is wrong with the key at `location`, and what is allowed there."""
     kind, given = problem["type"], problem["input"]
     expected = WRONG_TYPE.get(kind.partition("_")[0])
@@ -112,11 +127,24 @@ def _message(problem: ErrorDetails, location: Location) -> str:
         return f".from: no kind of source {problem['ctx']['tag']!r}; allowed: {problem['ctx']['expected_tags']}"
     if kind == "union_tag_not_found":
         return ": is a group of keys with `from`, the kind of source"
+    if location[:1] == ("train",) and len(location) == 2 and not isinstance(given, dict):
+        phases = [str(phase) for phase, keys in raw["train"].items() if isinstance(keys, dict)]
+        named = f"the phases here are {', '.join(phases)}" if phases else "such as pretrain"
+        return f": keys of training stand in a phase, train.PHASE.{location[1]}; {named}"
     if expected and kind.endswith(("_type", "_parsing", "_from_float")):
-        return f": {expected}, not {str(given)[:80]!r}"
+        return f": {expected}, not {str(given)[:80]!r}{_read_as(given) if kind.startswith('string') else ''}"
+    if kind in WRONG_VALUE:
+        return f": {WRONG_VALUE[kind].format(**problem['ctx'])}, not {str(given)[:80]!r}"
     message = problem["msg"].removeprefix("Value error, ")
     says_what_is_given = kind == "value_error" or not isinstance(given, str | int | float)
     return f": {message}" if says_what_is_given else f": {message} (got {given!r})"
+
+
+def _read_as(given: Any) -> str:
+    """Return why YAML gives something else than the text that was written, and the way out; "" for other values."""
+    if isinstance(given, bool):
+        return "; YAML reads yes, no, on and off so: write it in quotes"
+    return "; YAML reads a date there: write it in quotes" if isinstance(given, datetime.date) else ""
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
@@ -132,7 +160,7 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
             if not isinstance(group, dict):
                 raise UsageError(f"--set {override}: {parent} is not a group of keys")
         try:
-            group[last] = yaml.safe_load(text)
+            group[last] = read_yaml(text)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {override}: {str(error).splitlines()[0]}") from None
 
@@ -150,23 +178,11 @@ def find_recipe(name: str) -> Path:
     raise UsageError(f"--recipe {name}: no such file, and the recipes that ship are {', '.join(shipped())}")
 
 
-class Loader(yaml.SafeLoader):
-    """YAML where a key written twice is an error: the second would silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping. Raises YAMLError when a key is there twice."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1} - {"<<"})
-        if twice:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {twice[0]!r} is there twice")
-        return super().construct_mapping(node, deep)
-
-
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """Read and validate a recipe. Raises UsageError that names file, key and allowed values."""
     file = find_recipe(name)
     try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)
+        raw = read_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -236,4 +252,4 @@ def parse_recipe(raw: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(_explain(where, error)) from None
+        raise UsageError(_explain(where, error, raw)) from None

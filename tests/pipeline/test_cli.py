@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from engine_harness import Work, copy_project, edit, new_work
 
+from pipeline.cli import split_settings
 from pipeline.engine.locks import run_lock, store_lock
 from pipeline.engine.store import open_store
 
@@ -125,3 +126,9 @@ def test_help(work: Work, option: str) -> None:
     done = work.cli(*option.split()) if option != "--help" else work.cli("list", "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+def test_set_takes_several_values_as_the_trainer_does():
+    given = ["run", "train", "--set", "a=1", "b.c=2", "--out", "x=y", "--set", "d=3"]
+    assert split_settings(given) == ["run", "train", "--set", "a=1", "--set", "b.c=2", "--out", "x=y", "--set", "d=3"]
+    assert split_settings(["run", "--set", "a=1", "train"]) == ["run", "--set", "a=1", "train"]

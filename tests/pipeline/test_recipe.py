@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("executor=dask", "executor", "'auto', 'ray', 'local'"),
         ("seed=x", "seed: must be a whole number", "'x'"),
         ("model=3", "model: must be a group of keys", "'3'"),
-        ("sources={}", "sources", "at least 1 item"),
+        ("sources={}", "sources", "must have 1 or more"),
         ("mixtures.pretrain.tokens=12Q", "mixtures.pretrain.tokens: '12Q' is not a quantity", "write 300000, 300k"),
         ("mixtures.pretrain.tokens=1i", "mixtures.pretrain.tokens: '1i' is not a quantity", "64MiB"),
         ("mixtures.pretrain.ratios.web=x%", "mixtures.pretrain.ratios.web: 'x%' is not a ratio", "write 80% or 0.8"),
@@ -247,3 +249,60 @@ def test_a_recipe_is_not_called_as_the_store_is(tmp_path: Path) -> None:
     file.write_text("name: store\nsources:\n  a: {from: jsonl, path: /x}\n")
     with pytest.raises(UsageError, match="name is 'store', the folder in --out"):
         load_recipe(str(file))
+
+
+BASE = "name: a\nsources:\n  s: {from: jsonl, path: x}\n"
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LAUGHS, "more than 100,000 values, aliases written out"),
+        ("name: &a [*a]\n", "nested more than 50 deep"),
+        ("name: " + "[" * 100 + "]" * 100, "nested more than 50 deep"),
+        ("name: " + "[" * 5000 + "]" * 5000, "nested more than 50 deep"),
+        (BASE + "seed: " + "9" * 6000, "line 4: a number of 6,000 characters"),
+        (BASE + "seed: " + "9" * 60, "line 4: a number of 60 characters"),
+        (
+            "name: a\nsources:\n  no: {from: jsonl, path: x}\n",
+            "line 3: YAML reads the key no as false, a yes or no; write",
+        ),
+        (
+            "name: a\nsources:\n  1: {from: jsonl, path: x}\n",
+            "line 3: YAML reads the key 1 as 1, a number; write it in",
+        ),
+        ("name: a\nsources:\n  ~: {from: jsonl, path: x}\n", "YAML reads the key ~ as none, nothing"),
+        ("name: a\nsources:\n  2024-01-01: {from: jsonl, path: x}\n", "as 2024-01-01, a date"),
+        ("name: 2024-13-01\n", "a value cannot be read"),
+        (
+            "name: 2024-01-01\nsources:\n  s: {from: jsonl, path: x}\n",
+            "name: must be text, not '2024-01-01'; YAML reads a",
+        ),
+        (
+            BASE.replace("path: x", "path: x, text: off"),
+            "sources.s.text: must be text, not 'False'; YAML reads yes",
+        ),
+        (
+            BASE + "train: {steps: 5, first: {}}\n",
+            "train.steps: keys of training stand in a phase",
+        ),
+        (BASE + "ranks: 0\n", "ranks: must be 1 or more, not '0'"),
+    ],
+)
+def test_yaml_is_bounded_and_what_it_reads_otherwise_is_explained(text, said, tmp_path):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_recipe(str(tmp_path / "r.yaml"))
+    assert said in str(error.value) and str(tmp_path / "r.yaml") in str(error.value)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+    (tmp_path / "r.yaml").write_text("sead: 3\nsources:\n  s: {from: jsonl, paht: x}\nshard_tokens: -4\nranks: 0\n")
+    with pytest.raises(UsageError) as error:
+        load_recipe(str(tmp_path / "r.yaml"))
+    for key in ("name", "sead", "sources.s.path", "sources.s.paht", "shard_tokens", "ranks"):
+        assert f"r.yaml: {key}: " in str(error.value)
+    assert not re.search("Input should|String should|validation", str(error.value))
