@@ -20,6 +20,7 @@ from torch import Tensor
 from train import page
 from train.checkpoint.checkpoint import BEST, DECAY_START, checkpoint_name, prune_checkpoints, save_checkpoint
 from train.data.loader import Batch, MicroBatch
+from train.data.manifest import ManifestError
 from train.eval.passes import EvaluationStoppedError
 from train.eval.validation import Score
 from train.monitor import report
@@ -34,17 +35,20 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
     """Train to the end; `metrics` is there on rank 0.
 
     Returns False when `should_stop` asked for it: then the step was finished and everything saved.
-    Raises TrainError where an anomaly ends the run, and where a checkpoint cannot be written.
+    Raises TrainError where an anomaly ends the run, and where a checkpoint cannot be written. Raises ManifestError,
+    with everything saved, where files of the mixture have changed since they were opened.
     """
     cfg, rt = run.cfg, run.rt
 
     def should_give_up() -> bool:
-        return rt.any_rank(should_stop())
+        note_changed_data(run, run.validation.watch.check)
+        return rt.any_rank(should_stop() or run.data_error is not None)
 
     if run.step == 0:
         try:
             run.progress.before = evaluate(run, should_stop=should_give_up)
         except EvaluationStoppedError:
+            rt.raise_if_any(run.data_error)
             return False
         if metrics is not None:
             metrics.write({"step": 0, **report.score_record(run.progress.before)})
@@ -54,9 +58,11 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
     while run.step < run.total_steps:
         loss, norm = train_step(run)
         is_last = run.step >= run.total_steps
+        if not is_last:
+            note_changed_data(run, lambda: read_ahead(run))  # ahead of what is saved, so that no step is lost
         # what could not be written is raised by `save`
         wants_stop = should_stop() or run.singular_values.stops(wait=is_last) or run.writer.failed
-        is_stopping = rt.any_rank(wants_stop)
+        is_stopping = rt.any_rank(wants_stop or run.data_error is not None)
         decay_starts = not (is_decaying or is_last) and decay_begins(run.step, run.total_steps, cfg.schedule)
         is_decaying |= decay_starts
         scores = is_last or is_due(run.step, cfg.eval_every)
@@ -83,12 +89,14 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
             if run.step_timer is not None:
                 run.step_timer.restart()
         if is_stopping:
+            rt.raise_if_any(run.data_error)
             rt.broadcast_from_rank0(lambda: run.singular_values.check(run.folder))
             return False
     if run.after is None:  # a run that was at its end already
         try:
             score_run(run, should_give_up)
         except EvaluationStoppedError:
+            rt.raise_if_any(run.data_error)
             return False
     return True
 
@@ -129,11 +137,27 @@ def train_step(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def read_batch(run: Run) -> Batch:
-    """Return the next step's batch; the time that takes is counted as waiting."""
-    started = time.perf_counter()
-    batch = run.batches.batch(run.step, run.cfg.document_mask)
-    run.seconds_waited += time.perf_counter() - started
+    """Return the next step's batch, which mostly was read ahead. Raises ManifestError as `Loader.batch` does."""
+    read_ahead(run)
+    batch, run.next_batch = run.next_batch, None
+    assert batch is not None
     return batch
+
+
+def read_ahead(run: Run) -> None:
+    """Read the next step's batch, if it is not there; the time that takes is counted as waiting."""
+    if run.next_batch is None:
+        started = time.perf_counter()
+        run.next_batch = run.batches.batch(run.step, run.cfg.document_mask)
+        run.seconds_waited += time.perf_counter() - started
+
+
+def note_changed_data(run: Run, read: Callable[[], None]) -> None:
+    """Call `read`, and keep the error where it met a file that has changed under the run."""
+    try:
+        read()
+    except ManifestError as error:
+        run.data_error = error
 
 
 def backward(run: Run, micro_batch: MicroBatch) -> None:
@@ -166,6 +190,8 @@ def evaluate(run: Run, average: str = "", should_stop: Callable[[], bool] | None
     should_stop: the same answer on all ranks. Raises EvaluationStoppedError when it says yes.
     """
     score = run.validation.score(run.model, run.rt.device, should_stop)
+    if should_stop is not None and should_stop() and run.rt.any_rank(run.data_error is not None):
+        raise EvaluationStoppedError  # the last pass may have read what was written over the file
     report.print_score(run, score, average)
     return score
 

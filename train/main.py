@@ -165,7 +165,7 @@ def build_run(
 def build_loader(rt: Runtime, manifest: Manifest, cfg: TrainConfig) -> Loader:
     """Return the reader of training batches, its shards checked."""
     loader = Loader(manifest, cfg, rt.rank, rt.world_size, rt.device)
-    loader.verified = check_hashes(manifest, rt.rank, rt.world_size)
+    loader.verified = check_hashes(manifest, rt.rank, rt.world_size, loader.watch)
     if not loader.verified:
         rt.print_rank0("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")
     return loader

@@ -10,7 +10,8 @@ from typing import Any
 
 from train.checkpoint.background import BackgroundWriter
 from train.config import TrainConfig
-from train.data.loader import Loader
+from train.data.loader import Batch, Loader
+from train.data.manifest import ManifestError
 from train.data.prefetch import Prefetcher
 from train.distributed.hardware import Meter
 from train.distributed.runtime import Runtime
@@ -79,6 +80,8 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     clock: IntervalClock = field(default_factory=IntervalClock)
+    next_batch: Batch | None = None  # of the next step, where it was read ahead
+    data_error: ManifestError | None = None  # a file of the mixture has changed since it was opened
     seconds_waited: float = 0.0  # for data, since the last line
     lr_factor: float = 1.0  # of the learning rate, in the last step
     after: Score | None = None  # the last score

@@ -13,6 +13,7 @@ import torch
 from rounding import LOSS
 from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets, start_ranks, wait_for
 
+from train import loop
 from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints
 from train.checkpoint.run_folder import claim_folder
 from train.config import ConfigError, TrainError
@@ -336,3 +337,31 @@ def test_sigterm_to_torchrun_saves_once_on_all_ranks(pretrain, launch, tmp_path)
     assert process.returncode != 0  # torchrun's own status, not 75
     saved = find_checkpoint(folder, "k")
     assert 3 <= saved.step < 5000 and saved.state["world_size"] == 2, out
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_shard_cut_under_a_run_ends_it_saved_and_it_resumes(split, pretrain, tmp_path, monkeypatch):
+    shutil.copytree(pretrain.parent, tmp_path / "m")
+    copy = load_manifest(tmp_path / "m")
+    shards = [copy.file(shard.path) for shard in copy.shards if shard.split == split]
+    whole = {path: path.read_bytes() for path in shards}
+    step = loop.train_step
+
+    def cut_at_step_3(r):
+        if r.step == 3:
+            for path in shards:
+                os.truncate(path, 1030)
+        return step(r)
+
+    settings = {"steps": 6, "eval_every": 5, "checkpoint_every": 0, "schedule__kind": "constant"}
+    monkeypatch.setattr(loop, "train_step", cut_at_step_3)
+    with pytest.raises(ManifestError, match=r"bytes, has 1,030: cut or overwritten; .* train\.resume=auto"):
+        run(tmp_path / "m", sets(out=str(tmp_path / "r"), **settings))
+    saved = find_checkpoint(tmp_path / "r", "k").step
+    assert saved == {"train": 4, "val": 5}[split]  # the step that read, or scored, next
+    monkeypatch.undo()
+    for path, data in whole.items():
+        path.write_bytes(data)
+    run(tmp_path / "m", sets(out=str(tmp_path / "r"), **settings, resume="auto"))
+    run(pretrain, sets(out=str(tmp_path / "whole"), **settings))
+    assert losses(tmp_path / "r") == losses(tmp_path / "whole")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from train.data.format import HEADER_BYTES, TOKEN_BYTES, map_index, read_index
 from train.data.manifest import Manifest, ManifestError, Shard
 from train.data.sampler import I64
+from train.data.watch import FileWatch
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ def counted_targets(manifest: Manifest, shard: Shard) -> NDArray[np.bool_]:
 class MappedIndex:
     """A shard's index where it lies, searched a few rows at a time: thousands of them in memory would be gigabytes."""
 
-    def __init__(self, manifest: Manifest, shard: Shard) -> None:
-        """Raises ManifestError as `read_shard_index`, which reads it once to check it."""
+    def __init__(self, manifest: Manifest, shard: Shard, watch: FileWatch) -> None:
+        """Raises ManifestError as `read_shard_index`, which reads it once to check it. The file is watched."""
+        watch.add(manifest.file(shard.index), shard.index_sha256)
         read_shard_index(manifest, shard)
         self.tokens = shard.tokens
         self.counts, self.pointers = map_index(manifest.file(shard.index), shard.documents)

@@ -30,6 +30,7 @@ from train.data.format import Tokens, map_tokens, read_header, shard_bytes
 from train.data.index import MappedIndex
 from train.data.manifest import Manifest, ManifestError, Shard
 from train.data.sampler import I64, Sampler, windows_per_shard
+from train.data.watch import FileWatch
 from train.files import sha256_file
 from train.model.loss import IGNORE
 from train.model.masks import to_device
@@ -76,18 +77,26 @@ def max_mapped_shards() -> int:
     return OPEN_SHARDS if soft == resource.RLIM_INFINITY else min(OPEN_SHARDS, soft // 2)
 
 
-def open_shard(manifest: Manifest, shard: Shard) -> Tokens:
-    """Map the tokens of one shard, (n,) uint16, without reading them. Raises ManifestError as `check_shard` does."""
+def open_shard(manifest: Manifest, shard: Shard, watch: FileWatch | None = None) -> Tokens:
+    """Map the tokens of one shard, (n,) uint16, without reading them, and `watch` its file.
+
+    Raises ManifestError as `check_shard` does.
+    """
+    if watch is not None:
+        watch.add(manifest.file(shard.path), shard.sha256)
     check_shard(manifest, shard)
     return map_tokens(manifest.file(shard.path), shard.tokens)
 
 
-def check_hashes(manifest: Manifest, rank: int, world_size: int) -> bool:
+def check_hashes(manifest: Manifest, rank: int, world_size: int, watch: FileWatch | None = None) -> bool:
     """Compare the sha256 of this rank's share of the shards. False, and headers only, above HASH_LIMIT bytes.
 
+    watch: is told of all training shards ahead of that, so that none changes unseen between here and its first batch.
     Raises ManifestError naming the file that differs.
     """
     small = sum(s.bytes for s in manifest.shards) <= HASH_LIMIT
+    for shard in manifest.split("train") if watch is not None else ():
+        watch.add(manifest.file(shard.path), shard.sha256)
     for shard in manifest.shards[rank::world_size]:
         check_shard(manifest, shard)
         path = manifest.file(shard.path)
@@ -209,8 +218,10 @@ class Loader:
         held = max_mapped_shards()
         half = held // 2  # an index is mapped too
         indexed = self.padded or cfg.document_mask
-        self._tokens = LRUCache(lambda s: open_shard(manifest, self.shards[s]), half if indexed else held)
-        self._indices = LRUCache(lambda s: MappedIndex(manifest, self.shards[s]), half)
+        self.watch = FileWatch()
+        self._paths = [[str(manifest.file(s.path)), *([str(manifest.file(s.index))] * indexed)] for s in self.shards]
+        self._tokens = LRUCache(lambda s: open_shard(manifest, self.shards[s], self.watch), half if indexed else held)
+        self._indices = LRUCache(lambda s: MappedIndex(manifest, self.shards[s], self.watch), half)
         self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
         self._inputs, self._last_targets = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
         self._records = self._inputs.view(f"V{2 * cfg.seq_len}")[:, 0]
@@ -225,9 +236,12 @@ class Loader:
     def batch(self, step: int, document_mask: bool = False) -> Batch:
         """Return this rank's rows of 0-based `step`; with `document_mask`, where documents begin too.
 
-        Raises ManifestError when a shard read is not the one that the manifest names, or holds an id it cannot hold.
+        Raises ManifestError when a shard read is not the one that the manifest names, or no longer, or holds an id
+        it cannot hold.
         """
         shard, window, order = self._sampler.rows(step)
+        paths = [path for number in set(shard.tolist()) for path in self._paths[number]]
+        self.watch.check(paths)  # before: one that was cut must not be read
         block = self._block()
         if self.cfg.seq_len < LONG:
             self._read_short(block, shard, window, order)
@@ -247,6 +261,7 @@ class Loader:
             batch = Batch(tokens, self.world_size, num_targets_in_step, targets, num_targets)
         if document_mask:
             batch = batch._replace(cu_seqlens=self._cu_seqlens(shard, window))
+        self.watch.check(paths)  # after: nothing was written over what was read
         return batch
 
     def _block(self) -> I64:

@@ -61,6 +61,16 @@ class Runtime:
         dist.all_reduce(value, group=self.control)
         return bool(value)
 
+    def raise_if_any(self, error: Exception | None) -> None:
+        """Raise the first rank's error on all ranks, if one has one. Every rank calls it."""
+        errors: list[Exception | None] = [error]
+        if self.world_size > 1:
+            errors = [None] * self.world_size
+            dist.all_gather_object(errors, error, group=self.control)
+        for of_rank in errors:
+            if of_rank is not None:
+                raise of_rank
+
     def broadcast_value(self, value: float) -> float:
         """Return rank 0's `value` on every rank. A CPU message."""
         if self.world_size == 1:

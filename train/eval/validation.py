@@ -28,6 +28,7 @@ from train.data.index import counted_targets, read_shard_index
 from train.data.loader import open_shard
 from train.data.manifest import Manifest, Shard
 from train.data.sampler import I64
+from train.data.watch import FileWatch
 from train.eval.multiple_choice import ChoiceScore, MultipleChoice
 from train.eval.passes import passes_of_rank
 from train.generate import generate
@@ -122,6 +123,7 @@ class Validation:
         self.choices = choices
         self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
         self.vocab_size = manifest.tokenizer.vocab_size
+        self.watch = FileWatch()
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
         self.counted: list[slice | I64] = []  # the targets of each that count: all but those at padding
         self.starts: list[I64] | None = [] if document_mask else None  # where documents begin in each, after its first
@@ -154,7 +156,7 @@ class Validation:
 
     def _add_shard(self, manifest: Manifest, shard: Shard, limit: int) -> int:
         """Append the windows of a shard, `limit` targets at most. Returns how many they have."""
-        tokens = open_shard(manifest, shard)
+        tokens = open_shard(manifest, shard, self.watch)
         counts = counted_targets(manifest, shard) if shard.padding else None
         starts = None if self.starts is None else read_shard_index(manifest, shard).starts
         left = limit

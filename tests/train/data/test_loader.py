@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from train.data.format import HEADER_BYTES
 from train.data.loader import Loader
 from train.data.manifest import ManifestError
 from train.data.sampler import rows_of_step
+from train.files import sha256_file
 
 CFG = TrainConfig(steps=10, batch_size=8, seq_len=32, seed=3)
 
@@ -54,7 +56,7 @@ def test_shards_are_opened_when_read_and_few_stay_open(manifest, monkeypatch):
     monkeypatch.setattr(loader, "OPEN_SHARDS", 2)
     opened = []
     real = loader.open_shard
-    monkeypatch.setattr(loader, "open_shard", lambda m, s: (opened.append(s), real(m, s))[1])
+    monkeypatch.setattr(loader, "open_shard", lambda m, s, w: (opened.append(s), real(m, s, w))[1])
     feed = Loader(many, CFG)
     assert not opened
     for step, tokens in enumerate(want):
@@ -126,3 +128,53 @@ def test_a_token_outside_the_vocabulary_is_an_error(copy, monkeypatch, long):
     path.write_bytes(raw[:HEADER_BYTES] + (VOCAB + 1).to_bytes(2, "little") * copy.shards[0].tokens)
     with pytest.raises(ManifestError, match=f"read token {VOCAB + 1}"):
         Loader(copy, CFG).batch(0)
+
+
+def cut(path):
+    with path.open("r+b") as file:
+        file.truncate(50)
+
+
+def overwrite(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:34] + bytes(len(data) - 34))
+
+
+def swap(path):
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-2] + b"\1\0")
+
+
+def copy_back(path):
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+
+
+CHANGES = {
+    cut: "cut or overwritten",
+    overwrite: "overwritten while it was read: its sha256",
+    swap: "overwritten while it was read: its sha256",
+    Path.unlink: "deleted or moved away",
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, copy_back, Path.touch])
+@pytest.mark.parametrize("file", ["path", "index"])
+def test_files_that_change_under_a_run_are_named_before_they_are_used(file, change, manifest, tmp_path):
+    shutil.copytree(manifest.folder, tmp_path / "m")
+    shards = [dataclasses.replace(s, index_sha256=sha256_file(manifest.file(s.index))) for s in manifest.shards]
+    copy = dataclasses.replace(manifest, folder=tmp_path / "m", shards=shards)
+    cfg = dataclasses.replace(CFG, document_mask=True)
+    feed, whole = Loader(copy, cfg), Loader(manifest, cfg)
+    for step in range(10):
+        feed.batch(step, document_mask=True)
+    for shard in copy.split("train"):
+        change(copy.file(getattr(shard, file)))
+    if change in CHANGES:
+        with pytest.raises(ManifestError, match=CHANGES[change]) as raised:
+            feed.batch(1, document_mask=True)
+        assert any(getattr(shard, file) in str(raised.value) for shard in copy.split("train"))
+    else:
+        assert torch.equal(feed.batch(1).tokens, whole.batch(1).tokens)
