@@ -78,7 +78,7 @@ def make_context(
     progress = Progress(quiet)
 
     def make_executor() -> Executor:
-        return choose_executor(kind, address, workers, progress.known_bytes(), forkserver)
+        return choose_executor(kind, address, workers, progress.known_bytes(), progress.line, forkserver)
 
     forced = frozenset([stage]) if force else frozenset()
     return Context(loaded, open_store(out), make_executor, progress, dry=dry, force=forced, debug=debug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 from pipeline.engine.executor import Executor
@@ -17,13 +18,21 @@ SMALL_INPUT = 1 << 30  # bytes; Ray takes some five seconds to start, and a pool
 
 
 def choose_executor(
-    kind: str, address: str | None, workers: int | None, input_bytes: int, forkserver: ForkServer | None = None
+    kind: str,
+    address: str | None,
+    workers: int | None,
+    input_bytes: int,
+    show: Callable[[str], None],
+    forkserver: ForkServer | None = None,
 ) -> Executor:
-    """Return the executor for `kind`; `auto` is local for small inputs without an address. Raises UsageError."""
+    """Return the executor for `kind`; `auto` is local for small inputs without an address. Raises UsageError.
+
+    show: is called with each line that workers of this machine write to standard error.
+    """
     if kind == "auto":
         kind = "ray" if address or input_bytes > SMALL_INPUT else "local"
     if kind != "ray" and address:
         raise UsageError("--address needs --executor ray")
     if kind == "inline":
         return InlineExecutor()
-    return RayExecutor(address, workers) if kind == "ray" else LocalExecutor(workers, forkserver)
+    return RayExecutor(address, workers) if kind == "ray" else LocalExecutor(workers, forkserver, show)

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 from pipeline.engine.signals import ignore_signals
 from pipeline.executors.no_pandas import without_pandas
@@ -23,15 +24,23 @@ from pipeline.executors.no_pandas import without_pandas
 REQUEST = struct.Struct("<cq")  # START, 0 with the worker's socket; or WAIT, pid
 ANSWER = struct.Struct("<q")  # the pid, or the exit status
 START, WAIT = b"s", b"w"
+LAST_WORDS = 2.0  # seconds to wait at the end for what workers wrote last
 # One thread a worker in the libraries: there are as many workers as cores.
 THREADS = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class ForkServer:
-    """The driver's handle. Its calls raise ConnectionError when the server itself was killed."""
+    """The driver's handle. Its calls raise ConnectionError when the server itself was killed.
+
+    What the server, the workers and the programs they start write to standard error comes through a pipe, so that it
+    can be shown above the live display and not in the middle of it.
+    """
 
     def __init__(self) -> None:
         self.control, theirs = socket.socketpair()
+        said, stderr = os.pipe()
+        self.said = os.fdopen(said, encoding="utf-8", errors="replace")
+        self.relay: threading.Thread | None = None
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.pid = 0
@@ -41,13 +50,28 @@ class ForkServer:
             self.pid = os.fork()
             if self.pid == 0:
                 self.control.close()
+                self.said.close()
+                os.dup2(stderr, 2)
+                os.close(stderr)
                 run_server(theirs)
         else:
             end = theirs.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.executors.forkserver", str(end)], pass_fds=[end]
+                [sys.executable, "-m", "pipeline.executors.forkserver", str(end)], pass_fds=[end], stderr=stderr
             )
         theirs.close()
+        os.close(stderr)
+
+    def show(self, line: Callable[[str], None]) -> None:
+        """Call `line` with each line that workers write, in a thread of its own."""
+
+        def relay() -> None:
+            for text in self.said:
+                line(text.rstrip("\n"))
+
+        self.relay = self.relay or threading.Thread(target=relay, daemon=True)
+        if not self.relay.ident:
+            self.relay.start()
 
     def start_worker(self) -> tuple[int, socket.socket]:
         """Start a worker; return its pid, and a connection to it."""
@@ -77,6 +101,10 @@ class ForkServer:
         elif self.pid:
             os.waitpid(self.pid, 0)
             self.pid = 0
+        if self.relay is not None:
+            self.relay.join(LAST_WORDS)
+        if self.relay is None or not self.relay.is_alive():
+            self.said.close()
 
 
 def run_server(control: socket.socket) -> None:

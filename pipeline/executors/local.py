@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
@@ -29,9 +31,15 @@ class LocalExecutor:
 
     name = "local"
 
-    def __init__(self, workers: int | None = None, forkserver: ForkServer | None = None):
+    def __init__(
+        self,
+        workers: int | None = None,
+        forkserver: ForkServer | None = None,
+        show: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ):
+        """workers: by default one a core. show: is called with each line that workers write to standard error."""
         self.slots = workers or cores()
-        self.forkserver = forkserver
+        self.forkserver, self.show = forkserver, show
         self.lock = threading.Lock()
         self.idle: list[Worker] = []
         self.workers: set[Worker] = set()
@@ -39,6 +47,7 @@ class LocalExecutor:
     def _start_worker(self) -> Worker:
         try:
             self.forkserver = self.forkserver or ForkServer()
+            self.forkserver.show(self.show)
             pid, connection = self.forkserver.start_worker()
         except ConnectionError as error:
             self.forkserver = None

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.engine.fingerprint import ROOT
 from stages.errors import DataError
@@ -59,14 +59,16 @@ def train_with_processes(manifest: str, overrides: list[str], ranks: int, stop: 
             subprocess.Popen(
                 command,
                 env=environment | names_of_rank,
-                stdout=2 if rank == 0 else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
+                errors="replace",
                 preexec_fn=_die_with_parent,
             )
         )
     tails: list[list[str]] = [[] for _ in children]
-    readers = [threading.Thread(target=_relay, args=pair) for pair in zip(children, tails, strict=True)]
+    streams = [*zip([child.stderr for child in children], tails, strict=True), (children[0].stdout, [])]
+    readers = [threading.Thread(target=_relay, args=pair) for pair in streams]
     for reader in readers:
         reader.start()
     try:
@@ -106,11 +108,11 @@ def _first_failed(children: list[subprocess.Popen[str]]) -> int | None:
     return next((rank for rank, child in enumerate(children) if child.poll() not in (None, 0, STOPPED)), None)
 
 
-def _relay(child: subprocess.Popen[str], tail: list[str]) -> None:
+def _relay(stream: IO[str], tail: list[str]) -> None:
     """Pass on what a rank prints, and remember its last four lines in `tail`."""
-    assert child.stderr
-    for line in child.stderr:
-        sys.stderr.write(line)
+    for line in stream:
+        sys.stderr.write(line)  # not to the descriptor: a live display in this process shows it above itself
+        sys.stderr.flush()
         tail[:] = [*tail[-3:], line.strip()]
 
 

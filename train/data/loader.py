@@ -95,8 +95,9 @@ def check_hashes(manifest: Manifest, rank: int, world_size: int, watch: FileWatc
     Raises ManifestError naming the file that differs.
     """
     small = sum(s.bytes for s in manifest.shards) <= HASH_LIMIT
-    for shard in manifest.split("train") if watch is not None else ():
-        watch.add(manifest.file(shard.path), shard.sha256)
+    if watch is not None:
+        for shard in manifest.split("train"):
+            watch.add(manifest.file(shard.path), shard.sha256)
     for shard in manifest.shards[rank::world_size]:
         check_shard(manifest, shard)
         path = manifest.file(shard.path)

@@ -142,7 +142,7 @@ def log_step(run: Run, metrics: Metrics | None, loss: Tensor, norm: Tensor) -> d
     used = f"  MFU {rates['mfu_causal']:.1%}" if "mfu_causal" in rates else ""
     rt.print_rank0(
         f"step {run.step:>{len(str(cfg.steps))}}/{cfg.steps}  loss {nats:.4f}  lr {lr:.2e}  grad {grad_norm:.3f}  "
-        f"{speed:>9,.0f} tokens/s{used}  {clock_text(left)} left"
+        f"{speed:>7,.0f} tok/s{used}  {clock_text(left)} left"
     )
     return {
         "step": run.step,

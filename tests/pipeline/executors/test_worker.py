@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from pipeline.engine.executor import UnitSpec
 from pipeline.engine.store import open_store
 from pipeline.executors import worker
+from pipeline.executors.local import LocalExecutor
 from stages.task import Artifact, Task
 
 DATA = b"some tokens"
@@ -49,3 +52,14 @@ def test_each_file_is_read_back_once_at_most(tmp_path: Path, monkeypatch: pytest
     assert [(a.rows, a.tokens, a.bytes) for a in record.outputs] == [(1, 0, 11), (0, 2, 11), (0, 0, 11), (0, 0, 11)]
     assert record.outputs[1].meta["colour"] == "red"
     assert record.outputs[2].path == record.outputs[3].path != record.outputs[0].path
+
+
+def test_what_a_worker_writes_to_standard_error_goes_through_the_display(tmp_path: Path) -> None:
+    shown: list[str] = []
+    executor = LocalExecutor(1, show=shown.append)
+    spec: dict[str, Any] = {"out": str(tmp_path), "stage": "filter", "key": "ab" * 20, "label": "x"}
+    spec |= {"inputs": [], "params": {}, "places": {}, "versions": {}, "executor": "local", "cpus": 1}
+    reply = asyncio.run(executor.submit(cast(UnitSpec, {**spec, "work": "warnings:warn"})))
+    executor.close()
+    assert "record" in reply
+    assert any("UserWarning: Task(" in line for line in shown), shown
