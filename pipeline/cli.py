@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -30,6 +31,8 @@ app = typer.Typer(
     add_completion=Path(sys.argv[0]).stem == "shardmill",  # a shell completes a command, not `python -m pipeline`
     pretty_exceptions_enable=False,
 )
+
+DEFAULT_RECIPE, DEFAULT_OUT = "quickstart", "build"
 
 StageArgument = Annotated[str, typer.Argument(help="A stage; see `list`.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe that ships, or a YAML file.")]
@@ -81,7 +84,16 @@ def make_context(
         return choose_executor(kind, address, workers, progress.known_bytes(), progress.line, forkserver)
 
     forced = frozenset([stage]) if force else frozenset()
-    return Context(loaded, open_store(out), make_executor, progress, dry=dry, force=forced, debug=debug)
+    options = given_options(recipe if isinstance(recipe, str) else DEFAULT_RECIPE, out)
+    return Context(
+        loaded, open_store(out), make_executor, progress, dry=dry, force=forced, debug=debug, options=options
+    )
+
+
+def given_options(recipe: str, out: str) -> str:
+    """Return ` --recipe R --out O` as a shell reads them, without those that are as by default."""
+    given = (("--recipe", recipe, DEFAULT_RECIPE), ("--out", out, DEFAULT_OUT))
+    return "".join(f" {name} {shlex.quote(value)}" for name, value, default in given if value != default)
 
 
 def print_version(wanted: bool) -> None:
@@ -125,9 +137,9 @@ def list_stages() -> None:
 @app.command()
 def plan(
     stage: StageArgument,
-    recipe: RecipeOption = "quickstart",
+    recipe: RecipeOption = DEFAULT_RECIPE,
     overrides: SetOption = None,
-    out: OutOption = "build",
+    out: OutOption = DEFAULT_OUT,
     debug: DebugOption = False,
 ) -> None:
     """Dry run: the graph, what is cached, what would run and why, the mixture solved."""
@@ -140,9 +152,9 @@ def plan(
 @app.command()
 def run(
     stage: StageArgument,
-    recipe: RecipeOption = "quickstart",
+    recipe: RecipeOption = DEFAULT_RECIPE,
     overrides: SetOption = None,
-    out: OutOption = "build",
+    out: OutOption = DEFAULT_OUT,
     executor: ExecutorOption = None,
     address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster to join.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
@@ -151,6 +163,7 @@ def run(
 ) -> None:
     """Build STAGE and everything it needs that is not built yet."""
     from pipeline.commands.report import print_report
+    from pipeline.engine import quarantine
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
     from pipeline.engine.locks import store_lock
@@ -159,14 +172,19 @@ def run(
     with store_lock(context.store):
         try:
             drive(context, context.stage(find_stage(stage)))
+        except Exception as error:
+            if context.command("quarantined") not in str(error):
+                print("".join(f"{line}\n" for line in quarantine.summary(context)), end="", file=sys.stderr)
+            raise
         finally:
+            quarantine.publish(context)
             if context.started_executor or context.published:
                 context.save_state()
     print_report(context)
 
 
 @app.command()
-def status(recipe: RecipeOption = "quickstart", out: OutOption = "build") -> None:
+def status(recipe: RecipeOption = DEFAULT_RECIPE, out: OutOption = DEFAULT_OUT) -> None:
     """What is done, running, failed, quarantined."""
     from pipeline.commands.status import print_status
     from pipeline.engine.store import open_store
@@ -176,8 +194,8 @@ def status(recipe: RecipeOption = "quickstart", out: OutOption = "build") -> Non
 
 @app.command()
 def dropped(
-    recipe: RecipeOption = "quickstart",
-    out: OutOption = "build",
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    out: OutOption = DEFAULT_OUT,
     source: Annotated[str | None, typer.Option(help="Of one source.")] = None,
     reason: Annotated[str | None, typer.Option(help="Show the documents dropped for it.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False,
@@ -190,8 +208,22 @@ def dropped(
 
 
 @app.command()
+def quarantined(
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    out: OutOption = DEFAULT_OUT,
+    source: Annotated[str | None, typer.Option(help="Of one source.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every row; a few of each reason by default.")] = False,
+) -> None:
+    """Rows that could not be read, by reason: file, row and how the row begins."""
+    from pipeline.commands.quarantined import print_quarantined
+    from pipeline.engine.store import open_store
+
+    print_quarantined(open_store(out), recipe_name(recipe), source, full)
+
+
+@app.command()
 def clean(
-    out: OutOption = "build",
+    out: OutOption = DEFAULT_OUT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Delete unreferenced training runs too, and stages that no result names.")

@@ -145,6 +145,9 @@ class BuildContext(Protocol):
     def artifact_path(self, artifact: Artifact) -> str:
         """Return a local path for a small result that `build` itself must read, such as a solved mixture."""
 
+    def command(self, words: str) -> str:
+        """Return the whole command line of another command on this recipe's results, to be typed as it is."""
+
     def folder(self, name: str) -> str:
         """Return the path of the published folder `name` of this recipe."""
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich import table as rich_table
 from rich.console import Console
+from rich.text import Text
 
+from pipeline.engine import quarantine
 from pipeline.engine.context import Context
 from stages.report import report
 from stages.stage import Table
@@ -21,7 +23,7 @@ def grid(
     for name in header:
         table.add_column(name, justify="left" if name in (left or header[:1]) else "right")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     return table
 
 
@@ -35,7 +37,7 @@ def print_report(context: Context) -> None:
             else:
                 console.print(entry, markup=False)
         console.print()
-    for line in context.warnings:
+    for line in (*quarantine.summary(context), *context.warnings):
         console.print(line, markup=False)
         console.print()
     console.print("Where everything lies", style="bold")

@@ -58,9 +58,11 @@ class Context:
         dry: bool = False,
         force: frozenset[str] = frozenset(),
         debug: bool = False,
+        options: str = "",
     ):
         self.recipe, self.store, self.progress = recipe, store, progress
         self.dry, self.force = dry, force
+        self.options = options  # `--recipe` and `--out` as the user gave them, for commands that messages suggest
         self.dispatcher = Dispatcher(executor, store, progress, " ".join(sys.argv), debug)
         self.states: dict[str, StageState] = {}
         self.listed: dict[str, list[SourceUnit]] = {}  # units of sources that a plan has listed already
@@ -212,6 +214,10 @@ class Context:
     def local_store(self) -> bool:
         """Whether results are kept in a local folder, and not in an object store."""
         return self.store.local
+
+    def command(self, words: str) -> str:
+        """Return the whole command line of another command on this recipe's results, to be typed as it is."""
+        return f"python -m pipeline {words}{self.options}"
 
     def folder(self, name: str) -> str:
         """Return the path of the published folder `name` of this recipe."""

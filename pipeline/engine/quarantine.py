@@ -21,8 +21,15 @@ def check(context: Context) -> None:
     if bad > allowed * rows:
         raise UserError(
             f"{bad:,} of {rows:,} rows are in quarantine, more than quarantine.tolerate={allowed:.3%} allows; "
-            f"look at {context.folder('quarantine')}/, mend the source or raise the tolerance"
+            f"`{context.command('quarantined')}` shows them; mend the source or raise the tolerance"
         )
+
+
+def summary(context: Context) -> list[str]:
+    """Return a line that says how many rows are in quarantine and which command shows them, if there are any."""
+    bad = sum(record.counts["quarantined"] for state in context.states.values() for record in state.quarantined)
+    rows = "row is" if bad == 1 else "rows are"
+    return [f"{bad:,} {rows} in quarantine: `{context.command('quarantined')}` shows them"] if bad else []
 
 
 def publish(context: Context) -> None:

@@ -87,7 +87,7 @@ def check(context: BuildContext, result: Filtered) -> None:
             continue
         reasons = {k.removeprefix("dropped."): n for k, n in counts.items() if k.startswith("dropped.")}
         reason, n = min(reasons.items(), key=lambda item: (-item[1], item[0]))
-        shown = "; `python -m pipeline dropped` shows some" if result.publish_dropped else ""
+        shown = f"; `{context.command('dropped')}` shows some" if result.publish_dropped else ""
         raise DataError(
             f"source {name}: the rules dropped all {counts['rows_in']:,} documents, {n:,} of them for {reason}{shown}; "
             f"loosen that rule or drop it from sources.{name}.rules"
