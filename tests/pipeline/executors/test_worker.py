@@ -59,7 +59,7 @@ def test_what_a_worker_writes_to_standard_error_goes_through_the_display(tmp_pat
     executor = LocalExecutor(1, show=shown.append)
     spec: dict[str, Any] = {"out": str(tmp_path), "stage": "filter", "key": "ab" * 20, "label": "x"}
     spec |= {"inputs": [], "params": {}, "places": {}, "versions": {}, "executor": "local", "cpus": 1}
-    reply = asyncio.run(executor.submit(cast(UnitSpec, {**spec, "work": "warnings:warn"})))
+    reply = asyncio.run(executor.submit(cast(UnitSpec, {**spec, "work": "logging:warning"})))
     executor.close()
     assert "record" in reply
-    assert any("UserWarning: Task(" in line for line in shown), shown
+    assert any("WARNING:root:Task(" in line for line in shown), shown
