@@ -323,6 +323,11 @@ def sources(folder: Path, rng: random.Random) -> Iterator[Case]:
         yield Case("sources", name, how, f"run {stage}", call, silent, str(case_folder))
 
 
+def with_small_packages(recipe: bytes) -> bytes:
+    """Return a recipe that reads the documentation of small packages, where it would read that of large ones."""
+    return recipe.replace(b"[stdlib, numpy, torch]", b"[typing_extensions]").replace(b"[sympy]", b"[filelock]")
+
+
 def recipes(folder: Path, rng: random.Random) -> Iterator[Case]:
     """Yield damaged recipes, of those that ship, for `plan`."""
     import manifests
@@ -331,7 +336,7 @@ def recipes(folder: Path, rng: random.Random) -> Iterator[Case]:
     while True:
         path = rng.choice(shipped)
         case_folder = Path(tempfile.mkdtemp(dir=folder))
-        how, data = damage(path.read_bytes(), rng)
+        how, data = damage(with_small_packages(path.read_bytes()), rng)
         (case_folder / path.name).write_bytes(data)
         stage = rng.choice(["download", "build_tokenizer"])
         call = shardmill("plan", stage, "--recipe", case_folder / path.name, "--out", case_folder / "build")
@@ -357,6 +362,8 @@ def mixtures(folder: Path, rng: random.Random) -> Iterator[Case]:
     while True:
         name = rng.choice(names)
         how, data = damage((mixture / name).read_bytes(), rng)
+        # A manifest's digest is of what it says, and not of how that is written.
+        means_the_same = name == "manifest.json" and same_json(data, (mixture / name).read_bytes())
         for command, call in commands.items():
             copy = Path(tempfile.mkdtemp(dir=folder)) / "anneal"
             shutil.copytree(mixture, copy)
@@ -367,9 +374,19 @@ def mixtures(folder: Path, rng: random.Random) -> Iterator[Case]:
                 how,
                 command,
                 call(copy),
-                lambda outcome, command=command: command == "verify",
+                lambda outcome, command=command, means_the_same=means_the_same: (
+                    command == "verify" and not means_the_same
+                ),
                 str(copy.parent),
             )
+
+
+def same_json(a: bytes, b: bytes) -> bool:
+    """Return whether both texts are JSON and say the same."""
+    try:
+        return bool(json.loads(a) == json.loads(b))
+    except ValueError:
+        return False
 
 
 def checkpoints(folder: Path, rng: random.Random) -> Iterator[Case]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipeline.commands.report import grid
 from pipeline.errors import UserError
+from stages.lineage.rows import MEND, rows_table
 from stages.pack.describe import mixture_table
 from train.data.format import read_shard
 from train.data.manifest import Manifest
@@ -54,8 +54,12 @@ def print_window(manifest: Manifest, shard: int, token: int, length: int, consol
         raise UserError(f"--token {token}: {chosen.path} has {chosen.tokens:,} tokens")
     _, tokens = read_shard(manifest.file(chosen.path))
     stop = min(token + length, chosen.tokens)
-    tokenizer = Tokenizer.from_file(str(manifest.file(manifest.tokenizer.path)))
-    rows = pq.read_table(manifest.file(chosen.rows))
+    path = manifest.file(manifest.tokenizer.path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no kind of its own
+        raise UserError(f"{path} is missing or damaged ({str(error)[:200]}); {MEND}") from None
+    rows = rows_table(manifest, chosen)
     row_end = pc.add(rows["token_start"], pc.cast(rows["token_count"], "int64"))
     inside = rows.filter(pc.and_(pc.less(rows["token_start"], stop), pc.greater(row_end, token)))
     console.print(f"{chosen.path}, tokens {token:,} to {stop:,}:", markup=False)

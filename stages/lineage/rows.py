@@ -23,6 +23,8 @@ from stages.tokenizer.spec import token_texts
 from train.data.format import read_shard
 from train.data.manifest import Manifest, Shard
 
+MEND = "run the pack stage again with --force to mend it"
+
 Span: TypeAlias = tuple[str, int, int]  # shard, and [start, stop) of its tokens
 
 
@@ -64,11 +66,16 @@ def find_shard(manifest: Manifest, name: str) -> Shard:
 
 
 def rows_table(manifest: Manifest, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-    """Read the rows table of one shard. Raises DataError when the file is not there."""
+    """Read the rows table of one shard. Raises DataError when the file is missing or damaged."""
+    path = manifest.file(shard.rows)
     try:
-        return pq.read_table(manifest.file(shard.rows), columns=columns, partitioning=None)
+        table = pq.read_table(path, columns=columns, partitioning=None)
+        table.validate(full=True)
     except FileNotFoundError:
-        raise DataError(f"{manifest.file(shard.rows)} is missing; pack again") from None
+        raise DataError(f"{path} is missing; {MEND}") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} is damaged ({str(error).partition(chr(10))[0][:200]}); {MEND}") from None
+    return table
 
 
 def shard_rows(shard: str, table: pa.Table) -> list[ShardRow]:
@@ -110,14 +117,24 @@ class Decoder:
 
     def __init__(self, manifest: Manifest):
         self.manifest = manifest
-        texts = token_texts(str(manifest.file(manifest.tokenizer.path)))
+        path = manifest.file(manifest.tokenizer.path)
+        try:
+            texts = token_texts(str(path))
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing; {MEND}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"{path} is damaged ({error}); {MEND}") from None
         self.table = [texts.get(i, b"") for i in range(manifest.tokenizer.vocab_size)]
         self._tokens: dict[str, npt.NDArray[np.uint16]] = {}
 
     def tokens(self, shard: str) -> npt.NDArray[np.uint16]:
-        """Return the tokens (n,) of a shard, mapped."""
+        """Return the tokens (n,) of a shard, mapped. Raises ManifestError, DataError when it is missing or damaged."""
         if shard not in self._tokens:
-            self._tokens[shard] = read_shard(self.manifest.file(shard))[1]
+            path = self.manifest.file(shard)
+            _, tokens = read_shard(path)
+            if len(tokens) != find_shard(self.manifest, shard).tokens or int(tokens.max(initial=0)) >= len(self.table):
+                raise DataError(f"{path} is damaged: it has other tokens than the manifest says; {MEND}")
+            self._tokens[shard] = tokens
         return self._tokens[shard]
 
     def token_bytes(self, shard: str, start: int, stop: int) -> list[bytes]:

@@ -148,6 +148,8 @@ def read_index(path: Path | str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.
         raise ManifestError(f"{path}: damaged Megatron index")
     counts = np.frombuffer(raw, "<i4", n, INDEX_HEAD_BYTES)
     pointers = np.frombuffer(raw, "<i8", n, INDEX_HEAD_BYTES + 4 * n)
+    if not np.array_equal(np.frombuffer(raw, "<i8", n + 1, INDEX_HEAD_BYTES + 12 * n), np.arange(n + 1)):
+        raise ManifestError(f"{path}: the document table of its Megatron index is damaged")
     return counts, pointers
 
 
