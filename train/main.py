@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import time
@@ -46,7 +47,7 @@ from train.data.loader import Loader, check_hashes
 from train.data.manifest import Manifest, ManifestError, load_manifest
 from train.data.prefetch import Prefetcher
 from train.distributed import hardware, launch_env
-from train.distributed.runtime import Runtime, join_processes, stop_requests
+from train.distributed.runtime import PeerLostError, Runtime, join_processes, stop_requests
 from train.eval.multiple_choice import MultipleChoice
 from train.eval.validation import Score, Validation
 from train.model.attention import choose_kernel
@@ -280,7 +281,18 @@ def main(arguments: list[str] | None = None) -> int:
             # who is still here after a second failed alone.
             time.sleep(1)
         print(f"error: {error}", file=sys.stderr, flush=True)
+        tell_torchrun(f"error: {error}")
+        if isinstance(error, PeerLostError):
+            os._exit(1)  # kernels of a GPU that wait for the one that is gone would hold us
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def tell_torchrun(message: str) -> None:
+    """Have torchrun, if it started us, repeat `message` at the end of its own trace, which would bury it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 if __name__ == "__main__":

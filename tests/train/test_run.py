@@ -365,3 +365,20 @@ def test_a_shard_cut_under_a_run_ends_it_saved_and_it_resumes(split, pretrain, t
     run(tmp_path / "m", sets(out=str(tmp_path / "r"), **settings, resume="auto"))
     run(pretrain, sets(out=str(tmp_path / "whole"), **settings))
     assert losses(tmp_path / "r") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_process_whose_peer_dies_ends_with_a_line(pretrain, launch, tmp_path):
+    ranks = start_ranks(launch, 2, pretrain, sets(out=str(tmp_path / "r"), steps=50_000, epochs=10_000))
+    wait_for(tmp_path / "r/metrics.jsonl", 3)
+    ranks[1].kill()
+    said = ranks[0].communicate(timeout=30)[0]
+    assert ranks[0].returncode == 1 and "error: another process of this run has ended" in said, said
+    assert "Traceback" not in said
+
+
+def test_torchrun_is_told_the_error_to_repeat(pretrain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert main(["--manifest", str(pretrain), "--set", "train.steps=100000"]) == 1
+    said = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert "epochs of this mixture" in said and said in capsys.readouterr().err

@@ -28,6 +28,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers 
 SAME_CTRL_C = 1.0  # seconds in which SIGINT twice is one press: a terminal and a launcher may both send it
 
 
+class PeerLostError(TrainError):
+    """Another process of the run has ended. Ours must end too, without waiting for it."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """This process among the others. `control` is a gloo group: small CPU messages that never wait for a GPU."""
@@ -121,6 +125,14 @@ def join_processes() -> Iterator[Runtime]:
     try:
         control = dist.new_group(backend="gloo") if world_size > 1 else None
         yield Runtime(rank, world_size, device, control)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
+            raise
+        makes_group = False  # leaving would wait for the one that is gone
+        raise PeerLostError(
+            "another process of this run has ended, and what it said tells why; the same command with "
+            f"train.resume=auto goes on from the last checkpoint ({str(error).splitlines()[0][:200]})"
+        ) from error
     finally:
         if makes_group:
             dist.destroy_process_group()
