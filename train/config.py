@@ -275,14 +275,19 @@ class TrainConfig(Keys):
     rank_loss: RankLossConfig = key(
         RankLossConfig(), "The watch over the singular values of Muon's matrices.", fixed_by=None
     )
-    eval_every: int = key(
-        0,
-        "Steps between validations; 0: only before the first step and after the last.",
+    eval_every: int | None = key(
+        None,
+        "Steps between validations; 0: only before the first step and after the last. null: some 15 in a run, fewer "
+        "where they would score more tokens than it trains on.",
         at_least=0,
         fixed_by=None,
     )
-    eval_tokens: int = key(
-        1_000_000, "Validation tokens scored, always the same first ones; 0: all.", at_least=0, fixed_by=None
+    eval_tokens: int | None = key(
+        None,
+        "Validation tokens scored, always the same first ones; 0: all. null: 1,000,000, or a tenth of the tokens that "
+        "the run trains on where that is less, but 10,000 at least.",
+        at_least=0,
+        fixed_by=None,
     )
     eval_items: int | None = key(
         0,
@@ -293,6 +298,12 @@ class TrainConfig(Keys):
     checkpoint_every: int = key(
         500,
         "Steps between checkpoints; 0: only where a decay begins and at the end.",
+        at_least=0,
+        fixed_by=None,
+    )
+    checkpoint_minutes: float = key(
+        10.0,
+        "Minutes after a checkpoint until the next, if its steps take longer; 0: by steps alone.",
         at_least=0,
         fixed_by=None,
     )
@@ -349,6 +360,13 @@ class TrainConfig(Keys):
         above=0,
         fixed_by=None,
     )
+
+    @property
+    def eval_limit(self) -> int:
+        """Validation tokens scored at most, 0 for all, with the default filled in."""
+        if self.eval_tokens is not None:
+            return self.eval_tokens
+        return min(1_000_000, max(10_000, self.steps * self.batch_size * self.seq_len // 10))
 
     def __post_init__(self) -> None:
         super().__post_init__()

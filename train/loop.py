@@ -28,6 +28,7 @@ from train.monitor.metrics import Metrics
 from train.optim.schedule import decay_begins, lr_factor
 from train.run import Run
 
+EVALUATIONS = 15  # in a run, by default
 LONG_WAIT = 1.0  # seconds that a save may wait for the one before it without saying so
 
 
@@ -45,6 +46,7 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
         return rt.any_rank(should_stop() or run.data_error is not None)
 
     if run.step == 0:
+        report.announce_score(run)
         try:
             run.progress.before = evaluate(run, should_stop=should_give_up)
         except EvaluationStoppedError:
@@ -55,6 +57,7 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
     run.clock.restart()
     run.total_steps = planned_steps(run)
     is_decaying = decay_begins(run.step, run.total_steps, cfg.schedule)
+    eval_every, saved_at = steps_between_scores(run), time.monotonic()
     while run.step < run.total_steps:
         loss, norm = train_step(run)
         is_last = run.step >= run.total_steps
@@ -65,9 +68,11 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
         is_stopping = rt.any_rank(wants_stop or run.data_error is not None)
         decay_starts = not (is_decaying or is_last) and decay_begins(run.step, run.total_steps, cfg.schedule)
         is_decaying |= decay_starts
-        scores = is_last or is_due(run.step, cfg.eval_every)
+        scores = is_last or is_due(run.step, eval_every)
         saves = is_last or is_stopping or decay_starts or is_due(run.step, cfg.checkpoint_every)
         logs = run.step == 1 or is_due(run.step, cfg.log_every) or run.anomalies.full
+        if logs and cfg.checkpoint_minutes:  # the first rank's clock decides
+            saves |= rt.any_rank(rt.is_rank0 and time.monotonic() > saved_at + 60 * cfg.checkpoint_minutes)
         if logs or scores or saves:
             record = report.log_step(run, metrics, loss, norm)
             if run.step_timer is not None:
@@ -85,6 +90,7 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
                     page.refresh_page(run.folder)
             if saves or is_best:
                 save(run, record, decay_starts, is_best, at_once=is_last or is_stopping)
+                saved_at = time.monotonic()
             run.clock.restart()
             if run.step_timer is not None:
                 run.step_timer.restart()
@@ -106,6 +112,16 @@ def planned_steps(run: Run) -> float:
     if run.step_timer is None or run.cfg.schedule.seconds is None:
         return run.cfg.steps
     return run.rt.broadcast_value(run.step_timer.total(run.cfg.steps, run.cfg.schedule.seconds))
+
+
+def steps_between_scores(run: Run) -> int:
+    """Return train.eval_every, or what it is by default: a token scored costs a third of one trained on."""
+    cfg = run.cfg
+    if cfg.eval_every is not None:
+        return cfg.eval_every
+    scored = run.validation.num_tokens * (1 + len(run.averages.by_name))
+    count = min(EVALUATIONS, cfg.steps * cfg.batch_size * cfg.seq_len // scored)
+    return math.ceil(cfg.steps / max(1, count))
 
 
 def is_due(step: int, every: int) -> bool:

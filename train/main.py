@@ -182,7 +182,7 @@ def build_validation(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cf
     return Validation(
         manifest,
         cfg.seq_len,
-        cfg.eval_tokens,
+        cfg.eval_limit,
         group=rt.control,
         rank=rt.rank,
         world_size=rt.world_size,

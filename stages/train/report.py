@@ -23,6 +23,9 @@ def report(context: BuildContext, records: Mapping[str, Record]) -> Iterator[Rep
         for phase, record in records.items()
     }
     yield [phases_table(summaries)]
+    alone = [phase for phase, summary in summaries.items() if summary.get("val_documents") == 1]
+    if alone:
+        yield [f"One document alone was held out of {', '.join(alone)}: its scores say little about any other text"]
     for table in (sources_table(summaries), choices_table(summaries)):
         if table.rows:
             yield [table]

@@ -36,6 +36,7 @@ TRAIN = {
     "seq_len": 32,
     "log_every": 1,
     "checkpoint_every": 4,
+    "eval_every": 0,
     "eval_tokens": 1024,
     "schedule": {"warmup": 2},
     "muon": {"lr": 0.01},

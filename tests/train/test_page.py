@@ -65,9 +65,9 @@ def test_the_same_files_give_the_same_page_also_by_the_command(folder, tmp_path,
     assert page.main([str(copy)]) == 0 and capsys.readouterr().out == f"{copy / 'summary.md'}\n"
     assert {p: p.read_bytes() for p in before} == before
     assert page.main([str(tmp_path)]) == 1 and "name the folder of a run" in capsys.readouterr().err
-    for foreign in ('{"a": 1}', "[]"):
+    for foreign, what in (('{"a": 1}', "not a run of ours"), ("[]", "a list where an object of JSON should be")):
         (tmp_path / "run.json").write_text(foreign)
-        assert page.main([str(tmp_path)]) == 1 and "not a run of ours" in capsys.readouterr().err
+        assert page.main([str(tmp_path)]) == 1 and what in capsys.readouterr().err
 
 
 def test_a_killed_run_has_a_page(folder, tmp_path):

@@ -10,6 +10,7 @@ import signal
 
 import pytest
 import torch
+from built import edit
 from rounding import LOSS
 from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets, start_ranks, wait_for
 
@@ -382,3 +383,40 @@ def test_torchrun_is_told_the_error_to_repeat(pretrain, tmp_path, monkeypatch, c
     assert main(["--manifest", str(pretrain), "--set", "train.steps=100000"]) == 1
     said = json.loads((tmp_path / "error.json").read_text())["message"]
     assert "epochs of this mixture" in said and said in capsys.readouterr().err
+
+
+def scored_steps(folder):
+    return [line["step"] for line in metrics(folder) if "val_loss" in line]
+
+
+def test_by_default_a_run_is_scored_some_fifteen_times_and_less_where_that_costs_more_than_training(
+    pretrain, tmp_path, capsys
+):
+    common = {"eval_every": None, "schedule__kind": "constant", "checkpoint_every": 0, "epochs": 10}
+    run(pretrain, sets(out=str(tmp_path / "many"), steps=45, eval_tokens=64, **common))
+    assert scored_steps(tmp_path / "many") == list(range(0, 46, 3))
+    said = capsys.readouterr().out
+    assert "step 0: scoring 64 tokens ahead of training (64 of the mixture" in said
+    run(pretrain, sets(out=str(tmp_path / "few"), steps=6, eval_tokens=512, **common))
+    assert scored_steps(tmp_path / "few") == [0, 2, 4, 6]
+
+
+def test_a_validation_of_one_document_is_marked(pretrain, tmp_path, capsys):
+    shutil.copytree(pretrain.parent, tmp_path / "m")
+
+    def one(value):
+        for shard in value["shards"]:
+            shard["documents"] = 1 if shard["split"] == "val" else shard["documents"]
+
+    edit(tmp_path / "m", one)
+    run(tmp_path / "m", sets(out=str(tmp_path / "r"), steps=1))
+    said = capsys.readouterr().out
+    assert "warning: one document alone is held out" in said and " tokens of one document)" in said
+    assert json.loads((tmp_path / "r/summary.json").read_text())["val_documents"] == 1
+
+
+def test_a_checkpoint_is_due_after_minutes_too(pretrain, tmp_path):
+    calls = []
+    more = {"checkpoint_every": 0, "log_every": 2, "checkpoint_minutes": 1e-9}
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=5, **more), on_save=lambda m, p: calls.append(m["step"]))
+    assert calls == [1, 2, 4, 5]

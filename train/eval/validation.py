@@ -134,6 +134,7 @@ class Validation:
             self._add_group(manifest, source, limit and max(1, limit // len(sources)))
         if "" not in self.groups:
             raise TrainError(f"{manifest.folder}: no validation tokens; pack a mixture that has validation documents")
+        self.documents = sum(s.documents for s in manifest.split("val"))  # held out of the mixture
         largest = max(g.stop - g.start for g in self.groups.values())
         self.rows = min(max(1, EVAL_TOKENS // seq_len), largest)
         self.passes: list[range] = []  # the windows of each forward pass
@@ -172,6 +173,12 @@ class Validation:
                 self.starts.append(starts[low:high] - start)
             left -= length
         return limit - left
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that one evaluation reads: the mixture's, those of each source, and the questions'."""
+        questions = sum(map(len, self.choices.rows)) if self.choices else 0
+        return sum(group.tokens for group in self.groups.values()) + questions
 
     def score(self, model: Model, device: torch.device, should_stop: Callable[[], bool] | None = None) -> Score:
         """Return the model's score. Every rank calls it and gets the same.

@@ -172,12 +172,26 @@ def report_events(run: Run, metrics: Metrics | None, events: list[dict[str, Any]
     run.anomalies.check(events, run.folder)
 
 
+def announce_score(run: Run) -> None:
+    """Say ahead of the first step how much is scored, for that may take a while."""
+    validation = run.validation
+    mixture, total = validation.groups[""].tokens, validation.num_tokens
+    questions = sum(map(len, validation.choices.sets.values())) if validation.choices else 0
+    asked = f", {questions:,} questions" if questions else ""
+    run.rt.print_rank0(
+        f"step 0: scoring {total:,} tokens ahead of training ({mixture:,} of the mixture, the rest by source{asked}); "
+        "train.eval_tokens bounds it"
+    )
+    if validation.documents == 1:
+        run.rt.print_rank0("warning: one document alone is held out: its scores say little about any other text")
+
+
 def print_score(run: Run, score: Score, average: str = "") -> None:
     """Print a score of the model, or of an average of its weights."""
     of = f" of {average}" if average else ""
     run.rt.print_rank0(
         f"step {run.step}: validation loss{of} {score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte "
-        f"({score.tokens:,} tokens)"
+        f"({score.tokens:,} tokens{' of one document' if run.validation.documents == 1 else ''})"
     )
     if score.sources:
         by_source = ", ".join(f"{name} {s.bits_per_byte:.4f}" for name, s in score.sources.items())
@@ -241,6 +255,7 @@ def run_summary(
         **(run.meter.rates(speed) if speed else {}),
         "memory_gb": round(hardware.peak_bytes(run.rt.device) / 1e9, 3),
         "before": None if progress.before is None else progress.before.to_dict(),
+        "val_documents": run.validation.documents,
         "unigram": unigram.to_dict(),
         "after": after.to_dict(),
         "averages": averages,
