@@ -42,6 +42,9 @@ class RayExecutor:
         """Join the cluster at `address`, or start a Ray of our own on this machine. Raises UserError."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        if not self.address:
+            # A Ray that no other machine is to join listens on the loopback interface alone. Read as ray is imported.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ["PYTHONPATH"] = python_path()
         import ray
 
