@@ -8,6 +8,7 @@ and needs to write where a reader may not.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from pipeline.engine.store import LOCK, RUNNING, Store
+from pipeline.errors import UserError
 
 
 class ActiveRun(TypedDict):
@@ -24,6 +26,16 @@ class ActiveRun(TypedDict):
 
     pid: int
     command: str
+
+
+@contextlib.contextmanager
+def suppress_read_only() -> Iterator[None]:
+    """Pass over what cannot be written because the store may only be read: by its permissions, or as it is mounted."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
 
 
 @contextlib.contextmanager
@@ -36,7 +48,7 @@ def store_lock(store: Store, exclusive: bool = False) -> Iterator[None]:
     path = Path(store.root) / LOCK
     with contextlib.ExitStack() as stack:
         if store.local:
-            with contextlib.suppress(PermissionError):
+            with suppress_read_only():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(path.open("a"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
@@ -45,12 +57,21 @@ def store_lock(store: Store, exclusive: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_lock(store: Store, command: str) -> Iterator[None]:
-    """Say which run works on a local store, for `status`. Several runs may share a store."""
+    """Say which run works on a local store, for `status`. Several runs may share a store.
+
+    Raises UserError when the store may only be read.
+    """
     if not store.local:
         yield
         return
     path = Path(store.root) / RUNNING / f"{uuid.uuid4().hex}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable = False
+    with suppress_read_only():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        writable = True
+    if not writable:
+        raise UserError(f"{store.out} may only be read, and not all is there: units have to run; name another --out")
     with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps({"pid": os.getpid(), "command": command}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from dataclasses import replace
@@ -12,9 +13,10 @@ import fsspec
 import pytest
 
 from pipeline.engine.local_store import switch_link
-from pipeline.engine.locks import active_runs, run_lock
+from pipeline.engine.locks import active_runs, run_lock, store_lock
 from pipeline.engine.object_store import ObjectStore
 from pipeline.engine.store import RECORD, Store, open_store
+from pipeline.errors import UserError
 from stages.stage import Record
 from stages.task import Artifact
 from train.files import sha256_file
@@ -185,3 +187,23 @@ def test_a_worker_fetches_the_inputs_that_it_was_sent_from_an_object_store(out):
         assert Path(store.fetch(asked)).read_text() == "rows"
     store.drop_scratch()
     store.fs.rm("/inputs", recursive=True)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_store_that_may_only_be_read_is_read_without_a_lock_and_named_where_units_have_to_run(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "build"))
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    for method in ("open", "touch", "mkdir"):
+        monkeypatch.setattr(Path, method, refuse)
+    with store_lock(store):
+        pass
+    with pytest.raises(UserError, match="may only be read"), run_lock(store, "run"):
+        pass
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space"), store_lock(store):
+        pass
