@@ -15,6 +15,7 @@ from stages.tokenizer import external
 from stages.tokenizer import work as tokenizer_work
 from stages.tokenizer.config import TokenizerConfig
 from stages.tokenizer.encoder import open_encoder
+from stages.tokenizer.long_words import find_long_words, long_words_line
 from stages.tokenizer.spec import SPECIALS, token_bytes
 
 FETCHING = 30.0  # seconds that a tokenizer of the hub may take
@@ -59,6 +60,8 @@ def count_tokens(context: BuildContext, samples: dict[str, Sample], folder: Path
     worse = max(1.0, most / least)
     counts = {name: n * (1 + worse) / 2 for name, n in encode_all(whole, texts).items()}
     how = f"tokens counted with a tokenizer trained on {total / 1e6:.1f} MB of the sample"
+    if (cut := find_long_words(chosen, tokenizer_work.splitter(config.split, config.digits))).count:
+        how += f"; {long_words_line(*cut)}"
     return TokenCounts(counts, (worse - 1) / (worse + 1), how)
 
 

@@ -12,6 +12,7 @@ from stages.decontaminate.stage import DECONTAMINATE
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
 from stages.tokenizer import external
+from stages.tokenizer.long_words import long_words_line
 from stages.tokenizer.work import adopt, work
 
 
@@ -29,7 +30,10 @@ async def build(context: BuildContext) -> Record:
     }
     if config.source is None:
         params |= {"split": config.split, "digits": config.digits, "reserved": config.reserved_names()}
-        return await context.run(BUILD_TOKENIZER, Unit(work, params, parts, str(config.vocab_size), weight=weight))
+        record = await context.run(BUILD_TOKENIZER, Unit(work, params, parts, str(config.vocab_size), weight=weight))
+        if cut := record.counts.get("cut_words"):
+            context.warn(long_words_line(cut, record.counts["longest_word"]))
+        return record
     file = await asyncio.to_thread(external.locate, config.source)
     unit = Unit(adopt, {**params, "bos": config.bos}, [file, *parts], config.source, weight=weight)
     return await context.run(BUILD_TOKENIZER, unit)

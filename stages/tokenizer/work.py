@@ -18,6 +18,7 @@ from stages.errors import DataError
 from stages.task import Task
 from stages.tokenizer import external
 from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
+from stages.tokenizer.long_words import cut_long_words, find_long_words
 from stages.tokenizer.report import write_report
 from stages.tokenizer.sample import Sample, draw_sample, sampled_texts
 from stages.tokenizer.spec import BOS, PAD, SPECIALS, load_text_encoder, special_ids, token_bytes
@@ -43,6 +44,7 @@ def work(task: Task) -> None:
     chosen = draw_sample(task, task.inputs)
     texts = sampled_texts(chosen)
     specials = [*SPECIALS, *params["reserved"]]
+    long_words = find_long_words(texts, splitter(params["split"], params["digits"]))
     tokenizer = train(texts, params["vocab_size"], params["split"], params["digits"], specials)
     path = task.output("tokenizer.json")
     Path(path).write_text(canonical(tokenizer), encoding="utf-8")
@@ -54,6 +56,10 @@ def work(task: Task) -> None:
         "bos_id": specials.index(BOS),
         "pad_id": specials.index(PAD),
     }
+    if long_words.count:
+        origin["cut_words"] = long_words._asdict()
+        task.count("cut_words", long_words.count)
+        task.count("longest_word", long_words.longest)
     finish(task, path, chosen, origin)
 
 
@@ -115,7 +121,8 @@ def train(
 ) -> Tokenizer:
     """Train a tokenizer with exactly `vocab_size` ids, special tokens first, then the 256 bytes, then merges.
 
-    Raises DataError when `vocab_size` exceeds uint16 or the text runs out of pairs to merge.
+    Words longer than LONGEST_WORD are cut for counting. Raises DataError when `vocab_size` exceeds uint16 or the text
+    runs out of pairs to merge.
     """
     if vocab_size > MAX_VOCAB:
         raise DataError(
@@ -126,7 +133,9 @@ def train(
     if vocab_size < least:
         raise DataError(f"tokenizer.vocab_size must be at least {least} ({len(specials)} special tokens, 256 bytes)")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = splitter(split, digits)
+    whole_words = splitter(split, digits)
+    cut = find_long_words(texts, whole_words).count > 0
+    tokenizer.pre_tokenizer = cut_long_words(whole_words) if cut else whole_words
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -137,6 +146,7 @@ def train(
     why, _ = attempt(lambda: tokenizer.train_from_iterator(texts, trainer))
     if why:  # a panic, as on ten million blanks in a row
         raise DataError(f"the tokenizer cannot be trained on this text: {why}; drop such documents with a rule")
+    tokenizer.pre_tokenizer = whole_words
     got = tokenizer.get_vocab_size()
     if got != vocab_size:
         raise DataError(
