@@ -28,7 +28,7 @@ class Dispatcher:
         self, make_executor: Callable[[], Executor], store: Store, progress: Progress, command: str, debug: bool
     ):
         self.store, self.progress, self.debug = store, progress, debug
-        self.signals = StopSignals()
+        self.signals = StopSignals(progress.line)
         self.fatal: UnitFailed | None = None  # ends the run: no other unit is started
         self._make_executor = make_executor
         self._executor: Executor | None = None

@@ -8,12 +8,13 @@ records lose nothing.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.engine.executor import UnitSpec
@@ -24,7 +25,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopSignals:
     """Whether a signal has asked this run to stop, and the units that are to be asked in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        """say: prints a line above the live display."""
+        self.say = say
         self.received = False
         self.interrupted = False  # by Ctrl-C, and waiting for what is saved
         self.stop_files: set[Path] = set()  # a file for each unit at work that can be asked
@@ -52,12 +55,22 @@ class StopSignals:
             sys.exit(128 + number)
         if number == signal.SIGINT:
             self.interrupted = True
-            # not print: the signal may have come inside another write
-            os.write(2, b"stopping: training ends its step and saves; Ctrl-C again ends at once\n")
+            self._say_later("stopping: training ends its step and saves; Ctrl-C again ends at once")
         self.received = True
         for file in self.stop_files:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
+
+    def _say_later(self, line: str) -> None:
+        """Print a line once the handler has returned: the signal may have come inside another write."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is None or self.say is None:
+            os.write(2, f"{line}\n".encode())
+        else:
+            loop.call_soon_threadsafe(self.say, line)
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
