@@ -18,12 +18,19 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 FILE = ("file://", "local://")
+PROTOCOLS = ("http", "https", "hf", "s3", "gs")  # what a manifest may name beside local files
 WILDCARDS = "*?["
 
 
 def is_remote(path: str) -> bool:
     """Return whether a file system other than this machine's holds `path`."""
     return "://" in path and not path.startswith(FILE)
+
+
+def is_named_protocol(path: str) -> bool:
+    """Return whether `path` may be opened though a stranger wrote it: local, or of one of PROTOCOLS, and no chain."""
+    scheme, _, rest = path.partition("://")
+    return not is_remote(path) or (scheme in PROTOCOLS and "::" not in rest)
 
 
 def local_path(path: str) -> str:

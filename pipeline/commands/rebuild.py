@@ -17,7 +17,7 @@ from pipeline.engine.store import Store
 from pipeline.errors import UserError
 from pipeline.recipe import parse_recipe
 from stages.lineage.diff import changes
-from stages.lineage.inputs import changed_inputs, entries_that_read
+from stages.lineage.inputs import changed_inputs, check_protocols, entries_that_read
 from stages.paths import is_remote, local_path
 from stages.recipe import Recipe
 from train.data.manifest import Manifest, load_manifest
@@ -35,6 +35,9 @@ def recipe_of(manifest: Manifest, source_paths: Mapping[str, str]) -> Recipe:
             raise UserError(f"--source {name}: it is of kind {entries[name]['from']}, which has no path")
         # As absolute as it can be: the build may run in other processes.
         entries[name]["path"] = path if is_remote(path) else str(Path(local_path(path)).absolute())
+    for name, entry in entries.items():
+        if name not in source_paths:
+            check_protocols(name, entry)
     return parse_recipe(recipe, "the manifest's recipe")
 
 

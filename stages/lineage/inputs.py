@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.errors import DataError
 from stages.evals.stage import units_of
-from stages.paths import escaped, is_remote
+from stages.paths import PROTOCOLS, escaped, is_named_protocol, is_remote
 from stages.recipe import Recipe
 from stages.sources.base import Identify
 from stages.sources.registry import SOURCES, describe, pin
@@ -18,6 +18,17 @@ def entries_that_read(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sources and all evaluation sets of a recipe (as JSON values), by name; no two have the same."""
     against = recipe.get("decontaminate", {}).get("against", {})
     return {**recipe.get("sources", {}), **recipe.get("evals", {}), **against}
+
+
+def check_protocols(name: str, entry: Mapping[str, Any]) -> None:
+    """Raise DataError when a manifest, which may be a stranger's, would have another kind of address opened."""
+    paths = entry.get("path", [])
+    for path in [paths] if isinstance(paths, str) else paths:
+        if not is_named_protocol(path):
+            raise DataError(
+                f"source {name}: the manifest names {escaped(path)}, and of addresses in manifests only "
+                f"{', '.join(PROTOCOLS)} and local files are opened; say where they are: --source {name}=PATH"
+            )
 
 
 def changed_inputs(

@@ -24,6 +24,7 @@ from stages.filter.document import Document
 from stages.filter.edits import apply_edits, parse_edits
 from stages.filter.rules import EDITING, apply_rules, parse_rules
 from stages.lineage.curated import curated_folder, curated_texts
+from stages.lineage.inputs import check_protocols
 from stages.lineage.reread import read_again, with_path
 from stages.lineage.rows import Decoder, ShardRow, rows_of_documents
 from stages.schemas import ID, document_id
@@ -210,7 +211,10 @@ class Origin:
 
 def source_config(manifest: Manifest, name: str, source_paths: Mapping[str, str]) -> Any:
     """Return a source's configuration as the manifest's recipe has it, its files at `source_paths[name]` if given."""
-    config: Any = TypeAdapter(SourceConfig).validate_python(manifest.recipe_value("sources", name))
+    entry = manifest.recipe_value("sources", name)
+    if name not in source_paths:
+        check_protocols(name, entry)
+    config: Any = TypeAdapter(SourceConfig).validate_python(entry)
     revisions = {source.name: source.revision for source in manifest.sources}
     pin(config, revisions.get(name, ""))
     return with_path(config, source_paths[name]) if name in source_paths else config

@@ -13,6 +13,8 @@ from pipeline.engine.store import open_store
 from pipeline.errors import UserError
 from stages import paths
 from stages.errors import DataError
+from stages.lineage.inputs import check_protocols
+from stages.paths import is_named_protocol
 from stages.sources.files import NOTES, list_files, open_source, whole_file_units
 
 LINE = b'{"text": "A text."}\n'
@@ -213,3 +215,30 @@ def test_a_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monk
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"/sub cannot be listed \(Permission denied\)"):
         list_files(str(tmp_path), (".jsonl",))
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/data/a.jsonl", True),
+        ("a::b.jsonl", True),
+        ("file:///data/a", True),
+        ("s3://bucket/a", True),
+        ("hf://datasets/o/n", True),
+        ("https://a.test/x", True),
+        ("reference://x", False),
+        ("github://o:r@main/x", False),
+        ("simplecache::s3://bucket/a", False),
+        ("zip://a::https://a.test/x.zip", False),
+        ("https://a.test/x::reference://y", False),
+        ("memory://x", False),
+        ("ssh://host/x", False),
+    ],
+)
+def test_a_strangers_manifest_opens_named_protocols_alone(path, allowed):
+    assert is_named_protocol(path) == allowed
+    if allowed:
+        check_protocols("a", {"path": ["b.jsonl", path]})
+    else:
+        with pytest.raises(DataError, match="say where they are: --source a=PATH"):
+            check_protocols("a", {"path": ["b.jsonl", path]})

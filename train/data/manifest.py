@@ -170,8 +170,15 @@ class Manifest:
         return files
 
     def file(self, relative: str) -> Path:
-        """Return the absolute path of a file the manifest names."""
-        return Path(self.folder) / relative
+        """Return the path of a file that the manifest names.
+
+        Raises ManifestError when it is not below the manifest's folder: a manifest may be a stranger's.
+        """
+        folder = Path(self.folder)
+        path = folder / relative
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ManifestError(f"{folder / 'manifest.json'}: names {relative!r}, which leads out of its folder")
+        return path
 
     def recipe_value(self, *keys: str) -> Any:
         """What the recipe has at a path of keys. Raises ManifestError that names the key which is not there."""
