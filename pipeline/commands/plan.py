@@ -6,12 +6,14 @@ Nothing is written but to a temporary folder. What is not built yet is predicted
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.commands.quarantined import printable
 from pipeline.commands.report import grid
 from pipeline.engine.context import Context, drive
 from pipeline.engine.graph import find_stage
@@ -33,6 +35,7 @@ from train.config import ModelConfig
 Row = tuple[object, ...]  # of a table: whole numbers are shown with separators, all else as it is
 
 UNKNOWN = "?"
+ENOUGH_UNITS = 4  # below which a rate may be that of compilation
 WIDTH = 100  # where the output is no terminal
 SOURCE_HEADER = (
     "source",
@@ -231,15 +234,14 @@ def left_out(survey: Survey, recipe: Recipe) -> str:
 def seconds_ahead(context: Context, survey: Survey) -> dict[str, float]:
     """Return seconds of work on one worker for each stage of documents that has units cached and units to run.
 
-    The rate is that of the stage's own records.
+    The rate is the median of the stage's own records: the first units of a machine compile their loops too.
     """
     seconds = {}
     for name, text in text_through(survey).items():
         state = context.states.get(name)
-        if state is None or not state.reasons or not state.text_seconds:
+        if state is None or not state.reasons or len(state.text_rates) < ENOUGH_UNITS:
             continue
-        counted = sum(counts["text_bytes"] for counts in state.counts.values())
-        seconds[name] = state.reasons.total() / len(state.units) * text * state.text_seconds / counted
+        seconds[name] = state.reasons.total() / len(state.units) * text * statistics.median(state.text_rates)
     return seconds
 
 
@@ -256,6 +258,11 @@ def duration(spent: float) -> str:
     return f"{spent / 60:.0f} min" if spent < 6000 else f"{spent / 3600:.1f} h"
 
 
+def say_doing(what: str) -> None:
+    """Say on stderr what takes seconds, before it starts."""
+    print(f"plan: {what} ...", file=sys.stderr, flush=True)
+
+
 def say(console: Console, *lines: str) -> None:
     """Print lines of plain text."""
     for line in lines:
@@ -270,10 +277,15 @@ def print_table(console: Console, title: str, header: tuple[str, ...], rows: lis
 
 def print_graph(console: Console, context: Context, target: str, stopped: str) -> None:
     """Print the stages, and why no more is known of them."""
-    table = grid("Graph", ("stage", "units", "cached", "to run", "why"), stage_rows(context, target))
+    every = stage_rows(context, target)
+    rows = [row for row in every if row[1] != UNKNOWN]
+    waiting = {row[-1]: [str(other[0]) for other in every if other[-1] == row[-1]] for row in every if row not in rows}
+    table = grid("Graph", ("stage", "units", "cached", "to run", "why"), rows)
     table.columns[-1].justify = "left"
     console.print()
-    console.print(table)
+    if rows:
+        console.print(table)
+    say(console, *(f"{', '.join(stages)}: {why}" for why, stages in waiting.items()))
     if stopped:
         say(console, f"Not known yet: {stopped}")
 
@@ -291,6 +303,9 @@ def print_sources(console: Console, context: Context, survey: Survey) -> None:
         )
     if survey.tokenizer:
         say(console, survey.tokenizer)
+    for name, sample in survey.samples.items():
+        for reason, n in sample.bad.most_common():
+            say(console, f"{name}: rows of the sample that go to the quarantine: {n:,} ({printable(reason)})")
     say(console, *(f"{name}: {problem}" for name, problem in survey.problems.items()))
 
 
@@ -313,9 +328,11 @@ def print_plan(context: Context, target: str) -> None:
         console.width = WIDTH
     recipe = context.recipe
     say(console, f"recipe {recipe.name}, target {target}, results in {context.folder('')}")
+    say_doing(f"listing {len(recipe.sources)} sources")
     survey, stopped = survey_of(context, target)
     print_graph(console, context, target, stopped)
     with tempfile.TemporaryDirectory(prefix="shardmill-plan-", ignore_cleanup_errors=True) as folder:
+        say_doing("reading a sample of each source, to predict documents, tokens and disk")
         forecast(context, survey, Path(folder))
     print_sources(console, context, survey)
     stages = [stage.name for stage in find_stage(target).upstream()]

@@ -21,7 +21,7 @@ def grid(
     """Lay out a plain table; columns that are not in `left`, by default the first alone, are right-aligned."""
     table = rich_table.Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in header:
-        table.add_column(name, justify="left" if name in (left or header[:1]) else "right")
+        table.add_column(name, justify="left" if name in (left or header[:1]) else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +25,7 @@ class StageState:
     reasons: Counter[str] = field(default_factory=Counter)  # why units run (or would) -> how many
     done: int = 0  # records found or made
     counts: dict[str, Counter[str]] = field(default_factory=dict)  # first word of the label, its source -> counters
-    text_seconds: float = 0.0  # spent in units that count text_bytes
+    text_rates: array[float] = field(default_factory=lambda: array("d"))  # seconds a byte, of units that count text
     quarantined: list[Record] = field(default_factory=list)  # records with bad rows
     failed: list[UnitFailed] = field(default_factory=list)
 
@@ -33,7 +34,7 @@ class StageState:
         self.done += 1
         self.counts.setdefault(record.label.partition(" ")[0], Counter()).update(record.counts)
         if record.counts.get("text_bytes"):
-            self.text_seconds += record.seconds
+            self.text_rates.append(record.seconds / record.counts["text_bytes"])
         if record.counts.get("quarantined"):
             self.quarantined.append(record)
 
