@@ -189,7 +189,7 @@ def status(recipe: RecipeOption = DEFAULT_RECIPE, out: OutOption = DEFAULT_OUT) 
     from pipeline.commands.status import print_status
     from pipeline.engine.store import open_store
 
-    print_status(open_store(out), recipe_name(recipe))
+    print_status(open_store(out), recipe_name(recipe), given_options(recipe, out))
 
 
 @app.command()
@@ -204,7 +204,7 @@ def dropped(
     from pipeline.commands.dropped import print_dropped
     from pipeline.engine.store import open_store
 
-    print_dropped(open_store(out), recipe_name(recipe), source, reason, full)
+    print_dropped(open_store(out), recipe_name(recipe), source, reason, full, given_options(recipe, out))
 
 
 @app.command()
@@ -218,7 +218,7 @@ def quarantined(
     from pipeline.commands.quarantined import print_quarantined
     from pipeline.engine.store import open_store
 
-    print_quarantined(open_store(out), recipe_name(recipe), source, full)
+    print_quarantined(open_store(out), recipe_name(recipe), source, full, given_options(recipe, out))
 
 
 @app.command()

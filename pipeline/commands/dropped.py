@@ -15,29 +15,31 @@ from pipeline.engine.store import Store
 from pipeline.errors import UserError
 from stages.paths import glob_below
 
+NONE = "run `python -m pipeline run filter{options}` first, or it dropped none"
 EXCERPT = 400  # characters of a text, unless --full
 
 
-def samples(store: Store, recipe: str, source: str | None) -> list[tuple[str, pa.Table]]:
+def samples(store: Store, recipe: str, source: str | None, options: str) -> list[tuple[str, pa.Table]]:
     """Return (source, its sample) of each source that has one. Raises UserError where there is none."""
     files = {Path(file).stem: file for file in sorted(glob_below(store.fs, store.out, f"{recipe}/dropped/*.parquet"))}
     chosen = [name for name in files if source in (None, name)]
     if not chosen:
-        have = f"sources with a sample are {', '.join(files)}" if files else "run `filter` first, or it dropped none"
+        have = f"sources with a sample are {', '.join(files)}" if files else NONE.format(options=options)
         raise UserError(f"no sample of dropped documents{f' of {source}' if source else ''}: {have}")
     return [(name, pq.read_table(files[name], filesystem=store.fs, partitioning=None)) for name in chosen]
 
 
-def print_dropped(store: Store, recipe: str, source: str | None, reason: str | None, full: bool) -> None:
+def print_dropped(store: Store, recipe: str, source: str | None, reason: str | None, full: bool, options: str) -> None:
     """Print which reasons have a sample; with `reason`, the documents and their text. Raises UserError."""
     console = Console(highlight=False, soft_wrap=True)
-    tables = samples(store, recipe, source)
+    tables = samples(store, recipe, source, options)
     by_source = {name: Counter(table["reason"].to_pylist()) for name, table in tables}
     if reason is None:
         rows = [(name, why, n) for name, counts in by_source.items() for why, n in sorted(counts.items())]
         header = ("source", "reason", "documents")
         console.print(grid("Dropped documents kept to read", header, rows, left=header[:2]))
-        console.print("\nRead them with --reason NAME; whole texts with --full.", markup=False)
+        how = f"`python -m pipeline dropped{options} --reason NAME`"
+        console.print(f"\nRead them with {how}; whole texts with --full.", markup=False)
         return
     known = sorted({why for counts in by_source.values() for why in counts})
     if reason not in known:

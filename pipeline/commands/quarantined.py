@@ -18,11 +18,13 @@ from stages.registry import STAGES
 SHOWN = 5  # rows of each reason, unless --full
 
 
-def bad_rows(store: Store, recipe: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def bad_rows(store: Store, recipe: str, options: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (source, row of `stages.schemas.QUARANTINE`), unit by unit. Raises UserError where nothing is built."""
     states = dict(build_states(store, recipe))
     if not states:
-        raise UserError(f"{recipe}: nothing is built in {store.out}; build it with `python -m pipeline run`")
+        raise UserError(
+            f"{recipe}: nothing is built in {store.out}; build it with `python -m pipeline run STAGE{options}`"
+        )
     for stage, state in states.items():
         if not STAGES[stage].may_lose_units:
             continue
@@ -37,12 +39,12 @@ def bad_rows(store: Store, recipe: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield label.partition(" ")[0], row
 
 
-def print_quarantined(store: Store, recipe: str, source: str | None, full: bool) -> None:
+def print_quarantined(store: Store, recipe: str, source: str | None, full: bool, options: str) -> None:
     """Print how many rows each reason took of each source, then where they are and how they begin."""
     console = Console(highlight=False, soft_wrap=True)
     counts: dict[tuple[str, str], int] = {}
     lines: dict[tuple[str, str], list[str]] = {}
-    for name, row in bad_rows(store, recipe):
+    for name, row in bad_rows(store, recipe, options):
         if source not in (None, name):
             continue
         reason = (name, row["reason"])

@@ -14,14 +14,18 @@ from pipeline.engine.store import UNITS, Store
 from stages.registry import STAGES
 
 
-def print_status(store: Store, recipe: str) -> None:
-    """Print the units of the last build of `recipe` by stage, and what has gone wrong."""
+def print_status(store: Store, recipe: str, options: str = "") -> None:
+    """Print the units of the last build of `recipe` by stage, and what has gone wrong.
+
+    `options` are the `--recipe` and `--out` that were given, for the commands it suggests.
+    """
     console = Console(highlight=False, soft_wrap=True)
     states = dict(build_states(store, recipe))
     for run in active_runs(store):
         console.print(f"running: {run['command']} (process {run['pid']})", markup=False)
     if not states:
-        console.print(f"{recipe}: nothing is built in {store.out}; start with `python -m pipeline run`", markup=False)
+        start = f"start with `python -m pipeline run STAGE{options}`"
+        console.print(f"{recipe}: nothing is built in {store.out}; {start}", markup=False)
         return
     rows = []
     quarantined = 0
@@ -40,6 +44,8 @@ def print_status(store: Store, recipe: str) -> None:
         rows.append((stage, done, len(units) - done, len(state["failed"]), f"{seconds:.1f}", f"{size / 1e6:.1f}"))
     console.print(grid(f"{recipe}", ("stage", "done", "missing", "failed", "seconds", "MB"), rows))
     console.print(f"quarantined rows: {quarantined:,}", markup=False)
+    if quarantined:
+        console.print(f"`python -m pipeline quarantined{options}` shows them", markup=False)
     for stage, state in states.items():
         for label, message in state["failed"].items():
             console.print(f"failed: {stage} {label}: {message}", markup=False)
