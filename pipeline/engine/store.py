@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 import fsspec
 
 from pipeline.errors import UserError
-from stages.paths import escaped, file_system, is_remote, is_utf8, local_path
+from stages.paths import escaped, file_system, is_remote, is_utf8, local_path, refuse_secrets
 from stages.sources.files import remote_identity
 from stages.stage import Record
 from stages.task import Artifact
@@ -250,6 +250,10 @@ def open_store(out: str) -> Store:
     from pipeline.engine.local_store import LocalStore  # both build on this module
     from pipeline.engine.object_store import ObjectStore
 
+    try:
+        refuse_secrets(out)
+    except ValueError as error:
+        raise UserError(f"--out: {error}") from None
     fs, path = file_system(out)
     if not is_utf8(path):
         raise UserError(f"--out {escaped(path)}: the name is no UTF-8, which records and manifests are; name another")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from stages.errors import DataError
 from stages.schemas import ID, document_id
 from stages.sources import jsonl, parquet
-from stages.sources.base import BadRow, FieldError, excerpt, pick
+from stages.sources.base import Addresses, BadRow, FieldError, excerpt, pick
 from stages.task import Task
 
 PASSAGES_OF = pa.schema(
@@ -39,7 +39,7 @@ class AgainstConfig(BaseModel):
         description="ai2_arc, or jsonl without `fields`: questions with choices, as `evals` has them. parquet, or "
         "jsonl with `fields`: named columns.",
     )
-    path: str | list[str] = Field(description="A file, a folder, a glob, or a list of them; local or a URI.")
+    path: Addresses = Field(description="A file, a folder, a glob, or a list of them; local or a URI.")
     fields: list[str] = Field(
         default_factory=list, description="Columns with text (a.b descends), each a passage of its own."
     )

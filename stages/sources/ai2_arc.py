@@ -18,6 +18,7 @@ from pydantic import Field
 
 from stages.sources.base import (
     LICENSE_KEYS,
+    Addresses,
     BadRow,
     FieldError,
     FilesConfig,
@@ -40,7 +41,7 @@ class Config(FilesConfig):
 
     suffixes: ClassVar = (".parquet",)
     kind: Literal["ai2_arc"] = Field(alias="from", description="The kind of source.")
-    path: str | list[str] = Field(
+    path: Addresses = Field(
         default="hf://datasets/allenai/ai2_arc/ARC-*/train-*.parquet",
         description="A file, a folder, a glob, or a list of them; local or a URI. Leave test splits out.",
     )

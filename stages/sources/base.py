@@ -16,14 +16,16 @@ from decimal import Decimal
 from string import Formatter
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from stages.errors import DataError
+from stages.paths import is_secret, refuse_secrets
 from stages.quantities import quantity
 from stages.task import Artifact, Task
 
 Identify = Callable[[str], tuple[str, int]]  # path or URI -> (digest of the contents, bytes)
 
+Addresses = Annotated[str | list[str], AfterValidator(refuse_secrets)]
 Budget = Annotated[int, BeforeValidator(quantity), Field(gt=0)] | None
 
 UNIT_BYTES = 128 << 20  # text in a unit or a part, about; between 64 and 256 MB where the input allows it
@@ -32,7 +34,6 @@ BUDGET_UNITS = 16  # at least so many fill a budget, which ends at a whole one
 DOCUMENT_BYTES = 4096  # of a document, about, to size the units of a budget in documents
 LARGEST = 128 << 20  # bytes of a document that no source's key says otherwise of
 MAX_RATIO = 200.0  # bytes that a compressed file may unpack to, by its own
-SECRET = ("key", "token", "secret", "pass", "credential", "sas", "signature")  # in the names of storage options
 LICENSE_KEYS = AliasChoices("license", "licence")  # recipes may spell it either way
 
 
@@ -54,7 +55,9 @@ class BaseConfig(BaseModel):
         validation_alias=LICENSE_KEYS,
         description="License of the text, repeated in the manifest; not interpreted.",
     )
-    origin: str = Field(default="", description="Where the text comes from, for the manifest.")
+    origin: Annotated[str, AfterValidator(refuse_secrets)] = Field(
+        default="", description="Where the text comes from, for the manifest."
+    )
     revision: str = Field(
         default="",
         description="Which version of it, for the manifest; of a dataset on the hub the branch, tag or commit to read, "
@@ -112,7 +115,7 @@ class FilesConfig(BaseConfig):
 
     suffixes: ClassVar[tuple[str, ...]] = ()  # endings of the files that are taken from a folder
 
-    path: str | list[str] = Field(
+    path: Addresses = Field(
         description="A file, a folder, a glob, or a list of them; local, hf://datasets/OWNER/NAME[@REVISION]/PATH, or "
         "any URI that fsspec opens."
     )
@@ -176,11 +179,6 @@ def keys_of(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [*map(str, value), *(key for inner in value.values() for key in keys_of(inner))]
     return [key for inner in value for key in keys_of(inner)] if isinstance(value, list) else []
-
-
-def is_secret(name: str) -> bool:
-    """Return whether an option of this name holds a secret, by its name."""
-    return any(word in name.lower() for word in SECRET)
 
 
 class Row(NamedTuple):

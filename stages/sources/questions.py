@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from stages.errors import DataError
+from stages.paths import refuse_secrets
 from stages.schemas import ID, document_id
-from stages.sources.base import LICENSE_KEYS, BadRow, is_utf8
+from stages.sources.base import LICENSE_KEYS, Addresses, BadRow, is_utf8
 from stages.task import Task
 
 KINDS = ("ai2_arc", "jsonl")
@@ -46,7 +47,7 @@ class EvalConfig(BaseModel):
         description="ai2_arc: that data set's parquet files. jsonl: objects with `question`, `choices` (a list of "
         "texts) and `answer` (which of them is right: a number from 0, or a letter from A).",
     )
-    path: str | list[str] = Field(description="A file, a folder, a glob, or a list of them; local or a URI.")
+    path: Addresses = Field(description="A file, a folder, a glob, or a list of them; local or a URI.")
     prompt: str = Field(
         PROMPT,
         description="What a choice, after one blank, must follow: {question} is the question. The default is "
@@ -57,7 +58,9 @@ class EvalConfig(BaseModel):
         validation_alias=LICENSE_KEYS,
         description="License of the questions, repeated in the manifest; not interpreted.",
     )
-    origin: str = Field("", description="Where they come from, for the manifest; `path` by default.")
+    origin: Annotated[str, AfterValidator(refuse_secrets)] = Field(
+        "", description="Where they come from, for the manifest; `path` by default."
+    )
     revision: str = Field("", description="Which version of them, for the manifest.")
 
     def addresses(self) -> list[str]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine.store import open_store
 from pipeline.errors import UserError
+from pipeline.recipe import parse_recipe
 from stages import paths
 from stages.errors import DataError
 from stages.lineage.inputs import check_protocols
@@ -242,3 +243,41 @@ def test_a_strangers_manifest_opens_named_protocols_alone(path, allowed):
     else:
         with pytest.raises(DataError, match="say where they are: --source a=PATH"):
             check_protocols("a", {"path": ["b.jsonl", path]})
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"https://ann:{SECRET}@a.test/x.jsonl",
+        f"s3://ann:{SECRET}@bucket/x",
+        f"https://a.test/x?X-Amz-Signature={SECRET}&X-Amz-Date=1",
+        f"https://a.test/x?sv=1&sig={SECRET}",
+        f"https://a.test/x?access_token={SECRET}",
+        f"https://a.test/x?api_key={SECRET}",
+    ],
+)
+@pytest.mark.parametrize("place", ["path", "list", "origin", "evals", "against", "out"])
+def test_a_secret_in_an_address_is_refused_and_not_repeated(address, place, tmp_path, capsys):
+    source = {"from": "jsonl", "path": "x.jsonl"}
+    recipe = {"name": "a", "sources": {"one": source}}
+    if place in ("path", "list"):
+        source["path"] = address if place == "path" else ["x.jsonl", address]
+    elif place == "origin":
+        source["origin"] = address
+    elif place == "evals":
+        recipe["evals"] = {"set": {"from": "jsonl", "path": address}}
+    elif place == "against":
+        recipe["decontaminate"] = {"against": {"set": {"from": "jsonl", "path": address}}}
+    with pytest.raises(UserError, match="holds a secret") as error:
+        if place == "out":
+            open_store(address)
+        parse_recipe(recipe, "r.yaml")
+    assert SECRET not in str(error.value) + "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("address", ["https://a.test/x?page=3", "s3://bucket/x", "hf://datasets/o/n@main/x", "a?key=b"])
+def test_an_address_without_a_secret_is_taken(address):
+    parse_recipe({"name": "a", "sources": {"one": {"from": "jsonl", "path": address}}}, "r.yaml")
