@@ -60,7 +60,7 @@ def count_tokens(context: BuildContext, samples: dict[str, Sample], folder: Path
     worse = max(1.0, most / least)
     counts = {name: n * (1 + worse) / 2 for name, n in encode_all(whole, texts).items()}
     how = f"tokens counted with a tokenizer trained on {total / 1e6:.1f} MB of the sample"
-    if (cut := find_long_words(chosen, tokenizer_work.splitter(config.split, config.digits))).count:
+    if (cut := find_long_words(chosen, tokenizer_work.splitter(config.split, config.digits))).number:
         how += f"; {long_words_line(*cut)}"
     return TokenCounts(counts, (worse - 1) / (worse + 1), how)
 

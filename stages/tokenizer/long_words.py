@@ -22,21 +22,21 @@ SUSPECT = re.compile(rf"{LETTERS}{{1000}}|\d{{1000}}|(?:[^\w \n]|_){{300}}|\s{{3
 class LongWords(NamedTuple):
     """The words of a text, or of several, that are longer than LONGEST_WORD."""
 
-    count: int
+    number: int
     longest: int  # bytes
 
 
 def find_long_words(texts: Iterable[str], splitter: pre_tokenizers.PreTokenizer) -> LongWords:
     """Count the words that `splitter`, which gives a character for each byte, leaves longer than LONGEST_WORD."""
-    count = longest = 0
+    number = longest = 0
     for text in texts:
         if not SUSPECT.search(text):
             continue
         for word, _ in splitter.pre_tokenize_str(text):
             if len(word) > LONGEST_WORD:
-                count += 1
+                number += 1
                 longest = max(longest, len(word))
-    return LongWords(count, longest)
+    return LongWords(number, longest)
 
 
 def cut_long_words(splitter: pre_tokenizers.PreTokenizer) -> pre_tokenizers.PreTokenizer:

@@ -56,9 +56,9 @@ def work(task: Task) -> None:
         "bos_id": specials.index(BOS),
         "pad_id": specials.index(PAD),
     }
-    if long_words.count:
+    if long_words.number:
         origin["cut_words"] = long_words._asdict()
-        task.count("cut_words", long_words.count)
+        task.count("cut_words", long_words.number)
         task.count("longest_word", long_words.longest)
     finish(task, path, chosen, origin)
 
@@ -134,7 +134,7 @@ def train(
         raise DataError(f"tokenizer.vocab_size must be at least {least} ({len(specials)} special tokens, 256 bytes)")
     tokenizer = Tokenizer(models.BPE())
     whole_words = splitter(split, digits)
-    cut = find_long_words(texts, whole_words).count > 0
+    cut = find_long_words(texts, whole_words).number > 0
     tokenizer.pre_tokenizer = cut_long_words(whole_words) if cut else whole_words
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
