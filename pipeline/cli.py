@@ -20,6 +20,7 @@ from pipeline.errors import DISK_FULL, Stopped, UsageError, UserError
 from pipeline.executors.no_pandas import without_pandas
 from stages.errors import DataError
 from train.data.manifest import ManifestError, load_manifest
+from train.monitor.text import printable
 
 if TYPE_CHECKING:
     from pipeline.engine.context import Context
@@ -258,7 +259,7 @@ def verify(manifest: ManifestArgument) -> None:
     problems = 0
     for problem in differences(loaded):
         problems += 1
-        print(f"differs: {problem}")
+        print(printable(f"differs: {problem}"))
     if problems:
         raise UserError(f"{manifest}: {problems} differences; run the pack stage again with --force to mend it")
     files = 2 + 3 * len(loaded.shards) + len(loaded.evals)
@@ -418,6 +419,13 @@ def check_arguments(arguments: list[str]) -> None:
             raise UsageError(f"argument '{escaped(argument)}' is no UTF-8; rename what it names, or write it in UTF-8")
 
 
+def complain(text: str) -> None:
+    """Print an error, which may repeat text of documents and names of files, without what a terminal would obey."""
+    from stages.paths import escaped
+
+    print(printable(escaped(text)), file=sys.stderr)
+
+
 def report_error(error: Exception, debug: bool) -> int:
     """Print what a person should know of an error, and return the exit status."""
     if isinstance(error, typer.Abort):
@@ -426,22 +434,20 @@ def report_error(error: Exception, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if hasattr(error, "format_message"):  # one of click's usage errors
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        complain(f"error: {error.format_message()}")
         return 2
     if debug:
         traceback.print_exception(error)
     if isinstance(error, UserError | DataError | ManifestError):
-        from stages.paths import escaped
-
-        print(escaped(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}"), file=sys.stderr)
+        complain(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}")
         return getattr(error, "exit_code", 1)
     if isinstance(error, OSError):
         where = f" ({Path(error.filename)})" if isinstance(error.filename, str) else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f": {DISK_FULL}"
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        complain(f"error: {error.strerror or error}{where}")
         return 1
     if not debug:
         fault = f"{type(error).__name__}: {error} (a fault of ours; --debug shows where)"
-        print(f"error: {fault}", file=sys.stderr)
+        complain(f"error: {fault}")
     return 1

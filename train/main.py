@@ -57,6 +57,7 @@ from train.model.transformer import Model, build, check_parameters
 from train.monitor import report
 from train.monitor.anomalies import AnomalyDetector
 from train.monitor.singular_values import SingularValueWatch
+from train.monitor.text import printable
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import StepTimer
@@ -280,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
             # All ranks mostly fail alike. The first of this machine speaks at once, and torchrun then ends us;
             # who is still here after a second failed alone.
             time.sleep(1)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         tell_torchrun(f"error: {error}")
         if isinstance(error, PeerLostError):
             os._exit(1)  # kernels of a GPU that wait for the one that is gone would hold us

@@ -25,7 +25,7 @@ from train.config import TrainError
 from train.files import write_atomic
 from train.monitor.metrics import read_json_lines
 from train.monitor.svg import Series, chart
-from train.monitor.text import clock_text, counted_processes, event_text
+from train.monitor.text import clock_text, counted_processes, event_text, printable
 
 FIRST = 5  # events shown, and rows of a batch of each
 Record = dict[str, Any]
@@ -54,7 +54,7 @@ def write_page(folder: Path) -> Path:
         write_atomic(folder / "plots" / f"{name}.svg", svg)
         names.append(name)
     path = folder / "summary.md"
-    write_atomic(path, page_text(run, records, events, summary, names))
+    write_atomic(path, printable(page_text(run, records, events, summary, names)))
     return path
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.console import Console
-
-from pipeline.commands.report import grid
+from pipeline.commands.report import TextConsole, grid
 from stages.lineage.diff import Change, Difference, Moved, diff
 from train.data.manifest import Manifest
 
@@ -21,7 +19,7 @@ def print_diff(a: Manifest, b: Manifest, as_json: bool) -> None:
     if as_json:
         print(json.dumps(difference.to_dict(), sort_keys=True))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = TextConsole()
     tables = {
         "Recipe": difference.recipe,
         "Build": difference.build,
@@ -54,7 +52,7 @@ def short(value: Any) -> str:
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
 
 
-def print_changes(console: Console, title: str, changed: list[Change]) -> None:
+def print_changes(console: TextConsole, title: str, changed: list[Change]) -> None:
     """Print a table of changes, if there are any."""
     if changed:
         rows = [(name, short(x), short(y)) for name, x, y in changed[:LISTED]]
@@ -64,7 +62,7 @@ def print_changes(console: Console, title: str, changed: list[Change]) -> None:
         console.print()
 
 
-def print_moved(console: Console, title: str, moved: dict[str, Moved]) -> None:
+def print_moved(console: TextConsole, title: str, moved: dict[str, Moved]) -> None:
     """Print how many documents and tokens moved, by source."""
     if moved:
         rows = []

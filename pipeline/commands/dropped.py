@@ -8,9 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
-from pipeline.commands.report import grid
+from pipeline.commands.report import TextConsole, grid
 from pipeline.engine.store import Store
 from pipeline.errors import UserError
 from stages.paths import glob_below
@@ -31,7 +30,7 @@ def samples(store: Store, recipe: str, source: str | None, options: str) -> list
 
 def print_dropped(store: Store, recipe: str, source: str | None, reason: str | None, full: bool, options: str) -> None:
     """Print which reasons have a sample; with `reason`, the documents and their text. Raises UserError."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = TextConsole()
     tables = samples(store, recipe, source, options)
     by_source = {name: Counter(table["reason"].to_pylist()) for name, table in tables}
     if reason is None:
@@ -50,7 +49,7 @@ def print_dropped(store: Store, recipe: str, source: str | None, reason: str | N
                 print_document(console, name, row, full)
 
 
-def print_document(console: Console, source: str, row: dict[str, Any], full: bool) -> None:
+def print_document(console: TextConsole, source: str, row: dict[str, Any], full: bool) -> None:
     """Print one document: where it is from, and its text."""
     where = f"{source}: {row['source_file']} row {row['source_row']}"
     console.print(

@@ -6,8 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 
-from rich.console import Console
-
+from pipeline.commands.report import TextConsole
 from pipeline.commands.stored_records import StoredRecords
 from pipeline.commands.trace import Run, open_run
 from pipeline.errors import UserError
@@ -70,7 +69,7 @@ def add_steps(manifest: Manifest, run: Run, documents: Iterable[FoundDocument]) 
 
 def print_documents(documents: list[FoundDocument], run: Run | None, full: bool) -> None:
     """Print how many documents there are of each status, and the documents, SHOWN of them or all."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = TextConsole()
     counts = Counter(document.status for document in documents)
     summary = ", ".join(f"{n:,} {status}" for status, n in sorted(counts.items()))
     console.print(f"{len(documents):,} documents: {summary}", markup=False)
@@ -82,7 +81,7 @@ def print_documents(documents: list[FoundDocument], run: Run | None, full: bool)
         console.print(f"and {len(documents) - SHOWN:,} more; --full or --json shows all", markup=False)
 
 
-def print_document(console: Console, document: FoundDocument, run: Run | None, full: bool) -> None:
+def print_document(console: TextConsole, document: FoundDocument, run: Run | None, full: bool) -> None:
     """Print one document: what it is, what became of it, where it lies and which steps of `run` read it."""
     console.print()
     origin = f"{document.source}: {document.source_file} row {document.source_row:,}"

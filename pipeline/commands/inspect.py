@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import pyarrow.compute as pc
-from rich.console import Console
 
-from pipeline.commands.report import grid
+from pipeline.commands.report import TextConsole, grid
 from pipeline.errors import UserError
 from stages.lineage.rows import MEND, rows_table
 from stages.pack.describe import mixture_table
@@ -17,7 +16,7 @@ from train.data.manifest import Manifest
 
 def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> None:
     """Print mixture, drop reasons, shards, and `length` tokens from `token` on in shard number `shard`, decoded."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = TextConsole()
     console.print(f"{manifest.name}, phase {manifest.phase}, build {manifest.build_id[:16]}", markup=False)
     console.print()
     shares = mixture_table(asdict(manifest))
@@ -43,7 +42,7 @@ def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> N
     print_window(manifest, shard, token, length, console)
 
 
-def print_window(manifest: Manifest, shard: int, token: int, length: int, console: Console) -> None:
+def print_window(manifest: Manifest, shard: int, token: int, length: int, console: TextConsole) -> None:
     """Print the text of a window, and the rows of the source files it came from. Raises UserError."""
     from tokenizers import Tokenizer
 

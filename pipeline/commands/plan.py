@@ -11,10 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 from pipeline.commands.quarantined import printable
-from pipeline.commands.report import grid
+from pipeline.commands.report import TextConsole, grid
 from pipeline.engine.context import Context, drive
 from pipeline.engine.graph import find_stage
 from pipeline.errors import NotBuilt, UserError
@@ -263,19 +261,19 @@ def say_doing(what: str) -> None:
     print(f"plan: {what} ...", file=sys.stderr, flush=True)
 
 
-def say(console: Console, *lines: str) -> None:
+def say(console: TextConsole, *lines: str) -> None:
     """Print lines of plain text."""
     for line in lines:
         console.print(line, markup=False)
 
 
-def print_table(console: Console, title: str, header: tuple[str, ...], rows: list[Row]) -> None:
+def print_table(console: TextConsole, title: str, header: tuple[str, ...], rows: list[Row]) -> None:
     """Print a table after an empty line."""
     console.print()
     console.print(grid(title, header, rows))
 
 
-def print_graph(console: Console, context: Context, target: str, stopped: str) -> None:
+def print_graph(console: TextConsole, context: Context, target: str, stopped: str) -> None:
     """Print the stages, and why no more is known of them."""
     every = stage_rows(context, target)
     rows = [row for row in every if row[1] != UNKNOWN]
@@ -290,7 +288,7 @@ def print_graph(console: Console, context: Context, target: str, stopped: str) -
         say(console, f"Not known yet: {stopped}")
 
 
-def print_sources(console: Console, context: Context, survey: Survey) -> None:
+def print_sources(console: TextConsole, context: Context, survey: Survey) -> None:
     """Print the table of sources, how it came about, and why some are not in it."""
     columns = len(SOURCE_HEADER) if survey.forecasts else 4  # the others would be unknown
     rows = [row[:columns] for row in source_rows(context, survey)]
@@ -309,7 +307,7 @@ def print_sources(console: Console, context: Context, survey: Survey) -> None:
     say(console, *(f"{name}: {problem}" for name, problem in survey.problems.items()))
 
 
-def print_mixtures(console: Console, recipe: Recipe, survey: Survey, names: list[str]) -> None:
+def print_mixtures(console: TextConsole, recipe: Recipe, survey: Survey, names: list[str]) -> None:
     """Print the mixtures `names`, whether each fits, and what both take."""
     for name in names:
         title = f"Mixture {name}: {recipe.mixtures[name].tokens:,} tokens"
@@ -323,7 +321,7 @@ def print_mixtures(console: Console, recipe: Recipe, survey: Survey, names: list
 
 def print_plan(context: Context, target: str) -> None:
     """Print the plan of `target`. Raises UserError for a model that is not what it says."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = TextConsole()
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = WIDTH
     recipe = context.recipe

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
-from rich.console import Console
 
-from pipeline.commands.report import grid
+from pipeline.commands.report import TextConsole, grid
 from pipeline.commands.status import build_states
 from pipeline.engine.changes import KeyHistory
 from pipeline.engine.store import Store
 from pipeline.errors import UserError
 from stages.registry import STAGES
+from train.monitor.text import printable
 
 SHOWN = 5  # rows of each reason, unless --full
 
@@ -41,7 +41,7 @@ def bad_rows(store: Store, recipe: str, options: str) -> Iterator[tuple[str, dic
 
 def print_quarantined(store: Store, recipe: str, source: str | None, full: bool, options: str) -> None:
     """Print how many rows each reason took of each source, then where they are and how they begin."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = TextConsole()
     counts: dict[tuple[str, str], int] = {}
     lines: dict[tuple[str, str], list[str]] = {}
     for name, row in bad_rows(store, recipe, options):
@@ -57,11 +57,11 @@ def print_quarantined(store: Store, recipe: str, source: str | None, full: bool,
     most_first = sorted(counts, key=lambda key: (key[0], -counts[key], key[1]))
     rows = [(*key, counts[key]) for key in most_first]
     header = ("source", "reason", "rows")
-    table = grid("Rows in quarantine", header, [(name, printable(why), n) for name, why, n in rows], left=header[:2])
+    table = grid("Rows in quarantine", header, [(name, one_line(why), n) for name, why, n in rows], left=header[:2])
     console.print(table)
     for name, why, n in rows:
-        console.print(f"\n{name}: {printable(why)}", style="bold", markup=False)
-        console.print("\n".join(printable(line) for line in lines[name, why]), markup=False)
+        console.print(f"\n{name}: {one_line(why)}", style="bold", markup=False)
+        console.print("\n".join(one_line(line) for line in lines[name, why]), markup=False)
         if n > len(lines[name, why]):
             console.print(f"  and {n - len(lines[name, why]):,} more; --full shows them all", markup=False)
 
@@ -71,6 +71,6 @@ def beginning(row: dict[str, Any]) -> str:
     return " ".join(row["excerpt"].split()) or "(empty)"
 
 
-def printable(text: str) -> str:
-    """Return text with what a terminal would obey (control and format characters) written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def one_line(text: str) -> str:
+    """Return text in one line, with what a terminal would obey written as escapes."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")

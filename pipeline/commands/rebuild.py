@@ -22,6 +22,7 @@ from stages.paths import is_remote, local_path
 from stages.recipe import Recipe
 from train.data.manifest import Manifest, load_manifest
 from train.files import sha256_file
+from train.monitor.text import printable
 
 
 def recipe_of(manifest: Manifest, source_paths: Mapping[str, str]) -> Recipe:
@@ -60,7 +61,7 @@ def require_same_inputs(
     code_changes = [*changed_code(manifest), *changed_versions(manifest)]
     source_changes = list(changed_inputs(manifest, recipe, store.identify, source_paths))
     for line in (*code_changes, *source_changes):
-        print(f"differs: {line}")
+        print(printable(f"differs: {line}"))
     if source_changes:
         raise UserError(
             f"not rebuilt: {len(source_changes)} differences in the sources; bring back what they were, or say where "
@@ -101,7 +102,7 @@ def require_same_outputs(manifest: Manifest, out: str, source_paths: Mapping[str
     num_differences = 0
     for line in (*changed_files_packed(manifest, folder), *changed_figures(manifest, folder, source_paths)):
         num_differences += 1
-        print(f"differs: {line}")
+        print(printable(f"differs: {line}"))
     if num_differences:
         raise UserError(f"{folder}: {num_differences} differences; the rebuild is not what the manifest says")
     count = len(manifest.packed_files())

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-
-from pipeline.commands.report import grid
+from pipeline.commands.report import TextConsole, grid
 from pipeline.engine.changes import KeyHistory
 from pipeline.engine.locks import active_runs
 from pipeline.engine.store import UNITS, Store
@@ -19,7 +17,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
 
     `options` are the `--recipe` and `--out` that were given, for the commands it suggests.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = TextConsole()
     states = dict(build_states(store, recipe))
     for run in active_runs(store):
         console.print(f"running: {run['command']} (process {run['pid']})", markup=False)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from pipeline.commands.report import TextConsole
 from pipeline.errors import UsageError, UserError
 from stages.lineage.rows import Decoder, ShardRow, Span, find_shard, rows_of_spans
 from stages.lineage.trace import Trace, trace
@@ -95,7 +94,7 @@ def print_token(
     if as_json:
         print(json.dumps({"token": token, "token_text": token_text, **traced.to_dict()}))
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = TextConsole()
         place = f"number {token - traced.row.token_start:,} of the document's {traced.row.token_count:,}"
         special = "" if token_text else ": begins the document"
         shown = repr(token_text) if token_text else ""
@@ -115,7 +114,7 @@ def print_step(
     ]
     unique = list(dict.fromkeys(row for _, row in read))
     traces = dict(zip(unique, trace(manifest, unique, source_paths), strict=True))
-    console = Console(highlight=False, soft_wrap=True)
+    console = TextConsole()
     if not as_json:
         documents = len({(row.source, row.document_id) for row in unique})
         console.print(
@@ -136,7 +135,7 @@ def print_step(
     check_proven(list(traces.values()))
 
 
-def print_trace(console: Console, traced: Trace, full: bool) -> None:
+def print_trace(console: TextConsole, traced: Trace, full: bool) -> None:
     """Print one document, and what its witnesses say."""
     row, text = traced.row, repr(traced.text)
     if full:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stages.stage import Record
-from train.monitor.text import clock_text
+from train.monitor.text import clock_text, printable
 
 PLAIN_EVERY = 10.0  # seconds between lines when output is a file or a pipe
 
@@ -102,7 +102,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Print one line, above the live display."""
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def _plain_line(self, stage: str, row: Row) -> None:
         now = time.monotonic()

@@ -22,6 +22,7 @@ from torch import Tensor
 from train.config import TrainError
 from train.data.manifest import ManifestError
 from train.distributed.launch_env import ProcessInfo, process_info
+from train.monitor.text import printable
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers before they kill, and of people
@@ -49,7 +50,7 @@ class Runtime:
     def print_rank0(self, text: str = "") -> None:
         """Print `text` at once, on rank 0 alone."""
         if self.is_rank0:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over all ranks in place, on the device, and return it."""

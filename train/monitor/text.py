@@ -4,6 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+# What a terminal or a page obeys instead of showing it: controls but for line feed and tab, marks of the direction of
+# writing, separators of lines, tags, and what is no character at all.
+OBEYED = (
+    *(set(range(0x20)) - {0x09, 0x0A}),
+    *range(0x7F, 0xA0),
+    0x061C,
+    *range(0x200E, 0x2010),
+    *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A),
+    0xFEFF,
+    *range(0xE0000, 0xE0080),
+    *range(0xD800, 0xE000),
+)
+SHOWN = {code: chr(code).encode("unicode_escape").decode() for code in OBEYED}
+
+
+def printable(text: str) -> str:
+    """Return text of documents, names or manifests with all that a terminal would obey written out: `\\x1b[2J`."""
+    return text.translate(SHOWN)
+
 
 def clock_text(seconds: float) -> str:
     """Write a duration as a clock does: 75 -> "1:15", 3675 -> "1:01:15"."""
