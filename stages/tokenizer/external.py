@@ -71,6 +71,24 @@ def hub_file(source: str) -> str:
     return str(path)
 
 
+def own_bos(file: Artifact) -> str | None:
+    """Return the `bos_token` of the tokenizer_config.json beside what `locate` found, or None."""
+    path = hub_config(file.path) if file.path.startswith("hub:") else Path(file.path).with_name("tokenizer_config.json")
+    why, config = attempt(lambda: json.loads(path.read_text(encoding="utf-8")) if path else {})
+    token = config.get("bos_token") if not why and isinstance(config, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def hub_config(address: str) -> Path | None:
+    """Return a local copy of tokenizer_config.json of `hub:owner/name@commit`; None where it has none."""
+    from huggingface_hub import hf_hub_download
+
+    name, _, commit = address.removeprefix("hub:").partition("@")
+    why, path = attempt(lambda: hf_hub_download(name, "tokenizer_config.json", revision=commit or None))
+    return None if why else Path(path)
+
+
 def read_unchanged(artifact: Artifact) -> bytes:
     """Return the contents of what `locate` found. Raises DataError when they are not the same any more."""
     path = hub_file(artifact.path.removeprefix("hub:")) if artifact.path.startswith("hub:") else artifact.path
@@ -147,10 +165,13 @@ def check_accountable(path: str, source: str, texts: list[str]) -> None:
             raise DataError(f"tokenizer.from: {source} does not give text back as it was, such as {text[:60]!r}")
 
 
-def boundary_ids(path: str, source: str, bos: str | None) -> tuple[int, int | None]:
-    """Return (BOS id, pad id or None): `bos` by name, else the first known name. Raises DataError if none is there."""
+def boundary_ids(path: str, source: str, bos: str | None, own: str | None = None) -> tuple[int, int | None]:
+    """Return (BOS id, pad id or None): `bos` by name, else its `own`, else the first known name.
+
+    Raises DataError if none is there.
+    """
     specials = special_ids(path)
-    names = [name for name in ([bos] if bos else KNOWN_BOS) if name in specials]
+    names = [name for name in ([bos] if bos else [own, *KNOWN_BOS]) if name in specials]
     if not names:
         have = ", ".join(specials) or "none"
         raise DataError(

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from stages.errors import DataError
+
+MOST_IDS = 1 << 20  # that a vocabulary may have; those of shards have at most 65,536
 BOS, PAD = "<|bos|>", "<|pad|>"
 # Ids 0, 1, 2, ... in this order. The reserved ones are for chat formats; no stage produces them.
 SPECIALS = (
@@ -52,11 +55,16 @@ def special_ids(path: str) -> dict[str, int]:
 
 
 def token_bytes(path: str) -> list[int]:
-    """Return the bytes of text that each id, the index, stands for; 0 for special tokens and ids that nothing has."""
+    """Return the bytes of text that each id, the index, stands for; 0 for special tokens and ids that nothing has.
+
+    Raises DataError for an id that would make the list larger than any vocabulary is.
+    """
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
     # The byte-level alphabet writes each byte as one character; added tokens are written as they are.
     lengths = {i: len(token) for token, i in definition["model"]["vocab"].items()}
     lengths |= {t["id"]: 0 if t["special"] else len(t["content"].encode()) for t in definition["added_tokens"]}
+    if not all(isinstance(i, int) and 0 <= i < MOST_IDS for i in lengths):
+        raise DataError(f"{path}: has ids beyond {MOST_IDS:,}, which no vocabulary has; it is damaged")
     return [lengths.get(i, 0) for i in range(max(lengths) + 1)]
 
 

@@ -35,8 +35,15 @@ async def build(context: BuildContext) -> Record:
             context.warn(long_words_line(cut, record.counts["longest_word"]))
         return record
     file = await asyncio.to_thread(external.locate, config.source)
-    unit = Unit(adopt, {**params, "bos": config.bos}, [file, *parts], config.source, weight=weight)
-    return await context.run(BUILD_TOKENIZER, unit)
+    own = None if config.bos else await asyncio.to_thread(external.own_bos, file)
+    params |= {"bos": config.bos, **({"own_bos": own} if own else {})}
+    record = await context.run(BUILD_TOKENIZER, Unit(adopt, params, [file, *parts], config.source, weight=weight))
+    if not (config.bos or own):
+        context.warn(
+            f"tokenizer.from: {config.source} does not say which token begins a document, so id "
+            f"{record.output('tokenizer').meta['bos_id']} was taken; name another with tokenizer.bos"
+        )
+    return record
 
 
 def publish(record: Record) -> dict[str, dict[str, Artifact]]:

@@ -80,7 +80,7 @@ def adopt(task: Task) -> None:
             f"tokenizer.vocab_size is {params['vocab_size']:,}, but {source} has {size:,} ids; write that, "
             "or leave it out"
         )
-    bos_id, pad_id = external.boundary_ids(path, source, params["bos"])
+    bos_id, pad_id = external.boundary_ids(path, source, params["bos"], params.get("own_bos"))
     finish(task, path, chosen, {"sha256": file.digest, "bos_id": bos_id, "pad_id": pad_id})
 
 

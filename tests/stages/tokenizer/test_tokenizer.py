@@ -438,3 +438,36 @@ def test_a_tokenizer_of_the_hub(tmp_path):
     assert third.startswith(
         "DataError tokenizer.from: nobody/nothing is not a file here and could not be had from the hub"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"bos_token": "<|startoftext|>"}', "<|startoftext|>"),
+        ('{"bos_token": {"content": "<s>", "lstrip": false}}', "<s>"),
+        ('{"bos_token": null}', None),
+        ("{}", None),
+        ("[1", None),
+        ("[]", None),
+        (None, None),
+    ],
+)
+def test_a_tokenizers_own_bos_is_believed(config, said, tmp_path):
+    tokens = {"<|endoftext|>": 0, "<|startoftext|>": 1, "<s>": 2}
+    added = [{"id": i, "content": name, "special": True} for name, i in tokens.items()]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {}}, "added_tokens": added}))
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(config)
+    own = external.own_bos(external.locate(str(tmp_path)))
+    assert own == said
+    path = str(tmp_path / "tokenizer.json")
+    assert external.boundary_ids(path, "it", None, own)[0] == tokens[said or "<|endoftext|>"]
+    assert external.boundary_ids(path, "it", "<s>", own)[0] == 2
+
+
+def test_an_id_beyond_all_vocabularies_takes_no_memory(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    for number in (2**31, 2**63, -1, 1.5):
+        path.write_text(json.dumps({"model": {"vocab": {"a": number}}, "added_tokens": []}))
+        with pytest.raises(DataError, match="it is damaged"):
+            token_bytes(str(path))
