@@ -147,7 +147,8 @@ def plan(
     from pipeline.commands.plan import print_plan
 
     context = make_context(stage, recipe, overrides, out, dry=True, quiet=True, debug=debug)
-    print_plan(context, stage)
+    if wrong := print_plan(context, stage):
+        raise UserError(f"{recipe} cannot be run as it is:\n" + "\n".join(wrong))
 
 
 @app.command()
@@ -168,9 +169,11 @@ def run(
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
     from pipeline.engine.locks import store_lock
+    from stages.estimate.forecast import check_inputs
 
     context = make_context(stage, recipe, overrides, out, executor, address, workers, force=force, debug=debug)
     with store_lock(context.store):
+        context.listed = check_inputs(context, [needed.name for needed in find_stage(stage).upstream()])
         try:
             drive(context, context.stage(find_stage(stage)))
         except Exception as error:

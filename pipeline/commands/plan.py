@@ -18,6 +18,7 @@ from pipeline.engine.graph import find_stage
 from pipeline.errors import NotBuilt, UserError
 from stages.errors import DataError
 from stages.estimate.forecast import (
+    TRAIN_STAGE,
     Forecast,
     Survey,
     disk,
@@ -25,8 +26,16 @@ from stages.estimate.forecast import (
     list_sources,
     question_sets,
     text_through,
+    too_long_phases,
 )
-from stages.estimate.mixtures import packed_mixtures, shared_sources, source_shares, unknown_sources, verdict
+from stages.estimate.mixtures import (
+    DOES_NOT_FIT,
+    packed_mixtures,
+    shared_sources,
+    source_shares,
+    unknown_sources,
+    verdict,
+)
 from stages.recipe import Recipe
 from train.config import ModelConfig
 
@@ -51,24 +60,24 @@ SHARED_HEADER = ("source", "pretrain", "anneal", "together", "seen", "of anneal 
 PHASE_HEADER = ("phase", "mixture", "steps", "tokens trained", "mixture holds", "epochs", "")
 
 
-def explore(context: Context, target: str) -> str:
-    """Walk the graph as far as the store knows it. Returns why it stopped, or ""."""
+def explore(context: Context, target: str) -> tuple[str, bool]:
+    """Walk the graph as far as the store knows it. Returns (why it stopped or "", whether a run would too)."""
     try:
         drive(context, context.stage(find_stage(target)))
     except NotBuilt as error:
-        return f"stages after {error.stage} follow from what it will write"
+        return f"stages after {error.stage} follow from what it will write", False
     except (DataError, UserError) as error:
-        return str(error)
+        return str(error), True
     except OSError as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return f"{type(error).__name__}: {error}", True
+    return "", False
 
 
-def survey_of(context: Context, target: str) -> tuple[Survey, str]:
-    """Return the sources, listed, and why the walk towards `target` stopped: units are known, nothing is read yet."""
+def survey_of(context: Context, target: str) -> tuple[Survey, str, bool]:
+    """Return the sources, listed, and what `explore` says: units are known, nothing is read yet."""
     survey = list_sources(context)
     context.listed = survey.units
-    return survey, "" if survey.problems else explore(context, target)
+    return (survey, "", False) if survey.problems else (survey, *explore(context, target))
 
 
 def stage_rows(context: Context, target: str) -> list[Row]:
@@ -319,15 +328,15 @@ def print_mixtures(console: TextConsole, recipe: Recipe, survey: Survey, names: 
         print_table(console, "Epochs over both mixtures", SHARED_HEADER, rows)
 
 
-def print_plan(context: Context, target: str) -> None:
-    """Print the plan of `target`. Raises UserError for a model that is not what it says."""
+def print_plan(context: Context, target: str) -> list[str]:
+    """Print the plan of `target`, and return what keeps it from being run. Raises UserError for another model."""
     console = TextConsole()
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = WIDTH
     recipe = context.recipe
     say(console, f"recipe {recipe.name}, target {target}, results in {context.folder('')}")
     say_doing(f"listing {len(recipe.sources)} sources")
-    survey, stopped = survey_of(context, target)
+    survey, stopped, failed = survey_of(context, target)
     print_graph(console, context, target, stopped)
     with tempfile.TemporaryDirectory(prefix="shardmill-plan-", ignore_cleanup_errors=True) as folder:
         say_doing("reading a sample of each source, to predict documents, tokens and disk")
@@ -345,3 +354,10 @@ def print_plan(context: Context, target: str) -> None:
         say(console, f"Asked while training: {', '.join(sets)}")
     if recipe.train:
         print_table(console, "Training", PHASE_HEADER, phase_rows(recipe))
+    verdicts = {name: verdict(recipe, name, survey) for name in packed_mixtures(recipe, stages)}
+    return [
+        *(f"source {name}: {problem}" for name, problem in survey.problems.items() if name not in survey.units),
+        *(f"mixture {name}: {text}" for name, text in verdicts.items() if text.startswith(DOES_NOT_FIT)),
+        *(too_long_phases(recipe) if target == TRAIN_STAGE else ()),
+        *([stopped] if failed else ()),
+    ]

@@ -83,7 +83,9 @@ class Context:
         asking = BUILDING.get()
         assert asking is None or stage in asking.after, f"{asking.name} asks for {stage.name}, not in its `after`"
         if stage.name not in self._stages:
-            self._stages[stage.name] = asyncio.ensure_future(self._build(stage))
+            task = self._stages[stage.name] = asyncio.ensure_future(self._build(stage))
+            # Of two stages that fail, one is told of. Python would print the other's trace.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         result: Result = await asyncio.shield(self._stages[stage.name])
         return result
 

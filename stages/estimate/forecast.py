@@ -7,7 +7,9 @@ answer cannot hang a plan. What a finished build has counted replaces what a sam
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from stages.errors import DataError, TransientError
 from stages.estimate.deadline import call_all
 from stages.estimate.sample import Estimate, Sample, estimate, sample_source
 from stages.estimate.tokens import count_tokens
-from stages.evals.stage import EVALS
+from stages.evals.stage import EVALS, units_of
 from stages.filter.stage import FILTER
 from stages.hashing import VALIDATION_THRESHOLD
 from stages.pack.stage import PACK
 from stages.paths import escaped, is_remote
+from stages.recipe import Recipe
 from stages.sources.base import BaseConfig, SourceUnit
 from stages.sources.files import with_notes
 from stages.sources.registry import SOURCES
@@ -30,6 +33,7 @@ from stages.task import Artifact
 from stages.tokenize.stage import TOKENIZE
 
 LISTING, SAMPLING = 60.0, 30.0  # seconds that all sources may take to be listed, and to be sampled
+TRAIN_STAGE = "train"
 TRAINED = 1 - float(VALIDATION_THRESHOLD) / 2**64  # share of documents that is not held out
 ROW_BYTES = 70  # of a document's row and index entry, beside its tokens
 STORED = 0.4  # bytes in the store per byte of text, where no sample says
@@ -76,6 +80,56 @@ def list_sources(context: BuildContext) -> Survey:
         for text in notes:
             context.warn(f"source {name}: {text}")
     return survey
+
+
+def check_inputs(context: BuildContext, stages: list[str]) -> dict[str, list[SourceUnit]]:
+    """Return the units of each source. Raises DataError that says all that is wrong with what `stages` will read.
+
+    These are files that are not there or lack a column, and phases that train longer than they are allowed to. What a
+    network does not answer is left to the run, which tries again.
+    """
+    recipe = context.recipe
+    sets = {**recipe.evals, **recipe.decontaminate.against} if EVALS.name in stages else {}
+    calls = {
+        f"source {name}: ": partial(SOURCES[c.kind].units, c, context.identify) for name, c in recipe.sources.items()
+    }
+    calls |= {name: partial(units_of, name, config, context.identify) for name, config in sets.items()}
+    units: dict[str, list[SourceUnit]] = {}
+    problems = []
+    with ThreadPoolExecutor(8) as pool:
+        listed = [(title, pool.submit(with_notes, call)) for title, call in calls.items()]
+    for title, future in listed:
+        try:
+            found, notes = future.result()
+        except TransientError:
+            continue
+        except (DataError, OSError) as error:
+            problems.append(escaped(f"{title if title not in sets else ''}{error}"))
+            continue
+        if title not in sets:
+            units[title.removeprefix("source ").removesuffix(": ")] = found
+            for text in notes:
+                context.warn(f"{title}{text}")
+    if TRAIN_STAGE in stages:
+        problems += too_long_phases(recipe)
+    if problems:
+        raise DataError("\n".join(problems))
+    return units
+
+
+def too_long_phases(recipe: Recipe) -> list[str]:
+    """Return a line for each phase that trains on more tokens than its mixture and its epochs allow."""
+    lines = []
+    for phase, config in recipe.train.items():
+        name = config.mixture or phase
+        epochs = config.steps * config.batch_size * config.seq_len / recipe.mixtures[name].tokens
+        if config.epochs is not None and epochs > config.epochs:
+            lines.append(
+                f"train.{phase}: {config.steps:,} steps of {config.batch_size} x {config.seq_len} tokens are "
+                f"{epochs:.3f} epochs of mixture {name}, and train.{phase}.epochs allows {config.epochs:g}; lower the "
+                f"steps, raise the epochs, or pack more tokens"
+            )
+    return lines
 
 
 def sample_sources(context: BuildContext, survey: Survey, folder: Path) -> None:

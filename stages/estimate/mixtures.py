@@ -11,6 +11,8 @@ from stages.pack.mixture import capacity, largest_remainder, shares_asked, solve
 from stages.pack.stage import PACK
 from stages.recipe import Recipe
 
+DOES_NOT_FIT = ("would not fit, by the estimate", "does not fit")  # how a verdict begins that is a no
+
 
 @dataclass(frozen=True)
 class SourceShare:
@@ -108,7 +110,7 @@ def verdict(recipe: Recipe, name: str, survey: Survey) -> str:
     try:
         tokens = solve(mixture, available)
     except DataError as error:
-        return f"{'would not fit, by the estimate' if predicted else 'does not fit'}: {error}"
+        return f"{DOES_NOT_FIT[0] if predicted else DOES_NOT_FIT[1]}: {error}"
     low = {s: int(n * max(0.0, 1 - survey.forecasts[s].error)) for s, n in available.items()}
     try:
         solve(mixture, low)

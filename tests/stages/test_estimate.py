@@ -12,9 +12,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from stage_harness import SHARED, needs_shared
+from stage_harness import SHARED, LocalContext, needs_shared
 
+from pipeline.recipe import parse_recipe
 from stages.errors import DataError
+from stages.estimate.forecast import check_inputs
 from stages.estimate.sample import SamplingUnit, draw, estimate, sample_source
 from stages.filter.document import Document
 from stages.filter.rules import apply_rules, parse_rules
@@ -151,3 +153,26 @@ def test_real_sources_are_predicted_within_twice_the_stated_error(tmp_path, name
     assert guess.error < 0.25
     assert abs(guess.kept_text / kept - 1) <= 2 * guess.error + 0.01
     assert guess.text == pytest.approx(text, rel=2 * guess.error + 0.01)
+
+
+def test_all_that_is_wrong_with_the_inputs_is_told_at_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    sources = {name: {"from": "jsonl", "path": str(tmp_path / f"{name}.jsonl")} for name in ("a", "gone", "lost")}
+    recipe = parse_recipe(
+        {
+            "name": "r",
+            "sources": sources,
+            "evals": {"exam": {"from": "jsonl", "path": str(tmp_path / "exam.jsonl")}},
+            "mixtures": {"pretrain": {"tokens": 1000, "ratios": {"a": "100%"}}},
+            "train": {"pretrain": {"steps": 100, "batch_size": 4, "seq_len": 32}},
+        },
+        "r.yaml",
+    )
+    context = LocalContext(tmp_path / "out", recipe)
+    with pytest.raises(DataError) as error:
+        check_inputs(context, ["download", "evals", "train"])
+    lines = str(error.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["source gone", "source lost", "evals.exam", "train.pretrain"]
+    with pytest.raises(DataError) as error:
+        check_inputs(context, ["download"])
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["source gone", "source lost"]

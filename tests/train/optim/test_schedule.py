@@ -84,6 +84,7 @@ def test_warmdown_by_the_clock_is_the_records_rule(step, mean, limit, warmdown):
 
 @given(configurations(), st.floats(2, 200))
 def test_a_factor_is_above_0_at_most_1_and_falls_after_the_start_of_the_decay(cfg, total):
+    assume(total % 1 == 0 or total % 1 > 1e-3)  # else the last step is at the end, to rounding
     factors = [lr_factor(t, total, cfg) for t in range(math.ceil(total))]
     assert all(0 < f <= 1 for f in factors)
     start = max(cfg.warmup, decay_start(total, cfg))
