@@ -89,7 +89,7 @@ def check_inputs(context: BuildContext, stages: list[str]) -> dict[str, list[Sou
     network does not answer is left to the run, which tries again.
     """
     recipe = context.recipe
-    sets = {**recipe.evals, **recipe.decontaminate.against} if EVALS.name in stages else {}
+    sets: dict[str, Any] = {**recipe.evals, **recipe.decontaminate.against} if EVALS.name in stages else {}
     calls = {
         f"source {name}: ": partial(SOURCES[c.kind].units, c, context.identify) for name, c in recipe.sources.items()
     }
