@@ -298,7 +298,10 @@ class Context:
             record = compact_record(await self.dispatcher.submit(spec), label)
         except UnitFailed as error:
             state.failed.append(error)
-            self.progress.failed(stage.name, label, error.message)
+            # A failure that is not allowed for ends the run, whose last line says it.
+            self.progress.failed(
+                stage.name, label, error.message if self.recipe.quarantine.files and may_be_lost(error) else ""
+            )
             raise
         state.add_record(record)
         self.progress.finished(stage.name, record, unit.weight)

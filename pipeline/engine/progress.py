@@ -29,11 +29,13 @@ class Row:
     known_bytes: int = 0
     done_bytes: int = 0
     started: float = 0.0  # when the first unit did, on the monotonic clock
+    ended: float = 0.0  # when the last unit so far did
     per_source: Counter[str] = field(default_factory=Counter)  # rows out
 
     def elapsed(self) -> float:
-        """Return the seconds since the first unit started, or 0."""
-        return time.monotonic() - self.started if self.started else 0.0
+        """Return the seconds from the first unit's start to now, or to the last one's end where none runs; or 0."""
+        until = time.monotonic() if self.running.total() or not self.ended else self.ended
+        return until - self.started if self.started else 0.0
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds left, by bytes where they are known, else by units; None where nothing is known."""
@@ -88,16 +90,18 @@ class Progress:
         else:
             row.done_bytes += weight
             row.running.pop(record.label, None)
+            row.ended = time.monotonic()
         source = record.label.split(" ")[0]
         row.per_source[source] += record.counts.get("kept", record.counts.get("rows_out", 0))
         self._plain_line(stage, row)
 
     def failed(self, stage: str, label: str, message: str) -> None:
-        """Note that a unit failed for good, and say so."""
+        """Note that a unit failed for good, and say so where there is a `message`."""
         row = self.row(stage)
         row.failed += 1
         row.running.pop(label, None)
-        self.line(f"failed: {stage} {label}: {message}")
+        if message:
+            self.line(f"failed: {stage} {label}: {message}")
 
     def line(self, text: str) -> None:
         """Print one line, above the live display."""

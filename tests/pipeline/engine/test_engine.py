@@ -13,7 +13,7 @@ from engine_harness import Work, copy_project, edit, new_work, small_recipe
 
 from pipeline.engine.context import WINDOW, Context, drive
 from pipeline.engine.executor import WorkerLost
-from pipeline.engine.progress import Progress
+from pipeline.engine.progress import Progress, Row
 from pipeline.engine.store import open_store
 from pipeline.errors import Stopped, UnitFailed
 from pipeline.recipe import parse_recipe
@@ -269,3 +269,16 @@ def test_a_store_that_cannot_be_locked_starts_no_executor(tmp_path: Path) -> Non
     with pytest.raises(FileExistsError):
         drive(context, one(context, 1))
     assert not started and not context.started_executor
+
+
+def test_the_rate_of_a_stage_that_has_ended_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("pipeline.engine.progress.time.monotonic", lambda: now[0])
+    row = Row(started=100.0)
+    row.running["a"] = 1
+    now[0] = 110.0
+    assert row.elapsed() == 10
+    row.running.pop("a")
+    row.ended = 110.0
+    now[0] = 500.0
+    assert row.elapsed() == 10
