@@ -239,7 +239,7 @@ def source_recipe(name: str, path: Path) -> dict[str, object]:
         return {
             "name": "mutant",
             "evals": {"exam": {"from": "jsonl", "path": str(path)}},
-            "sources": {"one": {"from": "installed_docs", "packages": ["typing_extensions"]}},
+            "sources": {"one": {"from": "installed_docs", "packages": ["yaml"]}},
         }
     form = "parquet" if name.startswith("parquet") else {"text": "text", "json": "json_array"}.get(name, "jsonl")
     source: dict[str, object] = {"from": form, "path": str(path), "rules": ["gopher_quality"]}
@@ -325,7 +325,7 @@ def sources(folder: Path, rng: random.Random) -> Iterator[Case]:
 
 def with_small_packages(recipe: bytes) -> bytes:
     """Return a recipe that reads the documentation of small packages, where it would read that of large ones."""
-    return recipe.replace(b"[stdlib, numpy, torch]", b"[typing_extensions]").replace(b"[sympy]", b"[filelock]")
+    return recipe.replace(b"[stdlib, numpy, torch]", b"[yaml]").replace(b"[sympy]", b"[filelock]")
 
 
 def recipes(folder: Path, rng: random.Random) -> Iterator[Case]:

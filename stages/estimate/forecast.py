@@ -90,9 +90,8 @@ def check_inputs(context: BuildContext, stages: list[str]) -> dict[str, list[Sou
     """
     recipe = context.recipe
     sets: dict[str, Any] = {**recipe.evals, **recipe.decontaminate.against} if EVALS.name in stages else {}
-    calls = {
-        f"source {name}: ": partial(SOURCES[c.kind].units, c, context.identify) for name, c in recipe.sources.items()
-    }
+    sources = recipe.sources if DOWNLOAD.name in stages else {}
+    calls = {f"source {name}: ": partial(SOURCES[c.kind].units, c, context.identify) for name, c in sources.items()}
     calls |= {name: partial(units_of, name, config, context.identify) for name, config in sets.items()}
     units: dict[str, list[SourceUnit]] = {}
     problems = []
