@@ -36,6 +36,7 @@ from stages.estimate.mixtures import (
     unknown_sources,
     verdict,
 )
+from stages.paths import is_remote
 from stages.recipe import Recipe
 from train.config import ModelConfig
 
@@ -354,9 +355,15 @@ def print_plan(context: Context, target: str) -> list[str]:
         say(console, f"Asked while training: {', '.join(sets)}")
     if recipe.train:
         print_table(console, "Training", PHASE_HEADER, phase_rows(recipe))
+    # What a network does not answer now may be there when the run asks.
+    missing = {
+        name: problem
+        for name, problem in survey.problems.items()
+        if name not in survey.units and not any(map(is_remote, recipe.sources[name].addresses()))
+    }
     verdicts = {name: verdict(recipe, name, survey) for name in packed_mixtures(recipe, stages)}
     return [
-        *(f"source {name}: {problem}" for name, problem in survey.problems.items() if name not in survey.units),
+        *(f"source {name}: {problem}" for name, problem in missing.items()),
         *(f"mixture {name}: {text}" for name, text in verdicts.items() if text.startswith(DOES_NOT_FIT)),
         *(too_long_phases(recipe) if target == TRAIN_STAGE else ()),
         *([stopped] if failed else ()),

@@ -425,7 +425,7 @@ def test_processes_and_ray_build_the_same_with_every_third_request_failing(tmp_p
 def test_the_recipe_of_100m_tokens_is_planned_from_the_hub(tmp_path):
     with Hub(seven(200), every=7) as server:
         done = run(tmp_path, server, "plan", "train", "--recipe", "fineweb_edu_100m", COLUMNS="200")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1 and "fineweb_edu_100m cannot be run as it is" in done.stderr
     assert "cannot be listed" not in done.stdout
     row = next(line.split() for line in done.stdout.splitlines() if line.startswith("fineweb_edu  "))
     assert (
