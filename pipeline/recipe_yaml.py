@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import yaml
@@ -39,6 +40,17 @@ class Loader(yaml.SafeLoader):
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_number)
+
+
+def _finite(loader: Loader, node: yaml.ScalarNode) -> float:
+    """Build a number. Raises YAMLError for an infinite one and for what is none."""
+    number = float(loader.construct_yaml_float(node))
+    if not math.isfinite(number):
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {node.value[:40]} is no number that a key takes")
+    return number
+
+
+Loader.add_constructor("tag:yaml.org,2002:float", _finite)
 
 
 def read_yaml(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
@@ -20,14 +21,20 @@ def quantity(value: object) -> object:
         raise ValueError(f"{value!r} is not a quantity; write 300000, 300k, 1M, 1.5B, 20MB or 64MiB")
     number, binary, prefix = match.groups()
     power = 1024 ** (1 + "kmgt".index(binary.lower())) if binary else UNITS[prefix.lower()]
-    return round(float(number.replace("_", "")) * power)
+    amount = float(number.replace("_", "")) * power
+    if math.isinf(amount):
+        raise ValueError(f"{value[:20]!r}... is no quantity that there is")
+    return round(amount)
 
 
 def ratio(value: object) -> object:
     """Return the number that `80%` or `0.8` is; anything but text as it is. Raises ValueError for another text."""
     if isinstance(value, str):
         try:
-            return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+            share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
         except ValueError:
-            raise ValueError(f"{value!r} is not a ratio; write 80% or 0.8") from None
+            share = math.nan
+        if not math.isfinite(share):
+            raise ValueError(f"{value[:80]!r} is not a ratio; write 80% or 0.8") from None
+        return share
     return value

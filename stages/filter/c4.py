@@ -39,9 +39,8 @@ def c4(
     """
     kept_lines = []
     sentences = 0
-    forms = comparable(document.text).splitlines()
-    for written, form in zip(document.text.splitlines(), forms, strict=True):
-        line = form.strip()
+    for written in document.text.splitlines():
+        line = comparable(written).strip()  # of each line: a format character between CR and LF would move the others
         words = line.split()
         if any(len(word) > max_word_length for word in words):
             continue
@@ -61,7 +60,8 @@ def c4(
         if policy and any(phrase in lower for phrase in POLICY):
             continue
         sentences += count_sentences(line)
-        kept_lines.append(CITATION.sub("", written.strip()) if citations else written.strip())
+        kept = written.strip() if words else ""  # a line of format characters alone is an empty one
+        kept_lines.append(CITATION.sub("", kept) if citations else kept)
     if sentences < min_sentences:
         return "c4_few_sentences"
     return document._replace(text="\n".join(kept_lines).strip())

@@ -306,3 +306,11 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
     for key in ("name", "sead", "sources.s.path", "sources.s.paht", "shard_tokens", "ranks"):
         assert f"r.yaml: {key}: " in str(error.value)
     assert not re.search("Input should|String should|validation", str(error.value))
+
+
+@pytest.mark.parametrize("value", ["1.0e+999", ".inf", "-.inf", ".nan", "1e999", '"' + "9" * 400 + '"', '"1e999"'])
+@pytest.mark.parametrize("key", ["tokens: {}, ratios: {{s: 1}}", "tokens: 9, ratios: {{s: {}}}"])
+def test_numbers_without_an_end_are_refused(key, value, tmp_path):
+    (tmp_path / "r.yaml").write_text(BASE + f"mixtures:\n  pretrain: {{{key.format(value)}}}\n")
+    with pytest.raises(UsageError, match=r"r\.yaml: "):
+        load_recipe(str(tmp_path / "r.yaml"))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rules_harness import EVERY, PARSED, PIECES, differences, hostile
 from stage_harness import REPO, SHARED, needs_shared
@@ -39,6 +39,8 @@ def test_classes_are_pythons():
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(JOINED | st.text(), max_size=8))
+@example(texts=["\r\n\ufeff"])
+@example(texts=["one line of words.\r\ufeff\nanother line of words."])
 def test_any_text(texts):
     assert differences(texts) == []
 
