@@ -126,7 +126,7 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 def pointer_target(folder: Path, pointer: str) -> str:
     """The name in one of the files LATEST, BEST and DECAY_START of a checkpoints/; empty when it is not there."""
     path = folder / pointer
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
 
 def delete_partial_checkpoints(folder: Path) -> None:
