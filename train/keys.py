@@ -40,6 +40,7 @@ def key(
     at_most: float | None = None,
     fixed_by: FixedBy = "run",
     switch: str | None = None,
+    silent_default: bool = False,
 ) -> T:
     """Return a dataclass field of that default, documented by `doc` (whole sentences, with the unit).
 
@@ -48,10 +49,13 @@ def key(
         be as it was. "run": a run that continues must have it unchanged. None: it is free.
     switch: the key that turns the part of the model on which this key belongs to. While that is off, the key means
         nothing and checkpoints do not hold it, so that those from before the part was written still agree.
+    silent_default: checkpoints do not hold the key at its default either, for a key that is its own switch. For keys
+        that are younger than the checkpoints of users, and whose default is what was done before.
     """
     bounds = {"exclusiveMinimum": above, "minimum": at_least, "exclusiveMaximum": below, "maximum": at_most}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     metadata = {"description": doc, "bounds": bounds, "fixed_by": fixed_by, "switch": switch}
+    metadata["silent_default"] = silent_default
     if bounds:
         metadata["json_schema_extra"] = bounds
     field: T = dataclasses.field(default=default, metadata=metadata)
@@ -87,6 +91,8 @@ class Keys:
             if field.metadata["fixed_by"] is None or is_off:
                 continue
             value = getattr(self, field.name)
+            if field.metadata["silent_default"] and value == field.default:
+                continue
             values[field.name] = value.fixed_by_run() if isinstance(value, Keys) else value
         return values
 

@@ -138,3 +138,49 @@ def test_what_a_run_is_fixed_by():
     train = TrainConfig().fixed_by_run()
     assert {"seed", "batch_size", "muon"} <= {*train} and not {"steps", "rank_loss", "out"} & {*train}
     assert "kind" in train["schedule"] and "seconds" not in train["schedule"]
+
+
+def test_with_every_part_off_checkpoints_say_what_they_said():
+    """Keys that are younger have `silent_default` or a `switch`: else a run of before could not go on."""
+    assert ModelConfig().fixed_by_run() == {
+        "attention_pattern": "gemma4",
+        "dim": 512,
+        "dropout": 0.0,
+        "expect_params": None,
+        "head_dim": 64,
+        "init_std": 0.02,
+        "lm_head_logit_cap": 30.0,
+        "max_seq_len": 8192,
+        "mlp_hidden": 2048,
+        "n_heads": 8,
+        "n_layers": 12,
+        "norm_eps": 1e-05,
+        "rope_base": 10000.0,
+        "sliding_window": 1024,
+        "tie_embeddings": True,
+        "vocab_size": None,
+        "z_loss_weight": 0.0001,
+    }
+    assert TrainConfig().fixed_by_run() == {
+        "adamw": {"betas": (0.9, 0.95), "eps": 1e-10, "lr": 0.002, "weight_decay": 0.0},
+        "batch_size": 16,
+        "document_mask": False,
+        "dtype": "auto",
+        "ema": {"decay": 0.0, "every": 10},
+        "grad_clip": 1.0,
+        "init_from": "none",
+        "muon": {"lr": 0.002, "momentum": 0.95, "ns": "dsv4", "ns_dtype": "auto", "weight_decay": 0.1},
+        "optimizer": "muon",
+        "schedule": {
+            "decay_frac": 0.2,
+            "decay_shape": None,
+            "kind": "wsd",
+            "min_ratio": 0.0,
+            "warmdown": 0,
+            "warmup": 0,
+        },
+        "seed": 0,
+        "seq_len": 256,
+        "spike_sigma": 6.0,
+        "swa": {"every": 50, "start_frac": 0.0},
+    }
