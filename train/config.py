@@ -14,10 +14,16 @@ from typing import Any, Literal
 
 from train.keys import ConfigError, Keys, TrainError, key
 
+Kind = Literal["int5", "int6", "int8", "fp16", "fp32"]  # how an artefact stores a tensor
+KINDS: tuple[Kind, ...] = ("int5", "int6", "int8", "fp16", "fp32")
+
 __all__ = [
+    "KINDS",
     "AdamWConfig",
+    "ArtefactConfig",
     "ConfigError",
     "EMAConfig",
+    "Kind",
     "ModelConfig",
     "MuonConfig",
     "RankLossConfig",
@@ -232,6 +238,47 @@ class RankLossConfig(Keys):
 
 
 @dataclass(frozen=True)
+class ArtefactConfig(Keys):
+    """The artefact, a model packed into one small file by `python -m train.artefact` (train/quantize.py)."""
+
+    where = "train.artefact"
+
+    rules: tuple[str, ...] = key(
+        ("fp16 embed.weight", "int5 *.mlp.*", "int6 *.attn.*", "int8 *"),
+        "int5, int6, int8, fp16 or fp32, and the names of tensors that are stored so; the first that matches counts.",
+        fixed_by=None,
+    )
+    keep_numel: int = key(
+        65536,
+        "Tensors of at most so many values are stored in fp16, whatever the rules say.",
+        at_least=0,
+        fixed_by=None,
+    )
+    int8_floor: float = key(
+        0.0,
+        "Scales of int8 are at least this; 0: fp16's smallest normal number. Only to repeat public records, which "
+        "have 1 / 127: 0.007874015748031496.",
+        at_least=0,
+        fixed_by=None,
+    )
+    int8_first: bool = key(
+        False,
+        "Round to int8 ahead of int5 and int6. Only to repeat a public record, which packed a model that it had "
+        "packed before.",
+        fixed_by=None,
+    )
+    limit: int = key(16_000_000, "Bytes that the artefact should take at most, code counted.", above=0, fixed_by=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rule in self.rules:
+            _check(
+                len(rule.split()) == 2 and rule.split()[0] in KINDS,
+                f"{self.where}.rules: {rule!r}: write one of {', '.join(KINDS)}, and names, as in 'int5 *.mlp.*'",
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig(Keys):
     """One phase of training. Batch, rates and lengths are ours: the seed states only the kinds."""
 
@@ -260,6 +307,7 @@ class TrainConfig(Keys):
     schedule: ScheduleConfig = key(ScheduleConfig(), "The learning rate over the steps.")
     ema: EMAConfig = key(EMAConfig(), "An exponential moving average of the weights.")
     swa: SWAConfig = key(SWAConfig(), "The mean of the weights over the end of the decay.")
+    artefact: ArtefactConfig = key(ArtefactConfig(), "The artefact, a model packed into one small file.", fixed_by=None)
     grad_clip: float = key(1.0, "Largest L2 norm of the whole gradient; 0: no clipping.", at_least=0)
     spike_sigma: float = key(
         6.0,
