@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+SPANS = 8  # of a step in sequential order
+
+
 def _check(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)
@@ -290,6 +293,13 @@ class TrainConfig(Keys):
     steps: int = key(1000, "Optimizer steps.", above=0, fixed_by=None)
     batch_size: int = key(16, "Sequences a step, over all processes.", above=0)
     seq_len: int = key(256, "Tokens a sequence; one more is read, as the last target.", above=0)
+    order: Literal["shuffled", "sequential"] = key(
+        "shuffled",
+        "The order of the data. shuffled: all windows of an epoch, by train.seed. sequential: the shards one after "
+        f"another and round again, as the parameter-golf scripts read them: {SPANS} spans a step, of which batch_size "
+        "must be a multiple.",
+        silent_default=True,
+    )
     micro_batch: int | None = key(
         None, "Sequences a process and forward pass; null: as many as fit.", above=0, fixed_by=None
     )
@@ -419,5 +429,9 @@ class TrainConfig(Keys):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
+        _check(
+            self.order == "shuffled" or self.batch_size % SPANS == 0,
+            f"train.batch_size = {self.batch_size}: train.order=sequential needs a multiple of {SPANS}",
+        )
         _check(bool(self.init_from), "train.init_from is empty: name a phase or a path, or say none")
         _check(bool(self.resume), "train.resume is empty: say auto, never, refuse or a path")

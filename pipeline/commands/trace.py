@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pipeline.commands.report import TextConsole
 from pipeline.errors import UsageError, UserError
-from stages.lineage.rows import Decoder, ShardRow, Span, find_shard, rows_of_spans
+from stages.lineage.rows import Decoder, Span, find_shard, rows_of_spans
 from stages.lineage.trace import Trace, trace
 from train.config import TrainConfig
 from train.data.manifest import Manifest
-from train.data.sampler import rows_of_step
+from train.data.sampler import stretches_of_step
 from train.files import read_sealed_json
 
 SHOWN = 240  # characters of a text, unless all of it is asked for
@@ -38,18 +38,20 @@ def open_run(manifest: Manifest, folder: str) -> Run:
     try:
         value = read_sealed_json(path)
         seed, batch_size, seq_len, steps = (int(value[key]) for key in ("seed", "batch_size", "seq_len", "steps"))
+        order = value.get("train", {}).get("order", "shuffled")
         history = value.get("builds") or [{"build_id": value["build_id"], "from_step": 0}]
         builds = [(int(build["from_step"]), str(build["build_id"])) for build in history]
+        config = TrainConfig(seed=seed, batch_size=batch_size, seq_len=seq_len, steps=steps, order=order)
     except FileNotFoundError:
         raise UserError(f"--run {folder}: no run.json there; name the folder of a training run") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a run.json of ours ({error})") from None
     if manifest.build_id not in [build for _, build in builds]:
         raise UserError(
             f"{folder} trained on build {', '.join(build[:16] for _, build in builds)}, this manifest is of "
             f"{manifest.build_id[:16]}; name the manifest that run.json names"
         )
-    return Run(folder, TrainConfig(seed=seed, batch_size=batch_size, seq_len=seq_len, steps=steps), builds)
+    return Run(folder, config, builds)
 
 
 def parse_source_paths(options: list[str] | None) -> dict[str, str]:
@@ -63,10 +65,11 @@ def parse_source_paths(options: list[str] | None) -> dict[str, str]:
     return paths
 
 
-def spans_of_step(manifest: Manifest, run: Run, step: int) -> list[Span]:
-    """Return the tokens of each row of a step's batch, inputs and targets. Steps count from 1, as in metrics.jsonl.
+def spans_of_step(manifest: Manifest, run: Run, step: int) -> list[tuple[int, Span]]:
+    """Return the tokens of each row of a step's batch, inputs and targets, with the row's number.
 
-    Raises UsageError for a step that the run does not have, UserError for one that read another build.
+    Steps count from 1, as in metrics.jsonl. Raises UsageError for a step that the run does not have, UserError for one
+    that read another build.
     """
     if not 1 <= step <= run.config.steps:
         raise UsageError(f"--step {step}: the run has steps 1 to {run.config.steps:,}, as metrics.jsonl counts them")
@@ -75,8 +78,7 @@ def spans_of_step(manifest: Manifest, run: Run, step: int) -> list[Span]:
             f"--step {step}: it read build {run.build_of(step)[:16]} of the data, this manifest is of "
             f"{manifest.build_id[:16]}; the run went on with another build, see `builds` in its run.json; name that one"
         )
-    length = run.config.seq_len + 1
-    return [(shard, start, start + length) for shard, start in rows_of_step(manifest, run.config, step - 1)]
+    return stretches_of_step(manifest, run.config, step - 1)
 
 
 def print_token(
@@ -109,21 +111,19 @@ def print_step(
     """Trace every document that a training step read. Raises UserError when a witness contradicts."""
     run = open_run(manifest, folder)
     spans = spans_of_step(manifest, run, step)
-    read: list[tuple[int, ShardRow]] = [  # number of the batch's row, and a document in it
-        (number, row) for number, rows in enumerate(rows_of_spans(manifest, spans)) for row in rows
-    ]
-    unique = list(dict.fromkeys(row for _, row in read))
+    rows_of_span = rows_of_spans(manifest, [span for _, span in spans])
+    read = [(*span, row) for span, rows in zip(spans, rows_of_span, strict=True) for row in rows]
+    unique = list(dict.fromkeys(row for *_, row in read))
     traces = dict(zip(unique, trace(manifest, unique, source_paths), strict=True))
     console = TextConsole()
     if not as_json:
         documents = len({(row.source, row.document_id) for row in unique})
         console.print(
-            f"step {step} of {folder}: {len(spans)} rows of {run.config.seq_len:,} tokens, {documents} documents, "
-            f"seed {run.config.seed} (any number of processes reads the same)",
+            f"step {step} of {folder}: {run.config.batch_size} rows of {run.config.seq_len:,} tokens, "
+            f"{documents} documents, seed {run.config.seed} (any number of processes reads the same)",
             markup=False,
         )
-    for number, row in read:
-        shard, start, stop = spans[number]
+    for number, (shard, start, stop), row in read:
         if as_json:
             span = {"step": step, "row": number, "row_start": start, "row_stop": stop}
             print(json.dumps({**span, **traces[row].to_dict()}))

@@ -29,7 +29,7 @@ from train.config import TrainConfig, TrainError
 from train.data.format import Tokens, map_tokens, read_header, shard_bytes
 from train.data.index import MappedIndex
 from train.data.manifest import Manifest, ManifestError, Shard
-from train.data.sampler import I64, Sampler, windows_per_shard
+from train.data.sampler import I64, row_order, stretches, windows_per_shard
 from train.data.watch import FileWatch
 from train.files import sha256_file
 from train.model.loss import IGNORE
@@ -214,8 +214,9 @@ class Loader:
         self.counts = windows_per_shard(manifest, cfg.seq_len)
         self.device = device or torch.device("cpu")
         self.padded = any(s.padding for s in self.shards)
-        self._sampler = Sampler(self.counts, cfg, rank, world_size)
-        self._global_sampler = Sampler(self.counts, cfg, 0, 1) if self.padded else None
+        self.lengths = [s.tokens for s in self.shards]
+        self._order = row_order(manifest, cfg, rank, world_size)
+        self._global_order = row_order(manifest, cfg, 0, 1) if self.padded else None
         held = max_mapped_shards()
         half = held // 2  # an index is mapped too
         indexed = self.padded or cfg.document_mask
@@ -240,28 +241,31 @@ class Loader:
         Raises ManifestError when a shard read is not the one that the manifest names, or no longer, or holds an id
         it cannot hold.
         """
-        shard, window, order = self._sampler.rows(step)
-        paths = [path for number in set(shard.tolist()) for path in self._paths[number]]
+        shard, first, by_shard = self._order.rows(step)
+        read = set(shard.tolist())
+        if self.cfg.order == "sequential":
+            read = {number for _, number, *_ in self._stretches(shard, first, self.cfg.seq_len + 1)}
+        paths = [path for number in read for path in self._paths[number]]
         self.watch.check(paths)  # before: one that was cut must not be read
         block = self._block()
-        if self.cfg.seq_len < LONG:
-            self._read_short(block, shard, window, order)
+        if self.cfg.order == "shuffled" and self.cfg.seq_len < LONG:
+            self._read_short(block, shard, first, by_shard)
         else:
-            self._read_long(block, shard, window)
+            self._read_long(block, shard, first)
         if not self.verified:
             self._check(block, step, shard)
         tokens = self._on_device()
         batch = Batch(tokens, self.world_size, self.cfg.batch_size * self.cfg.seq_len)
-        if self._global_sampler is not None:
-            uncounted, _ = self._uncounted(*self._global_sampler.rows(step)[:2])
+        if self._global_order is not None:
+            uncounted, _ = self._uncounted(*self._global_order.rows(step)[:2])
             num_targets_in_step = batch.num_targets_in_step - int(uncounted.sum())
-            uncounted, places = self._uncounted(shard, window)
+            uncounted, places = self._uncounted(shard, first)
             targets = tokens[:, 1:].clone(memory_format=torch.contiguous_format)
             targets.view(-1).index_fill_(0, to_device(torch.from_numpy(places), self.device), IGNORE)
             num_targets = self.cfg.seq_len - uncounted
             batch = Batch(tokens, self.world_size, num_targets_in_step, targets, num_targets)
         if document_mask:
-            batch = batch._replace(cu_seqlens=self._cu_seqlens(shard, window))
+            batch = batch._replace(cu_seqlens=self._cu_seqlens(shard, first))
         self.watch.check(paths)  # after: nothing was written over what was read
         return batch
 
@@ -272,9 +276,21 @@ class Loader:
             event.synchronize()
         return self._arrays[self._next_block]
 
-    def _read_short(self, block: I64, shard: I64, window: I64, order: I64) -> None:
+    def _stretches(self, shard: I64, first: I64, length: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (place, shard, first, last): tokens [first, last) of a shard lie from `place` on in flattened rows.
+
+        The rows, (n,) each, have `length` tokens from token `first` of `shard` on.
+        """
+        for row, (number, start) in enumerate(zip(shard.tolist(), first.tolist(), strict=True)):
+            place = row * length
+            for stretch in stretches(self.lengths, number, start, length):
+                yield place, *stretch
+                place += stretch[2] - stretch[1]
+
+    def _read_short(self, block: I64, shard: I64, first: I64, by_shard: I64) -> None:
         T = self.cfg.seq_len
-        for number, rows in rows_by_shard(shard, order):
+        window = first // T
+        for number, rows in rows_by_shard(shard, by_shard):
             tokens, n = self._tokens[number], self.counts[number]
             inputs, last = tokens[: n * T].view(self._records.dtype), tokens[T::T]
             if len(rows) == len(shard):
@@ -286,11 +302,10 @@ class Loader:
         block[:, :-1] = self._inputs
         block[:, -1] = self._last_targets
 
-    def _read_long(self, block: I64, shard: I64, window: I64) -> None:
-        numbers, T = shard.tolist(), self.cfg.seq_len
-        tokens = {number: self._tokens[number] for number in set(numbers)}
-        for row, number, start in zip(block, numbers, (window * T).tolist(), strict=True):
-            row[:] = tokens[number][start : start + T + 1]
+    def _read_long(self, block: I64, shard: I64, first: I64) -> None:
+        flat = block.reshape(-1)
+        for place, number, start, stop in self._stretches(shard, first, block.shape[1]):
+            flat[place : place + stop - start] = self._tokens[number][start:stop]
 
     def _check(self, block: I64, step: int, shard: I64) -> None:
         vocab, top = self.manifest.tokenizer.vocab_size, int(block.max())
@@ -310,27 +325,27 @@ class Loader:
             event.record(torch.cuda.current_stream(self.device))
         return tokens
 
-    def _uncounted(self, shard: I64, window: I64) -> tuple[I64, I64]:
+    def _uncounted(self, shard: I64, first: I64) -> tuple[I64, I64]:
         """Return how many targets of each row do not count, (rows,), and their places in the flattened targets."""
-        T = self.cfg.seq_len
-        counts = np.zeros(len(shard), np.int64)
         ranges: list[tuple[int, int]] = []
-        for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
-            for first, last in self._indices[number].uncounted(start, start + T):
-                counts[row] += last - first
-                ranges.append((first + row * T - start, last + row * T - start))
+        for place, number, start, stop in self._stretches(shard, first, self.cfg.seq_len):
+            shift = place - start
+            ranges += [(low + shift, high + shift) for low, high in self._indices[number].uncounted(start, stop)]
         low, high = np.array(ranges, np.int64).reshape(-1, 2).T
-        return counts, numbers_in_ranges(low, high)
+        places = numbers_in_ranges(low, high)
+        return np.bincount(places // self.cfg.seq_len, minlength=len(shard)), places
 
-    def _cu_seqlens(self, shard: I64, window: I64) -> Tensor:
+    def _cu_seqlens(self, shard: I64, first: I64) -> Tensor:
         """Return (documents + 1,) int32: a document begins with each row, and where the index says."""
         T = self.cfg.seq_len
         starts: list[int] = []
-        for row, (number, start) in enumerate(zip(shard.tolist(), (window * T).tolist(), strict=True)):
-            starts.append(row * T)
-            inside = self._indices[number].starts(start + 1, start + T)
-            if inside:
-                starts += [place + row * T - start for place in inside]
+        for place, number, start, stop in self._stretches(shard, first, T):
+            if place % T == 0:
+                starts.append(place)
+                inside = self._indices[number].starts(start + 1, stop)
+            else:
+                inside = self._indices[number].starts(start, stop)
+            starts += [token - start + place for token in inside]
         return torch.tensor([*starts, len(shard) * T], dtype=torch.int32)
 
 

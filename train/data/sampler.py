@@ -6,6 +6,8 @@ training shards, in the manifest's order, are numbered 0..n-1. Each epoch visits
 keyed by (seed, epoch), so step s takes rows [s B, (s+1) B) of the epochs written one after another, and rank r takes
 every world_size-th of them, from r on.
 
+That is `train.order: shuffled`. `sequential` is the order of the parameter-golf scripts, see `Stream`.
+
 The permutation is a Feistel network with cycle walking: any position costs the same, no list of windows is held, and
 a loader's whole state is the step. It runs backwards as well, so the step that reads a token is found without a search.
 (nanochat and parameter-golf give each rank a stretch of a stream: there the order depends on the number of ranks.)
@@ -16,12 +18,13 @@ Numpy and the standard library only: lineage asks these questions without loadin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.config import TrainConfig, TrainError
+from train.config import SPANS, TrainConfig, TrainError
 from train.data.manifest import Manifest
 
 ROUNDS = 6  # of the Feistel network; 4 are the proven least for pseudo-randomness (Luby-Rackoff). Even: see Permutation
@@ -137,28 +140,40 @@ def tail_tokens(manifest: Manifest, seq_len: int) -> int:
     return sum(s.tokens for s in manifest.split("train")) - seq_len * sum(windows_per_shard(manifest, seq_len))
 
 
+def tokens_per_step(cfg: TrainConfig) -> int:
+    """Tokens of the stream that a step takes in sequential order: its inputs, and a last target for each span."""
+    return cfg.batch_size * cfg.seq_len + SPANS
+
+
+def _step_and_epoch(manifest: Manifest, cfg: TrainConfig) -> tuple[int, int]:
+    """How much a step takes, and how much the mixture has: of windows, or of tokens in sequential order."""
+    if cfg.order == "sequential":
+        return tokens_per_step(cfg), sum(s.tokens for s in manifest.split("train"))
+    return cfg.batch_size, sum(windows_per_shard(manifest, cfg.seq_len))
+
+
 def epochs_needed(manifest: Manifest, cfg: TrainConfig) -> float:
-    """Passes over the mixture's windows that `cfg` makes. Raises TrainError when there are none."""
-    windows = sum(windows_per_shard(manifest, cfg.seq_len))
-    if windows == 0:
+    """Passes over the mixture that `cfg` makes. Raises TrainError when there is nothing to read."""
+    step, epoch = _step_and_epoch(manifest, cfg)
+    if epoch == 0:
         raise TrainError(
             f"no training shard of {manifest.folder} holds train.seq_len + 1 = {cfg.seq_len + 1} tokens; "
             "shorten train.seq_len, or pack more text"
         )
-    return cfg.steps * cfg.batch_size / windows
+    return cfg.steps * step / epoch
 
 
 def check_epochs(manifest: Manifest, cfg: TrainConfig) -> float:
     """`epochs_needed`. Raises TrainError with the figures when that is more than train.epochs allows."""
     needed = epochs_needed(manifest, cfg)
     if needed > cfg.epochs:
-        windows = sum(windows_per_shard(manifest, cfg.seq_len))
-        rows = int(windows * cfg.epochs)
-        allowed = rows // cfg.batch_size
-        less = f"train.steps={allowed}" if allowed else f"train.batch_size={rows} or less"
+        step, epoch = _step_and_epoch(manifest, cfg)
+        allowed = int(epoch * cfg.epochs)
+        rows = allowed if cfg.order == "shuffled" else max(0, allowed - SPANS) // cfg.seq_len // SPANS * SPANS
+        less = f"train.steps={allowed // step}" if allowed >= step else f"train.batch_size={rows} or less"
         raise TrainError(
             f"{cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} tokens are {needed:.3f} epochs of this mixture "
-            f"({windows:,} windows), train.epochs allows {cfg.epochs:g}\n"
+            f"({epoch:,} {'windows' if cfg.order == 'shuffled' else 'tokens'}), train.epochs allows {cfg.epochs:g}\n"
             f"set {less}, or train.epochs={int(needed * 1000 + 1) / 1000:g}, or pack more tokens"
         )
     return needed
@@ -182,8 +197,55 @@ def rows_at_step(counts: list[int], cfg: TrainConfig, step: int) -> tuple[I64, I
     return shard, item - (ends - counts)[shard]
 
 
+class RowOrder(Protocol):
+    """The rows of one rank."""
+
+    def rows(self, step: int) -> tuple[I64, I64, I64]:
+        """Return shard, first token in it, and the rows sorted by shard, of 0-based `step`, (B / world_size,) each.
+
+        A row is seq_len + 1 tokens from its first on; in sequential order they may run on into the next shards, see
+        `stretches`. They are rows rank, rank + world_size, ... of the step. Do not write to them.
+        """
+
+
+class Stream:
+    """Sequential order: the shards one after another, for ever, read on from step to step.
+
+    A step takes SPANS spans of batch_size / SPANS rows, one token longer than these: the last target. So spans share no
+    token, and rows of one span share the last of one, which is the first of the next. It is the order of the
+    parameter-golf scripts, there the same at 1, 2, 4 and 8 processes.
+    """
+
+    def __init__(self, tokens: Sequence[int], cfg: TrainConfig, rank: int = 0, world_size: int = 1) -> None:
+        """tokens: of each shard, in the order of their names."""
+        self.cfg, self.rank, self.world_size = cfg, rank, world_size
+        self.ends = np.cumsum(np.array(tokens, np.int64))
+        self.starts = self.ends - tokens
+
+    def rows(self, step: int) -> tuple[I64, I64, I64]:
+        """As `RowOrder`."""
+        cfg = self.cfg
+        row = np.arange(step * cfg.batch_size + self.rank, (step + 1) * cfg.batch_size, self.world_size)
+        place = (row * cfg.seq_len + row // (cfg.batch_size // SPANS)) % self.ends[-1]
+        shard = np.searchsorted(self.ends, place, side="right")
+        return shard, place - self.starts[shard], shard.argsort(kind="stable")
+
+
+def stretches(tokens: Sequence[int], shard: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (shard, first, last): `length` tokens from `start` of `shard` on, into the next shards and round again.
+
+    tokens: of each shard. A row of shuffled order is one stretch.
+    """
+    while length > 0:
+        last = min(start + length, tokens[shard])
+        if last > start:
+            yield shard, start, last
+        length -= last - start
+        shard, start = (shard + 1) % len(tokens), 0
+
+
 class Sampler:
-    """The rows of one rank, many steps worked out at once. What it keeps is a cache: any step may be asked for next."""
+    """Shuffled order, many steps worked out at once. What it keeps is a cache: any step may be asked for next."""
 
     def __init__(self, counts: list[int], cfg: TrainConfig, rank: int, world_size: int) -> None:
         self.cfg, self.rank, self.world_size = cfg, rank, world_size
@@ -195,14 +257,11 @@ class Sampler:
         self._permutations: dict[int, Permutation] = {}
 
     def rows(self, step: int) -> tuple[I64, I64, I64]:
-        """Return shard, window within it, and the rows sorted by shard, of 0-based `step`, (B / world_size,) each.
-
-        The first two are rows rank, rank + world_size, ... of `rows_at_step`. Do not write to them.
-        """
+        """As `RowOrder`."""
         block, i = divmod(step, self.steps_per_block)
         if block != self.block:
             self._fill(block)
-        return self.shards[i], self.windows[i], self.sorted_rows[i]
+        return self.shards[i], self.firsts[i], self.sorted_rows[i]
 
     def _fill(self, block: int) -> None:
         n = int(self.ends[-1])
@@ -215,20 +274,48 @@ class Sampler:
         item = np.concatenate([self._permutations[e](part - e * n) for e, part in parts])
         shard = np.searchsorted(self.ends, item, side="right")
         shape = (self.steps_per_block, self.rows_per_step)
-        self.shards, self.windows = shard.reshape(shape), (item - self.starts[shard]).reshape(shape)
+        self.shards = shard.reshape(shape)
+        self.firsts = ((item - self.starts[shard]) * self.cfg.seq_len).reshape(shape)
         narrow = np.uint16 if len(self.ends) <= 2**16 else np.int64  # numpy sorts 16 bits by radix, three times as fast
         self.sorted_rows = self.shards.astype(narrow).argsort(1, kind="stable")
         self.block = block
 
 
+def row_order(manifest: Manifest, cfg: TrainConfig, rank: int, world_size: int) -> RowOrder:
+    """The order that train.order names."""
+    if cfg.order == "sequential":
+        return Stream([s.tokens for s in manifest.split("train")], cfg, rank, world_size)
+    return Sampler(windows_per_shard(manifest, cfg.seq_len), cfg, rank, world_size)
+
+
 def rows_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[tuple[str, int]]:
     """(shard path, first token) of every row of 0-based `step`, in the order of the global batch.
 
-    A row's inputs are seq_len tokens from there on; its targets lie one further.
+    A row's inputs are seq_len tokens from there on; its targets lie one further. In sequential order the last of them
+    may lie in the next shards.
     """
-    shard, window = rows_at_step(windows_per_shard(manifest, cfg.seq_len), cfg, step)
-    paths = [s.path for s in manifest.split("train")]
-    return list(zip([paths[s] for s in shard], (window * cfg.seq_len).tolist(), strict=True))
+    shards = manifest.split("train")
+    if cfg.order == "sequential":
+        shard, first, _ = Stream([s.tokens for s in shards], cfg).rows(step)
+    else:
+        shard, window = rows_at_step(windows_per_shard(manifest, cfg.seq_len), cfg, step)
+        first = window * cfg.seq_len
+    return list(zip([shards[s].path for s in shard], first.tolist(), strict=True))
+
+
+def stretches_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[tuple[int, tuple[str, int, int]]]:
+    """(row, (shard path, first token, one past the last)) of what 0-based `step` reads: inputs and targets.
+
+    A row of shuffled order is one stretch, in sequential order it may be several.
+    """
+    shards = manifest.split("train")
+    tokens = [s.tokens for s in shards]
+    number = {s.path: n for n, s in enumerate(shards)}
+    return [
+        (row, (shards[n].path, first, last))
+        for row, (path, start) in enumerate(rows_of_step(manifest, cfg, step))
+        for n, first, last in stretches(tokens, number[path], start, cfg.seq_len + 1)
+    ]
 
 
 def steps_that_read(manifest: Manifest, cfg: TrainConfig, shard_path: str, start: int, stop: int) -> list[int]:
@@ -245,8 +332,10 @@ def steps_that_read(manifest: Manifest, cfg: TrainConfig, shard_path: str, start
         raise TrainError(f"{shard_path}: tokens [{start}, {stop}) are not inside its {shard.tokens:,}")
     if shard.split != "train" or start == stop:
         return []
-    counts = windows_per_shard(manifest, cfg.seq_len)
     number = manifest.split("train").index(shard)
+    if cfg.order == "sequential":
+        return _steps_of_stream([s.tokens for s in manifest.split("train")], cfg, number, start, stop)
+    counts = windows_per_shard(manifest, cfg.seq_len)
     # Window k reads [k T, k T + T]: both its ends, so a token on a border is in two.
     first = max(0, (start - 1) // cfg.seq_len)
     last = min(counts[number] - 1, (stop - 1) // cfg.seq_len)
@@ -257,4 +346,14 @@ def steps_that_read(manifest: Manifest, cfg: TrainConfig, shard_path: str, start
     for epoch in range(-(-rows // n) if len(items) else 0):
         row = epoch * n + unpermute(items, n, cfg.seed, epoch).astype(np.int64)
         steps.update((row[row < rows] // cfg.batch_size).tolist())
+    return sorted(steps)
+
+
+def _steps_of_stream(tokens: list[int], cfg: TrainConfig, number: int, start: int, stop: int) -> list[int]:
+    """`steps_that_read` in sequential order: every token of the stream is in one span, and so in one step."""
+    total, per_step = sum(tokens), tokens_per_step(cfg)
+    low, high = sum(tokens[:number]) + start, sum(tokens[:number]) + stop
+    steps: set[int] = set()
+    for wrapped in range(0, cfg.steps * per_step, total):
+        steps.update(range((wrapped + low) // per_step, min(cfg.steps, (wrapped + high - 1) // per_step + 1)))
     return sorted(steps)

@@ -30,8 +30,11 @@ from train.run import Run
 def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
     """Print what is about to happen, in five lines, and what a person should know about it."""
     cfg, model_cfg, rt = run.cfg, run.model.cfg, run.rt
-    windows = sum(run.loader.counts)
-    tail = sampler.tail_tokens(manifest, cfg.seq_len)
+    if cfg.order == "sequential":
+        order = f"read one after another, {sampler.tokens_per_step(cfg):,} a step"
+    else:
+        tail = sampler.tail_tokens(manifest, cfg.seq_len)
+        order = f"{sum(run.loader.counts):,} windows of {cfg.seq_len}, {tail:,} tokens in no window"
     slots, layer = model_cfg.engram_slots, model_cfg.engram_inject_layer
     engram = f", an engram of {slots} slots ahead of layer {layer}" if model_cfg.engram_enabled else ""
     where = f"{counted_processes(rt.world_size)} on {rt.device.type}"
@@ -43,8 +46,8 @@ def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
         f"{model_cfg.attention_pattern}{engram}, {dtype}"
     )
     rt.print_rank0(
-        f"data       {manifest.tokens:,} tokens in {len(run.loader.shards)} shard(s): {windows:,} windows of "
-        f"{cfg.seq_len}, {tail:,} tokens in no window; {manifest.val_tokens:,} for validation"
+        f"data       {manifest.tokens:,} tokens in {len(run.loader.shards)} shard(s): {order}; "
+        f"{manifest.val_tokens:,} for validation"
     )
     rt.print_rank0(
         f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "

@@ -130,7 +130,7 @@ def test_the_steps_of_a_run(manifest, tmp_path, everything):
     """Every document of a step's batch is found to be read in that step, and in no step that does not read it."""
     where = run_folder(manifest, tmp_path / "run")
     run = open_run(manifest, where)
-    read = {step: spans_of_step(manifest, run, step) for step in range(1, 41)}
+    read = {step: [span for _, span in spans_of_step(manifest, run, step)] for step in range(1, 41)}
     for piece in random.Random(1).sample([p for p in everything if "train" in p.shard and p.source != "docs"], 12):
         identity = piece.document_id.hex()
         mine = [p for p in everything if p.document_id.hex() == identity]

@@ -20,7 +20,7 @@ from train.data import loader as data_module
 from train.data.index import read_shard_index
 from train.data.loader import Loader, open_shard
 from train.data.manifest import Manifest, ManifestError, load_manifest
-from train.data.sampler import rows_of_step, tail_tokens
+from train.data.sampler import stretches_of_step, tail_tokens
 from train.eval.validation import Validation
 from train.main import run
 from train.model import loss as loss_module
@@ -56,20 +56,21 @@ def test_borders_and_padding_are_those_a_scan_finds(data):
     shards.append([(b"long enough", 0), (b"", 2)])
     if data.draw(st.booleans()):
         shards = [[(d, 0) for d, _ in docs] for docs in shards]
-    cfg = TrainConfig(
-        batch_size=world * data.draw(st.integers(1, 4)), seq_len=seq_len, seed=data.draw(st.integers(0, 9))
-    )
+    order = data.draw(st.sampled_from(["shuffled", "sequential"]))
+    batch_size = world * data.draw(st.integers(1, 4)) * (8 if order == "sequential" else 1)
+    cfg = TrainConfig(batch_size=batch_size, seq_len=seq_len, seed=data.draw(st.integers(0, 9)), order=order)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_module, "LONG", data.draw(st.sampled_from([1, 1024])))  # both ways of reading rows
         manifest = mixture(Path(folder), shards)
+        tokens = {s.path: np.fromfile(manifest.file(s.path), "<u2", offset=1024) for s in manifest.shards}
         for step in range(4):
             in_step = 0
+            read = [np.zeros(0, np.int64)] * cfg.batch_size
+            for number, (path, first, last) in stretches_of_step(manifest, cfg, step):
+                read[number] = np.append(read[number], tokens[path][first:last])
             for rank in range(world):
                 batch = Loader(manifest, cfg, rank, world).batch(step, document_mask=True)
-                rows = []
-                for path, first in rows_of_step(manifest, cfg, step)[rank::world]:
-                    raw = np.fromfile(manifest.file(path), "<u2", offset=1024)
-                    rows.append(raw[first : first + seq_len + 1].astype(np.int64))
+                rows = read[rank::world]
                 assert np.array_equal(batch.tokens, rows)
                 starts = [
                     r * seq_len + t for r, row in enumerate(rows) for t in range(seq_len) if t == 0 or row[t] == BOS

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from trainer_harness import VOCAB
 
 from train.config import TrainConfig, TrainError
 from train.data import loader
-from train.data.format import HEADER_BYTES
+from train.data.format import HEADER_BYTES, Header
 from train.data.loader import Loader
 from train.data.manifest import ManifestError
 from train.data.sampler import rows_of_step
@@ -40,6 +42,61 @@ def test_rows_of_step_say_where_each_row_lies(manifest):
         for row, (path, first) in zip(batch, rows_of_step(manifest, CFG, step), strict=True):
             raw = manifest.file(path).read_bytes()[HEADER_BYTES:]
             assert np.array_equal(row, np.frombuffer(raw, "<u2")[first : first + 33])
+
+
+def generate(count: int, seed: int) -> bytes:
+    """The toy shards of research golf.md, section 5: a linear congruential generator's bits."""
+    ids = []
+    for _ in range(count):
+        ids.append((seed >> 16) & 63)
+        seed = (1103515245 * seed + 12345) % 2**31
+    return np.array(ids, "<u2").tobytes()
+
+
+def write_stream(manifest, folder, data):
+    """A manifest of training shards that hold these tokens, and no documents."""
+    shards = []
+    for number, raw in enumerate(data):
+        path = folder / f"{number}.bin"
+        path.write_bytes(Header(len(raw) // 2, VOCAB, 256, 0, manifest.build_id[:16]).pack() + raw)
+        shard = dataclasses.replace(manifest.shards[0], path=path.name, tokens=len(raw) // 2, documents=0)
+        shards.append(dataclasses.replace(shard, bytes=path.stat().st_size, sha256=sha256_file(path)))
+    return dataclasses.replace(manifest, shards=shards, folder=str(folder))
+
+
+def test_sequential_order_is_that_of_the_parameter_golf_scripts(manifest, tmp_path):
+    """Golden values of their own loader, from research golf.md, section 1.5."""
+    stream = write_stream(manifest, tmp_path, [generate(3000, 1), generate(2000, 7)])
+    cfg = TrainConfig(steps=12, batch_size=16, seq_len=16, order="sequential")
+    steps = [Loader(stream, cfg).batch(step).tokens.clone() for step in range(12)]
+    assert steps[0][0, :8].tolist() == [0, 6, 62, 1, 43, 11, 59, 34]  # span 0 of step 1
+    assert steps[0][2, :4].tolist() == [42, 22, 19, 59]  # span 1: two rows of 16 and the last target lie before it
+    assert steps[11][15, -4:].tolist() == [58, 7, 27, 30]  # the end of span 7 of step 12, in the second shard
+    for world in (2, 4, 8):
+        ranks = [Loader(stream, cfg, rank, world) for rank in range(world)]
+        for step, whole in enumerate(steps):
+            for rank, part in enumerate(ranks):
+                assert torch.equal(part.batch(step).tokens, whole[rank::world])
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_sequential_order_takes_spans_of_one_endless_stream(manifest, tmp_path, data):
+    """Rows are what a plain take from the shards on end, repeated, gives, however small they are."""
+    lengths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any))
+    ids = np.random.default_rng(sum(lengths)).integers(0, VOCAB, sum(lengths)).astype("<u2")
+    stream = write_stream(manifest, tmp_path, [part.tobytes() for part in np.split(ids, np.cumsum(lengths)[:-1])])
+    rows, T = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 25))  # rows a span
+    loader = Loader(stream, TrainConfig(batch_size=8 * rows, seq_len=T, order="sequential"))
+    place = 0
+    for step in range(4):
+        batch = loader.batch(step)
+        for span in range(8):
+            taken = np.take(ids, range(place, place + rows * T + 1), mode="wrap").astype(np.int64)
+            place += rows * T + 1
+            here = slice(span * rows, (span + 1) * rows)
+            assert batch.inputs[here].flatten().tolist() == taken[:-1].tolist()
+            assert batch.targets[here].flatten().tolist() == taken[1:].tolist()
 
 
 def test_a_batch_the_ranks_do_not_divide_is_an_error(manifest):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config import TrainConfig, TrainError
+from train.config import ConfigError, TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.data.sampler import (
     Permutation,
@@ -20,6 +20,7 @@ from train.data.sampler import (
     rows_at_step,
     rows_of_step,
     steps_that_read,
+    stretches_of_step,
     tail_tokens,
     unpermute,
     windows_per_shard,
@@ -99,24 +100,27 @@ def test_an_epoch_reads_each_window_once_and_none_crosses_shards(manifest):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order", ["shuffled", "sequential"])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_the_steps_that_read_a_token_are_those_whose_rows_hold_it(manifest, data):
+def test_the_steps_that_read_a_token_are_those_whose_rows_hold_it(manifest, order, data):
     shards = with_shards(manifest, *data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=5)))
     cfg = TrainConfig(
         steps=data.draw(st.integers(1, 25)),
-        batch_size=data.draw(st.integers(1, 9)),
+        batch_size=data.draw(st.integers(1, 9)) * (8 if order == "sequential" else 1),
         seq_len=data.draw(st.integers(1, 20)),
         seed=data.draw(st.integers(0, 99)),
+        order=order,
     )
     shard = data.draw(st.sampled_from(shards.shards))
     start = data.draw(st.integers(0, shard.tokens))
     stop = data.draw(st.integers(start, shard.tokens))
     want = []
-    if sum(windows_per_shard(shards, cfg.seq_len)):
+    if shards.tokens if order == "sequential" else sum(windows_per_shard(shards, cfg.seq_len)):
         for step in range(cfg.steps):
-            rows = [first for path, first in rows_of_step(shards, cfg, step) if path == shard.path]
-            read = {t for first in rows for t in range(first, first + cfg.seq_len + 1)}
+            found = [span for _, span in stretches_of_step(shards, cfg, step)]
+            assert sum(last - first for _, first, last in found) == cfg.batch_size * (cfg.seq_len + 1)
+            read = {t for path, first, last in found if path == shard.path for t in range(first, last)}
             if read & set(range(start, stop)):
                 want.append(step)
     assert steps_that_read(shards, cfg, shard.path, start, stop) == want
@@ -133,8 +137,8 @@ def test_a_block_of_steps_is_its_steps_one_by_one(data):
     for step in data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=6)):  # in any order
         shard, window = rows_at_step(counts, cfg, step)
         for rank, order in enumerate(orders):
-            s, w, by_shard = order.rows(step)
-            assert np.array_equal(s, shard[rank::world]) and np.array_equal(w, window[rank::world])
+            s, first, by_shard = order.rows(step)
+            assert np.array_equal(s, shard[rank::world]) and np.array_equal(first, window[rank::world] * cfg.seq_len)
             assert np.array_equal(by_shard, np.argsort(s, kind="stable"))
 
 
@@ -145,6 +149,18 @@ def test_steps_of_what_is_not_there_are_an_error(manifest):
     for start, stop in ((-1, 2), (3, 2), (0, shard.tokens + 1)):
         with pytest.raises(TrainError, match="are not inside"):
             steps_that_read(manifest, CFG, shard.path, start, stop)
+
+
+def test_sequential_order_is_an_epoch_of_tokens(manifest):
+    stream = with_shards(manifest, 100, 101)
+    cfg = TrainConfig(steps=1, batch_size=8, seq_len=16, order="sequential", epochs=2)
+    assert check_epochs(stream, cfg) == (8 * 16 + 8) / 201
+    with pytest.raises(TrainError, match=r"\(201 tokens\)[\s\S]*set train\.steps=2"):
+        check_epochs(stream, dataclasses.replace(cfg, steps=3))
+    with pytest.raises(TrainError, match=r"train\.batch_size=8 or less"):
+        check_epochs(stream, dataclasses.replace(cfg, batch_size=16, epochs=1))
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        dataclasses.replace(cfg, batch_size=12)
 
 
 def test_more_than_the_mixture_holds_is_an_error_with_the_figure(manifest):
