@@ -82,11 +82,11 @@ def torch_muon(run: Run) -> None:
     )
     whole = optimizer.step
 
-    def step(factor: float) -> None:
+    def step(factor: float, momentum: float | None = None) -> None:
         muon.param_groups[0]["lr"] = cfg.lr * factor
         muon.step()
         groups, optimizer.muon_groups = optimizer.muon_groups, []
-        whole(factor)
+        whole(factor, momentum)
         optimizer.muon_groups = groups
 
     optimizer.step = step  # type: ignore[method-assign]

@@ -12,7 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from train.keys import ConfigError, Keys, TrainError, key
+from train.keys import ConfigError, Keys, TrainError, check, key
+from train.optim.config import (
+    AdamWConfig,
+    EMAConfig,
+    GroupConfig,
+    GroupsConfig,
+    MuonConfig,
+    ScheduleConfig,
+    SWAConfig,
+)
 
 Kind = Literal["int5", "int6", "int8", "fp16", "fp32"]  # how an artefact stores a tensor
 KINDS: tuple[Kind, ...] = ("int5", "int6", "int8", "fp16", "fp32")
@@ -23,6 +32,8 @@ __all__ = [
     "ArtefactConfig",
     "ConfigError",
     "EMAConfig",
+    "GroupConfig",
+    "GroupsConfig",
     "Kind",
     "ModelConfig",
     "MuonConfig",
@@ -35,11 +46,6 @@ __all__ = [
 
 
 SPANS = 8  # of a step in sequential order
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)
@@ -116,117 +122,19 @@ class ModelConfig(Keys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(
+        check(
             self.n_heads * self.head_size == self.dim,
             f"model.n_heads * model.head_dim = {self.n_heads} * {self.head_size}: must be model.dim = {self.dim}",
         )
-        _check(self.head_size % 2 == 0, f"model.head_dim = {self.head_size}: must be even (rotary halves)")
-        _check(
+        check(self.head_size % 2 == 0, f"model.head_dim = {self.head_size}: must be even (rotary halves)")
+        check(
             self.attention_pattern != "gemma4" or self.n_layers % 2 == 0,
             f"model.n_layers = {self.n_layers}: gemma4 needs an even number, so that the last layer is global",
         )
-        _check(
+        check(
             not self.engram_enabled or 0 <= self.engram_inject_layer < self.n_layers,
             f"model.engram_inject_layer = {self.engram_inject_layer}: must be in [0, model.n_layers = {self.n_layers})",
         )
-
-
-@dataclass(frozen=True)
-class ScheduleConfig(Keys):
-    """The learning rate over the steps, as a factor of each group's lr (train/optim/schedule.py)."""
-
-    where = "train.schedule"
-
-    kind: Literal["wsd", "cosine", "constant", "warmdown"] = key(
-        "wsd", "The curve: wsd warms up, stays, and decays over a share of the steps; warmdown over a number of them."
-    )
-    warmup: int = key(0, "Steps of linear warm-up, in every kind.", at_least=0)
-    decay_frac: float = key(0.2, "wsd: share of the steps after warm-up that decay.", at_least=0, at_most=1)
-    warmdown: int = key(0, "warmdown: number of steps at the end that decay.")
-    decay_shape: Literal["sqrt", "linear", "cosine"] | None = key(
-        None, "Shape of the decay. null: sqrt, which is 1 - sqrt(p), for wsd (ours); linear for warmdown."
-    )
-    min_ratio: float = key(0.0, "The factor that a decay ends at.", at_least=0, at_most=1)
-    seconds: float | None = key(
-        None,
-        "Seconds of training, without scores, checkpoints and compiling: the run ends then, or after train.steps, and "
-        "decays towards whichever comes first. Such runs do not repeat to the bit. null: by steps alone.",
-        above=0,
-        fixed_by=None,
-    )
-
-    @property
-    def shape(self) -> str:
-        """Shape of the decay, with the default of the kind filled in."""
-        if self.kind == "cosine":
-            return "cosine"
-        return self.decay_shape or ("sqrt" if self.kind == "wsd" else "linear")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(
-            self.warmdown > 0 if self.kind == "warmdown" else self.warmdown == 0,
-            f"{self.where}.warmdown = {self.warmdown}: must be above 0 steps for kind warmdown, "
-            f"0 for others ({self.kind})",
-        )
-
-
-@dataclass(frozen=True)
-class MuonConfig(Keys):
-    """Muon for the matrices inside the blocks (train/optim/muon.py)."""
-
-    where = "train.muon"
-
-    lr: float = key(
-        2e-3, "Learning rate (ours). An update has a root mean square of 0.18 * lr, whatever the shape.", at_least=0
-    )
-    momentum: float = key(
-        0.95, "Nesterov momentum, as a sum: buffer = momentum * buffer + gradient.", at_least=0, below=1
-    )
-    weight_decay: float = key(0.1, "Decoupled: w *= 1 - lr * weight_decay, with the scheduled lr.", at_least=0)
-    ns: Literal["jordan5", "dsv4", "polar_express"] = key(
-        "dsv4",
-        "Newton-Schulz steps: 5 of Jordan's; or 8 of those and 2 of (2, -1.5, 0.5); or the 5 of Polar Express.",
-    )
-    ns_dtype: Literal["auto", "float32", "bfloat16"] = key(
-        "auto", "Type that Newton-Schulz computes in. auto: bfloat16 on CUDA, float32 elsewhere."
-    )
-
-
-@dataclass(frozen=True)
-class AdamWConfig(Keys):
-    """AdamW for embeddings, norms and an untied head; for everything when train.optimizer is adamw."""
-
-    where = "train.adamw"
-
-    lr: float = key(2e-3, "Learning rate (ours).", at_least=0)
-    betas: tuple[float, float] = key((0.9, 0.95), "Decay of the first and second moment.", at_least=0, below=1)
-    eps: float = key(
-        1e-10, "Added to the root of the second moment (ours): gradients of rare tokens are far below 1e-8.", above=0
-    )
-    weight_decay: float = key(0.0, "Decoupled, on matrices only: norms and the engram never decay.", at_least=0)
-
-
-@dataclass(frozen=True)
-class EMAConfig(Keys):
-    """An exponential moving average of the weights (train/optim/averages.py)."""
-
-    where = "train.ema"
-
-    decay: float = key(0.0, "What stays of the average at each update; 0: no average.", at_least=0, below=1)
-    every: int = key(10, "Steps between updates.", above=0)
-
-
-@dataclass(frozen=True)
-class SWAConfig(Keys):
-    """The mean of the weights over the end of the decay (train/optim/averages.py)."""
-
-    where = "train.swa"
-
-    start_frac: float = key(
-        0.0, "Weights count while the learning rate's factor is below this; 0: no mean.", at_least=0, at_most=1
-    )
-    every: int = key(50, "Steps between snapshots.", above=0)
 
 
 @dataclass(frozen=True)
@@ -275,7 +183,7 @@ class ArtefactConfig(Keys):
     def __post_init__(self) -> None:
         super().__post_init__()
         for rule in self.rules:
-            _check(
+            check(
                 len(rule.split()) == 2 and rule.split()[0] in KINDS,
                 f"{self.where}.rules: {rule!r}: write one of {', '.join(KINDS)}, and names, as in 'int5 *.mlp.*'",
             )
@@ -314,10 +222,19 @@ class TrainConfig(Keys):
     optimizer: Literal["muon", "adamw"] = key("muon", "muon: for the matrices in blocks, with AdamW for the rest.")
     muon: MuonConfig = key(MuonConfig(), "Muon's keys.")
     adamw: AdamWConfig = key(AdamWConfig(), "AdamW's keys.")
+    groups: GroupsConfig = key(
+        GroupsConfig(), "Rates and decays of groups of parameters that AdamW trains.", switch="groups"
+    )
     schedule: ScheduleConfig = key(ScheduleConfig(), "The learning rate over the steps.")
     ema: EMAConfig = key(EMAConfig(), "An exponential moving average of the weights.")
     swa: SWAConfig = key(SWAConfig(), "The mean of the weights over the end of the decay.")
     artefact: ArtefactConfig = key(ArtefactConfig(), "The artefact, a model packed into one small file.", fixed_by=None)
+    kernel_warmup: int = key(
+        0,
+        "Steps that are trained ahead of the first one and undone, so that all is compiled when the clock starts.",
+        at_least=0,
+        fixed_by=None,
+    )
     grad_clip: float = key(1.0, "Largest L2 norm of the whole gradient; 0: no clipping.", at_least=0)
     spike_sigma: float = key(
         6.0,
@@ -428,10 +345,10 @@ class TrainConfig(Keys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
-        _check(
+        check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")
+        check(
             self.order == "shuffled" or self.batch_size % SPANS == 0,
             f"train.batch_size = {self.batch_size}: train.order=sequential needs a multiple of {SPANS}",
         )
-        _check(bool(self.init_from), "train.init_from is empty: name a phase or a path, or say none")
-        _check(bool(self.resume), "train.resume is empty: say auto, never, refuse or a path")
+        check(bool(self.init_from), "train.init_from is empty: name a phase or a path, or say none")
+        check(bool(self.resume), "train.resume is empty: say auto, never, refuse or a path")

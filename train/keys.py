@@ -40,22 +40,19 @@ def key(
     at_most: float | None = None,
     fixed_by: FixedBy = "run",
     switch: str | None = None,
-    silent_default: bool = False,
 ) -> T:
     """Return a dataclass field of that default, documented by `doc` (whole sentences, with the unit).
 
     above, at_least, below, at_most: the bounds of a number.
     fixed_by: what the value cannot be changed under. "weights": wherever a checkpoint's weights are used, the key must
         be as it was. "run": a run that continues must have it unchanged. None: it is free.
-    switch: the key that turns the part of the model on which this key belongs to. While that is off, the key means
-        nothing and checkpoints do not hold it, so that those from before the part was written still agree.
-    silent_default: checkpoints do not hold the key at its default either, for a key that is its own switch. For keys
-        that are younger than the checkpoints of users, and whose default is what was done before.
+    switch: the key that turns on the part of the model which this key belongs to; it may be the key itself. While it
+        has its default, the part is off and checkpoints hold none of its keys, so that those from before the part was
+        written still agree.
     """
     bounds = {"exclusiveMinimum": above, "minimum": at_least, "exclusiveMaximum": below, "maximum": at_most}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     metadata = {"description": doc, "bounds": bounds, "fixed_by": fixed_by, "switch": switch}
-    metadata["silent_default"] = silent_default
     if bounds:
         metadata["json_schema_extra"] = bounds
     field: T = dataclasses.field(default=default, metadata=metadata)
@@ -85,14 +82,13 @@ class Keys:
     def fixed_by_run(self) -> dict[str, Any]:
         """Return the values that a run which continues must have unchanged, nested groups as dictionaries."""
         values: dict[str, Any] = {}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for field in dataclasses.fields(self):
             switch = field.metadata["switch"]
-            is_off = switch is not None and not getattr(self, switch)
+            is_off = switch is not None and getattr(self, switch) == defaults[switch]
             if field.metadata["fixed_by"] is None or is_off:
                 continue
             value = getattr(self, field.name)
-            if field.metadata["silent_default"] and value == field.default:
-                continue
             values[field.name] = value.fixed_by_run() if isinstance(value, Keys) else value
         return values
 
@@ -109,6 +105,12 @@ def keys_fixed_by_weights(group: type[Keys]) -> list[str]:
 def type_hints(group: type) -> dict[str, Any]:
     """Return the types of a group's keys by name."""
     return typing.get_type_hints(group)
+
+
+def check(holds: bool, message: str) -> None:
+    """Raise ConfigError with `message` where a condition does not hold."""
+    if not holds:
+        raise ConfigError(message)
 
 
 def one_of(where: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -25,6 +25,7 @@ from train.eval.passes import EvaluationStoppedError
 from train.eval.validation import Score
 from train.monitor import report
 from train.monitor.metrics import Metrics
+from train.optim.muon import momentum_at
 from train.optim.schedule import decay_begins, lr_factor
 from train.run import Run
 
@@ -54,13 +55,14 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
             return False
         if metrics is not None:
             metrics.write({"step": 0, **report.score_record(run.progress.before)})
-    run.clock.restart()
     run.total_steps = planned_steps(run)
+    warm_up(run)
+    run.clock.restart()
     is_decaying = decay_begins(run.step, run.total_steps, cfg.schedule)
     eval_every, saved_at = steps_between_scores(run), time.monotonic()
-    while run.step < run.total_steps:
+    while not is_over(run):
         loss, norm = train_step(run)
-        is_last = run.step >= run.total_steps
+        is_last = is_over(run)
         if not is_last:
             note_changed_data(run, lambda: read_ahead(run))  # ahead of what is saved, so that no step is lost
         # what could not be written is raised by `save`
@@ -114,6 +116,13 @@ def planned_steps(run: Run) -> float:
     return run.rt.broadcast_value(run.step_timer.total(run.cfg.steps, run.cfg.schedule.seconds))
 
 
+def is_over(run: Run) -> bool:
+    """Return whether no step is left: none that ends in time, or with schedule.overrun none that begins in time."""
+    if run.cfg.schedule.overrun:
+        return run.step >= run.total_steps
+    return run.step + 1 > run.total_steps
+
+
 def steps_between_scores(run: Run) -> int:
     """Return train.eval_every, or what it is by default: a token scored costs a third of one trained on."""
     cfg = run.cfg
@@ -135,21 +144,44 @@ def is_due(step: int, every: int) -> bool:
 
 def train_step(run: Run) -> tuple[Tensor, Tensor]:
     """Make one update. Returns the global loss in nats and the gradient's norm, both on the device."""
-    rt, cfg, optimizer = run.rt, run.cfg, run.optimizer
-    # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
-    torch.manual_seed((cfg.seed * 1_000_003 + run.step * 8_191 + rt.rank) % 2**63)
-    batch = read_batch(run)
-    optimizer.grads_and_loss.zero_()
-    for micro_batch in batch.micro_batches(run.loader.micro_batch_size):
-        backward(run, micro_batch)
-    rt.all_reduce_(optimizer.grads_and_loss)
+    cfg, optimizer = run.cfg, run.optimizer
+    run.lr_factor = lr_factor(run.step, run.total_steps, cfg.schedule)
+    compute_gradient(run, read_batch(run), run.step)
     module_norms = optimizer.norms() if run.anomalies.modules else optimizer.loss.new_empty(0)
     norm = optimizer.clip()
-    run.lr_factor = lr_factor(run.step, run.total_steps, cfg.schedule)
     if run.anomalies.judge_step(optimizer.loss, norm, module_norms):
-        optimizer.step(run.lr_factor)
+        optimizer.step(run.lr_factor, momentum_at(run.step, cfg.muon))
     count_step(run)
     return optimizer.loss, norm
+
+
+def compute_gradient(run: Run, batch: Batch, step: int) -> None:
+    """Put the gradient and the loss of `batch`, that of 0-based `step`, summed over all ranks, into the optimizer."""
+    rt = run.rt
+    # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
+    torch.manual_seed((run.cfg.seed * 1_000_003 + step * 8_191 + rt.rank) % 2**63)
+    run.optimizer.grads_and_loss.zero_()
+    for micro_batch in batch.micro_batches(run.loader.micro_batch_size):
+        backward(run, micro_batch)
+    rt.all_reduce_(run.optimizer.grads_and_loss)
+
+
+def warm_up(run: Run) -> None:
+    """Make `kernel_warmup` steps and undo them: what they compile and allocate is there when the clock starts.
+
+    Then the first step is timed like all others, for it compiles nothing.
+    """
+    steps = 0 if is_over(run) else run.cfg.kernel_warmup
+    if steps == 0:
+        return
+    with run.optimizer.undone():
+        for step in range(run.step, run.step + steps):
+            compute_gradient(run, run.batches.batch(step, run.cfg.document_mask), step)
+            run.optimizer.step(1.0)
+    if run.rt.device.type == "cuda":
+        torch.cuda.synchronize(run.rt.device)
+    if run.step_timer is not None:
+        run.step_timer.restart()
 
 
 def read_batch(run: Run) -> Batch:

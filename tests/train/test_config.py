@@ -141,7 +141,7 @@ def test_what_a_run_is_fixed_by():
 
 
 def test_with_every_part_off_checkpoints_say_what_they_said():
-    """Keys that are younger have `silent_default` or a `switch`: else a run of before could not go on."""
+    """Keys that are younger have a `switch`, be it their own: else a run of before could not go on."""
     assert ModelConfig().fixed_by_run() == {
         "attention_pattern": "gemma4",
         "dim": 512,

@@ -15,12 +15,10 @@ from train.config import AdamWConfig
 
 
 class AdamWGroup:
-    """AdamW's parameters that decay, or that do not, one after another: weights, grads and both moments are (n,)."""
+    """Parameters of one rate and one decay, one after another: weights, grads and both moments are (n,)."""
 
-    def __init__(
-        self, shapes: dict[str, torch.Size], weights: Tensor, grads: Tensor, decays: bool, cfg: AdamWConfig
-    ) -> None:
-        self.shapes, self.weights, self.grads, self.decays, self.cfg = shapes, weights, grads, decays, cfg
+    def __init__(self, shapes: dict[str, torch.Size], weights: Tensor, grads: Tensor, cfg: AdamWConfig) -> None:
+        self.shapes, self.weights, self.grads, self.cfg = shapes, weights, grads, cfg
         self.first = torch.zeros_like(weights)
         self.second = torch.zeros_like(weights)
         self.steps = weights.new_zeros(())
@@ -44,7 +42,7 @@ class AdamWGroup:
             beta1=self.cfg.betas[0],
             beta2=self.cfg.betas[1],
             lr=self.cfg.lr * factor,
-            weight_decay=self.cfg.weight_decay if self.decays else 0.0,
+            weight_decay=self.cfg.weight_decay,
             eps=self.cfg.eps,
             maximize=False,
         )

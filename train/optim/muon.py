@@ -5,8 +5,11 @@
     w *= 1 - lr * weight_decay;   w -= lr * .18 * sqrt(max(rows, cols)) * O
 
 An orthogonal O has root mean square 1/sqrt(max(rows, cols)), so each update has .18 * lr, about what AdamW's has:
-one lr means the same for every shape, and for both optimizers. The model's matrices are parameters of their own (q, k
-and v, gate and up), also where it multiplies several at once, so each is made orthogonal by itself.
+one lr means the same for every shape, and for both optimizers. With `scale: aspect` the factor is Jordan's instead,
+sqrt(max(1, rows / cols)), and with `decay_order: after` the decay follows the update. (Both parameter-golf records have
+the first, one of them has the second, and their momentum rises in the first steps: `momentum_at`.) The model's matrices
+are parameters of their own (q, k and v, gate and up), also where it multiplies several at once, so each is made
+orthogonal by itself.
 
 Matrices of one shape are one group, a (k, rows, cols) view of the flat buffers: its Newton-Schulz is a few batched
 products, and decay and update are two kernels. The products leave no elementwise work between them, so there is nothing
@@ -43,6 +46,14 @@ POLAR_EXPRESS = (  # Amsel et al. 2025, each step the best for what the last one
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 SCALE = 0.18  # root mean square of an update, in units of lr
+
+
+def momentum_at(step: int, cfg: MuonConfig) -> float:
+    """Return the momentum of 0-based `step`: it rises linearly over `momentum_warmup` steps, and stays."""
+    if step >= cfg.momentum_warmup:
+        return cfg.momentum
+    f = step / cfg.momentum_warmup
+    return (1 - f) * cfg.momentum_start + f * cfg.momentum
 
 
 class NewtonSchulz(NamedTuple):
@@ -109,9 +120,11 @@ class MuonGroup:
         bf16 = cfg.ns_dtype == "bfloat16" or (cfg.ns_dtype == "auto" and grads.is_cuda)
         self.ns_dtype = torch.bfloat16 if bf16 else torch.float32
 
-    def update(self) -> Tensor:
-        """Take the gradients into the momentum and return the orthogonal updates of this rank's matrices."""
-        beta = self.cfg.momentum
+    def update(self, beta: float) -> Tensor:
+        """Take the gradients into the momentum and return the orthogonal updates of this rank's matrices.
+
+        beta: the momentum of this step.
+        """
         g = self.grads[self.own]
         momentum = self.momentum[: len(g)]
         momentum.mul_(beta).add_(g)
@@ -133,8 +146,14 @@ class MuonGroup:
     def apply(self, updates: Tensor, factor: float) -> None:
         """Decay all k matrices and step along `updates`, with the lr times `factor`."""
         lr = self.cfg.lr * factor
-        self.weights.mul_(1 - lr * self.cfg.weight_decay)
-        self.weights.add_(updates, alpha=-lr * SCALE * math.sqrt(max(updates.shape[1:])))
+        rows, cols = updates.shape[1:]
+        is_rms = self.cfg.scale == "rms"
+        alpha = -lr * SCALE * math.sqrt(max(rows, cols)) if is_rms else -lr * math.sqrt(max(1, rows / cols))
+        if self.cfg.decay_order == "before":
+            self.weights.mul_(1 - lr * self.cfg.weight_decay)
+        self.weights.add_(updates, alpha=alpha)
+        if self.cfg.decay_order == "after":
+            self.weights.mul_(1 - lr * self.cfg.weight_decay)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the momentum of this rank's matrices by name, as views in the form that checkpoints have."""

@@ -1,18 +1,22 @@
 """The optimizer: Muon for the matrices inside the blocks, AdamW for the rest, over one flat buffer of each kind.
 
-Layout: [matrices of shape 1 | of shape 2 | ... | AdamW's that decay | AdamW's that do not], for weights and gradients
-alike; the model's parameters and their .grad are views. A group is so a view: nothing is gathered by copying.
+Layout: [matrices of shape 1 | of shape 2 | ... | AdamW's that decay | AdamW's that do not | train.groups with a rate or
+a decay of their own], for weights and gradients alike; the model's parameters and their .grad are views. A group is so
+a view: nothing is gathered by copying.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.config import TrainConfig
+from train.config import AdamWConfig, GroupConfig, TrainConfig
 from train.optim.adamw import AdamWGroup
 from train.optim.muon import MuonGroup
 
@@ -27,8 +31,8 @@ class Optimizer:
         self.cfg, self.world = cfg, world
         self.steps = 0  # updates made
         self.parameters = dict(model.named_parameters())
-        by_shape, by_decay = _group_names(self.parameters, cfg.optimizer == "muon")
-        groups = [*by_shape, *by_decay.values()]
+        by_shape, by_rule = _group_names(self.parameters, cfg)
+        groups = [*by_shape, *(names for names, _ in by_rule)]
         order = [name for names in groups for name in names]
         self.weights = torch.cat([self.parameters[name].detach().flatten() for name in order])
         # One buffer: one all-reduce, one norm, one clip, in an order that never changes. (DDP re-buckets after its
@@ -49,10 +53,10 @@ class Optimizer:
             stacked = (len(names), *self.parameters[names[0]].shape)
             self.muon_groups.append(MuonGroup(names, w.view(stacked), g.view(stacked), cfg.muon, rank, world))
         self.adamw_groups: list[AdamWGroup] = []
-        for decay, names in by_decay.items():
+        for names, rule in by_rule:
             w, g = next(views)
             shapes = {name: self.parameters[name].shape for name in names}
-            self.adamw_groups.append(AdamWGroup(shapes, w, g, decay, cfg.adamw))
+            self.adamw_groups.append(AdamWGroup(shapes, w, g, rule))
 
         stacked_names = {name for names in by_shape for name in names}
         self.muon_names = [name for name in self.parameters if name in stacked_names]
@@ -91,12 +95,16 @@ class Optimizer:
         return norm
 
     @torch.no_grad()
-    def step(self, factor: float) -> None:
-        """Make one update with every lr times `factor`; leaves the gradients as they are. All ranks must call it."""
+    def step(self, factor: float, momentum: float | None = None) -> None:
+        """Make one update with every lr times `factor`; leaves the gradients as they are. All ranks must call it.
+
+        momentum: Muon's in this step; None: train.muon.momentum.
+        """
         self.steps += 1
+        beta = self.cfg.muon.momentum if momentum is None else momentum
         coming: list[tuple[MuonGroup, Tensor, dist.Work]] = []  # gathered while the next group is computed
         for group in self.muon_groups:
-            update = group.update()
+            update = group.update(beta)
             if self.world == 1:
                 group.apply(update, factor)
             else:
@@ -128,6 +136,20 @@ class Optimizer:
             group.steps.fill_(steps)
         self.steps = steps
 
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """Let steps be made, and have weights and state as before afterwards, to the bit. Copies are on the host."""
+        live = {"weights": self.weights, **self._own_state()}
+        kept = {name: tensor.to("cpu", copy=True) for name, tensor in live.items()}
+        steps = self.steps
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self.weights.copy_(kept["weights"])
+                self.load(kept, steps)
+                self.grads_and_loss.zero_()
+
     def _own_state(self) -> dict[str, Tensor]:
         """Return this rank's state by name, as views."""
         groups: list[MuonGroup | AdamWGroup] = [*self.muon_groups, *self.adamw_groups]
@@ -139,22 +161,50 @@ def module_of(name: str) -> str:
     return ".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1])
 
 
+def group_of(name: str, parameter: Tensor) -> str:
+    """Return what a parameter is trained as: `matrices`, which are Muon's, one of train.groups, or "": none of them."""
+    first, last = name.split(".")[0], name.split(".")[-1]
+    if first in ("memory", "mtp"):
+        return first
+    if first == "engram":
+        return ""
+    if last == "weight" and parameter.ndim == 2:
+        if first == "blocks" or name == "bigram.proj.weight":
+            return "matrices"
+        return "tokens" if first in ("embed", "bigram") else ""
+    return "scalars"
+
+
 def decays(name: str, parameter: Tensor) -> bool:
-    """Return whether AdamW's weight decay acts on a parameter.
+    """Return whether AdamW's weight decay acts on a parameter whose group says nothing of it.
 
     On matrices it does, but not on the engram's: a slot that no text reads should keep its value.
     """
-    return parameter.ndim >= 2 and not name.startswith("engram.")
+    return parameter.ndim >= 2 and not name.startswith("engram.") and group_of(name, parameter) != "scalars"
 
 
-def _group_names(parameters: dict[str, nn.Parameter], muon: bool) -> tuple[list[list[str]], dict[bool, list[str]]]:
-    """Return names of Muon's matrices by shape, the largest group first, and of AdamW's by whether they decay."""
+def _group_names(
+    parameters: dict[str, nn.Parameter], cfg: TrainConfig
+) -> tuple[list[list[str]], list[tuple[list[str], AdamWConfig]]]:
+    """Return names of Muon's matrices by shape, the largest group first, and of AdamW's by rate and decay."""
     by_shape: dict[torch.Size, list[str]] = {}
-    by_decay: dict[bool, list[str]] = {True: [], False: []}
+    by_rule: dict[tuple[str, bool], list[str]] = {("", True): [], ("", False): []}
     for name, parameter in parameters.items():
-        if muon and name.startswith("blocks.") and parameter.ndim == 2:
+        group = group_of(name, parameter)
+        if group == "matrices" and cfg.optimizer == "muon":
             by_shape.setdefault(parameter.shape, []).append(name)
-        else:
-            by_decay[decays(name, parameter)].append(name)
+            continue
+        own = getattr(cfg.groups, group, GroupConfig())
+        by_rule.setdefault(("" if own == GroupConfig() else group, decays(name, parameter)), []).append(name)
     largest_first = sorted(by_shape.values(), key=lambda names: -len(names) * parameters[names[0]].numel())
-    return largest_first, by_decay
+    return largest_first, [(names, _rule(cfg, *key)) for key, names in by_rule.items() if names]
+
+
+def _rule(cfg: TrainConfig, group: str, is_decayed: bool) -> AdamWConfig:
+    """Return AdamW's keys for the parameters of `group`, or of none of them, "", that decay by default or do not."""
+    own = getattr(cfg.groups, group, GroupConfig())
+    lr = cfg.adamw.lr if own.lr is None else own.lr
+    by_default = cfg.adamw.weight_decay if is_decayed else 0.0
+    return dataclasses.replace(
+        cfg.adamw, lr=lr, weight_decay=by_default if own.weight_decay is None else own.weight_decay
+    )

@@ -9,7 +9,8 @@ Every kind rises over `warmup` steps and falls along p from D to the end T; they
 
 By the wall clock (`schedule.seconds`) the same function is used, with T = seconds / mean seconds a step so far: for
 warmdown that is the records' rule, remaining / (warmdown * mean step). T then moves with the machine's pace, so two
-such runs are alike but never equal to the bit. A resume continues: `StepTimer` is in each checkpoint.
+such runs are alike but never equal to the bit. A resume continues: `StepTimer` is in each checkpoint. The last step is
+the last that ends in time, t + 1 <= T; with `overrun`, as in the records, the last that begins in time.
 
 Before D nothing depends on T. So a run can be made longer, or ended sooner, from any checkpoint before D without
 training its stable part again; one is kept at D for that (`decay_begins`), and a resume asks `settled`.
@@ -69,8 +70,8 @@ def settled(step: int, steps: float, cfg: ScheduleConfig) -> bool:
 class StepTimer:
     """The mean seconds a step, over all starts, scores and checkpoints left out.
 
-    The first step of each start is not timed, for it compiles (the records leave that out too), and counts as a mean
-    one.
+    The first step of each start is not timed, for it compiles, and counts as a mean one. Where steps were made ahead
+    and undone (train.kernel_warmup), as the records do, `restart` was called, and the first is timed too.
     """
 
     def __init__(self, seconds: float = 0.0, steps: int = 0) -> None:

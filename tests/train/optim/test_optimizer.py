@@ -16,6 +16,7 @@ from train.optim.muon import NEWTON_SCHULZ, newton_schulz, newton_schulz_referen
 from train.optim.optimizer import Optimizer
 
 TINY = ModelConfig(dim=16, n_layers=2, n_heads=2, max_seq_len=32, sliding_window=8)
+DECAYED = TrainConfig(adamw=AdamWConfig(weight_decay=0.1))
 SIZES = st.tuples(st.integers(1, 48), st.integers(1, 48))
 
 
@@ -47,7 +48,8 @@ def test_groups_hidden_matrices_are_muons_and_nothing_else():
         muon == {n for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2} == set(optimizer.muon_names)
     )
     assert {n for m in optimizer.adamw_groups for n in m.names} == {n for n, _ in model.named_parameters()} - muon
-    assert {n for m in optimizer.adamw_groups if m.decays for n in m.names} == {"embed.weight"}
+    decayed = {n for m in Optimizer(model, DECAYED).adamw_groups if m.cfg.weight_decay for n in m.names}
+    assert decayed == {"embed.weight"}
     assert not Optimizer(model, TrainConfig(optimizer="adamw")).muon_groups
 
 
@@ -90,7 +92,9 @@ class Matrices(nn.Module):
     def __init__(self, count: int, shape: tuple[int, int], seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.blocks = nn.ParameterList(nn.Parameter(torch.randn(shape, generator=generator)) for _ in range(count))
+        self.blocks = nn.ModuleList(nn.Linear(*shape[::-1], bias=False) for _ in range(count))
+        for block in self.blocks:
+            nn.init.normal_(block.weight, generator=generator)
         self.norm = nn.Parameter(torch.ones(3))
 
 
@@ -113,21 +117,24 @@ def test_muon_is_torchs_where_that_can_express_it(dtype, shape, count, momentum,
     own = rate / (0.18 * long)
     cfg = MuonConfig(lr=own, ns="jordan5", ns_dtype=dtype, weight_decay=decay * lr / own, momentum=momentum)
     optimizer = Optimizer(ours, TrainConfig(muon=cfg))
-    oracle = torch.optim.Muon(theirs.blocks, lr=lr, weight_decay=decay, momentum=momentum, adjust_lr_fn=adjust)
-    before, buffers = [p.detach().clone() for p in ours.blocks], [torch.zeros(shape) for _ in ours.blocks]
+    oracle = torch.optim.Muon(
+        theirs.blocks.parameters(), lr=lr, weight_decay=decay, momentum=momentum, adjust_lr_fn=adjust
+    )
+    mine, others = ([block.weight for block in model.blocks] for model in (ours, theirs))
+    before, buffers = [p.detach().clone() for p in mine], [torch.zeros(shape) for _ in mine]
     for step in range(4):
         fill(optimizer, seed + step)
-        for a, b in zip(ours.blocks, theirs.blocks, strict=True):
+        for a, b in zip(mine, others, strict=True):
             b.grad = a.grad.clone()
         optimizer.step(1.0)
         if dtype == "bfloat16":
             oracle.step()
         else:
-            for p, buffer in zip(theirs.blocks, buffers, strict=True):
+            for p, buffer in zip(others, buffers, strict=True):
                 buffer.lerp_(p.grad, 1 - momentum)
                 update = newton_schulz_reference(p.grad.lerp(buffer, momentum), "jordan5")
                 p.data.mul_(1 - lr * decay).add_(update, alpha=-rate)
-    for a, b, start in zip(ours.blocks, theirs.blocks, before, strict=True):
+    for a, b, start in zip(mine, others, before, strict=True):
         assert (a - b).norm() < (0.04 if dtype == "bfloat16" else 1e-3) * (a - start).norm()
 
 
