@@ -206,7 +206,7 @@ class TrainConfig(Keys):
         "The order of the data. shuffled: all windows of an epoch, by train.seed. sequential: the shards one after "
         f"another and round again, as the parameter-golf scripts read them: {SPANS} spans a step, of which batch_size "
         "must be a multiple.",
-        silent_default=True,
+        switch="order",
     )
     micro_batch: int | None = key(
         None, "Sequences a process and forward pass; null: as many as fit.", above=0, fixed_by=None
