@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.errors import DISK_FULL, Stopped, UsageError, UserError
 from pipeline.executors.no_pandas import without_pandas
@@ -121,7 +120,7 @@ def options(
 @app.command("list")
 def list_stages() -> None:
     """The stages, what each reads and writes."""
-    from pipeline.commands.report import grid
+    from pipeline.commands.report import TextConsole, grid
     from stages.registry import STAGES
 
     rows = [
@@ -132,7 +131,7 @@ def list_stages() -> None:
     table = grid("Stages", header, rows, left=header)
     for column in table.columns:
         column.overflow = "fold"
-    Console(highlight=False).print(table)
+    TextConsole().print(table)
 
 
 @app.command()

@@ -5,11 +5,16 @@ Nothing is written but to a temporary folder. What is not built yet is predicted
 
 from __future__ import annotations
 
-import os
+import contextlib
 import statistics
-import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from pipeline.commands.quarantined import printable
 from pipeline.commands.report import TextConsole, grid
@@ -39,12 +44,12 @@ from stages.estimate.mixtures import (
 from stages.paths import is_remote
 from stages.recipe import Recipe
 from train.config import ModelConfig
+from train.monitor.text import clock_text
 
 Row = tuple[object, ...]  # of a table: whole numbers are shown with separators, all else as it is
 
 UNKNOWN = "?"
 ENOUGH_UNITS = 4  # below which a rate may be that of compilation
-WIDTH = 100  # where the output is no terminal
 SOURCE_HEADER = (
     "source",
     "from",
@@ -266,9 +271,27 @@ def duration(spent: float) -> str:
     return f"{spent / 60:.0f} min" if spent < 6000 else f"{spent / 3600:.1f} h"
 
 
-def say_doing(what: str) -> None:
-    """Say on stderr what takes seconds, before it starts."""
-    print(f"plan: {what} ...", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def doing() -> Iterator[Callable[[str], None]]:
+    """Give a function that says on stderr what takes seconds, before it starts: in a terminal one line, with a clock.
+
+    Nothing is printed inside but by that function.
+    """
+    what, since = "", time.monotonic()
+    stderr = Console(stderr=True, highlight=False)
+
+    def line() -> Text:
+        return Text(f"plan: {printable(what)} ... {clock_text(time.monotonic() - since)}")
+
+    def tell(text: str) -> None:
+        nonlocal what
+        what = text
+        if not stderr.is_terminal:
+            stderr.print(f"plan: {printable(what)} ...", markup=False, soft_wrap=True)
+
+    shown = Live(console=stderr, get_renderable=line, refresh_per_second=4, transient=True)
+    with shown if stderr.is_terminal else contextlib.nullcontext():
+        yield tell
 
 
 def say(console: TextConsole, *lines: str) -> None:
@@ -332,16 +355,15 @@ def print_mixtures(console: TextConsole, recipe: Recipe, survey: Survey, names: 
 def print_plan(context: Context, target: str) -> list[str]:
     """Print the plan of `target`, and return what keeps it from being run. Raises UserError for another model."""
     console = TextConsole()
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
-        console.width = WIDTH
     recipe = context.recipe
     say(console, f"recipe {recipe.name}, target {target}, results in {context.folder('')}")
-    say_doing(f"listing {len(recipe.sources)} sources")
-    survey, stopped, failed = survey_of(context, target)
+    with doing() as tell:
+        tell(f"listing {len(recipe.sources)} sources")
+        survey, stopped, failed = survey_of(context, target)
     print_graph(console, context, target, stopped)
-    with tempfile.TemporaryDirectory(prefix="shardmill-plan-", ignore_cleanup_errors=True) as folder:
-        say_doing("reading a sample of each source, to predict documents, tokens and disk")
-        forecast(context, survey, Path(folder))
+    scratch = tempfile.TemporaryDirectory(prefix="shardmill-plan-", ignore_cleanup_errors=True)
+    with scratch as folder, doing() as tell:
+        forecast(context, survey, Path(folder), tell)
     print_sources(console, context, survey)
     stages = [stage.name for stage in find_stage(target).upstream()]
     print_mixtures(console, recipe, survey, packed_mixtures(recipe, stages))

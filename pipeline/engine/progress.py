@@ -7,14 +7,17 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from stages.stage import Record
 from train.monitor.text import clock_text, printable
 
 PLAIN_EVERY = 10.0  # seconds between lines when output is a file or a pipe
+ECHO = 8  # columns free at the right: a `^C` that the terminal writes there must not start a line that nobody clears
 
 
 @dataclass
@@ -28,22 +31,42 @@ class Row:
     running: Counter[str] = field(default_factory=Counter)  # labels
     known_bytes: int = 0
     done_bytes: int = 0
-    started: float = 0.0  # when the first unit did, on the monotonic clock
-    ended: float = 0.0  # when the last unit so far did
     per_source: Counter[str] = field(default_factory=Counter)  # rows out
+    busy: float = 0.0  # seconds in which units ran, up to `since`
+    since: float = 0.0  # when the first of those that run now did, on the monotonic clock
+    at_last: float = 0.0  # seconds in which units ran, until the last one that ended
+
+    def start(self, label: str) -> None:
+        """Note that a unit runs."""
+        if not self.running:
+            self.since = time.monotonic()
+        self.running[label] += 1
+
+    def end(self, label: str) -> None:
+        """Note that a unit runs no more."""
+        self.at_last = self.elapsed()
+        if self.running.pop(label, None) and not self.running:
+            self.busy = self.at_last
 
     def elapsed(self) -> float:
-        """Return the seconds from the first unit's start to now, or to the last one's end where none runs; or 0."""
-        until = time.monotonic() if self.running.total() or not self.ended else self.ended
-        return until - self.started if self.started else 0.0
+        """Return the seconds in which units of the stage ran: not those in which it waited for other stages."""
+        return self.busy + (time.monotonic() - self.since if self.running else 0.0)
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds left, by bytes where they are known, else by units; None where nothing is known."""
-        if self.done_bytes and self.known_bytes > self.done_bytes:
-            return self.elapsed() * (self.known_bytes - self.done_bytes) / self.done_bytes
+        """Estimate the seconds left, by bytes where they are known, else by units; None where nothing is known.
+
+        The rate is that of units that have ended, so that a long one does not lengthen the estimate as it runs.
+        """
         units_left = self.known - self.done - self.failed
         units_run = self.done - self.cached
-        return self.elapsed() * units_left / units_run if units_left > 0 and units_run and self.started else None
+        if self.done_bytes and self.known_bytes > self.done_bytes:
+            whole = self.at_last * self.known_bytes / self.done_bytes
+        elif units_left > 0 and units_run and self.at_last:
+            whole = self.at_last * (1 + units_left / units_run)
+        else:
+            return None
+        left = whole - self.elapsed()
+        return left if left > 0 else None
 
 
 class Progress:
@@ -73,11 +96,14 @@ class Progress:
 
     def started(self, stage: str, label: str) -> None:
         """Note that a unit was handed to a worker."""
-        row = self.row(stage)
-        row.started = row.started or time.monotonic()
-        row.running[label] += 1
+        self.row(stage).start(label)
         if not self.quiet and not self.plain and self.live is None:
-            self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._table, transient=True)
+            self.live = Live(
+                console=self.console,
+                refresh_per_second=4,
+                get_renderable=lambda: self._table(self.rows),
+                transient=True,
+            )
             self.live.start()
 
     def finished(self, stage: str, record: Record, weight: int) -> None:
@@ -89,8 +115,7 @@ class Progress:
             row.known += 1
         else:
             row.done_bytes += weight
-            row.running.pop(record.label, None)
-            row.ended = time.monotonic()
+            row.end(record.label)
         source = record.label.split(" ")[0]
         row.per_source[source] += record.counts.get("kept", record.counts.get("rows_out", 0))
         self._plain_line(stage, row)
@@ -99,14 +124,16 @@ class Progress:
         """Note that a unit failed for good, and say so where there is a `message`."""
         row = self.row(stage)
         row.failed += 1
-        row.running.pop(label, None)
+        row.end(label)
         if message:
             self.line(f"failed: {stage} {label}: {message}")
 
     def line(self, text: str) -> None:
         """Print one line, above the live display."""
         if not self.quiet:
-            self.console.print(printable(text), markup=False, soft_wrap=True)
+            # Not `soft_wrap=True`, which would hold for the live display below the line too; and a Text by itself would
+            # be joined to others, and wrapped.
+            self.console.print(Group(Text(printable(text), no_wrap=True, overflow="ignore")), crop=False)
 
     def _plain_line(self, stage: str, row: Row) -> None:
         now = time.monotonic()
@@ -128,26 +155,28 @@ class Progress:
         left = row.seconds_left()
         if left is not None:
             parts.append(f"{clock_text(left)} left")
+        elif row.running:
+            parts.append(clock_text(elapsed))
         sources = [f"{name} {n:,}" for name, n in sorted(row.per_source.items()) if n]
         if sources:
             parts.append("documents " + ", ".join(sources[:6]) + (" …" if len(sources) > 6 else ""))
         return "  ".join(parts)
 
-    def _table(self) -> Table:
+    def _table(self, rows: dict[str, Row]) -> Constrain:
+        """Lay out a line a stage, with the label of one of its units that run."""
         table = Table.grid(padding=(0, 2))
-        for stage, row in self.rows.items():
-            running = next(iter(row.running), "")
-            table.add_row(stage, self._status(row), f"[dim]{running}[/]" if running else "")
-        return table
+        for stage, row in rows.items():
+            running = Text(printable(next(iter(row.running), "")), style="dim")  # a label is no markup
+            table.add_row(Text(stage), Text(printable(self._status(row))), running)
+        return Constrain(table, self.console.width - ECHO)
 
     def close(self, seconds: float) -> None:
         """Take the live display down and leave one line a stage that ran."""
         if self.live is not None:
             self.live.stop()
             self.live = None
-            for stage, row in self.rows.items():
-                if row.done > row.cached or row.failed:
-                    self.line(f"{stage:<16} {self._status(row)}")
+            ran = {stage: row for stage, row in self.rows.items() if row.done > row.cached or row.failed}
+            self.console.print(self._table(ran))
         if not self.quiet and self.rows:
             done = sum(row.done for row in self.rows.values())
             cached = sum(row.cached for row in self.rows.values())

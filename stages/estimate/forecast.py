@@ -22,6 +22,7 @@ from stages.estimate.tokens import count_tokens
 from stages.evals.stage import EVALS, units_of
 from stages.filter.stage import FILTER
 from stages.hashing import VALIDATION_THRESHOLD
+from stages.kernels.jit import cache_folder
 from stages.pack.stage import PACK
 from stages.paths import escaped, is_remote
 from stages.recipe import Recipe
@@ -32,7 +33,7 @@ from stages.stage import BuildContext, Stage
 from stages.task import Artifact
 from stages.tokenize.stage import TOKENIZE
 
-LISTING, SAMPLING = 60.0, 30.0  # seconds that all sources may take to be listed, and to be sampled
+LISTING, SAMPLING = 60.0, 30.0  # seconds that all sources may take to be listed, and remote ones to be sampled
 TRAIN_STAGE = "train"
 TRAINED = 1 - float(VALIDATION_THRESHOLD) / 2**64  # share of documents that is not held out
 ROW_BYTES = 70  # of a document's row and index entry, beside its tokens
@@ -131,26 +132,35 @@ def too_long_phases(recipe: Recipe) -> list[str]:
     return lines
 
 
-def sample_sources(context: BuildContext, survey: Survey, folder: Path) -> None:
-    """Sample all sources that are listed: local ones in turn, remote ones together. `folder` is scratch space."""
+def sample_sources(context: BuildContext, survey: Survey, folder: Path, tell: Callable[[str], None]) -> None:
+    """Sample all sources that are listed: local ones in turn, for as long as they take, and remote ones together."""
 
     def sampler(name: str) -> Callable[[], Sample]:
         scratch = folder / name
         scratch.mkdir()
         return lambda: sample_source(context.recipe.sources[name], survey.units[name], scratch)
 
+    def take(name: str, sample: Callable[[], Sample]) -> None:
+        try:
+            survey.samples[name] = sample()
+        except (DataError, TransientError, OSError) as error:
+            survey.problems[name] = escaped(f"no sample: {error}")
+
     remote = [
         name
         for name, units in survey.units.items()
         if any(is_remote(artifact.path) for unit in units for artifact in unit.inputs)
     ]
-    batches = [[name] for name in survey.units if name not in remote] + ([remote] if remote else [])
-    for batch in batches:
-        for name, future in call_all({name: sampler(name) for name in batch}, SAMPLING).items():
-            try:
-                survey.samples[name] = future.result()
-            except (DataError, TransientError, OSError) as error:
-                survey.problems[name] = escaped(f"no sample: {error}")
+    local = [name for name in survey.units if name not in remote]
+    code = cache_folder()
+    note = "" if code and any(Path(code).iterdir()) else "; rules are compiled, once on this machine"
+    for number, name in enumerate(local, 1):
+        tell(f"reading a sample of {name} ({number} of {len(survey.units)} sources{note})")
+        take(name, sampler(name))
+    if remote:
+        tell(f"reading samples of {', '.join(remote)}")
+        for name, future in call_all({name: sampler(name) for name in remote}, SAMPLING).items():
+            take(name, future.result)
 
 
 def from_records(context: BuildContext, name: str) -> Forecast:
@@ -194,16 +204,20 @@ def predicted_parts(config: BaseConfig, units: list[SourceUnit], guess: Estimate
     return parts
 
 
-def forecast(context: BuildContext, survey: Survey, folder: Path) -> None:
-    """Fill in what each source gives: as counted, or from a sample. `folder` is scratch space."""
+def forecast(context: BuildContext, survey: Survey, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Fill in what each source gives: as counted, or from a sample.
+
+    `folder` is scratch space; `tell` is called with what is done, before each thing that takes seconds.
+    """
     sources = context.recipe.sources
     if context.built(TOKENIZE) is not None:
         survey.forecasts = {name: from_records(context, name) for name in sources}
         survey.tokenizer = "counted in the store"
         return
-    sample_sources(context, survey, folder)
+    sample_sources(context, survey, folder, tell)
     if not survey.samples:
         return
+    tell("counting tokens of the samples")
     tokens = count_tokens(context, survey.samples, folder)
     survey.tokenizer = tokens.how
     for name, sample in survey.samples.items():

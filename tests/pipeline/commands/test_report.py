@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline.commands.report import grid
+from pipeline.commands.report import break_words, grid
 from stages.exclude.stage import EXCLUDE
 from stages.pack.describe import documents_kept, drop_reasons, mixture_table
 from stages.stage import Stage, Table
@@ -25,6 +25,38 @@ def shown(tables):
     for table in tables:
         console.print(grid(table.title, table.header, table.rows, table.left))
     return [" ".join(line.split()) for line in console.export_text().splitlines()]
+
+
+@pytest.mark.parametrize(("width", "heads"), [(80, 2), (100, 1), (120, 1), (40, None)])
+def test_a_table_too_wide_breaks_no_word_and_no_figure(width, heads):
+    header = ("source", "from", "units", "MB", "documents", "kept", "bytes/token", "tokens to train on", "tokens/doc")
+    rows = [("sections", "parquet", 1, "5.9", "~1.23 M", "100.0%", "11.83", "~1.21 M ± 12%", "7,185")]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(grid("Sources", header, rows))
+    lines = console.export_text().splitlines()[1:]
+    assert max(map(len, lines)) <= width
+    if heads:
+        assert len(lines) == heads + 1
+        assert lines[-1].split() == " ".join(map(str, rows[0])).split()
+        assert {w for line in lines[:-1] for w in line.split()} >= {"source", "documents", "kept", "units"}
+    else:
+        assert sorted("".join("".join(lines).split())) == sorted(
+            "".join("".join(map(str, [*header, *rows[0]])).split())
+        )
+
+
+@pytest.mark.parametrize(
+    ("header", "width", "broken"),
+    [
+        ("tokens to train on", 12, "tokens to\ntrain on"),
+        ("bytes/token", 3, "bytes/\ntoken"),
+        ("documents", 2, "documents"),
+        ("", 0, ""),
+        ("a/ b c", 1, "a/\nb\nc"),
+    ],
+)
+def test_headers_break_between_words(header, width, broken):
+    assert break_words(header, width) == broken
 
 
 def score(bits, **sources):

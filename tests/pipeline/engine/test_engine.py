@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 from engine_harness import Work, copy_project, edit, new_work, small_recipe
+from rich.console import Console
 
 from pipeline.engine.context import WINDOW, Context, drive
 from pipeline.engine.executor import WorkerLost
-from pipeline.engine.progress import Progress, Row
+from pipeline.engine.progress import ECHO, Progress, Row
 from pipeline.engine.store import open_store
 from pipeline.errors import Stopped, UnitFailed
 from pipeline.recipe import parse_recipe
@@ -271,14 +273,59 @@ def test_a_store_that_cannot_be_locked_starts_no_executor(tmp_path: Path) -> Non
     assert not started and not context.started_executor
 
 
-def test_the_rate_of_a_stage_that_has_ended_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_of_a_stage_is_that_of_the_time_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("pipeline.engine.progress.time.monotonic", lambda: now[0])
-    row = Row(started=100.0)
-    row.running["a"] = 1
+    row = Row(known=3)
+    row.start("a")
     now[0] = 110.0
-    assert row.elapsed() == 10
-    row.running.pop("a")
-    row.ended = 110.0
+    assert row.elapsed() == 10 and row.seconds_left() is None
+    row.end("a")
+    row.done = 1
     now[0] = 500.0
-    assert row.elapsed() == 10
+    assert row.elapsed() == 10 and row.seconds_left() == 20
+    row.start("b")
+    row.start("c")
+    now[0] = 505.0
+    assert row.elapsed() == 15 and row.seconds_left() == 15  # it does not grow while units run
+    row.end("b")
+    now[0] = 507.0
+    row.end("c")
+    now[0] = 900.0
+    assert row.elapsed() == 17
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_labels_in_the_live_display_are_text(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Markup is shown as it is, controls are written out, and a `^C` has place behind the last line."""
+    progress = Progress(plain=True)
+    progress.console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    labels = {"filter": "web data [final].jsonl [/] [red]", "train": "web \x1b[2J\u202e[bold"}
+    for stage, label in labels.items():
+        progress.planned(stage, label, 1)
+        progress.started(stage, label)
+    progress.row("filter").per_source["w[/]" + "b" * 30] = 123456
+    with progress.console.capture() as shown:
+        progress.console.print(progress._table(progress.rows))
+    lines = shown.get().rstrip("\n").splitlines()
+    words = "".join(shown.get().split())
+    assert "\x1b" not in shown.get() and "\u202e" not in shown.get()
+    assert all(text in words for text in ("[final].jsonl", "[/]", "[red]", "\\x1b[2J\\u202e[bold", "w[/]"))
+    assert max(map(len, lines)) <= width - ECHO
+
+
+def test_a_line_is_whole_and_leaves_the_live_display_as_it_is() -> None:
+    progress = Progress(plain=False)
+    out = io.StringIO()
+    progress.console = Console(file=out, force_terminal=True, width=60, color_system=None)
+    for i in range(9):
+        progress.row("filter").per_source[f"source_{i}"] = 1000
+    progress.planned("filter", "web", 1)
+    progress.started("filter", "web")
+    command = "python -m pipeline quarantined --recipe " + "/".join(["folder"] * 20) + " --out 'a [b]'"
+    before = len(out.getvalue())
+    progress.line(command)
+    printed = out.getvalue()[before:]
+    progress.close(1.0)
+    assert command + "\n" in printed
+    assert max(map(len, printed.split(command)[1].splitlines())) <= 60
