@@ -1,4 +1,6 @@
-"""The keys of a model and of a training run, each with its default, unit and documentation (see train/keys.py).
+"""The keys of a training run, each with its default, unit and documentation (see train/keys.py).
+
+Those of the model are in train/model/config.py, those of optimizers and averages in train/optim/config.py.
 
 The recipe's pydantic models embed these classes as they stand; the trainer builds them (train/overrides.py) from the
 manifest's resolved recipe and the `--set` overrides. Both ways in run the same checks.
@@ -10,9 +12,10 @@ Defaults on which the seed is silent are marked "ours".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from train.keys import ConfigError, Keys, TrainError, check, key
+from train.model.config import ModelConfig
 from train.optim.config import (
     AdamWConfig,
     EMAConfig,
@@ -46,95 +49,6 @@ __all__ = [
 
 
 SPANS = 8  # of a step in sequential order
-
-
-@dataclass(frozen=True)
-class ModelConfig(Keys):
-    """The Shard architecture. The defaults are Shard-40m's: 54,538,752 parameters with a vocabulary of 8192 ids."""
-
-    where = "model"
-
-    dim: int = key(512, "Width of the residual stream.", above=0, fixed_by="weights")
-    n_layers: int = key(12, "Number of blocks; even for gemma4.", above=0, fixed_by="weights")
-    n_heads: int = key(8, "Attention heads; every head has its own keys and values.", above=0, fixed_by="weights")
-    head_dim: int | None = key(
-        None, "Width of a head; null: dim / n_heads. n_heads * head_dim must be dim.", fixed_by="weights"
-    )
-    mlp_hidden: int | None = key(None, "Width inside the SwiGLU; null: 4 * dim.", above=0, fixed_by="weights")
-    max_seq_len: int = key(
-        8192, "Tokens that the table of rotary positions covers; train.seq_len may not exceed it.", above=0
-    )
-    attention_pattern: Literal["all_global", "gemma4"] = key(
-        "gemma4",
-        "Which layers see the whole row. gemma4: the odd ones, counted from 0; the even ones have a sliding window.",
-        fixed_by="weights",
-    )
-    sliding_window: int = key(
-        1024, "Tokens that a layer with a sliding window sees, its own included.", above=0, fixed_by="weights"
-    )
-    rope_base: float = key(
-        10000.0, "Base of the rotary frequencies, the same in all layers.", above=0, fixed_by="weights"
-    )
-    norm_eps: float = key(1e-5, "Added to the mean square in RMSNorm.", above=0, fixed_by="weights")
-    engram_enabled: bool = key(
-        False,
-        "Have a bank of learned keys and values, the engram, that every position reads.",
-        fixed_by="weights",
-        switch="engram_enabled",
-    )
-    engram_slots: int = key(
-        512, "Pairs of key and value in the engram.", above=0, fixed_by="weights", switch="engram_enabled"
-    )
-    engram_inject_layer: int = key(
-        6, "The block, counted from 0, ahead of which the engram is read.", fixed_by="weights", switch="engram_enabled"
-    )
-    dropout: float = key(0.0, "Probability of dropout on the output of attention and of the MLP.", at_least=0, below=1)
-    tie_embeddings: bool = key(True, "Use the embedding as the head too.", fixed_by="weights")
-    lm_head_logit_cap: float | None = key(30.0, "Logits z become cap * tanh(z / cap); null: no cap.", above=0)
-    z_loss_weight: float = key(1e-4, "Weight of the z-loss, the mean square of the log-partition; 0: none.", at_least=0)
-    init_std: float = key(0.02, "Standard deviation of every matrix at the start.", at_least=0)
-    expect_params: int | None = key(
-        None, "The number of parameters that this model must turn out to have; null: not asserted."
-    )
-    vocab_size: int | None = key(
-        None,
-        "The number of ids that the tokenizer must turn out to have; null: not asserted.",
-        fixed_by="weights",
-    )
-
-    @property
-    def head_size(self) -> int:
-        """Width of one attention head."""
-        return self.dim // self.n_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def hidden(self) -> int:
-        """Width inside the MLP."""
-        return 4 * self.dim if self.mlp_hidden is None else self.mlp_hidden
-
-    def is_global(self, layer: int) -> bool:
-        """Return whether `layer` attends to everything before it. Odd ones do, so the last of an even number does."""
-        return self.attention_pattern == "all_global" or layer % 2 == 1
-
-    def fixed_by_run(self) -> dict[str, Any]:
-        """Return what `Keys.fixed_by_run` does, with the defaults that follow from other keys filled in."""
-        return super().fixed_by_run() | {"head_dim": self.head_size, "mlp_hidden": self.hidden}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(
-            self.n_heads * self.head_size == self.dim,
-            f"model.n_heads * model.head_dim = {self.n_heads} * {self.head_size}: must be model.dim = {self.dim}",
-        )
-        check(self.head_size % 2 == 0, f"model.head_dim = {self.head_size}: must be even (rotary halves)")
-        check(
-            self.attention_pattern != "gemma4" or self.n_layers % 2 == 0,
-            f"model.n_layers = {self.n_layers}: gemma4 needs an even number, so that the last layer is global",
-        )
-        check(
-            not self.engram_enabled or 0 <= self.engram_inject_layer < self.n_layers,
-            f"model.engram_inject_layer = {self.engram_inject_layer}: must be in [0, model.n_layers = {self.n_layers})",
-        )
 
 
 @dataclass(frozen=True)

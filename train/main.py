@@ -196,7 +196,7 @@ def build_model(
     rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, checkpoint: Checkpoint | None
 ) -> Model:
     """Return the model on its device, with the weights of `checkpoint`, or fresh ones; its kernels are chosen."""
-    model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed).to(rt.device)
+    model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed, manifest.tokenizer.bos_id).to(rt.device)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.tensors("model.safetensors"))
     on_cuda = rt.device.type == "cuda"

@@ -144,18 +144,29 @@ def estimated_bytes(run: Run, size: int, with_masks: bool) -> float:
 def activation_bytes(cfg: ModelConfig, vocab_size: int, tokens: int, itemsize: int) -> float:
     """Return about how many bytes a forward and backward pass of `tokens` tokens holds beside weights and gradients.
 
-    Kept for the backward pass, a token and block, in elements: 9 dim (the stream twice, both norms, q, k, v, and what
-    attention gives before and after its heads are put together) and 4 hidden (gate, its silu, up, their product). Two
+    Kept for the backward pass, a token and block, in elements: 4 dim (the stream twice, both norms), 3 times the width
+    of all heads (q, and what attention gives before and after its heads are put together), k and v, and 4 hidden (gate,
+    its silu, up, their product; 3 without a gate). Parts that are on keep what they are given: `_kept_by_parts`. Two
     blocks' worth more for what the backward pass makes meanwhile, and 4 dim around the blocks. In bf16 the cast weights
     are kept too. The head holds the logits of a chunk about three times in fp32; of all tokens without cap and z-loss.
     A quarter is added for what allocators lose: the process grew so in fp32 on a CPU; a compiled model keeps less.
     """
-    block = 9 * cfg.dim + 4 * cfg.hidden + (2 * cfg.dim if cfg.dropout else 0)
+    heads, kv_heads = cfg.n_heads * cfg.head_size, cfg.kv_heads * cfg.head_size
+    block = 4 * cfg.dim + 3 * heads + 2 * kv_heads + (3 if cfg.mlp == "relu2" else 4) * cfg.hidden
+    block += _kept_by_parts(cfg)
     logits = tokens * vocab_size
     if cfg.lm_head_logit_cap is not None or cfg.z_loss_weight > 0:
         logits = min(logits, CHUNK_CUDA if itemsize == 2 else CHUNK_CPU)
     cast = 2 * count_parameters(cfg, vocab_size) if itemsize == 2 else 0
     return 1.25 * (tokens * itemsize * ((cfg.n_layers + 2) * block + 4 * cfg.dim) + cast + 12 * logits)
+
+
+def _kept_by_parts(cfg: ModelConfig) -> int:
+    """Return how many elements a token and block the parts keep that Shard does not have."""
+    heads, kv_heads = cfg.n_heads * cfg.head_size, cfg.kv_heads * cfg.head_size
+    streams = 2 * sum([cfg.dropout > 0, cfg.sandwich_norms, cfg.branch_scales, cfg.depth_scale, cfg.residual_mix])
+    kept = (streams + cfg.unet_skips) * cfg.dim
+    return kept + (heads + kv_heads if cfg.qk_norm != "none" else 0) + (heads if cfg.q_gain is not None else 0)
 
 
 def mask_bytes(cfg: ModelConfig, cut_rows: int, length: int, itemsize: int) -> float:

@@ -59,7 +59,6 @@ def test_parameters_of_the_seeds_model():
 @pytest.mark.parametrize(
     ("model", "key"),
     [
-        ({"head_dim": 32}, "head_dim"),  # n_heads * head_dim == dim
         ({"attention_pattern": "local"}, "attention_pattern"),
         ({"n_layers": 11}, "n_layers"),  # gemma4: even, so that the last layer is global
         ({"z_loss_weight": -1e-4}, "z_loss_weight"),

@@ -52,7 +52,8 @@ class TrainedModel:
 
     def model(self, device: torch.device, dtype: torch.dtype) -> Model:
         """The weights in `dtype` on `device`, to be read only: training keeps its own in fp32."""
-        model = Model(self.cfg, self.manifest.tokenizer.vocab_size)
+        tokenizer = self.manifest.tokenizer
+        model = Model(self.cfg, tokenizer.vocab_size, tokenizer.bos_id)
         model.load_state_dict(self.weights())
         for parameter in model.parameters():  # not the rotary tables, which stay fp32
             parameter.data = parameter.data.to(device, dtype)

@@ -16,18 +16,19 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.config import ConfigError, ModelConfig
-from train.model.layers import Linear, project
+from train.keys import ConfigError
+from train.model.config import ModelConfig
+from train.model.layers import Linear, NormKind, RMSNorm, project
 from train.model.masks import FLEX_BLOCK, Mask
 
-# Attention of q, k, v (B, H, T, D) -> (B, H, T, D). In training it is `attend` with the layer's mask; in generation
-# what a cache holds of the layer comes first (train/generate.py)
+# Attention of q (B, H, T, D) over k, v (B, H_kv, T, D) -> (B, H, T, D). In training it is `attend` with the layer's
+# mask; in generation what a cache holds of the layer comes first (train/generate.py)
 AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -35,21 +36,32 @@ AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Positions
 
 
-def rope_tables(length: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position * base ** (-2k / head_dim), (length, head_dim / 2) fp32, computed in fp64.
+def rope_frequencies(dims: int, base: float, kind: Literal["fp32", "bf16_freq"] = "fp32") -> Tensor:
+    """Return base ** (-2k / dims), (dims / 2,) fp64; bf16_freq: rounded to bfloat16.
 
     They are made on the CPU, whatever the default device is: the meta device would load torch's compiler for them.
     """
-    k = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
-    angles = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * base ** (-k / head_dim)
+    k = torch.arange(0, dims, 2, dtype=torch.float64, device="cpu")
+    frequencies = base ** (-k / dims)
+    return frequencies if kind == "fp32" else frequencies.bfloat16().double()
+
+
+def rope_tables(
+    length: int, dims: int, base: float, kind: Literal["fp32", "bf16_freq"] = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of position * `rope_frequencies`, (length, dims / 2) fp32, computed in fp64."""
+    angles = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * rope_frequencies(dims, base, kind)
     return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (B, T, H, D) by +theta, the first half of D paired with the second (HF's layout); in fp32.
+    """Turn the first R channels of x (B, T, H, D) by +theta, in fp32; the first half of R is paired with the second.
 
-    cos, sin: (T, 1, D / 2), or (B, T, 1, D / 2).
+    cos, sin: (T, 1, R / 2), or (B, T, 1, R / 2). The layout is HF's.
     """
+    R = 2 * cos.shape[-1]
+    if x.shape[-1] > R:
+        return torch.cat([rotate(x[..., :R], cos, sin), x[..., R:]], -1)
     a, b = x.float().chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
@@ -59,21 +71,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention, over everything before (global) or the last `window` tokens."""
+    """Causal attention of many heads, over everything before (global) or the last `window` tokens.
+
+    Config keys: n_kv_heads (grouped queries, arXiv:2305.13245), head_dim, qk_norm, q_gain.
+    """
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
         self.head_size = cfg.head_size
         self.window = None if cfg.is_global(layer) else cfg.sliding_window
-        self.q = Linear(cfg.dim, cfg.dim)
-        self.k = Linear(cfg.dim, cfg.dim)
-        self.v = Linear(cfg.dim, cfg.dim)
-        self.o = Linear(cfg.dim, cfg.dim)
+        heads, kv_heads = cfg.n_heads * cfg.head_size, cfg.kv_heads * cfg.head_size
+        self.q = Linear(cfg.dim, heads)
+        self.k = Linear(cfg.dim, kv_heads)
+        self.v = Linear(cfg.dim, kv_heads)
+        self.o = Linear(heads, cfg.dim)
+        kind: NormKind = "plain" if cfg.qk_norm == "rms" else "weighted" if cfg.norm == "plain" else cfg.norm
+        self.q_norm = None if cfg.qk_norm == "none" else RMSNorm(cfg.head_size, cfg.norm_eps, kind)
+        self.k_norm = None if cfg.qk_norm == "none" else RMSNorm(cfg.head_size, cfg.norm_eps, kind)
+        self.q_gain = None if cfg.q_gain is None else nn.Parameter(torch.full((cfg.n_heads,), float(cfg.q_gain)))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionFn) -> Tensor:
         """Map x (B, T, dim) to what is added to it. cos, sin: the positions' rows of `rope_tables`."""
         q, k, v = (y.unflatten(-1, (-1, self.head_size)) for y in project(x, self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if self.q_gain is not None:
+            q = q * self.q_gain.to(q.dtype)[:, None]
         heads = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, T, D)
         return self.o(heads.transpose(1, 2).flatten(2))
 
@@ -83,24 +107,29 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Compute the attention of whole rows; q, k, v and the result are (B, H, T, D)."""
+    """Compute the attention of whole rows: q and the result are (B, H, T, D), k and v (B, H_kv, T, D)."""
     if mask.blocks is not None:
         from torch.nn.attention.flex_attention import flex_attention
 
         # inside a compiled model the kernel is compiled with it; uncompiled it holds all T * T scores
         flex: Any = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
-        return flex(q, k, v, block_mask=mask.blocks)
+        return flex(q, k, v, block_mask=mask.blocks, enable_gqa=shares_heads(q, k))
     if mask.cu_seqlens is not None:
         return _varlen(q, k, v, mask.cu_seqlens, mask.window)
     return sdpa(q, k, v, mask.dense, causal=mask.dense is None)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-    """Compute the attention of q (B, H, T, D) over k, v (B, H, S, D), all of them where there is no mask.
+    """Compute the attention of q (B, H, T, D) over k, v (B, H_kv, S, D), all of them where there is no mask.
 
     mask: bool, (T, S) or (B, 1, T, S), true where a token is seen. causal: T = S, and a token sees those before it.
     """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shares_heads(q, k))
+
+
+def shares_heads(q: Tensor, k: Tensor) -> bool:
+    """Return whether heads of keys serve several of q each: the first H / H_kv of q have the first, and so on."""
+    return q.shape[1] != k.shape[1]
 
 
 @functools.cache
@@ -115,10 +144,11 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | N
     from torch.nn.attention.varlen import varlen_attn
 
     B, _, T, _ = q.shape
+    gqa: dict[str, Any] = {"enable_gqa": True} if shares_heads(q, k) else {}  # not every torch that has windows has it
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B * T, H, D)
     before = -1 if window is None else window - 1
     # max_q = T whatever the documents' lengths are: it is part of the compiled code
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, T, T, window_size=(before, 0))
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, T, T, window_size=(before, 0), **gqa)
     assert isinstance(out, Tensor)  # a pair where more is asked for
     return out.unflatten(0, (B, T)).transpose(1, 2)
 
@@ -139,7 +169,7 @@ def choose_kernel(
         if not _varlen_has_windows():
             raise ConfigError(f"train.attention = varlen: torch {torch.__version__} has no varlen_attn with windows")
         return "varlen"
-    slides = cfg.attention_pattern == "gemma4" and cfg.sliding_window < length
+    slides = cfg.has_sliding_layers and cfg.sliding_window < length
     if not cuda or not (slides or documents):
         return "sdpa"
     if wanted == "sdpa":

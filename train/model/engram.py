@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from train.config import ModelConfig
+from train.model.config import ModelConfig
 from train.model.layers import RMSNorm
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from train.config import ModelConfig
+from train.model.config import ModelConfig
+from train.model.layers import Linear
 from train.model.transformer import on_meta_device
 
 
@@ -29,11 +30,13 @@ class Flops(NamedTuple):
 def flops_per_token(cfg: ModelConfig, vocab_size: int, seq_len: int) -> Flops:
     """Count the operations of training `cfg` on windows of `seq_len` tokens.
 
-    Every matrix of the model multiplies once a token, but for an embedding that is not the head: looking it up costs
-    nothing. Neither do norms and activations.
+    Every linear map multiplies once a token, and so do the head, tied or not, and the engram's bank. Looking up an
+    embedding costs nothing, and neither do norms, activations and scales.
     """
     model = on_meta_device(cfg, vocab_size)
-    matrices = {p for p in model.parameters() if p.ndim == 2} - {model.embed.weight} | {model.head_weight}
+    matrices = {module.weight for module in model.modules() if isinstance(module, Linear)} | {model.head_weight}
+    if model.engram is not None:
+        matrices |= {model.engram.keys, model.engram.values}
     weights = sum(matrix.numel() for matrix in matrices)
     causal = full = 0.0
     for block in model.blocks:

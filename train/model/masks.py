@@ -12,6 +12,7 @@ compiled model stays as it is.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.config import ModelConfig
+from train.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -132,7 +133,7 @@ class MaskBuilder:
     """Makes the masks of batches, for one kernel: "flex", "varlen" or "sdpa"."""
 
     def __init__(self, cfg: ModelConfig, kernel: str = "sdpa") -> None:
-        self.window = cfg.sliding_window if cfg.attention_pattern == "gemma4" else cfg.max_seq_len
+        self.window = cfg.sliding_window if cfg.has_sliding_layers else sys.maxsize
         self.kernel = kernel
         self.capacity = 0  # documents that varlen's tensor holds; it only grows, as each size is a compilation
 
@@ -144,14 +145,16 @@ class MaskBuilder:
         """
         rows, length = ids.shape
         window = self.window if self.window < length else None
+        # lengths that training does not have, as of a row behind memory, are nothing for flex
+        flex = self.kernel == "flex" and length % FLEX_BLOCK == 0
         if self.kernel == "varlen":
             return self._varlen_masks(rows, length, window, cu_seqlens, ids.device)
         if cu_seqlens is None:
-            if self.kernel == "flex" and window is not None:
+            if flex and window is not None:
                 return Masks(Mask(blocks=cached_block_mask(length, window, None, ids.device)), Mask())
             return Masks(row_mask(length, window, ids.device), Mask())
         documents = document_ids(cu_seqlens, rows, ids.device)
-        if self.kernel == "flex":
+        if flex:
             sliding_blocks, whole_blocks = (block_mask(length, w, documents, ids.device) for w in (window, None))
             return Masks(Mask(blocks=sliding_blocks), Mask(blocks=whole_blocks))
         sliding, whole = (dense_mask(length, w, documents, ids.device) for w in (window, None))

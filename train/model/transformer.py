@@ -1,35 +1,48 @@
-"""The Shard architecture: a pre-norm transformer with rotary positions, SwiGLU and alternating attention.
+"""The trunk of the models: a pre-norm transformer with rotary positions. Shard is what it is without further parts.
 
-    x = E[ids]
-    per block:  x += o(attention(rope(q), rope(k), v) of norm(x));   x += down(silu(gate y) * up y), y = norm(x)
-    ahead of one block, if asked for:  x += gate * engram(x)
+    x = x0 = embed(ids)                                                           see `embed_ids`
+    per block:  x += o(attention(rope(q), rope(k), v) of norm(x));   x += mlp(norm(x))
     h = norm(x);  logits = cap * tanh(h Eᵀ / cap)
 
-RMSNorm with weight, no biases, no norm on q and k, heads of their own for keys and values (MHA), the head tied to the
-embedding. With `gemma4` even layers see the last `sliding_window` tokens (0 <= i - j < window) and odd ones all; HF's
-Gemma 4 differs, only the alternation is its. The parts are in files of their own; docs/trainer-math.md ("The seed")
-says where each comes from.
+Shard: RMSNorm with weight, no biases, no norm on q and k, heads of their own for keys and values (MHA), SwiGLU, the
+head tied to the embedding. With `gemma4` even layers see the last `sliding_window` tokens (0 <= i - j < window) and odd
+ones all; HF's Gemma 4 differs, only the alternation is its.
 
-With every lever off (all_global, no cap, no z-loss, no engram, no dropout) this is a plain causal transformer to the
-bit: tests/train/model/test_transformer.py holds that transformer.
+A part that a configuration has beside these is None where it is off, and then nothing of it runs:
+
+    behind the embedding   embed_scale, bigram (bigram.py), embed_norm, smear (smear.py), memory (memory.py)
+    ahead of a block       skip (unet_skips), x_mix and x0_mix (residual_mix), the engram (engram.py)
+    in a block             input_scale (depth_scale), attn_scale and mlp_scale (branch_scales), sandwich norms
+    in attention, the MLP  see attention.py, mlp.py
+    beside the head        mtp (mtp.py), in training alone
+
+docs/trainer-math.md says where each comes from. With every lever off (all_global, no cap, no z-loss, no engram, no
+dropout) this is a plain causal transformer to the bit: tests/train/model/test_transformer.py holds that transformer.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.config import ConfigError, ModelConfig
+from train.keys import ConfigError
 from train.model.attention import Attention, AttentionFn, attend, rope_tables
+from train.model.bigram import BigramHash
+from train.model.config import ModelConfig
 from train.model.engram import Engram
+from train.model.init import initialize
 from train.model.layers import Linear, RMSNorm
 from train.model.loss import cap_logits, chunk_values, chunk_values_pure, head_loss, token_losses
 from train.model.masks import MaskBuilder, Masks
+from train.model.memory import Memory
 from train.model.mlp import MLP
+from train.model.mtp import FurtherTokens
+from train.model.smear import Smear
 
 
 class Block(nn.Module):
@@ -37,19 +50,42 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+
+        def norm() -> RMSNorm:
+            return RMSNorm(cfg.dim, cfg.norm_eps, cfg.norm)
+
+        def scale(first_value: float) -> nn.Parameter:
+            return nn.Parameter(torch.full((cfg.dim,), float(first_value)))
+
+        self.attn_norm = norm()
         self.attn = Attention(cfg, layer)
-        self.mlp_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.mlp_norm = norm()
         self.mlp = MLP(cfg)
         self.dropout = cfg.dropout
+        self.attn_out_norm, self.mlp_out_norm = (norm() if cfg.sandwich_norms else None for _ in range(2))
+        self.attn_scale, self.mlp_scale = (scale(1) if cfg.branch_scales else None for _ in range(2))
+        self.input_scale = 1 / math.sqrt(layer + 1) if cfg.depth_scale else None
+        self.x_mix, self.x0_mix = (scale(first) if cfg.residual_mix else None for first in (1, 0))
+        half = cfg.n_layers // 2
+        self.skip = scale(1) if cfg.unet_skips and half <= layer < 2 * half else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionFn) -> Tensor:
-        """Map the stream x (B, T, dim); the other arguments are Attention's."""
-        x = x + self._drop(self.attn(self.attn_norm(x), cos, sin, attention))
-        return x + self._drop(self.mlp(self.mlp_norm(x)))
+    def forward(self, x: Tensor, x0: Tensor, cos: Tensor, sin: Tensor, attention: AttentionFn) -> Tensor:
+        """Map the stream x (B, T, dim), which was x0 ahead of the first block; the others are Attention's."""
+        if self.x_mix is not None and self.x0_mix is not None:
+            x = self.x_mix.to(x.dtype) * x + self.x0_mix.to(x.dtype) * x0
+        y = self.attn(self._scale_input(self.attn_norm(x)), cos, sin, attention)
+        x = x + self._branch(y, self.attn_out_norm, self.attn_scale)
+        y = self.mlp(self._scale_input(self.mlp_norm(x)))
+        return x + self._branch(y, self.mlp_out_norm, self.mlp_scale)
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+    def _scale_input(self, y: Tensor) -> Tensor:
+        return y if self.input_scale is None else y * self.input_scale
+
+    def _branch(self, y: Tensor, norm: RMSNorm | None, scale: Tensor | None) -> Tensor:
+        """Return what is added to the stream for y, the output of attention or of the MLP."""
+        y = y if norm is None else norm(y)
+        y = y if scale is None else scale.to(y.dtype) * y
+        return F.dropout(y, self.dropout, self.training) if self.dropout else y
 
 
 class Model(nn.Module):
@@ -58,23 +94,40 @@ class Model(nn.Module):
     blocks: Sequence[Block]
     cos: Tensor
     sin: Tensor
+    cos_global: Tensor
+    sin_global: Tensor
 
-    def __init__(self, cfg: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, cfg: ModelConfig, vocab_size: int, bos_id: int | None = None) -> None:
+        """bos_id: BOS, for model.smear_bos_mask."""
         super().__init__()
         self.cfg = cfg
         self.vocab_size = vocab_size
+        self.bos_id = bos_id
         self.dtype = torch.float32  # of activations
         self.mask_builder = MaskBuilder(cfg)  # the trainer sets the kernel
+        self.mtp_weight = cfg.mtp_weight  # where it decays, the trainer sets it
         self.run_trunk, self.chunk_values = self.trunk, chunk_values  # or their compiled forms
         self.embed = nn.Embedding.from_pretrained(torch.empty(vocab_size, cfg.dim), freeze=False)
         self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.n_layers))  # type: ignore[assignment]
-        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.norm = RMSNorm(cfg.dim, cfg.norm_eps, cfg.norm)
         self.head = None if cfg.tie_embeddings else Linear(cfg.dim, vocab_size)
-        # last, so that `build` draws all other weights as without it
+        # last, so that `build` draws all other weights as without them
         self.engram = Engram(cfg) if cfg.engram_enabled else None
-        cos, sin = rope_tables(cfg.max_seq_len, cfg.head_size, cfg.rope_base)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.bigram = BigramHash(cfg) if cfg.bigram_buckets else None
+        self.embed_norm = RMSNorm(cfg.dim, cfg.norm_eps, cfg.norm) if cfg.embed_norm else None
+        self.smear = Smear(cfg.dim) if cfg.smear else None
+        self.memory = Memory(cfg) if cfg.memory_tokens else None
+        self.mtp = FurtherTokens(cfg, vocab_size) if cfg.mtp_heads else None
+        self.make_rope_tables()
+
+    def make_rope_tables(self) -> None:
+        """Make the tables of rotary positions, which hold as many rows of memory as of text and memory together."""
+        cfg = self.cfg
+        bases = {"": cfg.rope_base} | ({"_global": cfg.rope_base_global} if cfg.rope_base_global is not None else {})
+        for kind, base in bases.items():
+            cos, sin = rope_tables(cfg.max_seq_len + cfg.memory_tokens, cfg.rotary_size, base, cfg.rope_table)
+            self.register_buffer(f"cos{kind}", cos, persistent=False)
+            self.register_buffer(f"sin{kind}", sin, persistent=False)
 
     def compile_parts(self) -> None:
         """Compile the trunk, and on a GPU what lies between the loss's products; one shape, one graph."""
@@ -93,28 +146,76 @@ class Model(nn.Module):
         positions: Tensor | None = None,
         attentions: Iterable[AttentionFn] | None = None,
         masks: Masks | None = None,
+        start: int = 0,
+        before: Tensor | None = None,
     ) -> Tensor:
         """Map (B, T) ids to (B, T, dim) normed hidden states.
 
         positions: (B, T) where the ids stand; None: from 0.
         attentions: each layer's attention; None: over the row, by `masks`.
         masks: None: over whole rows, on the path that takes any length.
+        start: the position of a text's first token. model.memory_tokens: memory is in front, at the positions before,
+            where ids mean nothing; 0: it takes the place of the text's first tokens.
+        before: (B, n) the ids ahead of these, which a cache holds; None: these are all.
         """
         at = slice(ids.shape[1]) if positions is None else positions
-        cos, sin = self.cos[at].unsqueeze(-2), self.sin[at].unsqueeze(-2)  # ([B,] T, 1, D / 2)
+        rotary = whole_rotary = self.cos[at].unsqueeze(-2), self.sin[at].unsqueeze(-2)  # ([B,] T, 1, D / 2)
+        if self.cfg.rope_base_global is not None:
+            whole_rotary = self.cos_global[at].unsqueeze(-2), self.sin_global[at].unsqueeze(-2)
         if attentions is None:
             sliding, whole = (functools.partial(attend, mask=mask) for mask in masks or MaskBuilder(self.cfg)(ids))
             attentions = [whole if block.attn.window is None else sliding for block in self.blocks]
-        x = self.embed(ids).to(self.dtype)
+        x = x0 = self.embed_ids(ids, positions, start, before)
+        outputs: list[Tensor] = []  # of the blocks of the first half, for unet_skips
         for layer, (block, attention) in enumerate(zip(self.blocks, attentions, strict=True)):
             if self.engram is not None and layer == self.cfg.engram_inject_layer:
                 x = self.engram(x)
-            x = block(x, cos, sin, attention)
+            if block.skip is not None:
+                x = x + block.skip.to(x.dtype) * outputs.pop()
+            x = block(x, x0, *(whole_rotary if block.attn.window is None else rotary), attention)
+            if self.cfg.unet_skips and layer < self.cfg.n_layers // 2:
+                outputs.append(x)
         return self.norm(x)
 
-    def hidden_states(self, ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        """Return (B * T, dim) of the trunk, compiled or not. Masks are made ahead of it, once for all layers."""
-        return self.run_trunk(ids, masks=self.mask_builder(ids, cu_seqlens)).flatten(0, 1)
+    def embed_ids(self, ids: Tensor, positions: Tensor | None, start: int, before: Tensor | None) -> Tensor:
+        """Return the stream ahead of the first block, (B, T, dim); arguments as in `trunk`."""
+        all_ids = ids if before is None else torch.cat([before, ids], 1)
+        x = self.embed(all_ids).to(self.dtype)
+        if self.cfg.embed_scale != "none":
+            factor = torch.tensor(math.sqrt(self.cfg.dim))
+            x = x * (factor.to(x.dtype).item() if self.cfg.embed_scale == "sqrt_dim_rounded" else factor.item())
+        if self.bigram is not None:
+            x = x + self.bigram(all_ids, self._starts(all_ids, positions, start), x.dtype)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        if self.smear is not None:
+            unmixed = all_ids == self.bos_id if self.cfg.smear_bos_mask else None
+            x = self.smear(x, self._starts(all_ids, positions, start), unmixed)
+        x = x if before is None else x[:, before.shape[1] :]
+        return x if self.memory is None else self.memory(x, positions)
+
+    @property
+    def looks_back(self) -> int:
+        """How many ids ahead of a token its embedding depends on."""
+        return (self.bigram is not None) + (self.smear is not None)
+
+    def _starts(self, ids: Tensor, positions: Tensor | None, start: int) -> Tensor:
+        """Return which of the ids (B, n + T) a text begins with, bool, (B or 1, n + T); positions are of the last T."""
+        if positions is None:
+            return (torch.arange(ids.shape[1], device=ids.device) == start)[None]
+        ahead = torch.arange(positions.shape[1] - ids.shape[1], 0, device=ids.device)
+        return torch.cat([positions[:, :1] + ahead, positions], 1) == start
+
+    def hidden_states(self, ids: Tensor, cu_seqlens: Tensor | None, memory_in_front: bool = False) -> Tensor:
+        """Return (B * T, dim) of the trunk, compiled or not. Masks are made ahead of it, once for all layers.
+
+        memory_in_front: memory stands ahead of the ids, and not in the place of the first.
+        """
+        ahead = self.cfg.memory_tokens if memory_in_front else 0
+        if not ahead:
+            return self.run_trunk(ids, masks=self.mask_builder(ids, cu_seqlens)).flatten(0, 1)
+        ids = F.pad(ids, (ahead, 0))
+        return self.run_trunk(ids, masks=self.mask_builder(ids), start=ahead)[:, ahead:].flatten(0, 1)
 
     def forward(
         self, ids: Tensor, targets: Tensor, num_targets: int | None = None, cu_seqlens: Tensor | None = None
@@ -126,12 +227,21 @@ class Model(nn.Module):
         """
         cap, z_weight = self.cfg.lm_head_logit_cap, self.cfg.z_loss_weight
         h = self.hidden_states(ids, cu_seqlens)
-        return head_loss(h, self.head_weight, targets.flatten(), cap, z_weight, num_targets, self.chunk_values)
+        all_count = num_targets is None
+        if self.memory is not None:
+            targets, num_targets = self.memory.counted_targets(targets, num_targets)
+        total, ce = head_loss(h, self.head_weight, targets.flatten(), cap, z_weight, num_targets, self.chunk_values)
+        if self.mtp is not None and self.training:
+            further = self.mtp(h.view(*ids.shape, -1), targets, all_count, self.chunk_values)
+            total = total + self.mtp_weight * further
+        return total, ce
 
     @torch.no_grad()
-    def score(self, ids: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        """Return (B, T) cross-entropy of every token in nats, fp32; arguments as in `forward`."""
-        h = self.hidden_states(ids, cu_seqlens)
+    def score(
+        self, ids: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None, memory_in_front: bool = False
+    ) -> Tensor:
+        """Return (B, T) cross-entropy of every token in nats, fp32; arguments as in `hidden_states` and `forward`."""
+        h = self.hidden_states(ids, cu_seqlens, memory_in_front)
         return token_losses(h, self.head_weight, targets.flatten(), self.cfg.lm_head_logit_cap).view(ids.shape)
 
     def logits(self, h: Tensor) -> Tensor:
@@ -139,18 +249,14 @@ class Model(nn.Module):
         return cap_logits((h @ self.head_weight.to(h.dtype).T).float(), self.cfg.lm_head_logit_cap)
 
 
-def build(cfg: ModelConfig, vocab_size: int, seed: int) -> Model:
-    """Return a model with every matrix drawn from N(0, init_std) and norms at 1; on CPU, so the same on every device.
+def build(cfg: ModelConfig, vocab_size: int, seed: int, bos_id: int | None = None) -> Model:
+    """Return a model with first values, as model.init says; they are drawn on the CPU, so the same on every device.
 
     Raises ConfigError as `check_parameters` does.
     """
     check_parameters(cfg, vocab_size)
-    model = Model(cfg, vocab_size)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():  # definition order
-            if parameter.ndim == 2:
-                parameter.normal_(0.0, cfg.init_std, generator=generator)
+    model = Model(cfg, vocab_size, bos_id)
+    initialize(model, cfg, torch.Generator().manual_seed(seed))
     return model
 
 
