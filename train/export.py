@@ -67,7 +67,10 @@ def hf_name(name: str) -> str:
 
 
 def hf_config(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """Return config.json for transformers."""
+    """Return config.json for transformers. Raises TrainError for a model that export_hf_model.py cannot be."""
+    if cfg.further_parts():
+        parts = ", ".join(f"model.{name}" for name in cfg.further_parts())
+        raise TrainError(f"the Hugging Face form has no {parts}; choose --format safetensors")
     kinds = {True: "full_attention", False: "sliding_attention"}
     return {
         "architectures": ["ShardForCausalLM"],

@@ -132,7 +132,9 @@ def test_what_a_run_is_fixed_by():
     fixed = cfg.fixed_by_run()
     assert fixed["head_dim"] == 16 and fixed["mlp_hidden"] == 256 and fixed["dropout"] == 0
     engram = {"engram_enabled", "engram_slots", "engram_inject_layer"}
-    assert {*vars(cfg)} - {*fixed} == engram
+    assert {*vars(cfg)} - {*fixed} == {f.name for f in dataclasses.fields(cfg) if f.metadata["switch"]} > engram
+    assert "n_kv_heads" not in dataclasses.replace(cfg, n_kv_heads=4).fixed_by_run()  # as many as there are heads
+    assert dataclasses.replace(cfg, n_kv_heads=2).fixed_by_run()["n_kv_heads"] == 2
     assert engram <= {*dataclasses.replace(cfg, engram_enabled=True).fixed_by_run()}
     assert engram | {"dim", "vocab_size"} <= {*keys_fixed_by_weights(ModelConfig)} <= {*vars(cfg)} - {"dropout"}
     train = TrainConfig().fixed_by_run()

@@ -1,7 +1,8 @@
 """The keys of a model: its shape, its parts and their first values (see train/keys.py).
 
 Without a word it is the seed's Shard-40m. Every other part is off by default, and then the model runs the operations it
-would run if the part did not exist, and checkpoints do not name it (`switch`). Formulas and sources of the parts are in docs/trainer-math.md.
+would run if the part did not exist, and checkpoints do not name it (`switch`). Formulas and sources of the parts are in
+docs/trainer-math.md.
 """
 
 from __future__ import annotations
@@ -267,13 +268,26 @@ class ModelConfig(Keys):
             return self.layer_kinds[layer] == "global"
         return self.attention_pattern == "all_global" or layer % 2 == 1
 
+    def further_parts(self) -> dict[str, Any]:
+        """Return the keys, with their values, that make the model another than Shard can be."""
+        own = [field.name for field in dataclasses.fields(self) if field.metadata["switch"] == field.name]
+        parts = {name: getattr(self, name) for name in own if name in keys_fixed_by_weights(ModelConfig)}
+        changed = {name: value for name, value in parts.items() if value != getattr(ModelConfig, name)}
+        changed.pop("engram_enabled", None)
+        if self.n_heads * self.head_size != self.dim:
+            changed["head_dim"] = self.head_dim
+        return changed
+
     def without_training_parts(self) -> ModelConfig:
         """Return the configuration of what is exported: heads of further tokens are trained and not used."""
         return dataclasses.replace(self, mtp_heads=0, expect_params=None) if self.mtp_heads else self
 
     def fixed_by_run(self) -> dict[str, Any]:
         """Return what `Keys.fixed_by_run` does, with the defaults that follow from other keys filled in."""
-        return super().fixed_by_run() | {"head_dim": self.head_size, "mlp_hidden": self.hidden}
+        values = super().fixed_by_run() | {"head_dim": self.head_size, "mlp_hidden": self.hidden}
+        if self.kv_heads == self.n_heads:
+            values.pop("n_kv_heads", None)
+        return values
 
     def __post_init__(self) -> None:
         super().__post_init__()
