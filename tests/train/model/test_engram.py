@@ -99,7 +99,7 @@ def test_the_gate_learns_first_then_all_and_none_decays(optimizer):
         assert torch.equal(before[name], model.get_parameter(name)) == (name != "engram.gate"), name
     update()
     assert all(not torch.equal(before[n], model.get_parameter(n)) for n in bank)
-    (decaying,) = (m.names for m in rule.adamw_groups if m.decays)
+    (decaying,) = (m.names for m in rule.adamw_groups if m.cfg.weight_decay)
     assert "embed.weight" in decaying and not any("engram" in n for n in decaying)
 
 
