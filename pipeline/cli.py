@@ -169,10 +169,13 @@ def run(
     from pipeline.engine.graph import find_stage
     from pipeline.engine.locks import store_lock
     from stages.estimate.forecast import check_inputs
+    from stages.estimate.mixtures import check_mixtures
 
     context = make_context(stage, recipe, overrides, out, executor, address, workers, force=force, debug=debug)
     with store_lock(context.store):
-        context.listed = check_inputs(context, [needed.name for needed in find_stage(stage).upstream()])
+        stages = [needed.name for needed in find_stage(stage).upstream()]
+        context.listed = check_inputs(context, stages)
+        check_mixtures(context, stages)
         try:
             drive(context, context.stage(find_stage(stage)))
         except Exception as error:

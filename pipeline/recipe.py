@@ -100,16 +100,33 @@ SHOWN = 20  # problems told at a time
 
 def _explain(where: str, error: ValidationError, raw: dict[str, Any]) -> str:
     """Say what is wrong, a line a problem: file, key, what is wrong, what is allowed."""
-    lines = []
+    problems: dict[str, list[str]] = {}  # key as it is written -> what is wrong with it
     for problem in error.errors():
         # The members of a union are pydantic's words, not keys of the recipe.
-        location = tuple(key for key in problem["loc"] if not re.search(r"[\[\]]|^(str|int|float)$", str(key)))
+        location = tuple(key for key in problem["loc"] if not re.search(r"[\[\]]|^(str|int|float|bool)$", str(key)))
         # So is the tag of a source's kind.
         written = location[:2] + location[3:] if location[0:1] == ("sources",) else location
-        key = ".".join(map(str, written)) or "recipe"
-        lines.append(f"{where}: {key}{_message(problem, location, raw)}")
-    distinct = list(dict.fromkeys(lines))
-    return "\n".join(distinct[:SHOWN]) + (f" (and {len(distinct) - SHOWN} more)" if len(distinct) > SHOWN else "")
+        problems.setdefault(".".join(map(str, written)) or "recipe", []).append(_message(problem, location, raw))
+    lines = []
+    for key, messages in problems.items():
+        is_looked_into = any(other.startswith(f"{key}.") for other in problems)  # one member of a union took it
+        for message in _alternatives(messages):
+            if not (is_looked_into and message.startswith(": must be ")):
+                lines.append(f"{where}: {key}{message}")
+    return "\n".join(lines[:SHOWN]) + (f" (and {len(lines) - SHOWN} more)" if len(lines) > SHOWN else "")
+
+
+def _alternatives(messages: list[str]) -> list[str]:
+    """Return what is wrong with one key, with what each member of a union wants in one line."""
+    wanted: dict[str, list[str]] = {}  # what was given -> what it must be
+    others = []
+    for message in dict.fromkeys(messages):
+        must, comma, given = message.rpartition(", not ")
+        if comma and must.startswith(": must be "):
+            wanted.setdefault(given, []).append(must.removeprefix(": must be "))
+        else:
+            others.append(message)
+    return [f": must be {' or '.join(must)}, not {given}" for given, must in wanted.items()] + others
 
 
 def _message(problem: ErrorDetails, location: Location, raw: dict[str, Any]) -> str:

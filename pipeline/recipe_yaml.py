@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import yaml
@@ -36,15 +37,28 @@ class Loader(yaml.SafeLoader):
         """Build a whole number. Raises YAMLError when it has more digits than any key takes."""
         if len(node.value) > DIGITS:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a number of {len(node.value):,} characters")
-        return int(self.construct_yaml_int(node))
+        number = int(self.construct_yaml_int(node))
+        check_plain(node, number)
+        return number
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_number)
 
 
+def check_plain(node: yaml.ScalarNode, number: float) -> None:
+    """Raise YAMLError for a number that YAML reads in base 60 (1:30:00) or base 8 (010), which nobody means."""
+    if ":" in node.value or re.match(r"[-+]?0[0-7_]+$", node.value):
+        raise yaml.YAMLError(
+            f"line {node.start_mark.line + 1}: YAML reads {node.value} as {number:g}; write that, or the text in quotes"
+        )
+
+
 def _finite(loader: Loader, node: yaml.ScalarNode) -> float:
     """Build a number. Raises YAMLError for an infinite one and for what is none."""
+    if len(node.value) > DIGITS:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a number of {len(node.value):,} characters")
     number = float(loader.construct_yaml_float(node))
+    check_plain(node, number)
     if not math.isfinite(number):
         raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {node.value[:40]} is no number that a key takes")
     return number

@@ -127,6 +127,12 @@ class BuildContext(Protocol):
         A source's file that cannot be read is left out while the recipe's `quarantine.files` allows for it.
         """
 
+    def was_built(self, stage: Stage[Any]) -> bool:
+        """Whether a build before this one left results of `stage`."""
+
+    def say(self, text: str) -> None:
+        """Print a line, above the display."""
+
     def warn(self, text: str) -> None:
         """Say once what a person should know; the report at the end says it again."""
 

@@ -35,6 +35,7 @@ from stages.estimate.forecast import (
 )
 from stages.estimate.mixtures import (
     DOES_NOT_FIT,
+    held_out_note,
     packed_mixtures,
     shared_sources,
     source_shares,
@@ -337,7 +338,9 @@ def print_sources(console: TextConsole, context: Context, survey: Survey) -> Non
     for name, sample in survey.samples.items():
         for reason, n in sample.bad.most_common():
             say(console, f"{name}: rows of the sample that go to the quarantine: {n:,} ({printable(reason)})")
-    say(console, *(f"{name}: {problem}" for name, problem in survey.problems.items()))
+    later = missing_sources(context, survey)
+    say(console, *(f"{name}: {problem}" for name, problem in survey.problems.items() if name not in later))
+    say(console, *(f"{name}: cannot be read; why stands at the end" for name in later))
 
 
 def print_mixtures(console: TextConsole, recipe: Recipe, survey: Survey, names: list[str]) -> None:
@@ -345,9 +348,13 @@ def print_mixtures(console: TextConsole, recipe: Recipe, survey: Survey, names: 
     for name in names:
         title = f"Mixture {name}: {recipe.mixtures[name].tokens:,} tokens"
         print_table(console, title, MIXTURE_HEADER, mixture_rows(recipe, name, survey))
-        say(console, verdict(recipe, name, survey))
+        fits = verdict(recipe, name, survey)
+        say(console, "does not fit; why, and what would, stands at the end" if fits.startswith(DOES_NOT_FIT) else fits)
         if not unknown_sources(recipe, name, survey):
             say(console, *loader_note(recipe, name))
+        note, certain = held_out_note(recipe, name, survey)
+        if note and not certain:
+            say(console, f"warning: {note}")
     if "anneal" in names and "pretrain" in recipe.mixtures and (rows := shared_rows(recipe, survey)):
         print_table(console, "Epochs over both mixtures", SHARED_HEADER, rows)
 
@@ -360,7 +367,7 @@ def print_plan(context: Context, target: str) -> list[str]:
     with doing() as tell:
         tell(f"listing {len(recipe.sources)} sources")
         survey, stopped, failed = survey_of(context, target)
-    print_graph(console, context, target, stopped)
+    print_graph(console, context, target, "" if failed else stopped)
     scratch = tempfile.TemporaryDirectory(prefix="shardmill-plan-", ignore_cleanup_errors=True)
     with scratch as folder, doing() as tell:
         forecast(context, survey, Path(folder), tell)
@@ -377,16 +384,22 @@ def print_plan(context: Context, target: str) -> list[str]:
         say(console, f"Asked while training: {', '.join(sets)}")
     if recipe.train:
         print_table(console, "Training", PHASE_HEADER, phase_rows(recipe))
-    # What a network does not answer now may be there when the run asks.
-    missing = {
-        name: problem
-        for name, problem in survey.problems.items()
-        if name not in survey.units and not any(map(is_remote, recipe.sources[name].addresses()))
-    }
     verdicts = {name: verdict(recipe, name, survey) for name in packed_mixtures(recipe, stages)}
+    notes = (held_out_note(recipe, name, survey) for name in verdicts)
     return [
-        *(f"source {name}: {problem}" for name, problem in missing.items()),
+        *(f"source {name}: {problem}" for name, problem in missing_sources(context, survey).items()),
+        *([f"tokenizer: {survey.no_tokenizer}"] if survey.no_tokenizer else ()),
         *(f"mixture {name}: {text}" for name, text in verdicts.items() if text.startswith(DOES_NOT_FIT)),
+        *(note for note, certain in notes if certain and target == TRAIN_STAGE),
         *(too_long_phases(recipe) if target == TRAIN_STAGE else ()),
         *([stopped] if failed else ()),
     ]
+
+
+def missing_sources(context: Context, survey: Survey) -> dict[str, str]:
+    """Return why sources cannot be read, of those that no network has: what does not answer now may do so later."""
+    return {
+        name: problem
+        for name, problem in survey.problems.items()
+        if name not in survey.units and not any(map(is_remote, context.recipe.sources[name].addresses()))
+    }

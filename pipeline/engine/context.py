@@ -181,6 +181,14 @@ class Context:
                 raise error
         return [result for result in results if not isinstance(result, Missing)]
 
+    def was_built(self, stage: Stage[Any]) -> bool:
+        """Whether a build before this one left results of `stage`."""
+        return len(self._units_before(stage.name)) > 0
+
+    def say(self, text: str) -> None:
+        """Print a line, above the display."""
+        self.progress.line(text)
+
     def warn(self, text: str) -> None:
         """Say once what a person should know; the run goes on, and its report says it again."""
         if text not in self.warnings:

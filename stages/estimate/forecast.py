@@ -51,6 +51,7 @@ class Forecast:
     tokens: int  # to train on, held-out documents aside
     error: float = 0.0  # 95 %
     counted: bool = False
+    held_out: bool | None = None  # whether validation takes any of its documents; None: nobody knows yet
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Survey:
     samples: dict[str, Sample] = field(default_factory=dict)
     forecasts: dict[str, Forecast] = field(default_factory=dict)
     tokenizer: str = ""  # what tokens are counted with, for people
+    no_tokenizer: str = ""  # why the recipe's tokenizer cannot be trained, where that is certain
 
 
 def list_sources(context: BuildContext) -> Survey:
@@ -172,10 +174,13 @@ def from_records(context: BuildContext, name: str) -> Forecast:
         kept_text=totals.get("text_bytes", 0),
         tokens=totals.get("train_tokens", 0),
         counted=True,
+        held_out=totals.get("val_tokens", 0) > 0,
     )
 
 
-def from_sample(config: BaseConfig, units: list[SourceUnit], guess: Estimate, tokenizer_error: float) -> Forecast:
+def from_sample(
+    config: BaseConfig, units: list[SourceUnit], sample: Sample, guess: Estimate, tokenizer_error: float
+) -> Forecast:
     """Return a source's estimate, cut to the units that its budget takes, in the order in which a run takes them."""
     share, error = 1.0, guess.error + tokenizer_error
     parts = predicted_parts(config, units, guess) if config.has_budget else []
@@ -190,6 +195,7 @@ def from_sample(config: BaseConfig, units: list[SourceUnit], guess: Estimate, to
         kept_text=guess.kept_text * share,
         tokens=int(guess.tokens * share * TRAINED),
         error=error,
+        held_out=sample.held_out > 0 if sample.whole and share == 1 else None,
     )
 
 
@@ -219,10 +225,10 @@ def forecast(context: BuildContext, survey: Survey, folder: Path, tell: Callable
         return
     tell("counting tokens of the samples")
     tokens = count_tokens(context, survey.samples, folder)
-    survey.tokenizer = tokens.how
+    survey.tokenizer, survey.no_tokenizer = tokens.how, tokens.impossible
     for name, sample in survey.samples.items():
         guess = estimate(sample, tokens.by_source[name])
-        survey.forecasts[name] = from_sample(sources[name], survey.units[name], guess, tokens.error)
+        survey.forecasts[name] = from_sample(sources[name], survey.units[name], sample, guess, tokens.error)
 
 
 def disk(context: BuildContext, survey: Survey, stages: list[str]) -> dict[str, float]:

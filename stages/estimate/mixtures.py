@@ -1,17 +1,23 @@
-"""Whether a mixture can be had from what its sources give, as counted or as predicted: for `plan`."""
+"""Whether a mixture can be had from what its sources give, as counted or as predicted."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from stages.errors import DataError
-from stages.estimate.forecast import Survey
+from stages.estimate.forecast import TRAIN_STAGE, Survey, forecast
 from stages.pack.mixture import capacity, largest_remainder, shares_asked, solve, weights
 from stages.pack.stage import PACK
 from stages.recipe import Recipe
+from stages.stage import BuildContext
+from stages.tokenize.stage import TOKENIZE
 
 DOES_NOT_FIT = ("would not fit, by the estimate", "does not fit")  # how a verdict begins that is a no
+FEW_DOCUMENTS = 300  # of a mixture, below which more than one in twenty has none held out
+SLACK = 2.0  # times what a sample allows for, beyond which a mixture cannot fit
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,65 @@ def verdict(recipe: Recipe, name: str, survey: Survey) -> str:
     most = tokens[binding] / max(1, capacity(low[binding], mixture.cap(binding)))
     doubt = f" (at most {most:.0%})" if predicted else ""
     return f"fits; the cap that binds first is {binding}'s, {used[binding]:.0%} used{doubt}"
+
+
+def cannot_fit(recipe: Recipe, name: str, survey: Survey) -> str:
+    """Return why mixture `name` does not fit, were there twice as much as its samples allow for; "" where it might."""
+    if unknown_sources(recipe, name, survey):
+        return ""
+    available = available_tokens(recipe, name, tokens_of(survey))
+    most = {s: int(n * (1 + survey.forecasts[s].error) * SLACK) for s, n in available.items()}
+    try:
+        solve(recipe.mixtures[name], most)
+    except DataError:
+        return verdict(recipe, name, survey)
+    return ""
+
+
+def held_out_note(recipe: Recipe, name: str, survey: Survey) -> tuple[str, bool]:
+    """Say where nothing may be held out of mixture `name` for validation, and whether that is certain; "" if not."""
+    if unknown_sources(recipe, name, survey):
+        return "", False
+    forecasts = [survey.forecasts[source] for source in recipe.mixtures[name].sources]
+    documents = sum(source.documents for source in forecasts)
+    certain = not any(source.held_out is not False for source in forecasts)
+    if not certain and (documents >= FEW_DOCUMENTS or any(source.held_out for source in forecasts)):
+        return "", False
+    what = "none" if certain else "few, or none,"
+    text = (
+        f"mixture {name}: of its {documents:,} documents {what} will be held out, which takes one in a hundred, and "
+        "training is scored on these; add documents, or cut long ones into several (`from: text` with "
+        "`document: paragraph`, a row each elsewhere)"
+    )
+    return text, certain
+
+
+def check_mixtures(context: BuildContext, stages: list[str]) -> None:
+    """Hold the mixtures that `stages` pack against samples of the sources, and warn of what does not seem to fit.
+
+    For a first build alone: a later one knows the counts. The sources are those listed. Raises DataError, with all that
+    is wrong, for what is certain.
+    """
+    names = packed_mixtures(context.recipe, stages)
+    if not names or not context.listed or context.was_built(TOKENIZE):
+        return
+    context.say("looking at a sample of each source: do the mixtures fit?")
+    survey = Survey(units=dict(context.listed))
+    with tempfile.TemporaryDirectory(prefix="shardmill-run-", ignore_cleanup_errors=True) as folder:
+        forecast(context, survey, Path(folder))
+    wrong = [f"tokenizer: {survey.no_tokenizer}"] if survey.no_tokenizer else []
+    for name in names:
+        if why := cannot_fit(context.recipe, name, survey):
+            wrong.append(f"mixture {name}: {why}")
+        elif (doubt := verdict(context.recipe, name, survey)).startswith(DOES_NOT_FIT):
+            context.warn(f"mixture {name}: {doubt}")
+        note, certain = held_out_note(context.recipe, name, survey)
+        if certain and TRAIN_STAGE in stages:
+            wrong.append(note)
+        elif note:
+            context.warn(note)
+    if wrong:
+        raise DataError("\n".join(wrong))
 
 
 def shared_sources(recipe: Recipe, survey: Survey) -> list[SharedSource]:

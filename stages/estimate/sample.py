@@ -27,6 +27,7 @@ from stages.errors import DataError
 from stages.filter import work as filter_work
 from stages.filter.edits import parse_edits
 from stages.filter.rules import parse_rules
+from stages.hashing import is_validation
 from stages.paths import is_remote
 from stages.sources import arrow
 from stages.sources.base import BadRow, BaseConfig, Row, SourceModule, SourceUnit
@@ -87,7 +88,13 @@ class Sample:
     draw: NDArray[np.int64]  # which draw gave it
     shares: Floats  # of the draws, by draw
     kept: NDArray[np.bool_]  # by the rules
+    held_out: int  # of those kept, how many documents validation takes
     stored: float  # bytes in the store per byte of text
+
+    @property
+    def whole(self) -> bool:
+        """Whether every document of the source is in the sample."""
+        return bool(self.used.sum() >= self.size * (1 - 1e-9))
 
 
 @dataclass(frozen=True)
@@ -314,7 +321,7 @@ def sample_source(config: BaseConfig, units: list[SourceUnit], folder: Path) -> 
         number = bad.total()
         reason = f"none of its {number:,} rows can be used ({bad.most_common(1)[0][0]})" if bad else "it has no rows"
         raise DataError(f"in the sample {reason}; check what it points at")
-    kept, stored = filter_rows(config, files[0].params.get("meta", {}), rows, folder)
+    kept, held_out, stored = filter_rows(config, files[0].params.get("meta", {}), rows, folder)
     return Sample(
         size=size,
         read=read,
@@ -325,31 +332,34 @@ def sample_source(config: BaseConfig, units: list[SourceUnit], folder: Path) -> 
         draw=np.repeat(np.arange(len(draws)), [len(part.rows) for part in draws]),
         shares=np.array([part.share for part in draws], float),
         kept=np.array([(row.file, row.row) in kept for row in rows], bool),
+        held_out=held_out,
         stored=stored,
     )
 
 
 def filter_rows(
     config: BaseConfig, meta: dict[str, str], rows: list[Row], folder: Path
-) -> tuple[dict[tuple[str, int], str], float]:
+) -> tuple[dict[tuple[str, int], str], int, float]:
     """Write and filter `rows` by the code that a run uses.
 
-    Returns the text of each row that is kept, by (file, row), and bytes in the store per byte of text. `meta` is the
-    parameter of that name of the rows' units; `folder` is scratch space.
+    Returns the text of each row that is kept, by (file, row), how many of these are held out for validation, and bytes
+    in the store per byte of text. `meta` is the parameter of that name of the rows' units; `folder` is scratch space.
     """
     download = Task({"meta": meta}, [], folder, "download", path_of)
     write_parts(download, rows)
     parts = [artifact for artifact in download.outputs if artifact.name.startswith("part-")]
     params = {"rules": [list(rule) for rule in parse_rules(config.rules)], "edit": parse_edits(config.edit)}
     kept: dict[tuple[str, int], str] = {}
+    held_out = 0
     for part in parts:
         task = Task(params, [part], folder, f"filter-{part.name}", path_of)
         filter_work.work(task)
-        table = pq.read_table(task.outputs[0].path, columns=["source_file", "source_row", "text"])
-        names, numbers, texts = (column.to_pylist() for column in table.columns)
+        table = pq.read_table(task.outputs[0].path, columns=["document_id", "source_file", "source_row", "text"])
+        held_out += int(is_validation(table.column("document_id")).sum())
+        names, numbers, texts = (column.to_pylist() for column in table.columns[1:])
         kept.update(zip(zip(names, numbers, strict=True), texts, strict=True))
     text = sum(len(row.text.encode()) for row in rows)
-    return kept, sum(Path(part.path).stat().st_size for part in parts) / max(1, text)
+    return kept, held_out, sum(Path(part.path).stat().st_size for part in parts) / max(1, text)
 
 
 def estimate(sample: Sample, tokens: Floats) -> Estimate:

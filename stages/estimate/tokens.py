@@ -32,6 +32,7 @@ class TokenCounts:
     by_source: dict[str, Floats]
     error: float
     how: str  # they were counted, for people
+    impossible: str = ""  # why the recipe's tokenizer cannot be trained on this text, where all of it was read
 
 
 def count_tokens(context: BuildContext, samples: dict[str, Sample], folder: Path) -> TokenCounts:
@@ -41,19 +42,25 @@ def count_tokens(context: BuildContext, samples: dict[str, Sample], folder: Path
     """
     texts = {name: sample.texts for name, sample in samples.items()}
     config = context.recipe.tokenizer
+    impossible = ""
+    read_all = len(samples) == len(context.recipe.sources) and all(sample.whole for sample in samples.values())
     try:
         path, how = known_tokenizer(context, folder)
         if path:
             return TokenCounts(encode_all(path, texts), 0.0, how)
         chosen = training_texts(samples)
         total = sum(len(text.encode()) for text in chosen)
-        if config.vocab_size is None or total < TRAINING_BYTES_PER_ID * config.vocab_size:
+        if config.vocab_size is None or (total < TRAINING_BYTES_PER_ID * config.vocab_size and not read_all):
             raise DataError(f"{total / 1e6:.2f} MB of sample are too little to train {config.vocab_size:,} ids on")
-        whole = train(chosen, config, folder / "all.json")
+        try:
+            whole = train(chosen, config, folder / "all.json")
+        except DataError as error:
+            impossible = str(error) if read_all else ""
+            raise
         half = train(chosen[::2], config, folder / "half.json")
     except DataError as error:
         counts = {name: sample.text_bytes / BYTES_PER_TOKEN + 1 for name, sample in samples.items()}
-        return TokenCounts(counts, ASSUMED_ERROR, f"{BYTES_PER_TOKEN:g} bytes a token assumed: {error}")
+        return TokenCounts(counts, ASSUMED_ERROR, f"{BYTES_PER_TOKEN:g} bytes a token assumed: {error}", impossible)
     # A tokenizer compresses the text that it was trained on better than other text; the true one lies between.
     unseen = {"": chosen[1::2]}
     most, least = (float(encode_all(file, unseen)[""].sum()) for file in (half, whole))

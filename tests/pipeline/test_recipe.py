@@ -53,7 +53,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("train.pretrain.step=3", "train.pretrain.step: unknown key; did you mean 'steps'", "batch_size"),
         ("train.pretrain.schedule.knd=x", "train.pretrain.schedule.knd: unknown key", "decay_frac, decay_shape, kind"),
         ("sources.web.from=nope", "sources.web.from: no kind of source 'nope'", "'jsonl', 'json_array'"),
-        ("sources.web.path=3", "sources.web.path: must be text", "must be a list"),
+        ("sources.web.path=3", "sources.web.path: must be text", "or a list"),
         ("sources.new={path: x}", "sources.new: ", "`from`"),
         ("train.pretrain.schedule.kind=x", "train.pretrain.schedule.kind", "'wsd', 'cosine', 'constant' or 'warmdown'"),
         ("executor=dask", "executor", "'auto', 'ray', 'local'"),
@@ -290,6 +290,12 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
             "train.steps: keys of training stand in a phase",
         ),
         (BASE + "ranks: 0\n", "ranks: must be 1 or more, not '0'"),
+        (BASE + "seed: 1:30:00\n", "line 4: YAML reads 1:30:00 as 5400; write that"),
+        (BASE + "seed: 1:30.5\n", "line 4: YAML reads 1:30.5 as 90.5; write that"),
+        (BASE + "seed: 010\n", "line 4: YAML reads 010 as 8; write that"),
+        (BASE + "seed: " + "9" * 5000 + ".5\n", "line 4: a number of 5,002 characters"),
+        (BASE.replace("path: x", "path: 3"), "sources.s.path: must be text or a list, not '3'"),
+        (BASE.replace("path: x", "path: [3]"), "sources.s.path.0: must be text, not '3'"),
     ],
 )
 def test_yaml_is_bounded_and_what_it_reads_otherwise_is_explained(text, said, tmp_path):
@@ -297,6 +303,7 @@ def test_yaml_is_bounded_and_what_it_reads_otherwise_is_explained(text, said, tm
     with pytest.raises(UsageError) as error:
         load_recipe(str(tmp_path / "r.yaml"))
     assert said in str(error.value) and str(tmp_path / "r.yaml") in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path):

@@ -17,6 +17,7 @@ from stage_harness import SHARED, LocalContext, needs_shared
 from pipeline.recipe import parse_recipe
 from stages.errors import DataError
 from stages.estimate.forecast import check_inputs
+from stages.estimate.mixtures import check_mixtures
 from stages.estimate.sample import SamplingUnit, draw, estimate, sample_source
 from stages.filter.document import Document
 from stages.filter.rules import apply_rules, parse_rules
@@ -176,3 +177,80 @@ def test_all_that_is_wrong_with_the_inputs_is_told_at_once(tmp_path):
     with pytest.raises(DataError) as error:
         check_inputs(context, ["download"])
     assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["source gone", "source lost"]
+
+
+WORDS = (
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "looked",
+    "at",
+    "birds",
+    "over",
+    "green",
+    "hills",
+    "in",
+    "autumn",
+)
+
+
+def write_documents(path, number, words=40):
+    rng = np.random.default_rng(3)
+    lines = [json.dumps({"text": f"{i} " + " ".join(rng.choice(WORDS, words))}) for i in range(number)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def looked_at(tmp_path, tokens, vocab_size, stages):
+    """Warnings, and the error or "", of what is said before a first build of a.jsonl."""
+    keys = {
+        "name": "r",
+        "sources": {"a": {"from": "jsonl", "path": str(tmp_path / "a.jsonl")}},
+        "tokenizer": {"vocab_size": vocab_size},
+        "mixtures": {"pretrain": {"tokens": tokens, "ratios": {"a": "100%"}}},
+        "train": {"pretrain": {"steps": 1, "batch_size": 1, "seq_len": 8}},
+    }
+    context = LocalContext(tmp_path / "out", parse_recipe(keys, "r.yaml"))
+    context.listed = check_inputs(context, ["download"])
+    try:
+        check_mixtures(context, stages)
+    except DataError as error:
+        return context.warnings, str(error)
+    return context.warnings, ""
+
+
+def test_a_mixture_that_cannot_be_packed_is_told_before_anything_is_built(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 2000)
+    warnings, error = looked_at(tmp_path, 9_000_000, 300, ["pack_pretrain"])
+    assert "mixture pretrain: would not fit, by the estimate: source a is short by" in error and not warnings
+    assert len(error.splitlines()) == 1
+
+
+def test_a_mixture_that_may_fit_is_only_doubted(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 2000)
+    available = sum(len(line) for line in (tmp_path / "a.jsonl").open()) // 2  # of about four bytes a token
+    warnings, error = looked_at(tmp_path, available, 300, ["pack_pretrain"])
+    assert not error and warnings[0].startswith("mixture pretrain: would not fit, by the estimate")
+
+
+def test_a_vocabulary_too_large_for_all_of_the_text_is_told(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 400)
+    _, error = looked_at(tmp_path, 100, 5000, ["pack_pretrain"])
+    assert error.startswith("tokenizer: the text supports only ")
+
+
+@pytest.mark.parametrize("stages", [["pack_pretrain"], ["pack_pretrain", "train"]])
+def test_ten_documents_hold_nothing_out(tmp_path, stages):
+    write_documents(tmp_path / "a.jsonl", 10)
+    warnings, error = looked_at(tmp_path, 100, 300, stages)
+    said = error if "train" in stages else warnings[0]
+    assert said.startswith("mixture pretrain: of its 10 documents none will be held out") and "paragraph" in said
+    assert bool(error) == ("train" in stages)
+
+
+def test_enough_documents_are_fine(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 2000)
+    assert looked_at(tmp_path, 1000, 300, ["pack_pretrain", "train"]) == ([], "")

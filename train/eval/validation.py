@@ -133,7 +133,10 @@ class Validation:
         for source in sources:
             self._add_group(manifest, source, limit and max(1, limit // len(sources)))
         if "" not in self.groups:
-            raise TrainError(f"{manifest.folder}: no validation tokens; pack a mixture that has validation documents")
+            raise TrainError(
+                f"{manifest.folder}: nothing is held out to score the model on, which takes one document in a "
+                "hundred; pack a mixture of more documents"
+            )
         self.documents = sum(s.documents for s in manifest.split("val"))  # held out of the mixture
         largest = max(g.stop - g.start for g in self.groups.values())
         self.rows = min(max(1, EVAL_TOKENS // seq_len), largest)
