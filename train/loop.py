@@ -145,6 +145,8 @@ def is_due(step: int, every: int) -> bool:
 def train_step(run: Run) -> tuple[Tensor, Tensor]:
     """Make one update. Returns the global loss in nats and the gradient's norm, both on the device."""
     cfg, optimizer = run.cfg, run.optimizer
+    if run.dead_parts is not None:
+        run.dead_parts.begin_step()
     run.lr_factor = lr_factor(run.step, run.total_steps, cfg.schedule)
     compute_gradient(run, read_batch(run), run.step)
     module_norms = optimizer.norms() if run.anomalies.modules else optimizer.loss.new_empty(0)
@@ -223,6 +225,8 @@ def count_step(run: Run) -> None:
     run.clock.steps += 1
     run.averages.update(run.step, run.lr_factor)
     run.singular_values.after_step(run.step)
+    if run.dead_parts is not None:
+        run.dead_parts.end_step(run.step)
     if run.step_timer is not None:
         run.step_timer.step()
         run.total_steps = planned_steps(run)

@@ -56,6 +56,7 @@ from train.model.masks import MaskBuilder
 from train.model.transformer import Model, build, check_parameters
 from train.monitor import report
 from train.monitor.anomalies import AnomalyDetector
+from train.monitor.dead_parts import DeadPartWatch
 from train.monitor.singular_values import SingularValueWatch
 from train.monitor.text import printable
 from train.optim.averages import Averages
@@ -155,6 +156,7 @@ def build_run(
         epochs_per_step=sampler.epochs_needed(manifest, cfg) / cfg.steps,
         total_steps=cfg.steps,
         step_timer=build_step_timer(cfg, resumed),
+        dead_parts=DeadPartWatch(optimizer.parameters, cfg.kernel_warmup > 0) if rt.is_rank0 else None,
         on_save=on_save,
         progress=Progress() if resumed is None else restored_progress(resumed, start.best),
     )

@@ -18,6 +18,7 @@ from train.distributed.runtime import Runtime
 from train.eval.validation import Score, Validation
 from train.model.transformer import Model
 from train.monitor.anomalies import AnomalyDetector
+from train.monitor.dead_parts import DeadPartWatch
 from train.monitor.singular_values import SingularValueWatch
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
@@ -76,6 +77,7 @@ class Run:
     epochs_per_step: float
     total_steps: float  # that this run makes: cfg.steps, or what schedule.seconds suffice for
     step_timer: StepTimer | None = None  # where schedule.seconds ends the run
+    dead_parts: DeadPartWatch | None = None  # on rank 0
     on_save: OnSave | None = None
     progress: Progress = field(default_factory=Progress)
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from train import page
@@ -19,6 +20,7 @@ from train.data.manifest import Manifest
 from train.distributed import hardware
 from train.eval.validation import Score, sample_texts
 from train.files import write_atomic
+from train.monitor.dead_parts import DeadParts
 from train.monitor.metrics import Metrics
 from train.monitor.text import clock_text, counted_processes, event_text
 from train.run import Run
@@ -131,6 +133,8 @@ def log_step(run: Run, metrics: Metrics | None, loss: Tensor, norm: Tensor) -> d
     """
     cfg, rt = run.cfg, run.rt
     nats, grad_norm = float(loss), float(norm)
+    if run.dead_parts is not None:
+        run.dead_parts.look_at_gradients()
     seconds, steps = run.clock.read()
     run.progress.seconds += seconds
     waited, run.seconds_waited = run.seconds_waited, 0.0
@@ -226,11 +230,14 @@ def finish_run(run: Run, manifest: Manifest, parameters: int) -> dict[str, Any]:
     assert run.after is not None, "a run that has ended was scored"
     unigram = run.validation.unigram(manifest)
     samples = sample_texts(run.model, manifest, cfg.prompts, cfg.sample_tokens, cfg.seed) if rt.is_rank0 else []
+    ids = torch.from_numpy(run.validation.windows[0][:-1].astype("int64"))[None].to(rt.device)
+    dead = None if run.dead_parts is None else run.dead_parts.find(run.model, ids)
     summary = run_summary(run, manifest, parameters, run.after, unigram, samples)
+    summary["dead_parts"] = None if dead is None else dead.to_dict()
     if rt.is_rank0:
         write_atomic(run.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
         page.refresh_page(run.folder)
-    print_end(run, run.after, unigram, samples)
+    print_end(run, run.after, unigram, samples, dead)
     return summary
 
 
@@ -267,8 +274,10 @@ def run_summary(
     }
 
 
-def print_end(run: Run, after: Score, unigram: Score, samples: list[dict[str, str]]) -> None:
-    """Print the last scores beside those of the start and of the unigram, the samples, and where everything lies."""
+def print_end(
+    run: Run, after: Score, unigram: Score, samples: list[dict[str, str]], dead: DeadParts | None = None
+) -> None:
+    """Print the last scores beside those of the start and the unigram, samples, dead parts, where everything lies."""
     rt, before = run.rt, run.progress.before
     rt.print_rank0(f"bits/byte  {compared_text(before, unigram, after)}")
     for name, score in after.sources.items():
@@ -286,11 +295,28 @@ def print_end(run: Run, after: Score, unigram: Score, samples: list[dict[str, st
     for sample in samples:
         prompt, text = (json.dumps(sample[key], ensure_ascii=False) for key in ("prompt", "text"))
         rt.print_rank0(f"sample     {prompt} -> {text}")
+    for line in dead_part_lines(run, dead):
+        rt.print_rank0(line)
     seconds = run.progress.seconds
     speed = run.step * run.cfg.batch_size * run.cfg.seq_len / max(seconds, 1e-9)
     rt.print_rank0(f"done       {run.step} steps in {seconds:.1f} s: {speed:,.0f} tokens/s")
     for name in ("summary.md", "metrics.jsonl", "checkpoints/"):
         rt.print_rank0(f"           {run.folder / name}")
+
+
+def dead_part_lines(run: Run, dead: DeadParts | None) -> list[str]:
+    """Write the table of dead parts: one line where there is none, no line where no step was made."""
+    if dead is None:
+        return []
+    parameters = run.optimizer.parameters
+    rows = [f"{name}, {parameters[name].numel():,} values: {why}" for name, why in dead.parameters.items()]
+    rows += [f"{name}: its output is zero, or its input" for name in dead.outputs]
+    if dead.compiled:
+        steps = ", ".join(map(str, dead.compiled[:8])) + (", ..." if len(dead.compiled) > 8 else "")
+        rows.append(f"compiled inside the clock, in {len(dead.compiled)} step(s): {steps}; see train.kernel_warmup")
+    if not rows:
+        return [f"parts      none is dead: {len(parameters)} parameters moved, nothing was compiled inside the clock"]
+    return [f"warning: {len(rows)} dead part(s)", *(f"           {row}" for row in rows)]
 
 
 def compared_text(before: Score | None, unigram: Score, after: Score) -> str:
