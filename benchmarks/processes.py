@@ -6,7 +6,6 @@ Linux, through /proc.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import yaml
 
 from benchmarks import measure
+from pipeline.engine.sealed import parse_sealed
 from pipeline.engine.store import RECORD, open_store
 from stages.stage import Record
 
@@ -117,7 +117,7 @@ def run_pipeline(stage: str, recipe: dict[str, Any], out: Path, *options: str) -
 def records(out: Path, since: float = 0.0) -> list[Record]:
     """Return the records of all units in a store that started after `since`, in the order in which they did."""
     files = (Path(folder) / RECORD for _, _, folder in open_store(str(out)).unit_folders())
-    found = (Record.from_dict(json.loads(f.read_text(encoding="utf-8"))) for f in files if f.is_file())
+    found = (Record.from_dict(parse_sealed(f.read_bytes())) for f in files if f.is_file())
     return sorted((record for record in found if record.started >= since), key=lambda record: record.started)
 
 

@@ -167,7 +167,7 @@ def run(
     from pipeline.engine import quarantine
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
-    from pipeline.engine.locks import store_lock
+    from pipeline.engine.locks import store_lock, suppress_read_only
     from stages.estimate.forecast import check_inputs
     from stages.estimate.mixtures import check_mixtures
 
@@ -184,7 +184,7 @@ def run(
             raise
         finally:
             quarantine.publish(context)
-            if context.started_executor or context.published:
+            with suppress_read_only():
                 context.save_state()
     print_report(context)
 

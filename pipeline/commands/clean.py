@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -64,10 +63,11 @@ def referenced(store: Store) -> dict[str, set[str]]:
         found = found or bool(states)
         for name in states:
             try:
-                state = json.loads(store.read(f"{folder}/{UNITS}/{name}"))
-                history = KeyHistory({"units": state["units"]})
-                keys.setdefault(name.removesuffix(".json"), set()).update(history.unit_keys())
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                state = store.read_state(recipe, f"{UNITS}/{name}")
+                if state is None:
+                    raise ValueError("a link to what is not there")
+                keys.setdefault(name.removesuffix(".json"), set()).update(KeyHistory(state).unit_keys())
+            except (OSError, ValueError) as error:
                 what = f"cannot be read ({type(error).__name__}: {error})"
                 raise UserError(unreadable(store, f"{folder}/{UNITS}/{name}", what)) from error
         if store.local:

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 from pipeline.commands.report import TextConsole, grid
 from pipeline.engine.store import Store
 from pipeline.errors import UserError
+from stages.filter.samples import DROPPED
 from stages.paths import glob_below
+from stages.sources.parquet import first_line
 
 NONE = "run `python -m pipeline run filter{options}` first, or it dropped none"
 EXCERPT = 400  # characters of a text, unless --full
@@ -25,7 +27,20 @@ def samples(store: Store, recipe: str, source: str | None, options: str) -> list
     if not chosen:
         have = f"sources with a sample are {', '.join(files)}" if files else NONE.format(options=options)
         raise UserError(f"no sample of dropped documents{f' of {source}' if source else ''}: {have}")
-    return [(name, pq.read_table(files[name], filesystem=store.fs, partitioning=None)) for name in chosen]
+    return [(name, read_sample(store, files[name], options)) for name in chosen]
+
+
+def read_sample(store: Store, file: str, options: str) -> pa.Table:
+    """Return the table in a file of `dropped/`. Raises UserError at a damaged one."""
+    try:
+        table = pq.read_table(file, filesystem=store.fs, partitioning=None, page_checksum_verification=True)
+        table = table.select(DROPPED.names).cast(DROPPED)
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(
+            f"{file} is damaged ({first_line(error)}); `python -m pipeline run filter{options}` writes it anew"
+        ) from error
 
 
 def print_dropped(store: Store, recipe: str, source: str | None, reason: str | None, full: bool, options: str) -> None:

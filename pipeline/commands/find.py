@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 
@@ -15,6 +16,7 @@ from stages.lineage.drop_reason import explain_drops
 from stages.lineage.find import FoundDocument, Query, find
 from train.data.manifest import Manifest
 from train.data.sampler import steps_that_read
+from train.monitor.text import printable
 
 BUDGETS = ("max_tokens", "max_documents", "max_bytes")
 SHOWN = 20  # documents, and steps of one, unless all are asked for
@@ -38,7 +40,15 @@ def print_found(manifest: Manifest, query: Query, run_folder: str | None, as_jso
 def find_all(manifest: Manifest, query: Query) -> list[FoundDocument]:
     """Return the documents of the corpus that `query` means, then those that were dropped on the way to it."""
     documents = find(manifest, query)
-    downloaded = explain_drops(manifest, query, StoredRecords(manifest))
+    stored = StoredRecords(manifest)
+    downloaded = explain_drops(manifest, query, stored)
+    if stored.missing:
+        stage, label = min(stored.missing)
+        print(
+            f"{len(stored.missing):,} units of this build are missing or damaged ({printable(f'{stage} {label}')}), so "
+            "what became of documents that are not in the mixture is not all known; run it again to mend them",
+            file=sys.stderr,
+        )
     missing = {name: document for name, document in downloaded.items() if name not in documents}
     explain_curated(manifest, query, [document for document in missing.values() if document.status == "curated"])
     return [*documents.values(), *missing.values()]

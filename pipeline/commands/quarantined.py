@@ -9,34 +9,32 @@ import pyarrow.parquet as pq
 
 from pipeline.commands.report import TextConsole, grid
 from pipeline.commands.status import build_states
-from pipeline.engine.changes import KeyHistory
 from pipeline.engine.store import Store
 from pipeline.errors import UserError
 from stages.registry import STAGES
+from stages.stage import Record
 from train.monitor.text import printable
 
 SHOWN = 5  # rows of each reason, unless --full
 
 
-def bad_rows(store: Store, recipe: str, options: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (source, row of `stages.schemas.QUARANTINE`), unit by unit. Raises UserError where nothing is built."""
+def records_by_unit(store: Store, recipe: str, options: str) -> Iterator[tuple[str, Record | None]]:
+    """Yield (source, record or None where it is gone) of each unit that reads rows. Raises UserError, not built."""
     states = dict(build_states(store, recipe))
     if not states:
         raise UserError(
             f"{recipe}: nothing is built in {store.out}; build it with `python -m pipeline run STAGE{options}`"
         )
     for stage, state in states.items():
-        if not STAGES[stage].may_lose_units:
-            continue
-        units = KeyHistory(state)
-        for label in units.rows:
-            record = store.find(stage, units.key(label))
-            if record is None or not record.counts.get("quarantined"):
-                continue
-            file = pq.ParquetFile(store.fetch(record.output("quarantine")))
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    yield label.partition(" ")[0], row
+        for label in state.units.rows if STAGES[stage].may_lose_units else ():
+            yield label.partition(" ")[0], store.find(stage, state.units.key(label))
+
+
+def bad_rows(store: Store, record: Record) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `stages.schemas.QUARANTINE` of one unit."""
+    if record.counts.get("quarantined"):
+        for batch in pq.ParquetFile(store.fetch(record.output("quarantine"))).iter_batches():
+            yield from batch.to_pylist()
 
 
 def print_quarantined(store: Store, recipe: str, source: str | None, full: bool, options: str) -> None:
@@ -44,14 +42,20 @@ def print_quarantined(store: Store, recipe: str, source: str | None, full: bool,
     console = TextConsole()
     counts: dict[tuple[str, str], int] = {}
     lines: dict[tuple[str, str], list[str]] = {}
-    for name, row in bad_rows(store, recipe, options):
+    gone = 0
+    for name, record in records_by_unit(store, recipe, options):
         if source not in (None, name):
             continue
-        reason = (name, row["reason"])
-        counts[reason] = counts.get(reason, 0) + 1
-        if full or counts[reason] <= SHOWN:
-            lines.setdefault(reason, []).append(f"  {row['source_file']} row {row['source_row']}: {beginning(row)}")
-    if not counts:
+        gone += record is None
+        for row in bad_rows(store, record) if record else ():
+            reason = (name, row["reason"])
+            counts[reason] = counts.get(reason, 0) + 1
+            if full or counts[reason] <= SHOWN:
+                lines.setdefault(reason, []).append(f"  {row['source_file']} row {row['source_row']}: {beginning(row)}")
+    if gone:
+        again = f"`python -m pipeline run download{options}` reads them again"
+        console.print(f"{gone:,} units are missing or damaged, so their rows are not shown; {again}", markup=False)
+    if not counts and not gone:
         console.print(f"{recipe}: no row{f' of {source}' if source else ''} is in quarantine", markup=False)
         return
     most_first = sorted(counts, key=lambda key: (key[0], -counts[key], key[1]))

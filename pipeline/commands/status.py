@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pipeline.commands.report import TextConsole, grid
-from pipeline.engine.changes import KeyHistory
 from pipeline.engine.locks import active_runs
-from pipeline.engine.store import UNITS, Store
+from pipeline.engine.state import LastBuild, read_last_build
+from pipeline.engine.store import Store
 from stages.registry import STAGES
 
 
@@ -30,8 +29,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     for stage, state in states.items():
         done = size = 0
         seconds = 0.0
-        units = KeyHistory(state)
-        for key in units.unit_keys():
+        for key in state.units.unit_keys():
             record = store.find(stage, key)
             if record is not None:
                 done += 1
@@ -39,19 +37,19 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
                 quarantined += record.counts.get("quarantined", 0)
                 bytes_by_path = {output.path: output.bytes for output in record.outputs}  # slices share a file
                 size += sum(bytes_by_path.values())
-        rows.append((stage, done, len(units) - done, len(state["failed"]), f"{seconds:.1f}", f"{size / 1e6:.1f}"))
+        rows.append((stage, done, len(state.units) - done, len(state.failed), f"{seconds:.1f}", f"{size / 1e6:.1f}"))
     console.print(grid(f"{recipe}", ("stage", "done", "missing", "failed", "seconds", "MB"), rows))
     console.print(f"quarantined rows: {quarantined:,}", markup=False)
     if quarantined:
         console.print(f"`python -m pipeline quarantined{options}` shows them", markup=False)
     for stage, state in states.items():
-        for label, message in state["failed"].items():
+        for label, message in state.failed.items():
             console.print(f"failed: {stage} {label}: {message}", markup=False)
 
 
-def build_states(store: Store, recipe: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (stage, what the last build of `recipe` noted of its units), in the order of the pipeline."""
+def build_states(store: Store, recipe: str) -> Iterator[tuple[str, LastBuild]]:
+    """Yield (stage, what the last build of `recipe` noted of it), in the order of the pipeline. Raises UserError."""
     for stage in STAGES:
-        state = store.read_state(recipe, f"{UNITS}/{stage}.json")
+        state = read_last_build(store, recipe, stage)
         if state:
             yield stage, state

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.engine.changes import KeyHistory
-from pipeline.engine.store import UNITS, open_store
+from pipeline.engine.state import read_last_build
+from pipeline.engine.store import open_store
 from stages.stage import Record
 from stages.task import Artifact
 from train.data.manifest import Manifest
@@ -22,16 +23,20 @@ class StoredRecords:
     def __init__(self, manifest: Manifest):
         out = Path(manifest.folder).parent.parent
         self.recipe_name = manifest.name
+        self.missing: set[tuple[str, str]] = set()  # stage and label of each unit that was looked for and is gone
         self.store = open_store(str(out)) if (out / "store").is_dir() else None
 
     def records(self, stage: str) -> Iterator[Record]:
         """Yield the record of each unit of a stage that is there, by label."""
         if self.store is None:
             return
-        history = KeyHistory(self.store.read_state(self.recipe_name, f"{UNITS}/{stage}.json"))
-        for label in sorted(history.rows):
-            record = self.store.find(stage, history.key(label))
-            if record is not None:
+        last = read_last_build(self.store, self.recipe_name, stage)
+        units = last.units if last else KeyHistory()
+        for label in sorted(units.rows):
+            record = self.store.find(stage, units.key(label))
+            if record is None:
+                self.missing.add((stage, label))
+            else:
                 yield replace(record, label=label)  # the unit may be another's too, under that one's label
 
     def table(self, artifact: Artifact, columns: list[str] | None = None) -> pa.Table:

@@ -17,6 +17,7 @@ from pipeline.engine import fingerprint
 
 KEY_BYTES = 20
 DIGEST_BYTES = 6
+ROW_BYTES = KEY_BYTES + 4 * DIGEST_BYTES
 
 
 class Facts(TypedDict):
@@ -57,11 +58,17 @@ class KeyHistory:
     """The units of one stage in one build, by label: their keys, and what those were made of."""
 
     def __init__(self, saved: Mapping[str, Any] | None = None):
-        """Start empty, or from what `to_dict` gave."""
-        saved = saved or {}
-        self.sets: dict[str, dict[str, str]] = dict(saved.get("sets", {}))  # digest -> name -> short value
-        # Label -> its key and its Digests, as bytes: 44 for a unit.
-        self.rows = {label: bytes.fromhex(row) for label, row in saved.get("units", {}).items()}
+        """Start empty, or from what `to_dict` gave. Raises ValueError where it cannot have given that."""
+        saved = {"sets": {}, "units": {}} if saved is None else saved
+        try:
+            # Digest -> name -> short value.
+            self.sets: dict[str, dict[str, str]] = {key: dict(values) for key, values in saved.get("sets", {}).items()}
+            # Label -> its key and its Digests, as bytes.
+            self.rows = {label: bytes.fromhex(row) for label, row in saved["units"].items()}
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
+            raise ValueError(f"it names no units ({type(error).__name__}: {error})") from error
+        if any(len(row) != ROW_BYTES for row in self.rows.values()):
+            raise ValueError("it names units by keys of another length")
 
     def __len__(self) -> int:
         return len(self.rows)

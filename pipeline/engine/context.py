@@ -23,9 +23,9 @@ from pipeline.engine.changes import Facts, KeyHistory, reason_to_run, short_dige
 from pipeline.engine.dispatch import Dispatcher
 from pipeline.engine.executor import Executor, UnitSpec, work_name
 from pipeline.engine.progress import Progress
-from pipeline.engine.state import StageState, compact_record
+from pipeline.engine.state import StageState, compact_record, read_last_build
 from pipeline.engine.store import UNITS, Store
-from pipeline.errors import NotBuilt, UnitFailed
+from pipeline.errors import NotBuilt, UnitFailed, UserError
 from stages.recipe import Recipe
 from stages.registry import STAGES
 from stages.sources.base import SourceUnit
@@ -324,7 +324,11 @@ class Context:
     def _units_before(self, stage: str) -> KeyHistory:
         """Return the units of the last build of `stage`."""
         if stage not in self._last_units:
-            self._last_units[stage] = KeyHistory(self.store.read_state(self.recipe.name, f"{UNITS}/{stage}.json"))
+            try:
+                last = read_last_build(self.store, self.recipe.name, stage)
+            except UserError:  # damaged: this build writes it anew
+                last = None
+            self._last_units[stage] = last.units if last else KeyHistory()
         return self._last_units[stage]
 
     def _lost_units(self) -> int:

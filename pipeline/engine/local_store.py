@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.engine.sealed import parse_sealed, sealed_text
 from pipeline.engine.store import INPUTS, RECORD, FileState, Store
 from stages.stage import Record
 from stages.task import Artifact
@@ -77,7 +78,7 @@ class LocalStore(Store):
         folder = Path(self.folder(record.stage, record.key))
         temporary, final = folder / f"{record.attempt}.{RECORD}", folder / RECORD
         # The name of the record itself is synced below.
-        write_atomic(temporary, json.dumps(record.to_dict(), sort_keys=True), sync_name=False)
+        write_atomic(temporary, sealed_text(record.to_dict()), sync_name=False)
         try:
             os.link(temporary, final)
         except FileExistsError:
@@ -99,14 +100,14 @@ class LocalStore(Store):
         cache = Path(self.root) / INPUTS / f"{hashlib.sha256(os.fsencode(file)).hexdigest()[:32]}.json"
         stamp = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "inode": info.st_ino}
         try:
-            known = json.loads(cache.read_text())
-            if known["stamp"] == stamp:
+            known = parse_sealed(cache.read_bytes())
+            if known.get("stamp") == stamp:
                 return str(known["sha256"])
         except (FileNotFoundError, ValueError, KeyError):
             pass
         digest = sha256_file(file)
         if remember:
-            self.write(str(cache), json.dumps({"path": str(file), "stamp": stamp, "sha256": digest}))
+            self.write(str(cache), sealed_text({"path": str(file), "stamp": stamp, "sha256": digest}))
         return digest
 
     def publish(self, recipe: str, folder: str, files: Mapping[str, Artifact] | str) -> bool:

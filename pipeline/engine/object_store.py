@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
 
+from pipeline.engine.sealed import sealed_text
 from pipeline.engine.store import RECORD, FileState, Store
 from stages.paths import has_wildcard
 from stages.stage import Record
@@ -69,7 +69,7 @@ class ObjectStore(Store):
         """Commit a unit, unless it has a valid record, which is returned."""
         first = self.find(record.stage, record.key)
         if first is None:
-            text = json.dumps(record.to_dict(), sort_keys=True)
+            text = sealed_text(record.to_dict())
             self.write(f"{self.folder(record.stage, record.key)}/{RECORD}", text)
         return first or record
 

@@ -1,4 +1,7 @@
-"""What the driver keeps in memory of the units it has seen: little enough for a million of them."""
+"""What is known of the units of a stage: those the driver has seen in this run, and those the last build noted.
+
+The driver keeps little enough in memory for a million of them.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,40 @@ import sys
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.engine.changes import KeyHistory
-from pipeline.engine.store import STAMP
-from pipeline.errors import UnitFailed
+from pipeline.engine.store import STAMP, UNITS, Store
+from pipeline.errors import UnitFailed, UserError
 from stages.stage import Record
 
 NO_VALUES: dict[str, Any] = {}  # shared by all compact records
 NO_INPUTS: list[str] = []
+
+
+class LastBuild(NamedTuple):
+    """What the last build of a recipe noted of one stage."""
+
+    units: KeyHistory
+    failed: dict[str, str]  # label -> message
+
+
+def read_last_build(store: Store, recipe: str, stage: str) -> LastBuild | None:
+    """Return what `<out>/<recipe>/units/<stage>.json` has, None where there is none. Raises UserError, damaged."""
+    name = f"{UNITS}/{stage}.json"
+    try:
+        value = store.read_state(recipe, name)
+        if value is None:
+            return None
+        units, failed = KeyHistory(value), value.get("failed", {})
+        if not isinstance(failed, dict) or not all(isinstance(message, str) for message in failed.values()):
+            raise ValueError("it has no messages of units that failed")
+    except ValueError as error:
+        raise UserError(
+            f"{store.out}/{recipe}/{name} is damaged ({error}); `python -m pipeline run STAGE`, with the recipe and "
+            f"--out of that build, writes it anew"
+        ) from error
+    return LastBuild(units, failed)
 
 
 @dataclass

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -23,11 +22,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import fsspec
 
+from pipeline.engine.sealed import is_sealed, parse_sealed, sealed_text
 from pipeline.errors import UserError
 from stages.paths import escaped, file_system, is_remote, is_utf8, local_path, refuse_secrets
 from stages.sources.files import remote_identity
 from stages.stage import Record
 from stages.task import Artifact
+from train.data.manifest import check_types
 from train.files import sha256_file
 
 RECORD = "record.json"
@@ -128,8 +129,12 @@ class Store(ABC):
         except FileNotFoundError:
             return None, False
         try:
-            record = Record.from_dict(json.loads(raw))
-        except (ValueError, TypeError, KeyError):
+            record = Record.from_dict(parse_sealed(raw))
+            if (record.stage, record.key) != (stage, key):
+                raise ValueError("the record of another unit")
+            if not is_sealed(raw):
+                check_types(record, Record, "")
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None, True
         by_path = {artifact.path: artifact for artifact in record.outputs}  # slices of one file share it
         return (record if all(map(self._intact, by_path.values())) else None), True
@@ -226,16 +231,19 @@ class Store(ABC):
 
     # -- what is known of a recipe -------------------------------------------------------------------
 
-    def read_state(self, recipe: str, name: str) -> Any:
-        """Return the value of a small JSON file of the recipe's folder, or None."""
+    def read_state(self, recipe: str, name: str) -> dict[str, Any] | None:
+        """Return the object in a small JSON file of the recipe's folder, None where there is no file.
+
+        Raises ValueError at a damaged one.
+        """
         try:
-            return json.loads(self.read(f"{self.out}/{recipe}/{name}"))
-        except (FileNotFoundError, ValueError):
+            return parse_sealed(self.read(f"{self.out}/{recipe}/{name}"))
+        except FileNotFoundError:
             return None
 
-    def write_state(self, recipe: str, name: str, value: Any) -> None:
+    def write_state(self, recipe: str, name: str, value: dict[str, Any]) -> None:
         """Write a small JSON file of the recipe's folder, atomically, and only if it says something new."""
-        path, text = f"{self.out}/{recipe}/{name}", json.dumps(value, sort_keys=True)
+        path, text = f"{self.out}/{recipe}/{name}", sealed_text(value)
         with contextlib.suppress(FileNotFoundError):
             if self.read(path) == text.encode():
                 return

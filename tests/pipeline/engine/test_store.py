@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import uuid
 from dataclasses import replace
@@ -11,10 +13,13 @@ from typing import Any
 
 import fsspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.engine.local_store import switch_link
 from pipeline.engine.locks import active_runs, run_lock, store_lock
 from pipeline.engine.object_store import ObjectStore
+from pipeline.engine.sealed import parse_sealed, sealed_text
 from pipeline.engine.store import RECORD, Store, open_store
 from pipeline.errors import UserError
 from stages.stage import Record
@@ -62,7 +67,7 @@ def test_a_record_whose_outputs_are_gone_is_replaced(store: Store, tmp_path: Pat
     assert found.attempt == "two"
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', "null"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', "null", "[" * 10**5, '{"key": ' + "9" * 5000 + "}"])
 def test_a_damaged_record_counts_as_none(store: Store, tmp_path: Path, damage: str) -> None:
     record = make_record(store, tmp_path, "one", b"1111")
     store.fs.makedirs(store.folder("filter", record.key), exist_ok=True)
@@ -70,6 +75,32 @@ def test_a_damaged_record_counts_as_none(store: Store, tmp_path: Path, damage: s
     assert store.find("filter", record.key) is None
     assert store.put_record(record).attempt == "one"
     assert store.find("filter", record.key) is not None
+
+
+@given(st.data())
+def test_no_byte_of_a_sealed_text_can_change_unseen(data: st.DataObject) -> None:
+    value = {"counts": {"rows_in": 1500}, "outputs": [{"sha256": "ab", "path": 'a", "seal": "b'}], "key": "k"}
+    text = sealed_text(value).encode()
+    assert parse_sealed(text) == value == parse_sealed(json.dumps(value).encode()), "earlier ones have no seal"
+    at = data.draw(st.integers(0, len(text) - 1))
+    changed = text[:at] + data.draw(st.binary(max_size=2).filter(lambda new: new != text[at : at + 1])) + text[at + 1 :]
+    with contextlib.suppress(ValueError):
+        assert {name: parse_sealed(changed).get(name) for name in value} == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("counts", 3), ("counts", {"quarantined": "x"}), ("outputs", [3]), ("seconds", None), ("key", "ef" * 20)],
+)
+def test_a_record_of_an_earlier_version_is_checked_by_its_types(
+    store: Store, tmp_path: Path, field: str, value: object
+) -> None:
+    record = store.put_record(make_record(store, tmp_path, "one", b"1111"))
+    path = f"{store.folder('filter', record.key)}/{RECORD}"
+    store.fs.pipe_file(path, json.dumps(record.to_dict()).encode())
+    assert store.find("filter", record.key) == record
+    store.fs.pipe_file(path, json.dumps({**record.to_dict(), field: value}).encode())
+    assert store.look("filter", record.key) == (None, True)
 
 
 def test_truncated_and_altered_outputs_are_noticed(tmp_path: Path) -> None:
@@ -163,8 +194,10 @@ def test_state_is_written_only_when_it_says_something_new(store: Store) -> None:
         before = path.stat()
         store.write_state("r", "units.json", {"a": 1})
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-        path.write_text("{")
-        assert store.read_state("r", "units.json") is None, "a damaged state is no state"
+        for damage in ("{", path.read_text().replace("1", "2", 1), "[1]", "[" * 10**5):
+            path.write_text(damage)
+            with pytest.raises(ValueError):
+                store.read_state("r", "units.json")
 
 
 def test_two_runs_of_one_store_both_count_as_running(tmp_path: Path) -> None:
