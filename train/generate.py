@@ -7,6 +7,9 @@ time per token stop growing there. Tests hold every position of this path agains
 
 Prompts of one call stand in columns, ended together: shorter ones have padding in front, which no one sees and which
 their positions do not count. So a text does not depend on what else is in the batch, up to the rounding of sums.
+
+A model's memory tokens stand between the padding and the text, at the first positions. Embeddings that look back at the
+tokens before (SmearGate, BigramHash) get their ids from the cache.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from train.checkpoint.load_model import TrainedModel, add_model_arguments, model_from_arguments
@@ -76,11 +80,13 @@ class LayerKVCache:
 
 
 class KVCache:
-    """What a model has read of B texts, `size` columns at most."""
+    """What a model has read of B texts, `size` columns at most, and ahead of them as many as it has memory tokens."""
 
     def __init__(self, model: Model, size: int, padding: Tensor | None = None) -> None:
         """padding: (B,) columns in front of each text that hold none of it; None: there are none."""
-        self.model, self.size, self.padding, self.length = model, size, padding, 0
+        self.memory = model.cfg.memory_tokens
+        self.model, self.size, self.padding, self.length = model, size + self.memory, padding, 0
+        self.last_ids: Tensor | None = None  # (B, n) the last columns' ids, as many as the next embedding looks at
         self.layers = [LayerKVCache(self, block.attn.window) for block in model.blocks]
 
     def hidden(self, columns: Tensor) -> Tensor | None:
@@ -90,13 +96,18 @@ class KVCache:
     @torch.no_grad()
     def read(self, ids: Tensor) -> Tensor:
         """(B, n, d) normed states of the next n columns, ids (B, n)."""
+        ahead = 0 if self.length else self.memory  # columns of memory, whose ids mean nothing
+        ids = F.pad(ids, (ahead, 0)) if ahead else ids
         columns = torch.arange(self.length, self.length + ids.shape[1], device=ids.device)
         padding = torch.zeros(1, dtype=torch.long, device=ids.device) if self.padding is None else self.padding
         # clamped where no text stands: in padding, and in rows that ended while others go on
-        positions = (columns[None] - padding[:, None]).clamp(0, self.model.cfg.max_seq_len - 1)
-        states = self.model.trunk(ids, positions, self.layers)
+        positions = (columns[None] - padding[:, None]).clamp(0, self.memory + self.model.cfg.max_seq_len - 1)
+        states = self.model.trunk(ids, positions, self.layers, start=self.memory, before=self.last_ids)
         self.length += ids.shape[1]
-        return states
+        if self.model.looks_back:
+            known = ids if self.last_ids is None else torch.cat([self.last_ids, ids], 1)
+            self.last_ids = known[:, -self.model.looks_back :]
+        return states[:, ahead:] if ahead else states
 
 
 def sample_token(logits: Tensor, uniform: float, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> int:

@@ -126,4 +126,9 @@ def configs(recipe: dict[str, Any], phase: str, overrides: list[str], where: str
     model, train = from_dict(ModelConfig, value["model"], "model"), from_dict(TrainConfig, value["train"], "train")
     if train.seq_len > model.max_seq_len:
         raise ConfigError(f"train.seq_len = {train.seq_len}: above model.max_seq_len = {model.max_seq_len}")
+    for name in ("memory_tokens", "mtp_heads"):
+        if train.seq_len <= getattr(model, name):
+            raise ConfigError(f"train.seq_len = {train.seq_len}: must be above model.{name} = {getattr(model, name)}")
+    if train.document_mask and model.memory_tokens:
+        raise ConfigError("train.document_mask = True: a row's first document alone would see model.memory_tokens")
     return model, train

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import golf_toy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from train.generate import KVCache, generate, main, sample_token
 from train.main import run
 from train.model.transformer import build
 
+CONTEXT = {"max_seq_len": 64}
 CFG = ModelConfig(dim=32, n_layers=4, n_heads=2, max_seq_len=64, sliding_window=8, init_std=0.2)
 SHAPES = {
     "gemma4": CFG,
@@ -29,13 +31,39 @@ SHAPES = {
     "window above the context": dataclasses.replace(CFG, sliding_window=100),
     "engram": dataclasses.replace(CFG, engram_enabled=True, engram_slots=5, engram_inject_layer=1),
     "untied, no cap": dataclasses.replace(CFG, tie_embeddings=False, lm_head_logit_cap=None),
+    "golf S2": dataclasses.replace(golf_toy.S2, init_std=0.2, **CONTEXT),
+    "golf S4": dataclasses.replace(golf_toy.S4, init_std=0.2, **CONTEXT),
+    "memory, windows": dataclasses.replace(golf_toy.S4, attention_pattern="gemma4", sliding_window=6, **CONTEXT),
+    "memory alone": dataclasses.replace(CFG, memory_tokens=3),
+    "bigram alone": dataclasses.replace(CFG, bigram_buckets=16, bigram_dim=8),
+    "smear, BOS unmixed": dataclasses.replace(CFG, smear=True, smear_bos_mask=True),
+    "gemma": dataclasses.replace(
+        CFG,
+        n_heads=4,
+        n_kv_heads=1,
+        head_dim=16,
+        qk_norm="weighted",
+        mlp="geglu",
+        norm="one_plus",
+        sandwich_norms=True,
+        layer_kinds=("sliding", "sliding", "global", "sliding"),
+        rope_base_global=1e6,
+        embed_scale="sqrt_dim",
+    ),
 }
 
 
 def model_of(shape):
-    model = build(SHAPES[shape], 50, seed=1).eval()
+    cfg = SHAPES[shape]
+    model = build(cfg, golf_toy.V if "golf" in shape else 50, seed=1, bos_id=1).eval()
+    if "golf" in shape:
+        return golf_toy.fill(model)
     if model.engram is not None:
         torch.nn.init.ones_(model.engram.gate)  # at 0 it does nothing
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():  # what is 0 at first does nothing either
+        if not parameter.any():
+            parameter.data.normal_(0, 0.2, generator=generator)
     return model
 
 
@@ -45,7 +73,8 @@ def some_ids(*size, seed=0):
 
 def without_cache(model, ids):
     with torch.no_grad():
-        return model.logits(model.trunk(ids))
+        states = model.hidden_states(ids, None, memory_in_front=True)
+        return model.logits(states.view(*ids.shape, -1))
 
 
 @pytest.mark.slow

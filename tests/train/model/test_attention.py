@@ -20,6 +20,42 @@ from train.model.transformer import build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = ModelConfig(dim=32, n_layers=2, n_heads=2, max_seq_len=512, sliding_window=8, init_std=0.3)
+MODELS = {  # parts beside TINY's
+    "engram": {"engram_enabled": True, "engram_inject_layer": 1},
+    "all of golf's": {
+        "n_kv_heads": 1,
+        "qk_norm": "rms",
+        "q_gain": 1.5,
+        "mlp": "relu2",
+        "rope_dims": 8,
+        "rope_table": "bf16_freq",
+        "norm": "plain",
+        "embed_norm": True,
+        "smear": True,
+        "smear_bos_mask": True,
+        "bigram_buckets": 32,
+        "bigram_dim": 8,
+        "memory_tokens": 3,
+        "residual_mix": True,
+        "branch_scales": True,
+        "depth_scale": True,
+        "unet_skips": True,
+        "mtp_heads": 2,
+        "n_layers": 4,
+    },
+    "all of Gemma's": {
+        "n_heads": 4,
+        "n_kv_heads": 1,
+        "head_dim": 16,
+        "qk_norm": "weighted",
+        "mlp": "geglu",
+        "norm": "one_plus",
+        "sandwich_norms": True,
+        "layer_kinds": ("sliding", "global"),
+        "rope_base_global": 1e6,
+        "embed_scale": "sqrt_dim_rounded",
+    },
+}
 UNFUSED = "ignore:flex_attention called without"  # on a CPU, on purpose
 
 
@@ -71,16 +107,25 @@ def test_blocks_hold_every_pair_and_full_ones_no_other(data, rows, blocks, windo
 @pytest.mark.filterwarnings(UNFUSED)
 @pytest.mark.parametrize("window", [None, 1, 100, 200])
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 3, 128, 256, 300, 512]])
-def test_flex_is_the_dense_mask(window, cu_seqlens):
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_flex_is_the_dense_mask(window, cu_seqlens, kv_heads):
     rows, length = 2, 2 * FLEX_BLOCK
     documents = None if cu_seqlens is None else document_ids(torch.tensor(cu_seqlens, dtype=torch.int32), rows, CPU)
     q, k, v = torch.randn(3, rows, 2, length, 16, generator=torch.Generator().manual_seed(0))
+    k, v = k[:, :kv_heads], v[:, :kv_heads]
     a = attend(q, k, v, Mask(blocks=block_mask(length, window, documents, CPU)))
     assert torch.allclose(a, attend(q, k, v, Mask(dense=dense_mask(length, window, documents, CPU))), atol=1e-5)
 
 
-def flash(q, k, v, cu_seqlens, _, max_q, max_k, *, window_size):
+def repeated(q, x):
+    """Keys or values (B, H_kv, S, D) as if each head of q had its own: the first of x serves the first H / H_kv."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
+
+
+def flash(q, k, v, cu_seqlens, _, max_q, max_k, *, window_size, enable_gqa=False):
     """What varlen_attn says it does, one document at a time: it runs on CUDA only."""
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     assert cu_seqlens.dtype == torch.int32 and max_q == max_k >= cu_seqlens.diff().max()
     before, after = window_size
     assert after == 0
@@ -96,17 +141,40 @@ def flash(q, k, v, cu_seqlens, _, max_q, max_k, *, window_size):
 
 
 @settings(max_examples=20, deadline=None)
-@given(data=st.data(), rows=st.integers(1, 3), length=st.integers(2, 20), window=st.integers(1, 24))
-def test_varlen_is_given_the_same_masks(data, rows, length, window):
+@given(
+    data=st.data(),
+    rows=st.integers(1, 3),
+    length=st.integers(2, 20),
+    window=st.integers(1, 24),
+    shared=st.sampled_from([1, 2, 4]),
+)
+def test_varlen_is_given_the_same_masks(data, rows, length, window, shared):
     """Its layout, its cu_seqlens and its window, which counts tokens before its own; not its kernel."""
     cfg = dataclasses.replace(TINY, sliding_window=window)
     cu_seqlens = some_borders(data.draw, rows, length) if data.draw(st.booleans()) else None
-    q, k, v = torch.randn(3, rows, 2, length, 16, generator=torch.Generator().manual_seed(0))
+    q, k, v = torch.randn(3, rows, 4, length, 16, generator=torch.Generator().manual_seed(0))
+    k, v = k[:, : 4 // shared], v[:, : 4 // shared]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(varlen, "varlen_attn", flash)
         ids = torch.zeros(rows, length)
         for a, b in zip(MaskBuilder(cfg, "varlen")(ids, cu_seqlens), MaskBuilder(cfg)(ids, cu_seqlens), strict=True):
             assert torch.allclose(attend(q, k, v, a), attend(q, k, v, b), atol=1e-5)
+            own = attend(q, repeated(q, k), repeated(q, v), b)
+            assert torch.allclose(attend(q, k, v, b), own, atol=1e-5)
+
+
+def test_heads_that_share_keys_have_the_gradients_of_copies():
+    q, k, v = torch.randn(3, 2, 6, 10, 8, generator=torch.Generator().manual_seed(0))
+    results = []
+    for of_copies in (False, True):
+        inputs = [x.clone().requires_grad_() for x in (q, k[:, :2], v[:, :2])]
+        a, b, c = inputs
+        given_k, given_v = (repeated(a, b), repeated(a, c)) if of_copies else (b, c)
+        out = attend(a, given_k, given_v, Mask(dense=dense_mask(10, 4, None, CPU)))
+        out.square().sum().backward()
+        results.append([out.detach(), *(x.grad for x in inputs)])
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 def test_borders_for_varlen_keep_one_size_while_they_fit():
@@ -138,12 +206,13 @@ def test_nothing_crosses_a_border(window, cut, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parts", MODELS)
 @pytest.mark.parametrize("kernel, documents", [("flex", False), ("flex", True), ("varlen", True)])
-def test_the_trunk_is_one_graph_and_stays_it(kernel, documents):
+def test_the_trunk_is_one_graph_and_stays_it(kernel, documents, parts):
     """No break, and no new compilation for other documents. FlexAttention has no gradient on a CPU, and varlen's kernel
     does not run there at all: it is only traced."""
     torch._dynamo.reset()
-    model = build(dataclasses.replace(TINY, sliding_window=100, engram_enabled=True, engram_inject_layer=1), 50, 0)
+    model = build(dataclasses.replace(TINY, sliding_window=100, **MODELS[parts]), 50, 0, bos_id=1)
     model.mask_builder = MaskBuilder(model.cfg, kernel)
     ids = torch.randint(0, 50, (2, 256), generator=torch.Generator().manual_seed(0))
     graphs = []
@@ -164,9 +233,10 @@ def test_the_trunk_is_one_graph_and_stays_it(kernel, documents):
 
 
 @pytest.mark.slow
-def test_a_compiled_trunk_has_the_same_gradients():
+@pytest.mark.parametrize("parts", MODELS)
+def test_a_compiled_trunk_has_the_same_gradients(parts):
     torch._dynamo.reset()
-    model = build(dataclasses.replace(TINY, dropout=0.0), 50, 0)
+    model = build(dataclasses.replace(TINY, **MODELS[parts]), 50, 0, bos_id=1)
     ids = torch.randint(0, 50, (2, 33), generator=torch.Generator().manual_seed(0))
     results = []
     for run in (model.trunk, torch.compile(model.trunk, dynamic=False, fullgraph=True, backend="eager")):
