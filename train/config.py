@@ -28,12 +28,14 @@ from train.optim.config import (
 
 Kind = Literal["int5", "int6", "int8", "fp16", "fp32"]  # how an artefact stores a tensor
 KINDS: tuple[Kind, ...] = ("int5", "int6", "int8", "fp16", "fp32")
+Counting = Literal["once", "pr465", "pr352"]
 
 __all__ = [
     "KINDS",
     "AdamWConfig",
     "ArtefactConfig",
     "ConfigError",
+    "Counting",
     "EMAConfig",
     "GroupConfig",
     "GroupsConfig",
@@ -176,6 +178,12 @@ class TrainConfig(Keys):
         "Validation tokens scored, always the same first ones; 0: all. null: 1,000,000, or a tenth of the tokens that "
         "the run trains on where that is less, but 10,000 at least.",
         at_least=0,
+        fixed_by=None,
+    )
+    eval_counting: Counting = key(
+        "once",
+        "once: an evaluation scores every target once. Only to repeat public records, whose scores differ by it: "
+        "pr465, pr352, as those parameter-golf scripts count (train/eval/windows.py).",
         fixed_by=None,
     )
     eval_items: int | None = key(

@@ -191,6 +191,7 @@ def build_validation(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cf
         world_size=rt.world_size,
         choices=choices,
         document_mask=cfg.document_mask,
+        counting=cfg.eval_counting,
     )
 
 

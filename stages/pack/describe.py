@@ -98,7 +98,7 @@ def manifest_values(
         "tokens": sum(shard.tokens - shard.padding for shard in train),
         "val_tokens": sum(shard.tokens - shard.padding for shard in val),
         "documents": sum(shard.documents for shard in train),
-        "tokenizer": asdict(tokenizer),
+        "tokenizer": tokenizer.to_dict(),
         "shards": [asdict(shard) for shard in shards],
         "sources": [asdict(source) for source in sources],
         "recipe": recipe.to_dict(),

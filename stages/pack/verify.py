@@ -158,8 +158,8 @@ def verify_tokenizer(manifest: Manifest) -> Iterator[str]:
     known = {bos_id, pad_id} <= {*specials.values()}
     if said.special_ids != specials or (said.bos_id, said.pad_id) != (bos_id, pad_id) or not known:
         yield f"manifest: special ids are not those of {said.path}"
-    if said.token_bytes != lengths or said.vocab_size != len(lengths):
-        yield f"manifest: vocabulary size or token_bytes are not those of {said.path}"
+    if said.token_bytes != lengths or said.vocab_size != len(lengths) or said.space_ids:  # byte-level ids have none
+        yield f"manifest: vocabulary size, token_bytes or space_ids are not those of {said.path}"
 
 
 def verify_ids(manifest: Manifest, listed: list[bytes]) -> Iterator[str]:

@@ -45,7 +45,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer the tokens came from. `token_bytes[id]` is the length of its text in bytes, 0 for specials."""
+    """The tokenizer the tokens came from. `token_bytes[id]` is the length of its text in bytes, 0 for specials.
+
+    Ids in `space_ids` have a space in front as well, which counts behind a token of text: train/eval/text_bytes.py.
+    """
 
     path: str
     sha256: str
@@ -54,6 +57,14 @@ class Tokenizer:
     pad_id: int
     special_ids: dict[str, int]
     token_bytes: list[int]
+    space_ids: list[int] = field(default_factory=list)  # left out of the file where there are none
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what stands in the file."""
+        value = dataclasses.asdict(self)
+        if not self.space_ids:
+            del value["space_ids"]
+        return value
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,7 @@ class Manifest:
         del value["folder"]
         if not self.evals:
             del value["evals"]
+        value["tokenizer"] = self.tokenizer.to_dict()
         return value
 
 

@@ -1,9 +1,9 @@
 """How good the model is: validation loss, bits per byte, a unigram to compare with, and samples.
 
 Bits per byte = sum of nll / ln 2 / sum of bytes, over the same tokens (docs/trainer-math.md, "Bits per byte"). Every
-target of the validation shards is scored exactly once, in windows that do not overlap; the first token of a shard has
-nothing before it and is no target. A special id has 0 bytes and its loss counts: predicting that a text ends is part of
-predicting the text. (nanochat drops specials from both sums.)
+target of the validation shards is scored exactly once, in windows that do not overlap, or that slide by a stride; the
+first token of a shard has nothing before it and is no target. A special id has 0 bytes and its loss counts: predicting
+that a text ends is part of predicting the text. (nanochat drops specials from both sums.)
 
 The manifest has one validation shard in the mixture's proportions and one of each source; all are scored alike. The
 sums are fp64, one per window, added in the windows' order: they do not depend on the number of ranks.
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.config import TrainError
+from train.config import Counting, TrainError
 from train.data.format import Tokens
 from train.data.index import counted_targets, read_shard_index
 from train.data.loader import open_shard
@@ -31,6 +31,8 @@ from train.data.sampler import I64
 from train.data.watch import FileWatch
 from train.eval.multiple_choice import ChoiceScore, MultipleChoice
 from train.eval.passes import passes_of_rank
+from train.eval.text_bytes import TextBytes
+from train.eval.windows import sliding_windows
 from train.generate import generate
 from train.model.transformer import Model
 
@@ -110,6 +112,10 @@ class Validation:
         world_size: int,
         choices: MultipleChoice | None = None,
         document_mask: bool = False,
+        stride: int | None = None,
+        counting: Counting = "once",
+        row: int | None = None,
+        pass_tokens: int | None = None,
     ) -> None:
         """Choose the windows of `seq_len` targets, and map the shards they are in.
 
@@ -117,15 +123,22 @@ class Validation:
         equal share each: with them an evaluation costs at most twice.
         choices: questions to ask beside.
         document_mask: attention stays inside a document, as in training.
+        stride: targets that a window begins behind the one before it, at most seq_len; None: seq_len. Below it, a token
+            has seq_len - stride tokens before it at least, where the shard has them, and costs seq_len / stride times.
+        counting: see train/eval/windows.py. row: the sequence length of training, to a multiple of which records cut a
+            shard; None: seq_len.
+        pass_tokens: targets read in a forward pass, about; None: EVAL_TOKENS.
         Raises TrainError when there is nothing to score.
         """
         self.process_group, self.rank, self.world_size, self.seq_len = group, rank, world_size, seq_len
         self.choices = choices
-        self.token_bytes = np.array(manifest.tokenizer.token_bytes, np.int64)
+        self.stride, self.counting = stride or seq_len, counting
+        self.cut_to = 1 if counting == "once" else row or seq_len
+        self.text_bytes = TextBytes(manifest.tokenizer)
         self.vocab_size = manifest.tokenizer.vocab_size
         self.watch = FileWatch()
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
-        self.counted: list[slice | I64] = []  # the targets of each that count: all but those at padding
+        self.counted: list[slice | I64] = []  # the targets of each that count: not at padding, nor counted before
         self.starts: list[I64] | None = [] if document_mask else None  # where documents begin in each, after its first
         self.groups: dict[str, WindowGroup] = {}
         sources = list(dict.fromkeys(s.source for s in manifest.shards if s.split == "val" and s.source))
@@ -139,7 +152,7 @@ class Validation:
             )
         self.documents = sum(s.documents for s in manifest.split("val"))  # held out of the mixture
         largest = max(g.stop - g.start for g in self.groups.values())
-        self.rows = min(max(1, EVAL_TOKENS // seq_len), largest)
+        self.rows = min(max(1, (pass_tokens or EVAL_TOKENS) // seq_len), largest)
         self.passes: list[range] = []  # the windows of each forward pass
         for g in self.groups.values():
             for i in range(g.start, g.stop, self.rows):
@@ -152,30 +165,33 @@ class Validation:
         left = limit or sum(s.tokens for s in shards)
         for shard in shards:
             left -= self._add_shard(manifest, shard, left)
-        targets = [w[1:][c] for w, c in zip(self.windows[first:], self.counted[first:], strict=True)]
-        num_targets = sum(len(t) for t in targets)
+        num_targets = byte_count = 0
+        for window, counted in zip(self.windows[first:], self.counted[first:], strict=True):
+            sizes = self._sizes(window, counted)
+            num_targets, byte_count = num_targets + len(sizes), byte_count + int(sizes.sum())
         if num_targets:
-            byte_count = int(sum(self.token_bytes[t].sum() for t in targets))
             self.groups[source] = WindowGroup(first, len(self.windows), num_targets, byte_count)
+
+    def _sizes(self, window: Tokens, counted: slice | I64) -> I64:
+        """Return the bytes of the targets of a window that count."""
+        if isinstance(counted, slice):
+            return self.text_bytes.count(window[counted.start : counted.stop + 1])
+        return self.text_bytes.count(window)[counted]
 
     def _add_shard(self, manifest: Manifest, shard: Shard, limit: int) -> int:
         """Append the windows of a shard, `limit` targets at most. Returns how many they have."""
         tokens = open_shard(manifest, shard, self.watch)
         counts = counted_targets(manifest, shard) if shard.padding else None
         starts = None if self.starts is None else read_shard_index(manifest, shard).starts
-        left = limit
-        for start in range(0, len(tokens) - 1, self.seq_len):
-            length = min(self.seq_len, len(tokens) - 1 - start, left)
-            if length <= 0:
-                break
-            stop = start + length
+        targets = min(limit, len(tokens) - 1) // self.cut_to * self.cut_to
+        for start, stop, first in sliding_windows(targets, self.seq_len, self.stride, self.counting):
             self.windows.append(tokens[start : stop + 1])
-            self.counted.append(slice(length) if counts is None else np.flatnonzero(counts[start:stop]))
+            scored = slice(first - start, stop - start)
+            self.counted.append(scored if counts is None else first - start + np.flatnonzero(counts[first:stop]))
             if self.starts is not None and starts is not None:
                 low, high = np.searchsorted(starts, [start + 1, stop])
                 self.starts.append(starts[low:high] - start)
-            left -= length
-        return limit - left
+        return targets
 
     @property
     def num_tokens(self) -> int:

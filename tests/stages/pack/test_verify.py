@@ -152,7 +152,9 @@ def test_every_field_of_the_manifest_that_can_be_known(published, tmp_path):
             *path, last = spot
             for step in path:
                 value = value[step]
-            value[last] = "x" if value[last] == "" else {"x": 1} if value[last] == {} else changed(value[last])
+            old = value.get(last, [])  # lists that are empty may be left out
+            empty = {str: "x", dict: {"x": 1}, list: [1]}
+            value[last] = empty[type(old)] if type(old) in empty and not old else changed(old)
 
         edit(folder, change)
         if not problems(folder):

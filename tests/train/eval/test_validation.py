@@ -88,3 +88,25 @@ def test_samples_are_the_same_for_a_seed_and_end_where_the_model_ends(manifest, 
     assert first == sample_texts(model, manifest, ("the", "once"), 100, seed=0)
     assert first != sample_texts(model, manifest, ("the", "once"), 100, seed=1)
     assert model.training
+
+
+@pytest.mark.parametrize("stride", [1, 5, 32])
+def test_sliding_windows_score_each_token_once_with_all_before_it(manifest, model, stride):
+    v = Validation(manifest, 32, 90, None, 0, 1, stride=stride)
+    tokens = torch.from_numpy(np.array(open_shard(manifest, manifest.split("val")[0])[:91], np.int64))
+    nll = 0.0
+    for target in range(1, 91):  # by hand, each target alone
+        start = max(0, -(-(target - 32) // stride)) * stride
+        ids = tokens[None, start:target]
+        nll += model.score(ids, tokens[None, start + 1 : target + 1])[0, -1].double().item()
+    score = v.score(model, torch.device("cpu"))
+    assert score.tokens == 90 and score.bytes == int((tokens[1:] != BOS).sum())
+    assert score.nats == pytest.approx(nll / 90, rel=1e-6)
+
+
+def test_records_count_whole_rows_alone(manifest, model):
+    v = Validation(manifest, 16, 90, None, 0, 1, stride=4, counting="pr465", row=32)
+    assert v.groups[""].tokens == 64 + 3 * 4
+    v = Validation(manifest, 16, 90, None, 0, 1, stride=4, counting="pr352", row=32)
+    assert v.groups[""].tokens == 64 - 12
+    assert v.score(model, torch.device("cpu")).tokens == 52
