@@ -70,7 +70,7 @@ def make_context(
     from pipeline.engine.store import open_store
     from pipeline.executors.choose import KINDS, choose_executor
     from pipeline.executors.forkserver import ForkServer
-    from pipeline.recipe import load_recipe
+    from pipeline.recipe import find_recipe, load_recipe
 
     find_stage(stage)
     loaded = load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe
@@ -85,9 +85,20 @@ def make_context(
 
     forced = frozenset([stage]) if force else frozenset()
     options = given_options(recipe if isinstance(recipe, str) else DEFAULT_RECIPE, out)
-    return Context(
-        loaded, open_store(out), make_executor, progress, dry=dry, force=forced, debug=debug, options=options
+    file = str(find_recipe(recipe).resolve()) if isinstance(recipe, str) else ""
+    context = Context(
+        loaded,
+        open_store(out),
+        make_executor,
+        progress,
+        dry=dry,
+        force=forced,
+        debug=debug,
+        options=options,
+        recipe_file=file,
     )
+    context.warn_of_shared_name()
+    return context
 
 
 def given_options(recipe: str, out: str) -> str:

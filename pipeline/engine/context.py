@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.engine import fingerprint, quarantine
@@ -33,6 +35,7 @@ from stages.stage import Record, Stage, Unit
 from stages.task import Artifact
 from train.data.manifest import SourceFile
 
+RECIPE = "recipe.json"  # in a recipe's folder: the file that its results were last made of
 WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
 
 Result = TypeVar("Result")
@@ -59,10 +62,12 @@ class Context:
         force: frozenset[str] = frozenset(),
         debug: bool = False,
         options: str = "",
+        recipe_file: str = "",
     ):
         self.recipe, self.store, self.progress = recipe, store, progress
         self.dry, self.force = dry, force
         self.options = options  # `--recipe` and `--out` as the user gave them, for commands that messages suggest
+        self.recipe_file = recipe_file  # "" where the recipe comes from elsewhere
         self.dispatcher = Dispatcher(executor, store, progress, " ".join(sys.argv), debug)
         self.states: dict[str, StageState] = {}
         self.listed: dict[str, list[SourceUnit]] = {}  # units of sources that a plan has listed already
@@ -345,11 +350,30 @@ class Context:
         """Whether anything had to run."""
         return self.dispatcher.started
 
+    def warn_of_shared_name(self) -> None:
+        """Warn where the results that this recipe's name stands for were last made of another recipe file."""
+        known = self.store.read_state(self.recipe.name, RECIPE)
+        file = known.get("file") if isinstance(known, dict) else None
+        if not isinstance(file, str) or not self.recipe_file or file == self._recipe_from_store():
+            return
+        other = Path(self.store.out, file).resolve() if self.store.local else Path(file)
+        if other.is_file():  # else it was moved
+            self.warn(
+                f"{self.recipe_file} has the name of {other}, {self.recipe.name}, and both write their results to "
+                f"{self.folder('')}; give one of them another name"
+            )
+
+    def _recipe_from_store(self) -> str:
+        """Return the recipe's file as state says it: from a local store, so that a copy of both agrees."""
+        return os.path.relpath(self.recipe_file, self.store.out) if self.store.local else self.recipe_file
+
     def save_state(self) -> None:
         """Remember which units the results refer to: `clean`, `status` and the dry run's reasons read it.
 
         A build that was cut short has not seen all its units, so what it knows is added to what was known.
         """
+        if self.recipe_file:
+            self.store.write_state(self.recipe.name, RECIPE, {"file": self._recipe_from_store()})
         for name, state in self.states.items():
             units = state.units if self.complete else self._units_before(name).merged(state.units)
             failed = {error.label: error.message for error in state.failed}

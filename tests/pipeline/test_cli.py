@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,25 @@ def test_set_takes_several_values_as_the_trainer_does():
     given = ["run", "train", "--set", "a=1", "b.c=2", "--out", "x=y", "--set", "d=3"]
     assert split_settings(given) == ["run", "train", "--set", "a=1", "--set", "b.c=2", "--out", "x=y", "--set", "d=3"]
     assert split_settings(["run", "--set", "a=1", "train"]) == ["run", "--set", "a=1", "train"]
+
+
+@pytest.mark.slow
+def test_two_recipe_files_of_one_name_are_told_of(packed: Work) -> None:
+    packed.run("download")
+    mine, other = packed.recipe, packed.folder / "other.yaml"
+    assert "both write their results" not in packed.run("download").stderr
+    other.write_bytes(mine.read_bytes())
+    arguments = ("--recipe", str(other), "--out", str(packed.out))
+    for command in ("plan", "run"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", command, "download", *arguments],
+            cwd=packed.folder,
+            env=packed.environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        said = done.stdout + done.stderr
+        assert f"warning: {other} has the name of {mine}, small, and both write their results to" in said
+    other.rename(mine)  # moved, not another
+    assert "both write their results" not in packed.run("download").stderr
