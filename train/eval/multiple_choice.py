@@ -191,7 +191,7 @@ class MultipleChoice:
         row_numbers = np.repeat(np.arange(len(rows)), counts)
         columns = np.concatenate([np.arange(end - n, end) for end, n in zip(ends, counts, strict=True)])
         targets = np.concatenate([row.ids[-row.choice_len :] for row in rows])
-        hidden_states = model.trunk(torch.from_numpy(batch).to(device))
+        hidden_states = model.text_states(torch.from_numpy(batch).to(device))
         picked = hidden_states[torch.from_numpy(row_numbers).to(device), torch.from_numpy(columns).to(device)]
         on_device = torch.from_numpy(targets).to(device)
         losses = token_losses(picked, model.head_weight, on_device, model.cfg.lm_head_logit_cap)
@@ -218,6 +218,6 @@ def reference_nats(model: Model, item: Item, bos_id: int) -> list[float]:
     nats: list[float] = []
     for choice in item.choices:
         ids = torch.tensor([bos_id, *item.prompt, *choice])
-        log_p = torch.log_softmax(model.logits(model.trunk(ids[None, :-1]))[0].double(), -1)
+        log_p = torch.log_softmax(model.logits(model.text_states(ids[None, :-1]))[0].double(), -1)
         nats.append(-sum(float(log_p[i, ids[i + 1]]) for i in range(len(item.prompt), len(ids) - 1)))
     return nats

@@ -134,6 +134,7 @@ class Validation:
         self.choices = choices
         self.stride, self.counting = stride or seq_len, counting
         self.cut_to = 1 if counting == "once" else row or seq_len
+        self.memory_in_front = counting != "pr352" or self.stride < seq_len
         self.text_bytes = TextBytes(manifest.tokenizer)
         self.vocab_size = manifest.tokenizer.vocab_size
         self.watch = FileWatch()
@@ -217,15 +218,19 @@ class Validation:
     ) -> NDArray[np.float64]:
         """Return the nats of each window, (windows,): 0 for those that are another rank's to score."""
         sums = np.zeros(len(self.windows))
+        hidden = 0 if self.memory_in_front else model.cfg.memory_tokens
         for windows in passes_of_rank(self.passes, self.rank, self.world_size, should_stop):
             # padded with 0 to one shape: attention is causal, so what follows a target cannot change it
             batch = np.zeros((self.rows, self.seq_len + 1), np.int64)
             for row, w in enumerate(windows):
                 batch[row, : len(self.windows[w])] = self.windows[w]
             ids = torch.from_numpy(batch).to(device)
-            nll = model.score(ids[:, :-1], ids[:, 1:], self._cu_seqlens(windows)).cpu().double().numpy()
+            cu_seqlens = self._cu_seqlens(windows)
+            losses = model.score(ids[:, :-1], ids[:, 1:], cu_seqlens, self.memory_in_front).cpu().double().numpy()
             for row, w in enumerate(windows):
-                sums[w] = nll[row, self.counted[w]].sum()
+                nats = losses[row, self.counted[w]]
+                # PR 352 takes the mean of what memory leaves for the mean of all, whose bytes it counts
+                sums[w] = nats[hidden:].mean() * len(nats) if hidden else nats.sum()
         return sums
 
     def _cu_seqlens(self, windows: range) -> Tensor | None:

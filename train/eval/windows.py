@@ -8,7 +8,8 @@ of the window's own length, windows do not overlap.
     pr465   the counting of parameter-golf PR 465: windows go on behind the one that reaches the end, ever shorter, and
             each is scored on its last `stride` targets: 2,048 / 64 - 1 = 31 of them score the last 64 targets again
     pr352   that of PR 352: only whole windows, the first one too on its last `stride` targets alone: the beginning of
-            the stream, and what is left at its end, are never scored
+            the stream, and what is left at its end, are never scored. With windows that do not overlap, memory tokens
+            are in the place of the first ones, as in training, and not in front: the mean loss is that of the others
 
 Both records cut a stream to a multiple of the training's sequence length first.
 """

@@ -217,6 +217,11 @@ class Model(nn.Module):
         ids = F.pad(ids, (ahead, 0))
         return self.run_trunk(ids, masks=self.mask_builder(ids), start=ahead)[:, ahead:].flatten(0, 1)
 
+    def text_states(self, ids: Tensor) -> Tensor:
+        """Return (B, T, dim) hidden states of texts of any length, memory in front; never compiled."""
+        ahead = self.cfg.memory_tokens
+        return self.trunk(F.pad(ids, (ahead, 0)), start=ahead)[:, ahead:] if ahead else self.trunk(ids)
+
     def forward(
         self, ids: Tensor, targets: Tensor, num_targets: int | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,20 @@ def test_batches_are_the_reference_at_any_number_of_ranks(tmp_path_factory, foun
             assert dataclasses.asdict(score[name])[what] == pytest.approx(expected[what], rel=1e-4), what
 
 
+def test_memory_stands_in_front_of_questions(folder):
+    items = questions(3, 6)
+    model = build(dataclasses.replace(CFG, memory_tokens=4), VOCAB, 0).eval()
+    nats = [reference_nats(model, item, BOS) for item in items]
+    found = MultipleChoice(with_items(folder, web=items), MAX_LEN, 0).nats(model, CPU)
+    np.testing.assert_allclose(found, [value for values in nats for value in values], rtol=1e-5)
+    prompt, choice = items[0].prompt, items[0].choices[0]
+    ids = torch.tensor([[0] * 4 + [BOS, *prompt, *choice]])
+    with torch.no_grad():
+        losses = -torch.log_softmax(model.logits(model.trunk(ids[:, :-1], start=4))[0], -1)
+    wanted = sum(losses[at - 1, ids[0, at]].item() for at in range(4 + 1 + len(prompt), ids.shape[1]))
+    assert nats[0][0] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_few_lengths_are_run_and_none_beyond_the_models(folder):
     found = MultipleChoice(with_items(folder, a=questions(1, 60, 58)), MAX_LEN, 0)
     model, shapes = build(CFG, VOCAB, 0).eval(), []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golf_data import BOS, SHARDS, VAL_BYTES, VAL_TARGETS, toy_stream, toy_text_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Tokenizers
@@ -135,18 +136,10 @@ def test_pieces_are_the_size_of_the_text(tmp_path):
 
 
 def test_the_toy_of_the_records():  # golf.md 5: ids, bytes and spaces of its tokenizer; 320 targets, 819 bytes
-    lengths, space_ids = [0, 0, 0, 0, 1, 1, 1, 1], []
-    for i in range(8, 64):
-        characters = i % 4 + (i % 3 != 0)
-        lengths.append(characters * (2 if i % 5 == 0 else 1))
-        space_ids += [i] if i % 3 == 0 else []
-    s, stream = 99, []
-    for _ in range(331):
-        stream.append(s >> 16 & 63)
-        s = (1103515245 * s + 12345) % 2**31
+    stream = toy_stream(*SHARDS["toy_val_000000"])
     assert stream[:5] == [0, 48, 61, 36, 40]
-    sizes = TextBytes(manifest_tokenizer(lengths, space_ids, 1)).count(np.array(stream))
-    assert len(sizes[:320]) == 320 and sizes[:320].sum() == 819
+    sizes = TextBytes(manifest_tokenizer(*toy_text_bytes(), BOS)).count(np.array(stream))
+    assert sizes[:VAL_TARGETS].sum() == VAL_BYTES
 
 
 def test_a_space_counts_behind_text_alone():
