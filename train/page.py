@@ -122,12 +122,15 @@ def training_rows(run: Record, records: list[Record], steps: int) -> list[Sequen
     """What was trained, on what, how long and how fast. Speeds are medians of the logged lines."""
     model, cfg, lined = run["model"], run["train"], [r for r in records if "loss" in r]
     tokens = cfg["batch_size"] * cfg["seq_len"]
+    kinds = model.get("layer_kinds")  # runs of before have no such key
+    by_kind = kinds and f"{kinds.count('sliding')} sliding and {kinds.count('global')} global"
+    layers = by_kind or model["attention_pattern"]
     rates = f"Muon {cfg['muon']['lr']:g}, AdamW" if cfg["optimizer"] == "muon" else "AdamW"
     rows: list[Sequence[str]] = [
         (
             "model",
             f"{run['parameters']:,} parameters: {model['n_layers']} layers of {model['dim']}, "
-            f"{model['attention_pattern']}, window {model['sliding_window']:,}",
+            f"{layers}, window {model['sliding_window']:,}",
         ),
         (
             "training",

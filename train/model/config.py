@@ -259,6 +259,14 @@ class ModelConfig(Keys):
         """Whether any layer has a window."""
         return not all(map(self.is_global, range(self.n_layers)))
 
+    @property
+    def layers_text(self) -> str:
+        """Which layers see what, in words."""
+        if self.layer_kinds is None:
+            return self.attention_pattern
+        count = sum(map(self.is_global, range(self.n_layers)))
+        return f"{self.n_layers - count} sliding and {count} global"
+
     def is_global(self, layer: int) -> bool:
         """Return whether `layer` attends to everything before it.
 

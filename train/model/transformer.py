@@ -182,8 +182,9 @@ class Model(nn.Module):
         all_ids = ids if before is None else torch.cat([before, ids], 1)
         x = self.embed(all_ids).to(self.dtype)
         if self.cfg.embed_scale != "none":
-            factor = torch.tensor(math.sqrt(self.cfg.dim))
-            x = x * (factor.to(x.dtype).item() if self.cfg.embed_scale == "sqrt_dim_rounded" else factor.item())
+            factor = math.sqrt(self.cfg.dim)
+            rounds = self.cfg.embed_scale == "sqrt_dim_rounded"
+            x = x * (torch.tensor(factor, dtype=x.dtype, device=x.device) if rounds else factor)
         if self.bigram is not None:
             x = x + self.bigram(all_ids, self._starts(all_ids, positions, start), x.dtype)
         if self.embed_norm is not None:

@@ -20,6 +20,7 @@ from train.data.manifest import Manifest
 from train.distributed import hardware
 from train.eval.validation import Score, sample_texts
 from train.files import write_atomic
+from train.model.transformer import count_parameters
 from train.monitor.dead_parts import DeadParts
 from train.monitor.metrics import Metrics
 from train.monitor.text import clock_text, counted_processes, event_text
@@ -30,23 +31,17 @@ from train.run import Run
 
 
 def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
-    """Print what is about to happen, in five lines, and what a person should know about it."""
-    cfg, model_cfg, rt = run.cfg, run.model.cfg, run.rt
+    """Print what is about to happen, in some five lines, and what a person should know about it."""
+    cfg, rt = run.cfg, run.rt
     if cfg.order == "sequential":
         order = f"read one after another, {sampler.tokens_per_step(cfg):,} a step"
     else:
         tail = sampler.tail_tokens(manifest, cfg.seq_len)
         order = f"{sum(run.loader.counts):,} windows of {cfg.seq_len}, {tail:,} tokens in no window"
-    slots, layer = model_cfg.engram_slots, model_cfg.engram_inject_layer
-    engram = f", an engram of {slots} slots ahead of layer {layer}" if model_cfg.engram_enabled else ""
     where = f"{counted_processes(rt.world_size)} on {rt.device.type}"
-    dtype = str(run.model.dtype).removeprefix("torch.")
     epochs = run.epochs_per_step * cfg.steps
     rt.print_rank0(f"run        {manifest.name}/{manifest.phase}, build {manifest.build_id[:16]}, {where}")
-    rt.print_rank0(
-        f"model      {parameters:,} parameters: {model_cfg.n_layers} layers of {model_cfg.dim}, "
-        f"{model_cfg.attention_pattern}{engram}, {dtype}"
-    )
+    print_model(run, parameters)
     rt.print_rank0(
         f"data       {manifest.tokens:,} tokens in {len(run.loader.shards)} shard(s): {order}; "
         f"{manifest.val_tokens:,} for validation"
@@ -70,6 +65,24 @@ def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
         name = hardware.device_name(rt.device)
         rt.print_rank0(f"note: no peak is known for {name}, so MFU is left out; name one with train.peak_tflops")
     rt.print_rank0(f"folder     {run.folder}")
+
+
+def print_model(run: Run, parameters: int) -> None:
+    """Print the size of the model and what it has that Shard has not."""
+    cfg, rt = run.model.cfg, run.rt
+    engram = f", an engram of {cfg.engram_slots} slots ahead of layer {cfg.engram_inject_layer}"
+    dtype = str(run.model.dtype).removeprefix("torch.")
+    rt.print_rank0(
+        f"model      {parameters:,} parameters: {cfg.n_layers} layers of {cfg.dim}, "
+        f"{cfg.layers_text}{engram if cfg.engram_enabled else ''}, {dtype}"
+    )
+    further = {name: value for name, value in cfg.further_parts().items() if name != "layer_kinds"}
+    parts = [name if value is True else f"{name} {value}" for name, value in further.items()]
+    if parts:
+        rt.print_rank0(f"           {', '.join(parts)}")
+    if cfg.mtp_heads:
+        exported = count_parameters(cfg.without_training_parts(), run.model.vocab_size)
+        rt.print_rank0(f"           exported {exported:,} of them: without the heads of further tokens")
 
 
 @contextlib.contextmanager
