@@ -22,6 +22,7 @@ from train.optim.config import (
     GroupConfig,
     GroupsConfig,
     MuonConfig,
+    QATConfig,
     ScheduleConfig,
     SWAConfig,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Kind",
     "ModelConfig",
     "MuonConfig",
+    "QATConfig",
     "RankLossConfig",
     "SWAConfig",
     "ScheduleConfig",
@@ -145,6 +147,7 @@ class TrainConfig(Keys):
     ema: EMAConfig = key(EMAConfig(), "An exponential moving average of the weights.")
     swa: SWAConfig = key(SWAConfig(), "The mean of the weights over the end of the decay.")
     artefact: ArtefactConfig = key(ArtefactConfig(), "The artefact, a model packed into one small file.", fixed_by=None)
+    qat: QATConfig = key(QATConfig(), "Training for an artefact of few bits, at the end of the decay.", switch="qat")
     kernel_warmup: int = key(
         0,
         "Steps that are trained ahead of the first one and undone, so that all is compiled when the clock starts.",

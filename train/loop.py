@@ -26,7 +26,7 @@ from train.eval.validation import Score
 from train.monitor import report
 from train.monitor.metrics import Metrics
 from train.optim.muon import momentum_at
-from train.optim.schedule import decay_begins, lr_factor
+from train.optim.schedule import decay_begins, has_fallen_below, lr_factor
 from train.run import Run
 
 EVALUATIONS = 15  # in a run, by default
@@ -56,6 +56,8 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
         if metrics is not None:
             metrics.write({"step": 0, **report.score_record(run.progress.before)})
     run.total_steps = planned_steps(run)
+    if run.step:
+        run.lr_factor = lr_factor(run.step - 1, run.total_steps, cfg.schedule)
     warm_up(run)
     run.clock.restart()
     is_decaying = decay_begins(run.step, run.total_steps, cfg.schedule)
@@ -147,7 +149,8 @@ def train_step(run: Run) -> tuple[Tensor, Tensor]:
     cfg, optimizer = run.cfg, run.optimizer
     if run.dead_parts is not None:
         run.dead_parts.begin_step()
-    run.lr_factor = lr_factor(run.step, run.total_steps, cfg.schedule)
+    factor_before, run.lr_factor = run.lr_factor, lr_factor(run.step, run.total_steps, cfg.schedule)
+    run.model.mtp_weight = mtp_weight(run, factor_before)
     compute_gradient(run, read_batch(run), run.step)
     module_norms = optimizer.norms() if run.anomalies.modules else optimizer.loss.new_empty(0)
     norm = optimizer.clip()
@@ -166,6 +169,14 @@ def compute_gradient(run: Run, batch: Batch, step: int) -> None:
     for micro_batch in batch.micro_batches(run.loader.micro_batch_size):
         backward(run, micro_batch)
     rt.all_reduce_(run.optimizer.grads_and_loss)
+
+
+def mtp_weight(run: Run, factor_before: float) -> float:
+    """Return what the loss of the heads for further tokens counts in this step. factor_before: the lr's a step ago."""
+    cfg = run.model.cfg
+    if cfg.mtp_decay == "none":
+        return cfg.mtp_weight
+    return cfg.mtp_weight * (run.lr_factor if cfg.mtp_decay == "rate" else factor_before)
 
 
 def warm_up(run: Run) -> None:
@@ -224,12 +235,23 @@ def count_step(run: Run) -> None:
     run.progress.step += 1
     run.clock.steps += 1
     run.averages.update(run.step, run.lr_factor)
+    turn_on_fake_quant(run)
     run.singular_values.after_step(run.step)
     if run.dead_parts is not None:
         run.dead_parts.end_step(run.step)
     if run.step_timer is not None:
         run.step_timer.step()
         run.total_steps = planned_steps(run)
+
+
+def turn_on_fake_quant(run: Run) -> None:
+    """Round matrices from the next step on, once the learning rate has fallen far enough."""
+    if run.fake_quant is None or run.fake_quant.is_on:
+        return
+    if has_fallen_below(run.step, run.lr_factor, run.cfg.qat.start_frac, run.cfg.schedule):
+        run.fake_quant.turn_on()
+        count = len(run.fake_quant.rounded)
+        run.rt.print_rank0(f"step {run.step}: from here on {count} matrices are used as the artefact will hold them")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -314,6 +336,7 @@ def save(run: Run, record: dict[str, Any], decay_starts: bool, is_best: bool, at
 def checkpoint_state(run: Run) -> dict[str, Any]:
     """Return what a checkpoint's state.json says beside the step; train/main.py reads it again."""
     progress = run.progress
+    own = {} if run.fake_quant is None else {"qat": run.fake_quant.is_on}
     # how long the run was to be, which a resume compares, and by the clock what was timed
     schedule: dict[str, Any] = {"steps": run.cfg.steps, "seconds": run.cfg.schedule.seconds, "total": run.total_steps}
     if run.step_timer is not None:
@@ -330,4 +353,5 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "skipped": run.anomalies.skipped,
         "averages": run.averages.counts(),
         "schedule": schedule,
+        **own,
     }

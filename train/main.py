@@ -51,6 +51,7 @@ from train.distributed.runtime import PeerLostError, Runtime, join_processes, st
 from train.eval.multiple_choice import MultipleChoice
 from train.eval.validation import Score, Validation
 from train.model.attention import choose_kernel
+from train.model.fake_quant import FakeQuant
 from train.model.flops import flops_per_token
 from train.model.masks import MaskBuilder
 from train.model.transformer import Model, build, check_parameters
@@ -61,7 +62,7 @@ from train.monitor.singular_values import SingularValueWatch
 from train.monitor.text import printable
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
-from train.optim.schedule import StepTimer
+from train.optim.schedule import StepTimer, has_fallen_below, lr_factor
 from train.overrides import configs
 from train.run import OnSave, Progress, Run
 
@@ -156,6 +157,7 @@ def build_run(
         epochs_per_step=sampler.epochs_needed(manifest, cfg) / cfg.steps,
         total_steps=cfg.steps,
         step_timer=build_step_timer(cfg, resumed),
+        fake_quant=build_fake_quant(model, cfg, resumed),
         dead_parts=DeadPartWatch(optimizer.parameters, cfg.kernel_warmup > 0) if rt.is_rank0 else None,
         on_save=on_save,
         progress=Progress() if resumed is None else restored_progress(resumed, start.best),
@@ -218,6 +220,27 @@ def build_optimizer(rt: Runtime, model: Model, cfg: TrainConfig) -> Optimizer:
     if rt.world_size > 1:
         dist.broadcast(optimizer.weights, src=0)
     return optimizer
+
+
+def build_fake_quant(model: Model, cfg: TrainConfig, resumed: Checkpoint | None) -> FakeQuant | None:
+    """Return the switch of quantization-aware training, as the run that is continued had it; None where it is off.
+
+    Raises ConfigError where it would never be turned on, or round nothing.
+    """
+    if cfg.qat.start_frac == 0:
+        return None
+    steps, schedule = cfg.steps, cfg.schedule  # below there is the factor of the last step but one
+    if schedule.seconds is None and not has_fallen_below(
+        steps - 1, lr_factor(max(0, steps - 2), steps, schedule), cfg.qat.start_frac, schedule
+    ):
+        raise ConfigError(
+            f"train.qat.start_frac = {cfg.qat.start_frac:g}: the learning rate's factor does not fall below it ahead "
+            "of the last step, so nothing would be rounded\nraise it, or lengthen the schedule's decay"
+        )
+    fake_quant = FakeQuant(model, cfg.qat, cfg.artefact)
+    if resumed is not None and resumed.state["qat"]:
+        fake_quant.turn_on()
+    return fake_quant
 
 
 def build_singular_value_watch(rt: Runtime, optimizer: Optimizer, cfg: TrainConfig) -> SingularValueWatch:

@@ -16,6 +16,7 @@ from train.data.prefetch import Prefetcher
 from train.distributed.hardware import Meter
 from train.distributed.runtime import Runtime
 from train.eval.validation import Score, Validation
+from train.model.fake_quant import FakeQuant
 from train.model.transformer import Model
 from train.monitor.anomalies import AnomalyDetector
 from train.monitor.dead_parts import DeadPartWatch
@@ -77,6 +78,7 @@ class Run:
     epochs_per_step: float
     total_steps: float  # that this run makes: cfg.steps, or what schedule.seconds suffice for
     step_timer: StepTimer | None = None  # where schedule.seconds ends the run
+    fake_quant: FakeQuant | None = None  # where train.qat is on
     dead_parts: DeadPartWatch | None = None  # on rank 0
     on_save: OnSave | None = None
     progress: Progress = field(default_factory=Progress)

@@ -191,8 +191,11 @@ class ModelConfig(Keys):
     mtp_weight: float = key(
         0.2, "Weight of the mean of those heads' losses beside the main one.", at_least=0, switch="mtp_heads"
     )
-    mtp_decay: bool = key(
-        True, "Multiply that weight by the factor of the learning rate at each step.", switch="mtp_heads"
+    mtp_decay: Literal["none", "rate", "previous_rate"] = key(
+        "rate",
+        "What that weight is multiplied by in each step. rate: the factor of its learning rate; previous_rate: that of "
+        "the step before, only to repeat a public record.",
+        switch="mtp_heads",
     )
     engram_enabled: bool = key(
         False,

@@ -6,6 +6,7 @@ nothing. Matrices are not initialized here: `train.model.init` draws all of them
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -21,14 +22,18 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.fake_quant: Callable[[Tensor], Tensor] | None = None  # see train/model/fake_quant.py
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x."""
         return F.linear(x, self.used_weight().to(x.dtype))
 
     def used_weight(self) -> Tensor:
-        """Return what x is multiplied by: the weight, as it is. Every product of a Linear takes it from here."""
-        return self.weight
+        """Return what x is multiplied by: the weight, rounded where training is for few bits.
+
+        Every product of a Linear takes it from here.
+        """
+        return self.fake_quant(self.weight) if self.fake_quant is not None and self.training else self.weight
 
 
 def project(x: Tensor, *linears: Linear) -> tuple[Tensor, ...]:

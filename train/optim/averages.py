@@ -1,7 +1,8 @@
 """Averages of the weights over the steps, held beside them: EMA and SWA (docs/trainer-math.md, "Weight averaging").
 
     ema   every `every` steps:  e = decay * e + (1 - decay) * w, from the first weights on, without debiasing
-          (.997 every 10 steps: the first weights still count .066 after 9,030 steps)
+          (a decay of .997 a step is .997 ** 10 = .97040178 every 10 steps; after 9,030 steps the first weights then
+          count 1.6e-12)
     swa   every `every` steps while the lr's factor is below `start_frac`, after the warm-up:  the mean of the weights
           (.5 and 50: the last half of the warmdown, of 3,000 steps 29 or 30 snapshots)
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from train.config import ConfigError, TrainConfig
-from train.optim.schedule import lr_factor
+from train.optim.schedule import has_fallen_below, lr_factor
 
 
 @dataclass
@@ -122,7 +123,7 @@ def _is_due(name: str, cfg: TrainConfig, step: int, factor: float) -> bool:
     """Return whether average `name` is updated after `step`, whose learning rate had `factor`."""
     if name == "ema":
         return step % cfg.ema.every == 0
-    return step % cfg.swa.every == 0 and step > cfg.schedule.warmup and factor < cfg.swa.start_frac
+    return step % cfg.swa.every == 0 and has_fallen_below(step, factor, cfg.swa.start_frac, cfg.schedule)
 
 
 @torch.no_grad()

@@ -152,3 +152,21 @@ class SWAConfig(Keys):
         0.0, "Weights count while the learning rate's factor is below this; 0: no mean.", at_least=0, at_most=1
     )
     every: int = key(50, "Steps between snapshots.", above=0)
+
+
+@dataclass(frozen=True)
+class QATConfig(Keys):
+    """Late quantization-aware training: matrices are used as an artefact will hold them (train/model/fake_quant.py)."""
+
+    where = "train.qat"
+
+    start_frac: float = key(
+        0.0,
+        "Matrices are rounded from the step after the first whose factor of the learning rate is below this; 0: never.",
+        at_least=0,
+        at_most=1,
+    )
+    rule: Literal["artefact", "int6"] = key(
+        "artefact",
+        "artefact: each as the artefact will hold it; int6: all in six bits, as one parameter-golf record does.",
+    )

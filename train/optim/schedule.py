@@ -67,6 +67,14 @@ def settled(step: int, steps: float, cfg: ScheduleConfig) -> bool:
     return step - 1 <= decay_start(steps, cfg)
 
 
+def has_fallen_below(step: int, factor: float, limit: float, cfg: ScheduleConfig) -> bool:
+    """Return whether after `step` updates, the last with the lr's `factor`, that has fallen below `limit`.
+
+    In the warm-up it has not: there it rises.
+    """
+    return step > cfg.warmup and factor < limit
+
+
 class StepTimer:
     """The mean seconds a step, over all starts, scores and checkpoints left out.
 
