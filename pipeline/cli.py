@@ -20,6 +20,7 @@ from pipeline.executors.no_pandas import without_pandas
 from stages.errors import DataError
 from train.data.manifest import ManifestError, load_manifest
 from train.monitor.text import printable
+from train.redact import without_secrets
 
 if TYPE_CHECKING:
     from pipeline.engine.context import Context
@@ -436,10 +437,10 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def complain(text: str) -> None:
-    """Print an error, which may repeat text of documents and names of files, without what a terminal would obey."""
+    """Print an error, which may repeat text of others and addresses, without what a terminal would obey and secrets."""
     from stages.paths import escaped
 
-    print(printable(escaped(text)), file=sys.stderr)
+    print(printable(escaped(without_secrets(text))), file=sys.stderr)
 
 
 def report_error(error: Exception, debug: bool) -> int:

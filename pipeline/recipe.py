@@ -28,6 +28,7 @@ from pipeline.errors import UsageError
 from pipeline.recipe_yaml import read_yaml
 from stages import paths
 from stages.recipe import Recipe
+from train.redact import without_secrets
 
 Location = tuple[int | str, ...]  # keys from the top of the recipe down
 
@@ -201,12 +202,21 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     try:
         raw = read_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{file}: not valid YAML: {without_snippets(error)}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{file}: a recipe is a mapping of keys; see manifests/quickstart.yaml")
     resolve_paths(raw, file)
     apply_overrides(raw, overrides or [])
     return parse_recipe(raw, str(file))
+
+
+def without_snippets(error: Exception) -> str:
+    """Return what YAML says is wrong, without the pieces of the file that it repeats where a secret may be in them."""
+    marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
+    for mark in marks:
+        if mark is not None and mark.buffer is not None and without_secrets(mark.buffer) != mark.buffer:
+            mark.buffer = None
+    return " ".join(str(error).split())
 
 
 def resolve_paths(raw: dict[str, Any], file: Path) -> None:
@@ -266,6 +276,12 @@ def parse_recipe(raw: dict[str, Any], where: str) -> Recipe:
     for key, text in texts_of(raw):
         if not paths.is_utf8(key + text):
             raise UsageError(paths.escaped(f"{where}: {key}: {text[:200]} is no UTF-8, which manifests are"))
+        if not key.startswith("exclude."):  # what is taken down is called as its source calls it
+            try:
+                paths.refuse_secrets(text)
+                paths.refuse_secrets(key)
+            except ValueError as error:
+                raise UsageError(f"{where}: {without_secrets(key)}: {error}") from None
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

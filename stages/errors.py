@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from train.redact import without_secrets
 
-class DataError(Exception):
+
+class WorkError(Exception):
+    """An error that may repeat what a client of a network says, and so leaves out secrets."""
+
+    def __init__(self, message: str):
+        super().__init__(without_secrets(message))
+
+
+class DataError(WorkError):
     """The input itself is at fault. Says what, where, and how to mend it; never retried."""
 
 
-class TransientError(Exception):
+class TransientError(WorkError):
     """The network, a busy server or a lost worker is at fault. The engine tries again, with backoff."""
 
 

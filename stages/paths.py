@@ -12,16 +12,16 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
+from train.redact import secret_in_address
+
 FILE = ("file://", "local://")
 PROTOCOLS = ("http", "https", "hf", "s3", "gs")  # what a manifest may name beside local files
 WILDCARDS = "*?["
-SECRETS = ("key", "token", "secret", "pass", "credential", "sas", "signature")  # in names of what is to stay hidden
 
 
 def is_remote(path: str) -> bool:
@@ -35,26 +35,13 @@ def is_named_protocol(path: str) -> bool:
     return not is_remote(path) or (scheme in PROTOCOLS and "::" not in rest)
 
 
-def refuse_secrets(value: Any) -> Any:
-    """Return an address, or a list of them, of which none holds a secret. Raises ValueError without repeating it."""
-    for path in value if isinstance(value, list) else [value]:
-        if not isinstance(path, str) or not is_remote(path):
-            continue
-        parts = urlsplit(path)
-        names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-        what = "a password" if parts.password else next(filter(is_secret, names), None)
-        if what:
-            raise ValueError(
-                f"an address on {parts.hostname or parts.scheme} holds a secret ({what}), and manifests repeat the "
-                "recipe; give credentials in the environment, as its client reads them, or download the file first"
-            )
-    return value
-
-
-def is_secret(name: str) -> bool:
-    """Return whether what is called so in an address or in options of a file system is a secret, by its name."""
-    lowered = name.lower()
-    return lowered in ("sig", "auth", "pwd") or any(word in lowered for word in SECRETS)
+def refuse_secrets(address: str) -> None:
+    """Raise ValueError at an address that holds a secret, without repeating it."""
+    if what := secret_in_address(address):
+        raise ValueError(
+            f"an address holds a secret ({what}), and manifests repeat the recipe; give credentials in the "
+            "environment, as its client reads them, or download the file first"
+        )
 
 
 def local_path(path: str) -> str:

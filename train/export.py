@@ -35,6 +35,8 @@ from train.export_seed_card import Config as SeedConfig
 from train.generate import TEMPERATURE, TOP_P
 from train.keys import keys_fixed_by_weights
 from train.model.transformer import count_parameters
+from train.monitor.text import printable
+from train.redact import without_secrets
 
 HERE = Path(__file__).parent
 MODELING = "modeling_shard"  # what export_hf_model.py is called in an export, as transformers wants it
@@ -293,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
         trained = model_from_arguments(given)
         export(trained, given.format, given.out, given.dtype)
     except (TrainError, ManifestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
         return 1
     print(f"{trained.point.folder} as {given.format}, {given.dtype}:")
     for path in sorted(p for p in given.out.rglob("*") if p.is_file()):

@@ -32,6 +32,8 @@ from train.data.manifest import ManifestError
 from train.model.attention import attend, sdpa
 from train.model.masks import row_mask
 from train.model.transformer import Model
+from train.monitor.text import printable
+from train.redact import without_secrets
 
 TEMPERATURE, TOP_P = 0.7, 0.9  # the seed's card
 PIECE = 1024  # columns of a prompt read at once: masks are then PIECE wide, not as the prompt is long
@@ -248,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         continue_texts(model_from_arguments(given), given.prompt, given)
     except (TrainError, ManifestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
         return 1
     return 0
 

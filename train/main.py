@@ -64,6 +64,7 @@ from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import StepTimer, has_fallen_below, lr_factor
 from train.overrides import configs
+from train.redact import without_secrets
 from train.run import OnSave, Progress, Run
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -307,8 +308,9 @@ def main(arguments: list[str] | None = None) -> int:
             # All ranks mostly fail alike. The first of this machine speaks at once, and torchrun then ends us;
             # who is still here after a second failed alone.
             time.sleep(1)
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
-        tell_torchrun(f"error: {error}")
+        message = f"error: {printable(without_secrets(str(error)))}"
+        print(message, file=sys.stderr, flush=True)
+        tell_torchrun(message)
         if isinstance(error, PeerLostError):
             os._exit(1)  # kernels of a GPU that wait for the one that is gone would hold us
         return 2 if isinstance(error, ConfigError) else 1

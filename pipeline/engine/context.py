@@ -34,6 +34,7 @@ from stages.sources.base import SourceUnit
 from stages.stage import Record, Stage, Unit
 from stages.task import Artifact
 from train.data.manifest import SourceFile
+from train.redact import without_secrets
 
 RECIPE = "recipe.json"  # in a recipe's folder: the file that its results were last made of
 WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
@@ -68,7 +69,7 @@ class Context:
         self.dry, self.force = dry, force
         self.options = options  # `--recipe` and `--out` as the user gave them, for commands that messages suggest
         self.recipe_file = recipe_file  # "" where the recipe comes from elsewhere
-        self.dispatcher = Dispatcher(executor, store, progress, " ".join(sys.argv), debug)
+        self.dispatcher = Dispatcher(executor, store, progress, without_secrets(" ".join(sys.argv)), debug)
         self.states: dict[str, StageState] = {}
         self.listed: dict[str, list[SourceUnit]] = {}  # units of sources that a plan has listed already
         self.published: list[str] = []  # folders that this run changed

@@ -31,6 +31,7 @@ from stages.paths import escaped
 from stages.stage import Record
 from stages.task import Artifact, Task
 from train.files import sha256_file
+from train.redact import without_secrets
 
 TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
 FILES_AT_A_TIME = 4  # hashed and synced; a unit seldom has more
@@ -120,7 +121,7 @@ def fault_of(error: Exception) -> Fault:
         kind = "unfinished"
     else:
         kind, message = "permanent", f"{type(error).__name__}: {message}"
-    return {"kind": kind, "message": message, "trace": traceback.format_exc()}
+    return {"kind": kind, "message": without_secrets(message), "trace": without_secrets(traceback.format_exc())}
 
 
 def _reset_peak() -> None:

@@ -16,16 +16,16 @@ from decimal import Decimal
 from string import Formatter
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from stages.errors import DataError
-from stages.paths import is_secret, refuse_secrets
 from stages.quantities import quantity
 from stages.task import Artifact, Task
+from train.redact import is_secret
 
 Identify = Callable[[str], tuple[str, int]]  # path or URI -> (digest of the contents, bytes)
 
-Addresses = Annotated[str | list[str], AfterValidator(refuse_secrets)]
+Addresses = str | list[str]
 Budget = Annotated[int, BeforeValidator(quantity), Field(gt=0)] | None
 
 UNIT_BYTES = 128 << 20  # text in a unit or a part, about; between 64 and 256 MB where the input allows it
@@ -55,9 +55,7 @@ class BaseConfig(BaseModel):
         validation_alias=LICENSE_KEYS,
         description="License of the text, repeated in the manifest; not interpreted.",
     )
-    origin: Annotated[str, AfterValidator(refuse_secrets)] = Field(
-        default="", description="Where the text comes from, for the manifest."
-    )
+    origin: str = Field(default="", description="Where the text comes from, for the manifest.")
     revision: str = Field(
         default="",
         description="Which version of it, for the manifest; of a dataset on the hub the branch, tag or commit to read, "

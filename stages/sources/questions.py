@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stages.errors import DataError
-from stages.paths import refuse_secrets
 from stages.schemas import ID, document_id
 from stages.sources.base import LICENSE_KEYS, Addresses, BadRow, is_utf8
 from stages.task import Task
@@ -58,9 +57,7 @@ class EvalConfig(BaseModel):
         validation_alias=LICENSE_KEYS,
         description="License of the questions, repeated in the manifest; not interpreted.",
     )
-    origin: Annotated[str, AfterValidator(refuse_secrets)] = Field(
-        "", description="Where they come from, for the manifest; `path` by default."
-    )
+    origin: str = Field("", description="Where they come from, for the manifest; `path` by default.")
     revision: str = Field("", description="Which version of them, for the manifest.")
 
     def addresses(self) -> list[str]:

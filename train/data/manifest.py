@@ -272,6 +272,8 @@ def check_types(value: Any, hint: Any, where: str) -> None:
 
 def load_manifest(path: str | Path) -> Manifest:
     """Read a manifest.json (or the folder that holds one). Raises ManifestError with the way to mend it."""
+    if "://" in str(path) and not Path(path).exists():
+        raise ManifestError(f"{path}: manifests are read from folders of this machine; copy its folder here first")
     # abspath, not resolve: the published folder is a link, and phases are found beside the link.
     file = Path(path).absolute()
     if file.is_dir():
