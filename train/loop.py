@@ -251,7 +251,7 @@ def turn_on_fake_quant(run: Run) -> None:
     if has_fallen_below(run.step, run.lr_factor, run.cfg.qat.start_frac, run.cfg.schedule):
         run.fake_quant.turn_on()
         count = len(run.fake_quant.rounded)
-        run.rt.print_rank0(f"step {run.step}: from here on {count} matrices are used as the artefact will hold them")
+        run.rt.print_rank0(f"step {run.step}: from here on {count} matrices are rounded to few bits: train.qat")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
