@@ -97,6 +97,7 @@ def make_context(
         debug=debug,
         options=options,
         recipe_file=file,
+        settings=overrides or (),
     )
     context.warn_of_shared_name()
     return context
@@ -270,6 +271,7 @@ def inspect(
 @app.command()
 def verify(manifest: ManifestArgument) -> None:
     """Every checksum and every invariant; non-zero exit on any difference."""
+    from stages.lineage.rows import mend
     from stages.pack.verify import verify as differences
 
     loaded = load_manifest(manifest)
@@ -278,7 +280,7 @@ def verify(manifest: ManifestArgument) -> None:
         problems += 1
         print(printable(f"differs: {problem}"))
     if problems:
-        raise UserError(f"{manifest}: {problems} differences; run the pack stage again with --force to mend it")
+        raise UserError(f"{manifest}: {problems} differences; {mend(loaded)}")
     files = 2 + 3 * len(loaded.shards) + len(loaded.evals)
     print(f"{manifest}: {files} files, {loaded.tokens:,} training and {loaded.val_tokens:,} held-out tokens agree")
 

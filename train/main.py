@@ -57,6 +57,7 @@ from train.model.masks import MaskBuilder
 from train.model.transformer import Model, build, check_parameters
 from train.monitor import report
 from train.monitor.anomalies import AnomalyDetector
+from train.monitor.commands import continue_command
 from train.monitor.dead_parts import DeadPartWatch
 from train.monitor.singular_values import SingularValueWatch
 from train.monitor.text import printable
@@ -103,8 +104,10 @@ def run(
             contextlib.closing(run.writer),
         ):
             if not loop.train(run, metrics, should_stop):
-                where = f"after step {run.step}, saved; train.resume=auto continues: {run.folder}"
-                rt.print_rank0(f"stopped by a signal {where}")
+                given = report.given_command(run, str(manifest_path), overrides)
+                saved = f"saved in {run.folder}" if run.step else "nothing to save"
+                rt.print_rank0(f"stopped by a signal after step {run.step}, {saved}")
+                rt.print_rank0(f"this continues: {continue_command({'command': given, 'world_size': rt.world_size})}")
                 return {"status": "stopped", "step": run.step, "folder": str(run.folder)}
             return report.finish_run(run, manifest, parameters)
 

@@ -23,6 +23,7 @@ from typing import Any
 from train.checkpoint.run_folder import read_run
 from train.config import TrainError
 from train.files import write_atomic
+from train.monitor.commands import continue_command, trace_command
 from train.monitor.metrics import read_json_lines
 from train.monitor.svg import Series, chart
 from train.monitor.text import clock_text, counted_processes, event_text, printable
@@ -240,16 +241,13 @@ def events_section(run: Record, events: list[Record]) -> str:
 
 def commands_section(run: Record, done: bool, events: list[Record]) -> str:
     """How to continue, trace and export, from where the run was started."""
-    given, world = run["command"], run["world_size"]
-    launcher = "python" if world == 1 else f"torchrun --nproc-per-node {world}"
-    kept = [s for s in given["set"] if s.partition("=")[0] not in ("train.out", "train.resume")]
-    settings = shlex.join([*kept, f"train.out={given['folder']}", "train.resume=auto"])
-    manifest, folder = shlex.quote(given["manifest"]), shlex.quote(given["folder"])
+    given = run["command"]
+    folder = shlex.quote(given["folder"])
     step = next((e["step"] for e in events if "batch" in e), 1)
     longer = " (longer: also name train.steps)" if done else ""
     shown = [
-        f"# continue{longer}\n{launcher} train/main.py --manifest {manifest} --set {settings}",
-        f"# the documents of a step\npython -m pipeline trace {manifest} --run {folder} --step {step}",
+        f"# continue{longer}\n{continue_command(run)}",
+        f"# the documents of a step\n{trace_command(given['manifest'], given['folder'], step)}",
         f"# text, and a folder for transformers\npython -m train.generate {folder} --prompt 'The'",
         f"python -m train.export {folder} --format hf --out exported",
     ]

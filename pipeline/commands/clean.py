@@ -12,6 +12,7 @@ from pipeline.engine.store import RECORD, RUNNING, UNITS, Store
 from pipeline.errors import UserError
 from stages.registry import STAGES
 from stages.stage import Record
+from train.data.manifest import run_options
 
 
 class Removal(NamedTuple):
@@ -59,7 +60,9 @@ def referenced(store: Store) -> dict[str, set[str]]:
             continue
         states = [name for name in sorted(store.names(f"{folder}/{UNITS}")) if name.endswith(".json")]
         if not states and "builds" in inside:
-            raise UserError(unreadable(store, folder, f"has builds, and no {UNITS}/*.json that names their units"))
+            raise UserError(
+                unreadable(store, recipe, folder, f"has builds, and no {UNITS}/*.json that names their units")
+            )
         found = found or bool(states)
         for name in states:
             try:
@@ -69,22 +72,29 @@ def referenced(store: Store) -> dict[str, set[str]]:
                 keys.setdefault(name.removesuffix(".json"), set()).update(KeyHistory(state).unit_keys())
             except (OSError, ValueError) as error:
                 what = f"cannot be read ({type(error).__name__}: {error})"
-                raise UserError(unreadable(store, f"{folder}/{UNITS}/{name}", what)) from error
+                raise UserError(unreadable(store, recipe, f"{folder}/{UNITS}/{name}", what)) from error
         if store.local:
             for stage, key in linked_units(store, folder):
                 keys.setdefault(stage, set()).add(key)
     if not found and any(store.unit_folders()):
-        raise UserError(unreadable(store, store.out, f"has no <recipe>/{UNITS}/*.json that names the units in use"))
+        raise UserError(unreadable(store, "", store.out, f"has no <recipe>/{UNITS}/*.json that names the units in use"))
     return keys
 
 
-def unreadable(store: Store, place: str, what: str) -> str:
+def again(store: Store, recipe: str) -> str:
+    """Return the command that builds `recipe` again: all that it trains, or else all that it packs."""
+    options = run_options(Path(f"{store.out}/{recipe}")) if store.local else f"--recipe RECIPE --out {store.uri}"
+    made = [name for name in STAGES if f"{name}.json" in store.names(f"{store.out}/{recipe}/{UNITS}")]
+    return f"python -m pipeline run {made[-1] if made else 'STAGE'} {options}"
+
+
+def unreadable(store: Store, recipe: str, place: str, what: str) -> str:
     """Return the message about references that cannot be read: where, how much is in the store, and what to do."""
     sizes = [int(store.fs.du(folder)) for _, _, folder in store.unit_folders()]
     return (
         f"nothing deleted: {place} {what}, so it is not known which of the {len(sizes):,} units of {store.root} "
-        f"({sum(sizes) / 1e6:.1f} MB) are in use; run the recipe again with `python -m pipeline run STAGE --recipe "
-        f"RECIPE --out {store.uri}`, which writes it anew, or delete the folder {store.root} yourself"
+        f"({sum(sizes) / 1e6:.1f} MB) are in use; run the recipe again with `{again(store, recipe)}`, which "
+        f"writes it anew, or delete the folder {store.root} yourself"
     )
 
 

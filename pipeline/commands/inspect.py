@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.commands.report import TextConsole, grid
 from pipeline.errors import UserError
-from stages.lineage.rows import MEND, rows_table
+from stages.lineage.rows import mend, rows_table
 from stages.pack.describe import mixture_table
 from train.data.format import read_shard
 from train.data.manifest import Manifest
@@ -57,7 +57,7 @@ def print_window(manifest: Manifest, shard: int, token: int, length: int, consol
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no kind of its own
-        raise UserError(f"{path} is missing or damaged ({str(error)[:200]}); {MEND}") from None
+        raise UserError(f"{path} is missing or damaged ({str(error)[:200]}); {mend(manifest)}") from None
     rows = rows_table(manifest, chosen)
     row_end = pc.add(rows["token_start"], pc.cast(rows["token_count"], "int64"))
     inside = rows.filter(pc.and_(pc.less(rows["token_start"], stop), pc.greater(row_end, token)))

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from enum import Enum
 from pathlib import Path
@@ -33,10 +33,9 @@ from stages.registry import STAGES
 from stages.sources.base import SourceUnit
 from stages.stage import Record, Stage, Unit
 from stages.task import Artifact
-from train.data.manifest import SourceFile
+from train.data.manifest import RECIPE, SourceFile
 from train.redact import without_secrets
 
-RECIPE = "recipe.json"  # in a recipe's folder: the file that its results were last made of
 WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
 
 Result = TypeVar("Result")
@@ -64,11 +63,13 @@ class Context:
         debug: bool = False,
         options: str = "",
         recipe_file: str = "",
+        settings: Sequence[str] = (),
     ):
         self.recipe, self.store, self.progress = recipe, store, progress
         self.dry, self.force = dry, force
         self.options = options  # `--recipe` and `--out` as the user gave them, for commands that messages suggest
         self.recipe_file = recipe_file  # "" where the recipe comes from elsewhere
+        self.settings = [without_secrets(setting) for setting in settings]  # of --set
         self.dispatcher = Dispatcher(executor, store, progress, without_secrets(" ".join(sys.argv)), debug)
         self.states: dict[str, StageState] = {}
         self.listed: dict[str, list[SourceUnit]] = {}  # units of sources that a plan has listed already
@@ -374,7 +375,7 @@ class Context:
         A build that was cut short has not seen all its units, so what it knows is added to what was known.
         """
         if self.recipe_file:
-            self.store.write_state(self.recipe.name, RECIPE, {"file": self._recipe_from_store()})
+            self.store.write_state(self.recipe.name, RECIPE, {"file": self._recipe_from_store(), "set": self.settings})
         for name, state in self.states.items():
             units = state.units if self.complete else self._units_before(name).merged(state.units)
             failed = {error.label: error.message for error in state.failed}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,9 +22,7 @@ from stages.pack.format import ROWS
 from stages.schemas import ID
 from stages.tokenizer.spec import token_texts
 from train.data.format import read_shard
-from train.data.manifest import Manifest, Shard
-
-MEND = "run the pack stage again with --force to mend it"
+from train.data.manifest import Manifest, Shard, pack_command
 
 Span: TypeAlias = tuple[str, int, int]  # shard, and [start, stop) of its tokens
 
@@ -65,6 +64,11 @@ def find_shard(manifest: Manifest, name: str) -> Shard:
     raise DataError(f"no shard {name}: there are {len(manifest.shards)}, numbered from 0 ({names})")
 
 
+def mend(manifest: Manifest) -> str:
+    """Say how to mend a damaged file of a manifest."""
+    return f"mend it with `{pack_command(Path(manifest.folder))} --force`"
+
+
 def rows_table(manifest: Manifest, shard: Shard, columns: list[str] | None = None) -> pa.Table:
     """Read the rows table of one shard. Raises DataError when the file is missing or damaged."""
     path = manifest.file(shard.rows)
@@ -72,9 +76,9 @@ def rows_table(manifest: Manifest, shard: Shard, columns: list[str] | None = Non
         table = pq.read_table(path, columns=columns, partitioning=None)
         table.validate(full=True)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; {MEND}") from None
+        raise DataError(f"{path} is missing; {mend(manifest)}") from None
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{path} is damaged ({str(error).partition(chr(10))[0][:200]}); {MEND}") from None
+        raise DataError(f"{path} is damaged ({str(error).partition(chr(10))[0][:200]}); {mend(manifest)}") from None
     return table
 
 
@@ -121,9 +125,9 @@ class Decoder:
         try:
             texts = token_texts(str(path))
         except FileNotFoundError:
-            raise DataError(f"{path} is missing; {MEND}") from None
+            raise DataError(f"{path} is missing; {mend(manifest)}") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{path} is damaged ({error}); {MEND}") from None
+            raise DataError(f"{path} is damaged ({error}); {mend(manifest)}") from None
         self.table = [texts.get(i, b"") for i in range(manifest.tokenizer.vocab_size)]
         self._tokens: dict[str, npt.NDArray[np.uint16]] = {}
 
@@ -133,7 +137,7 @@ class Decoder:
             path = self.manifest.file(shard)
             _, tokens = read_shard(path)
             if len(tokens) != find_shard(self.manifest, shard).tokens or int(tokens.max(initial=0)) >= len(self.table):
-                raise DataError(f"{path} is damaged: it has other tokens than the manifest says; {MEND}")
+                raise DataError(f"{path} is damaged: it has other tokens than the manifest says; {mend(self.manifest)}")
             self._tokens[shard] = tokens
         return self._tokens[shard]
 

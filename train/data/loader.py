@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
@@ -313,7 +314,7 @@ class Loader:
             names = sorted({self.shards[s].path for s in shard[(block >= vocab).any(1)]})
             raise ManifestError(
                 f"step {step} read token {top}, the vocabulary has {vocab}: damaged: {', '.join(names)}; "
-                "run `python -m pipeline verify`"
+                f"see which with `python -m pipeline verify {shlex.quote(self.manifest.folder)}`"
             )
 
     def _on_device(self) -> Tensor:

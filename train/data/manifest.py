@@ -6,16 +6,20 @@ that it names are described in train/data/format.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import os
+import shlex
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+RECIPE = "recipe.json"  # in <out>/<recipe>: the file that its results were last made of, and the settings
 SCHEMA_VERSION = 1  # of manifest.json
 OLD_LICENSE_KEY = "licence"  # what manifests written before version 0.2 call `license`
 
@@ -270,6 +274,25 @@ def check_types(value: Any, hint: Any, where: str) -> None:
             check_types(item, inner[0], f"{where}.{number}")
 
 
+def pack_command(folder: Path) -> str:
+    """Return the command that packs the mixture of `folder`, which is <out>/<recipe>/<mixture>."""
+    stage = "pack_anneal_mix" if folder.name == "anneal" else "pack_pretrain"
+    return f"python -m pipeline run {stage} {run_options(folder.parent)}"
+
+
+def run_options(folder: Path) -> str:
+    """Return the options with which the recipe's results in `folder`, <out>/<recipe>, were last made.
+
+    RECIPE stands for a recipe that nobody noted.
+    """
+    options = ["--recipe", "RECIPE"]
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        noted = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        options[1] = os.path.normpath(folder.parent / noted["file"])
+        options += [word for setting in noted["set"] for word in ("--set", str(setting))]
+    return shlex.join([*options, "--out", str(folder.parent)])
+
+
 def load_manifest(path: str | Path) -> Manifest:
     """Read a manifest.json (or the folder that holds one). Raises ManifestError with the way to mend it."""
     if "://" in str(path) and not Path(path).exists():
@@ -278,14 +301,14 @@ def load_manifest(path: str | Path) -> Manifest:
     file = Path(path).absolute()
     if file.is_dir():
         file = file / "manifest.json"
+    folder = file.parent if file.suffix == ".json" else file
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ManifestError(
-            f"{file}: no such manifest; build one with `python -m pipeline run pack_pretrain`"
-        ) from None
+        raise ManifestError(f"{file}: no such manifest; build one with `{pack_command(folder)}`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{file}: not valid JSON ({error}); build it again") from None
+        again = f"build it again with `{pack_command(folder)} --force`"
+        raise ManifestError(f"{file}: not valid JSON ({error}); {again}") from None
     if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
         found = value.get("schema_version") if isinstance(value, dict) else None
         raise ManifestError(f"{file}: schema version {found}, this program reads {SCHEMA_VERSION}")

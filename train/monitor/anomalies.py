@@ -13,16 +13,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from train.checkpoint.run_folder import read_run
 from train.config import TrainConfig, TrainError
 from train.data.index import read_shard_index
 from train.data.manifest import Manifest
 from train.data.sampler import rows_of_step
+from train.monitor.commands import continue_command, trace_command
 from train.monitor.text import event_text
 
 WARM = 32  # steps seen before the first is judged
@@ -32,6 +35,7 @@ FLOOR = (0.02, 0.05)  # least sigma of the loss (nats) and of the norm (its loga
 NOT_FINITE, LOSS, NORM = 1, 2, 4  # bits of a verdict
 NAMES = {NOT_FINITE: "not finite", LOSS: "loss spike", NORM: "gradient spike"}
 NO_GRADIENT = "no gradient"  # a norm of 0, whose logarithm is not finite: all logits at the cap, say
+SKIP = "train.on_spike=skip"
 SKIPS_IN_A_ROW = 10  # then the run stops: it is not the batch
 TABLE = 1000  # steps kept on the device at most
 SLOW = 2.0  # times the median step of the run so far
@@ -112,7 +116,7 @@ class AnomalyDetector:
         self.step_seconds.append(each)
         return events
 
-    def check(self, events: list[dict[str, Any]], folder: object) -> None:
+    def check(self, events: list[dict[str, Any]], folder: Path) -> None:
         """Raise TrainError when the run cannot or shall not go on after `events`."""
         for event in events:
             is_broken = event["event"] in (NAMES[NOT_FINITE], NO_GRADIENT) and self.cfg.on_spike == "warn"
@@ -120,14 +124,23 @@ class AnomalyDetector:
             if is_broken or is_forbidden:
                 raise TrainError(
                     f"step {event['step']}: {event_text(event)}; its batch and gradients are in {folder}/events.jsonl\n"
-                    "see its documents with `python -m pipeline trace --run`; go on without it: train.resume=auto "
-                    "train.on_spike=skip; or train anew with lower rates or a longer train.schedule.warmup"
+                    f"see its documents with `{trace_command(self.manifest.folder, str(folder), event['step'])}`; "
+                    f"go on without it with {skip_command(folder)}; "
+                    "or train anew with lower rates or a longer train.schedule.warmup"
                 )
         if self.skipped >= SKIPS_IN_A_ROW:
             raise TrainError(
                 f"{self.skipped} steps in a row were skipped: it is not their batches; see {folder}/events.jsonl\n"
                 "give an earlier checkpoint's weights (train.init_from) to a run with lower rates"
             )
+
+
+def skip_command(folder: Path) -> str:
+    """Return the command that goes on with the run in `folder` and leaves such steps out, or the settings of it."""
+    try:
+        return f"`{continue_command(read_run(folder), SKIP)}`"
+    except (TrainError, LookupError):  # a rank on another machine may not see the folder
+        return f"train.resume=auto {SKIP}"
 
 
 def judge(stats: Tensor, x: Tensor, floor: Tensor, sigmas: float) -> Tensor:

@@ -103,12 +103,17 @@ def open_metrics(run: Run, manifest: Manifest, path: str, overrides: list[str]) 
         yield metrics
 
 
+def given_command(run: Run, path: str, overrides: list[str]) -> dict[str, Any]:
+    """Return what `continue_command` makes the command of: the manifest's path, the run's folder, the settings."""
+    return {"manifest": path, "folder": str(run.folder), "set": overrides}
+
+
 def run_facts(run: Run, manifest: Manifest, path: str, overrides: list[str]) -> dict[str, Any]:
     """Return what run.json says of this start: all that replaying the data order needs, and what the page tells."""
     cfg, model, rt = run.cfg, run.model, run.rt
     return {
         "manifest": os.path.relpath(Path(path).absolute(), run.folder.absolute()),
-        "command": {"manifest": path, "folder": str(run.folder), "set": overrides},
+        "command": given_command(run, path, overrides),
         "name": manifest.name,
         "build_id": manifest.build_id,
         "builds": run.builds,

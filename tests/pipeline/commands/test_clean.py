@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,15 @@ def test_an_object_store_is_cleaned_alike(name):
     assert units(made) == {USED}
     assert units(neighbor) == {UNUSED}
     made.fs.rm("/clean", recursive=True)
+
+
+def test_the_command_that_would_mend_it_is_whole(store):
+    """It names the stage that the last run built, and the options it had, wherever one stands."""
+    store.write_state("small", "recipe.json", {"file": "../a b/small [1].yaml", "set": ["seed=1", "name=x; y"]})
+    recipe = str(Path(store.out).parent / "a b/small [1].yaml")
+    options = ["--recipe", recipe, "--set", "seed=1", "--set", "name=x; y", "--out", store.out]
+    store.write_state("small", "units/pack_anneal_mix.json", {"sets": {}, "units": {}, "failed": {}})
+    (Path(store.out) / "small/units/filter.json").write_text("{")
+    with pytest.raises(UserError) as error:
+        clean_store(store, dry_run=False, force=True)
+    assert f"`python -m pipeline run pack_anneal_mix {shlex.join(options)}`" in str(error.value)
