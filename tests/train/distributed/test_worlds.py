@@ -144,6 +144,32 @@ def test_a_checkpoint_of_two_continues_with_two_to_the_bit_and_with_one_and_four
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
+def test_the_parts_of_training_are_the_same_for_any_number_and_a_warm_up_is_undone_by_all(pretrain, tmp_path):
+    parts = {
+        "muon__scale": "aspect",
+        "muon__decay_order": "after",
+        "muon__momentum_warmup": 9,
+        "groups__tokens": {"lr": 0.02, "weight_decay": 0.1},
+        "schedule__kind": "warmdown",
+        "schedule__warmdown": 9,
+        "qat__start_frac": 0.6,
+        "artefact": {"keep_numel": 0},
+        "ema__decay": 0.9,
+        "ema__every": 2,
+    }
+    for world in WORLDS:
+        for warmup in (0, 2) if world > 1 else (0,):
+            out = str(tmp_path / f"{world}-{warmup}")
+            together(world, run, pretrain, sets(**parts, kernel_warmup=warmup, out=out))
+    wanted = losses(tmp_path / "1-0")
+    for world in (2, 4):
+        cold, warm = (losses(tmp_path / f"{world}-{warmup}") for warmup in (0, 2))
+        assert cold == warm and max(abs(cold[s] - wanted[s]) for s in wanted) < LOSS
+        for mine, theirs in zip(states(tmp_path / f"{world}-0"), states(tmp_path / f"{world}-2"), strict=True):
+            assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in theirs)
+        assert (tmp_path / f"{world}-0/summary.json").exists()
+
+
 @pytest.mark.soak
 def test_in_bf16_newton_schulz_the_spread_is_small(pretrain, tmp_path):
     for world in WORLDS:
@@ -158,8 +184,8 @@ def stopped_by_rank_loss(manifest: Path, folder: str) -> None:
     """A run that is to end on every rank with one error."""
     name = "blocks.1.attn.o.weight"
 
-    def plant(cfg: ModelConfig, vocab_size: int, seed: int):
-        model = build(cfg, vocab_size, seed)
+    def plant(*given):
+        model = build(*given)
         with torch.no_grad():
             model.get_parameter(name)[0] = 0
         return model
