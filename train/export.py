@@ -41,7 +41,7 @@ from train.redact import without_secrets
 HERE = Path(__file__).parent
 MODELING = "modeling_shard"  # what export_hf_model.py is called in an export, as transformers wants it
 # What export_seed_card.py imports, below train/
-CARD_MODULES = ("__init__.py", "config.py", "keys.py", "model/*.py")
+CARD_MODULES = ("__init__.py", "keys.py", "model/*.py")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Our parameter names as the Hugging Face file has them, which are Llama's where Llama has the part

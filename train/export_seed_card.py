@@ -16,8 +16,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.config import ModelConfig
 from train.model.attention import rope_tables
+from train.model.config import ModelConfig
 from train.model.transformer import Model
 
 

@@ -39,6 +39,39 @@ SHAPES = {
     "engram": dataclasses.replace(CFG, engram_enabled=True, engram_slots=5, engram_inject_layer=2),
     "untied, no cap": dataclasses.replace(CFG, tie_embeddings=False, lm_head_logit_cap=None, rope_base=500.0),
 }
+# What the safetensors form holds, and the others refuse
+FURTHER = {
+    "golf": dataclasses.replace(
+        CFG,
+        n_kv_heads=1,
+        qk_norm="rms",
+        q_gain=1.5,
+        mlp="relu2",
+        norm="plain",
+        embed_norm=True,
+        smear=True,
+        smear_bos_mask=True,
+        bigram_buckets=16,
+        bigram_dim=8,
+        memory_tokens=3,
+        mtp_heads=2,
+        residual_mix=True,
+        branch_scales=True,
+        unet_skips=True,
+    ),
+    "gemma": dataclasses.replace(
+        CFG,
+        n_kv_heads=1,
+        head_dim=24,
+        qk_norm="weighted",
+        mlp="geglu",
+        norm="one_plus",
+        sandwich_norms=True,
+        layer_kinds=("sliding", "sliding", "sliding", "global"),
+        rope_base_global=1e6,
+        embed_scale="sqrt_dim",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +85,7 @@ def trained_run(pretrain, tmp_path_factory):
 def shapes(pretrain, trained_run, tmp_path_factory):
     """Shape -> its TrainedModel: random weights behind the run's manifest."""
     made = {}
-    for number, (shape, cfg) in enumerate(SHAPES.items()):
+    for number, (shape, cfg) in enumerate((SHAPES | FURTHER).items()):
         folder = tmp_path_factory.mktemp("shape") / "run"
         model = build(cfg, VOCAB, seed=number)
         with torch.no_grad():
@@ -81,16 +114,25 @@ def logits(model, ids):
         return model.logits(model.trunk(ids))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *FURTHER])
 def test_safetensors_come_back(shapes, shape, tmp_path):
     export(shapes[shape], "safetensors", tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
-    model = Model(from_dict(ModelConfig, config["model"], "config.json"), config["model"]["vocab_size"])
+    model = Model(from_dict(ModelConfig, config["model"], "config.json"), config["model"]["vocab_size"], BOS)
     model.load_state_dict(load_file(tmp_path / "out/model.safetensors"))
     ids = some_ids(2, 40)
     assert torch.equal(logits(model.eval(), ids), logits(ours(shapes[shape]), ids))
     assert (config["eos_token_id"], config["pad_token_id"]) == (BOS, PAD)
     assert config["trained"]["step"] == 3
+    assert config["model"]["mtp_heads"] == 0  # trained, and not exported
+
+
+@pytest.mark.parametrize("form", ["card", "hf"])
+@pytest.mark.parametrize("shape", FURTHER)
+def test_forms_that_have_no_such_part_say_so(shapes, shape, form, tmp_path):
+    with pytest.raises(TrainError, match=r"has no model\.n_kv_heads.*choose --format"):
+        export(shapes[shape], form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -22,7 +22,10 @@ from train.overrides import from_dict
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint with the manifest of what it was trained on. `cfg` is the checkpoint's, not the recipe's."""
+    """A checkpoint with the manifest of what it was trained on.
+
+    `cfg` is the checkpoint's, not the recipe's, without the parts that only training has.
+    """
 
     point: Checkpoint
     cfg: ModelConfig
@@ -30,7 +33,13 @@ class TrainedModel:
     average: str = ""  # ema or swa: that average's weights; empty: the trained ones
 
     def weights(self) -> dict[str, Tensor]:
-        """fp32 on CPU, by parameter name. Raises TrainError when the checkpoint has no such average."""
+        """fp32 on CPU, by parameter name; of `cfg`, so without heads of further tokens.
+
+        Raises TrainError when the checkpoint has no such average.
+        """
+        return {name: w for name, w in self._all_weights().items() if not name.startswith("mtp.")}
+
+    def _all_weights(self) -> dict[str, Tensor]:
         if not self.average:
             return self.point.tensors("model.safetensors")
         usable = [name for name, count in self.point.state.get("averages", {}).items() if count]
@@ -92,7 +101,8 @@ def open_trained_model(
         raise TrainError(f"{found.folder}: its tokenizer is not the one {folder} was trained with; name its manifest")
     if not tokenizer.exists() or sha256_file(tokenizer) != found.tokenizer.sha256:
         raise TrainError(f"{tokenizer}: missing, or changed since it was packed; build the mixture again")
-    return TrainedModel(point, from_dict(ModelConfig, identity["model"], f"{folder}: model"), found, average)
+    cfg = from_dict(ModelConfig, identity["model"], f"{folder}: model").without_training_parts()
+    return TrainedModel(point, cfg, found, average)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
