@@ -15,13 +15,20 @@ from train.config import AdamWConfig
 
 
 class AdamWGroup:
-    """Parameters of one rate and one decay, one after another: weights, grads and both moments are (n,)."""
+    """Parameters of one rate and one decay, one after another: weights, grads and both moments are (n,).
 
-    def __init__(self, shapes: dict[str, torch.Size], weights: Tensor, grads: Tensor, cfg: AdamWConfig) -> None:
-        self.shapes, self.weights, self.grads, self.cfg = shapes, weights, grads, cfg
+    bfloat16: everything is rounded to it in each step, which is what torch does to a bf16 parameter without master.
+    """
+
+    def __init__(
+        self, shapes: dict[str, torch.Size], weights: Tensor, grads: Tensor, cfg: AdamWConfig, bfloat16: bool = False
+    ) -> None:
+        self.shapes, self.weights, self.grads, self.cfg, self.bfloat16 = shapes, weights, grads, cfg, bfloat16
         self.first = torch.zeros_like(weights)
         self.second = torch.zeros_like(weights)
         self.steps = weights.new_zeros(())
+        if bfloat16:
+            weights.copy_(weights.bfloat16())
 
     @property
     def names(self) -> list[str]:
@@ -30,6 +37,8 @@ class AdamWGroup:
 
     def step(self, factor: float) -> None:
         """Make one update with the lr times `factor`."""
+        if self.bfloat16:
+            self.grads.copy_(self.grads.bfloat16())
         adamw(
             [self.weights],
             [self.grads],
@@ -46,6 +55,9 @@ class AdamWGroup:
             eps=self.cfg.eps,
             maximize=False,
         )
+        if self.bfloat16:
+            for tensor in (self.weights, self.first, self.second):
+                tensor.copy_(tensor.bfloat16())
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield both moments by name, as views in the parameters' shapes."""

@@ -118,6 +118,11 @@ class GroupConfig(Keys):
     weight_decay: float | None = key(
         None, "Decoupled, on all of the group; null: train.adamw.weight_decay, on its matrices only.", at_least=0
     )
+    bfloat16: bool = key(
+        False,
+        "Round values, gradients and moments to bfloat16 in each step. Only to repeat public records, which hold them "
+        "so: updates below half a unit of the last place are lost.",
+    )
 
 
 @dataclass(frozen=True)

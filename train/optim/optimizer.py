@@ -32,7 +32,7 @@ class Optimizer:
         self.steps = 0  # updates made
         self.parameters = dict(model.named_parameters())
         by_shape, by_rule = _group_names(self.parameters, cfg)
-        groups = [*by_shape, *(names for names, _ in by_rule)]
+        groups = [*by_shape, *(names for names, *_ in by_rule)]
         order = [name for names in groups for name in names]
         self.weights = torch.cat([self.parameters[name].detach().flatten() for name in order])
         # One buffer: one all-reduce, one norm, one clip, in an order that never changes. (DDP re-buckets after its
@@ -53,10 +53,10 @@ class Optimizer:
             stacked = (len(names), *self.parameters[names[0]].shape)
             self.muon_groups.append(MuonGroup(names, w.view(stacked), g.view(stacked), cfg.muon, rank, world))
         self.adamw_groups: list[AdamWGroup] = []
-        for names, rule in by_rule:
+        for names, rule, bfloat16 in by_rule:
             w, g = next(views)
             shapes = {name: self.parameters[name].shape for name in names}
-            self.adamw_groups.append(AdamWGroup(shapes, w, g, rule))
+            self.adamw_groups.append(AdamWGroup(shapes, w, g, rule, bfloat16))
 
         stacked_names = {name for names in by_shape for name in names}
         self.muon_names = [name for name in self.parameters if name in stacked_names]
@@ -185,8 +185,11 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 def _group_names(
     parameters: dict[str, nn.Parameter], cfg: TrainConfig
-) -> tuple[list[list[str]], list[tuple[list[str], AdamWConfig]]]:
-    """Return names of Muon's matrices by shape, the largest group first, and of AdamW's by rate and decay."""
+) -> tuple[list[list[str]], list[tuple[list[str], AdamWConfig, bool]]]:
+    """Return names of Muon's matrices by shape, the largest group first, and of AdamW's with their rate and decay.
+
+    The last of AdamW's values says whether they are held in bfloat16.
+    """
     by_shape: dict[torch.Size, list[str]] = {}
     by_rule: dict[tuple[str, bool], list[str]] = {("", True): [], ("", False): []}
     for name, parameter in parameters.items():
@@ -197,14 +200,13 @@ def _group_names(
         own = getattr(cfg.groups, group, GroupConfig())
         by_rule.setdefault(("" if own == GroupConfig() else group, decays(name, parameter)), []).append(name)
     largest_first = sorted(by_shape.values(), key=lambda names: -len(names) * parameters[names[0]].numel())
-    return largest_first, [(names, _rule(cfg, *key)) for key, names in by_rule.items() if names]
+    return largest_first, [(names, *_rule(cfg, *key)) for key, names in by_rule.items() if names]
 
 
-def _rule(cfg: TrainConfig, group: str, is_decayed: bool) -> AdamWConfig:
-    """Return AdamW's keys for the parameters of `group`, or of none of them, "", that decay by default or do not."""
+def _rule(cfg: TrainConfig, group: str, is_decayed: bool) -> tuple[AdamWConfig, bool]:
+    """Return AdamW's keys, and whether in bfloat16, of `group`, or of none, "", that decays by default or does not."""
     own = getattr(cfg.groups, group, GroupConfig())
     lr = cfg.adamw.lr if own.lr is None else own.lr
     by_default = cfg.adamw.weight_decay if is_decayed else 0.0
-    return dataclasses.replace(
-        cfg.adamw, lr=lr, weight_decay=by_default if own.weight_decay is None else own.weight_decay
-    )
+    weight_decay = by_default if own.weight_decay is None else own.weight_decay
+    return dataclasses.replace(cfg.adamw, lr=lr, weight_decay=weight_decay), own.bfloat16

@@ -22,7 +22,7 @@ GROUPS = {
     "muon__decay_order": "after",
     "muon__momentum_warmup": 9,
     "groups__tokens": {"lr": 0.03, "weight_decay": 0.01},
-    "groups__scalars": {"lr": 0.02},
+    "groups__scalars": {"lr": 0.02, "bfloat16": True},
 }
 
 
@@ -95,6 +95,24 @@ def test_groups_have_their_rates_and_decays_and_the_others_what_they_had():
     assert rules.pop("embed.weight") == (0.5, 0.25)
     assert {*rules.values()} == {(0.02, 0.01)} and all(name.endswith("norm.weight") for name in rules)
     assert sum(len(g.names) for g in optimizer.muon_groups) + len(rules) + 1 == len(optimizer.parameters)
+
+
+def test_a_group_in_bfloat16_is_torchs_bf16_parameter_to_the_bit():
+    """As the records have their embeddings (golf 0.1, 6: 10): bf16 moments, and no fp32 master."""
+    model = build(from_model(), 264, 0)
+    keys = {"adamw": {"eps": 1e-8}, "groups": {"tokens": {"lr": 0.03, "weight_decay": 0.01, "bfloat16": True}}}
+    theirs = torch.nn.Parameter(model.embed.weight.detach().bfloat16())
+    optimizer = Optimizer(model, from_dict(TrainConfig, keys, "train"))
+    oracle = torch.optim.AdamW([theirs], lr=0.03, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, fused=True)
+    for step in range(20):
+        optimizer.grads.normal_(generator=torch.Generator().manual_seed(step))
+        theirs.grad = model.embed.weight.grad.bfloat16()
+        optimizer.step(1.0)
+        oracle.step()
+        assert torch.equal(model.embed.weight.detach(), theirs.detach().float()), step
+    state = dict(optimizer.state_tensors())
+    for name, theirs_name in (("first", "exp_avg"), ("second", "exp_avg_sq")):
+        assert torch.equal(state[f"adamw.{name}.embed.weight"], oracle.state[theirs][theirs_name].float())
 
 
 @pytest.mark.parametrize(
