@@ -190,6 +190,7 @@ class Model(nn.Module):
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         if self.smear is not None:
+            assert self.bos_id is not None or not self.cfg.smear_bos_mask, "smear_bos_mask needs Model(bos_id=...)"
             unmixed = all_ids == self.bos_id if self.cfg.smear_bos_mask else None
             x = self.smear(x, self._starts(all_ids, positions, start), unmixed)
         x = x if before is None else x[:, before.shape[1] :]
