@@ -23,6 +23,7 @@ from pipeline.engine.graph import find_stage
 from pipeline.errors import NotBuilt, UserError
 from stages.errors import DataError
 from stages.estimate.forecast import (
+    TOKENIZER_STAGE,
     TRAIN_STAGE,
     Forecast,
     Survey,
@@ -389,7 +390,7 @@ def print_plan(context: Context, target: str) -> list[str]:
     notes = (held_out_note(recipe, name, survey) for name in verdicts)
     return [
         *(f"source {name}: {problem}" for name, problem in missing_sources(context, survey).items()),
-        *([f"tokenizer: {survey.no_tokenizer}"] if survey.no_tokenizer else ()),
+        *([f"tokenizer: {survey.no_tokenizer}"] if survey.no_tokenizer and TOKENIZER_STAGE in stages else ()),
         *(f"mixture {name}: {text}" for name, text in verdicts.items() if text.startswith(DOES_NOT_FIT)),
         *(note for note, certain in notes if certain and target == TRAIN_STAGE),
         *(too_long_phases(recipe) if target == TRAIN_STAGE else ()),

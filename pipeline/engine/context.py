@@ -8,6 +8,7 @@ say again after it was killed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -354,8 +355,9 @@ class Context:
 
     def warn_of_shared_name(self) -> None:
         """Warn where the results that this recipe's name stands for were last made of another recipe file."""
-        known = self.store.read_state(self.recipe.name, RECIPE)
-        file = known.get("file") if isinstance(known, dict) else None
+        file = None
+        with contextlib.suppress(ValueError):  # damaged: a run writes it anew
+            file = (self.store.read_state(self.recipe.name, RECIPE) or {}).get("file")
         if not isinstance(file, str) or not self.recipe_file or file == self._recipe_from_store():
             return
         other = Path(self.store.out, file).resolve() if self.store.local else Path(file)

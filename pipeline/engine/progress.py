@@ -79,6 +79,7 @@ class Progress:
         self.rows: dict[str, Row] = {}
         self.live: Live | None = None
         self.last_plain = time.monotonic()
+        self.ended = ""  # a stage that has ended so far, which no plain line has said
 
     def row(self, stage: str) -> Row:
         """Return the row of `stage`, made when it is first seen."""
@@ -96,6 +97,8 @@ class Progress:
 
     def started(self, stage: str, label: str) -> None:
         """Note that a unit was handed to a worker."""
+        if self.ended != stage:
+            self._show_ended()
         self.row(stage).start(label)
         if not self.quiet and not self.plain and self.live is None:
             self.live = Live(
@@ -130,6 +133,7 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Print one line, above the live display."""
+        self._show_ended()
         if not self.quiet:
             # Not `soft_wrap=True`, which would hold for the live display below the line too; and a Text by itself would
             # be joined to others, and wrapped.
@@ -137,11 +141,23 @@ class Progress:
 
     def _plain_line(self, stage: str, row: Row) -> None:
         now = time.monotonic()
-        ended = row.done + row.failed == row.known and row.done > row.cached
-        if self.quiet or not self.plain or not (ended or now - self.last_plain > PLAIN_EVERY):
+        if self.quiet or not self.plain:
             return
-        self.last_plain = now
-        self.line(f"{stage:<16} {self._status(row)}")
+        if self.ended != stage:
+            self._show_ended()
+        self.ended = ""
+        if row.done + row.failed == row.known and row.done > row.cached:
+            self.ended = stage  # so far: more of its units may follow, as in dedup
+        elif now - self.last_plain > PLAIN_EVERY:
+            self.last_plain = now
+            self.line(f"{stage:<16} {self._status(row)}")
+
+    def _show_ended(self) -> None:
+        """Print the line of the stage whose last known unit has ended, where lines are plain."""
+        if stage := self.ended:
+            self.ended = ""
+            self.last_plain = time.monotonic()
+            self.line(f"{stage:<16} {self._status(self.rows[stage])}")
 
     def _status(self, row: Row) -> str:
         parts = [f"{row.done}/{row.known} units"]

@@ -23,6 +23,7 @@ from stages.errors import DataError
 
 Launch = Callable[[str, list[str], int, Path], bool]  # (manifest, overrides, ranks, stop) -> whether it ended
 STOPPED = 75  # the trainer's status for "not done, everything saved"; see train/main.py
+ERROR = "error: "  # with which a trainer's last words begin
 SAVE_SECONDS = 25.0  # that it may take from being asked to stop until it has saved
 
 
@@ -67,8 +68,9 @@ def train_with_processes(manifest: str, overrides: list[str], ranks: int, stop: 
             )
         )
     tails: list[list[str]] = [[] for _ in children]
-    streams = [*zip([child.stderr for child in children], tails, strict=True), (children[0].stdout, [])]
-    readers = [threading.Thread(target=_relay, args=pair) for pair in streams]
+    errors: list[list[str]] = [[] for _ in children]
+    streams = [*zip([child.stderr for child in children], tails, errors, strict=True), (children[0].stdout, [], [])]
+    readers = [threading.Thread(target=_relay, args=lines) for lines in streams]
     for reader in readers:
         reader.start()
     try:
@@ -79,9 +81,12 @@ def train_with_processes(manifest: str, overrides: list[str], ranks: int, stop: 
             child.kill()
         for reader in readers:
             reader.join()
+    raised = errors[failed] if failed is not None and not stopped else []
+    for line in dict.fromkeys(line for lines in errors for line in lines if line not in raised):
+        _show(f"{line}\n")
     if failed is not None and not stopped:
-        last_words = " ".join(tails[failed])[-400:]
-        raise DataError(f"training ended with status {children[failed].returncode}: {last_words}")
+        said = "\n".join(raised) or " ".join(tails[failed])[-400:]
+        raise DataError(f"training ended with status {children[failed].returncode}: {said}")
     return all(child.returncode == 0 for child in children)
 
 
@@ -108,12 +113,22 @@ def _first_failed(children: list[subprocess.Popen[str]]) -> int | None:
     return next((rank for rank, child in enumerate(children) if child.poll() not in (None, 0, STOPPED)), None)
 
 
-def _relay(stream: IO[str], tail: list[str]) -> None:
-    """Pass on what a rank prints, and remember its last four lines in `tail`."""
+def _relay(stream: IO[str], tail: list[str], error: list[str]) -> None:
+    """Pass on what a rank prints, and remember its last four lines in `tail`.
+
+    Its error, from a line that begins with ERROR on, goes to `error` alone: whoever started the job says it, once.
+    """
     for line in stream:
-        sys.stderr.write(line)  # not to the descriptor: a live display in this process shows it above itself
-        sys.stderr.flush()
+        if error or line.startswith(ERROR):
+            error.append(line.rstrip().removeprefix(ERROR))
+            continue
+        _show(line)
         tail[:] = [*tail[-3:], line.strip()]
+
+
+def _show(line: str) -> None:
+    sys.stderr.write(line)  # not to the descriptor: a live display in this process shows it above itself
+    sys.stderr.flush()
 
 
 def _free_port() -> int:

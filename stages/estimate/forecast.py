@@ -32,9 +32,11 @@ from stages.sources.registry import SOURCES
 from stages.stage import BuildContext, Stage
 from stages.task import Artifact
 from stages.tokenize.stage import TOKENIZE
+from stages.tokenizer.stage import BUILD_TOKENIZER
 
 LISTING, SAMPLING = 60.0, 30.0  # seconds that all sources may take to be listed, and remote ones to be sampled
 TRAIN_STAGE = "train"
+TOKENIZER_STAGE = BUILD_TOKENIZER.name
 TRAINED = 1 - float(VALIDATION_THRESHOLD) / 2**64  # share of documents that is not held out
 ROW_BYTES = 70  # of a document's row and index entry, beside its tokens
 STORED = 0.4  # bytes in the store per byte of text, where no sample says

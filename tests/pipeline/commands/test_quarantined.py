@@ -32,7 +32,7 @@ def call(*arguments: str) -> None:
 def test_every_reason_is_shown_with_file_row_and_beginning(recipe: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(UserError, match="nothing is built"):
         call("quarantined", *recipe)
-    call("plan", "tokenize", *recipe)
+    call("plan", "exclude", *recipe)
     plan = capsys.readouterr()
     assert "a: rows of the sample that go to the quarantine: 7 (text is int, not a string)" in plan.out
     assert plan.out.count("not reached: waits for the stages above") == 1 and "plan: listing 1 sources" in plan.err

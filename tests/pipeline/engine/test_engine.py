@@ -329,3 +329,26 @@ def test_a_line_is_whole_and_leaves_the_live_display_as_it_is() -> None:
     progress.close(1.0)
     assert command + "\n" in printed
     assert max(map(len, printed.split(command)[1].splitlines())) <= 60
+
+
+def test_a_plain_line_says_once_that_a_stage_has_ended() -> None:
+    """Units of some stages are known one after another: each was the last one for a moment."""
+    progress = Progress(plain=True)
+    progress.console = Console(file=io.StringIO(), width=200)
+
+    def run(stage: str, label: str) -> None:
+        progress.planned(stage, label, 1)
+        progress.started(stage, label)
+        progress.finished(stage, Record("k", stage, label, [], [], {"kept": 1}, 0, 0, {}, 0, 0, "a"), 1)
+
+    with progress.console.capture() as shown:
+        for i in range(5):
+            run("dedup", f"web {i}")
+        run("pack_pretrain", "web")
+        progress.line("step 1")
+        run("tokenize", "web")
+        progress.close(1.0)
+    lines = shown.get().splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [["dedup", "5/5"], ["pack_pretrain", "1/1"]]
+    assert lines[2] == "step 1" and lines[3].split()[:2] == ["tokenize", "1/1"] and lines[4].startswith("7 units")
+    assert len(lines) == 5
