@@ -87,6 +87,8 @@ def type_text(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_text(arg) for arg in args)
     if origin is tuple:
+        if typing.get_origin(args[0]) is Literal:
+            return f"a list of {type_text(args[0])}"
         return "a list" if args[-1] is Ellipsis else f"a list of {len(args)}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
     return words.get(hint, str(hint))

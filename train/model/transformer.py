@@ -121,7 +121,7 @@ class Model(nn.Module):
         self.make_rope_tables()
 
     def make_rope_tables(self) -> None:
-        """Make the tables of rotary positions, which hold as many rows of memory as of text and memory together."""
+        """Make the tables of rotary positions: of max_seq_len tokens, and of memory in front of them."""
         cfg = self.cfg
         bases = {"": cfg.rope_base} | ({"_global": cfg.rope_base_global} if cfg.rope_base_global is not None else {})
         for kind, base in bases.items():

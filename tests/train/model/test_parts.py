@@ -197,7 +197,7 @@ def test_first_values_follow_their_keys():
         ({"rope_dims": 66}, r"model\.rope_dims = 66: must be even, and at most the width of a head, 64"),
         ({"rope_dims": 3}, r"model\.rope_dims = 3: must be even"),
         ({"layer_kinds": ["global"]}, r"model\.layer_kinds = global: must be sliding or global for each of .* = 12"),
-        ({"layer_kinds": ["full"] * 12}, "expected"),
+        ({"layer_kinds": ["full"] * 12}, "expected a list of sliding, global or null"),
         ({"smear_bos_mask": True}, r"model\.smear_bos_mask = True: .*set model\.smear=true"),
         ({"bigram_buckets": 1}, r"model\.bigram_buckets = 1: must be 0, or at least 2"),
         ({"memory_tokens": 256}, r"train\.seq_len = 256: must be above model\.memory_tokens = 256"),
