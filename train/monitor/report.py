@@ -57,7 +57,7 @@ def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
         )
     if cfg.schedule.seconds is not None:
         limit = f"{cfg.schedule.seconds:g} s in steps"
-        rt.print_rank0(f"           or {limit}, whichever comes first: not use_deterministic_kernels to the bit")
+        rt.print_rank0(f"           or {limit}, whichever comes first: it does not repeat to the bit")
     if rt.device.type == "cuda" and not cfg.deterministic:
         rt.print_rank0("note: some kernels add in no fixed order: a resume is exact to rounding, to the bit with")
         rt.print_rank0("      train.deterministic=true, which is slower")

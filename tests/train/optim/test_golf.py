@@ -6,16 +6,19 @@ They were produced by running the records' own functions in fp32 on a CPU, or de
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from golf_toy import S2, S4
 from torch import Tensor, nn
 
-from train.config import AdamWConfig, EMAConfig, MuonConfig, ScheduleConfig, SWAConfig, TrainConfig
+from train.config import AdamWConfig, EMAConfig, ModelConfig, MuonConfig, ScheduleConfig, SWAConfig, TrainConfig
+from train.model.transformer import on_meta_device
 from train.optim.averages import Averages
 from train.optim.muon import momentum_at, newton_schulz
-from train.optim.optimizer import Optimizer
+from train.optim.optimizer import Optimizer, group_of
 from train.optim.schedule import StepTimer, lr_factor
 
 CAP = 600.0  # seconds
@@ -191,3 +194,29 @@ def test_2_4_swa_takes_29_snapshots_in_fp32():
             taken.append(step)
     assert taken == list(range(4550, 5951, 50)) and len(taken) == 29
     assert float(averages.by_name["swa"].tensors["weight"]) == pytest.approx(0.314, abs=1e-6)
+
+
+def values_by_group(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Group -> tensors and values, of the whole model with 1,024 ids."""
+    sizes: dict[str, list[int]] = {}
+    for name, parameter in on_meta_device(cfg, 1024).named_parameters():
+        sizes.setdefault(group_of(name, parameter), []).append(parameter.numel())
+    return {group: (len(each), sum(each)) for group, each in sizes.items()}
+
+
+def test_2_3_and_3_4_groups_of_the_whole_models():
+    """61 matrices are Muon's, the bigram's projection among them; a mix is two tensors here, and all skips are five."""
+    sizes = {"dim": 512, "n_layers": 10, "n_heads": 8, "n_kv_heads": 4, "mlp_hidden": 1536, "bigram_dim": 128}
+    s2 = dataclasses.replace(S2, **sizes, bigram_buckets=4096)
+    s4 = dataclasses.replace(S4, **sizes, bigram_buckets=10240, memory_tokens=64, rope_dims=16, mtp_heads=2)
+    scalars = 20_560 + 2_560 + 512 + 1
+    both = {"matrices": (61, 23_658_496), "scalars": (50 + 5 + 1 + 1, scalars)}
+    assert values_by_group(s2) == {**both, "tokens": (2, 2 * 524_288)}
+    assert values_by_group(s4) == {
+        **both,
+        "tokens": (2, 524_288 + 1_310_720),
+        "memory": (1, 32_768),
+        "mtp": (2, 2 * 524_288),
+    }
+    assert sum(count for _, count in values_by_group(s2).values()) == 24_730_705
+    assert sum(count for _, count in values_by_group(s4).values()) == 26_598_481
