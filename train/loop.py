@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from train import page
-from train.checkpoint.checkpoint import BEST, DECAY_START, checkpoint_name, prune_checkpoints, save_checkpoint
+from train.checkpoint.checkpoint import (
+    BEST,
+    DECAY_START,
+    checkpoint_name,
+    is_better,
+    name_score,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from train.data.loader import Batch, MicroBatch
 from train.data.manifest import ManifestError
 from train.eval.passes import EvaluationStoppedError
@@ -55,6 +63,15 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
             return False
         if metrics is not None:
             metrics.write({"step": 0, **report.score_record(run.progress.before)})
+    elif run.progress.unscored is not None:  # a kill came between the checkpoint and its score
+        try:
+            record = {**run.progress.unscored, **score_run(run, should_give_up)}
+        except EvaluationStoppedError:
+            rt.raise_if_any(run.data_error)
+            return False
+        keep_score(run)
+        if metrics is not None:
+            metrics.write(record)
     run.total_steps = planned_steps(run)
     if run.step:
         run.lr_factor = lr_factor(run.step - 1, run.total_steps, cfg.schedule)
@@ -72,7 +89,7 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
         is_stopping = rt.any_rank(wants_stop or run.data_error is not None)
         decay_starts = not (is_decaying or is_last) and decay_begins(run.step, run.total_steps, cfg.schedule)
         is_decaying |= decay_starts
-        scores = is_last or is_due(run.step, eval_every)
+        scores = not is_stopping and (is_last or is_due(run.step, eval_every))
         saves = is_last or is_stopping or decay_starts or is_due(run.step, cfg.checkpoint_every)
         logs = run.step == 1 or is_due(run.step, cfg.log_every) or run.anomalies.full
         if logs and cfg.checkpoint_minutes:  # the first rank's clock decides
@@ -81,19 +98,19 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
             record = report.log_step(run, metrics, loss, norm)
             if run.step_timer is not None:
                 run.step_timer.caught_up()
-            is_best = False
-            if scores and not is_stopping:
-                try:
-                    record |= score_run(run, should_give_up)
-                    is_best = cfg.keep_best and note_best(run)
-                except EvaluationStoppedError:
-                    is_stopping = saves = True
-            if metrics is not None:
+            if metrics is not None and not scores:
                 metrics.write(record)
-                if scores:
+            if saves:  # ahead of the score, which may take long
+                names = [DECAY_START] if decay_starts else []
+                save(run, names, record if scores else None, at_once=is_last or is_stopping)
+            if scores:
+                is_stopping = not score_step(run, record, saves, should_give_up)
+                saves |= is_stopping or run.progress.best_step == run.step
+                if metrics is not None and not is_stopping:  # else the line waits in the checkpoint
+                    metrics.write(record)
                     page.refresh_page(run.folder)
-            if saves or is_best:
-                save(run, record, decay_starts, is_best, at_once=is_last or is_stopping)
+            if saves:
+                tell_of_checkpoint(run, record)
                 saved_at = time.monotonic()
             run.clock.restart()
             if run.step_timer is not None:
@@ -286,24 +303,43 @@ def score_run(run: Run, should_stop: Callable[[], bool]) -> dict[str, Any]:
     return record
 
 
-def note_best(run: Run) -> bool:
-    """Return whether the last score has the lowest validation loss so far, over the same tokens; if so note it."""
-    score, best = run.after, run.progress.best
-    if score is None or not math.isfinite(score.nats):
+def score_step(run: Run, record: dict[str, Any], is_saved: bool, should_stop: Callable[[], bool]) -> bool:
+    """Score the step that was made and add it to `record`; where it is the best one so far, see that it is kept.
+
+    is_saved: its checkpoint is there. Returns False when `should_stop` ended the scoring: then the step is saved.
+    """
+    try:
+        record |= score_run(run, should_stop)
+    except EvaluationStoppedError:
+        if not is_saved:
+            save(run, [], record, at_once=True)
         return False
-    if best and best["tokens"] == score.tokens and best["val_loss"] <= score.nats:
-        return False
-    run.progress.best = {"step": run.step, "val_loss": score.nats, "tokens": score.tokens}
+    if is_saved:
+        keep_score(run)
+    elif note_best(run):
+        save(run, [BEST], None, at_once=False)
     return True
+
+
+def note_best(run: Run) -> bool:
+    """Return whether the last score is to be kept as the best so far; if so note it."""
+    if run.after is None or not run.cfg.keep_best:
+        return False
+    score = {"step": run.step, "val_loss": run.after.nats, "tokens": run.after.tokens}
+    is_best = is_better(score, run.progress.best)
+    if is_best:
+        run.progress.best = score
+    return is_best
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
 
-def save(run: Run, record: dict[str, Any], decay_starts: bool, is_best: bool, at_once: bool) -> None:
-    """Save a checkpoint on rank 0 while training goes on, or `at_once`; then call on_save on all ranks.
+def save(run: Run, names: list[str], unscored: dict[str, Any] | None, at_once: bool) -> None:
+    """Save a checkpoint, to be called `names`, on rank 0 while training goes on, or `at_once`.
 
+    unscored: the step's line of metrics.jsonl, where it waits for a score, which a run that continues makes up for.
     Raises TrainError, on all ranks, when this checkpoint or the one before it could not be written.
     """
     rt, folder, step = run.rt, run.folder / "checkpoints", run.step
@@ -312,14 +348,9 @@ def save(run: Run, record: dict[str, Any], decay_starts: bool, is_best: bool, at
         rt.print_rank0(f"step {step}: waited {waited:.1f} s for the checkpoint before this one; the disk is slow")
     # on every rank, for what is sharded over them is gathered
     tensors = {**run.optimizer.state_tensors(), **run.averages.state_tensors(), "sentinel": run.anomalies.stats}
-    state = checkpoint_state(run)
+    state = {**checkpoint_state(run), "unscored": unscored}
     if rt.is_rank0:
         (model, optimizer), wait_for_copies = run.writer.copy_to_host(run.model.state_dict(), tensors)
-        names = []
-        if decay_starts:
-            names.append(DECAY_START)
-        if is_best:
-            names.append(BEST)
 
         def write() -> None:
             wait_for_copies()
@@ -329,8 +360,22 @@ def save(run: Run, record: dict[str, Any], decay_starts: bool, is_best: bool, at
         run.writer.start(write)
     if at_once or run.on_save is not None:
         rt.broadcast_from_rank0(run.writer.wait)
+
+
+def keep_score(run: Run) -> None:
+    """Have the last score written beside the checkpoint of its step, which is called the best if it is."""
+    is_best, score, folder, step = note_best(run), run.after, run.folder / "checkpoints", run.step
+    assert score is not None
+    value = {"val_loss": score.nats, "tokens": score.tokens}
+    if run.rt.is_rank0:
+        run.writer.start(lambda: name_score(folder, step, value, is_best))
+
+
+def tell_of_checkpoint(run: Run, record: dict[str, Any]) -> None:
+    """Call on_save, on all ranks, with what is known of a checkpoint that is on the disk."""
     if run.on_save is not None:
-        run.on_save(record, str(folder / checkpoint_name(step)) if rt.is_rank0 else None)
+        path = run.folder / "checkpoints" / checkpoint_name(run.step)
+        run.on_save(record, str(path) if run.rt.is_rank0 else None)
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:

@@ -38,7 +38,7 @@ import torch
 import torch.distributed as dist
 
 from train import loop, micro_batch
-from train.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from train.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_score
 from train.checkpoint.resume import open_run
 from train.checkpoint.run_folder import claim_folder, run_identity
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
@@ -284,6 +284,7 @@ def restored_progress(resumed: Checkpoint, best: dict[str, Any] | None) -> Progr
         seconds=float(resumed.state["seconds"]),
         before=Score.from_dict(before) if before else None,
         best=best,
+        unscored=resumed.state.get("unscored") if read_score(resumed.folder) is None else None,
     )
 
 

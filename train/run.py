@@ -36,6 +36,12 @@ class Progress:
     seconds: float = 0.0  # spent in steps
     before: Score | None = None  # ahead of the first step
     best: dict[str, Any] | None = None  # step, val_loss and tokens of the best score so far
+    unscored: dict[str, Any] | None = None  # the line of the step continued from, where a kill left it without a score
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best score so far."""
+        return None if self.best is None else int(self.best["step"])
 
 
 class IntervalClock:

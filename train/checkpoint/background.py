@@ -57,9 +57,14 @@ class BackgroundWriter:
         return self.buffers[group, name]
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin a write. Call it after `wait` only."""
+        """Begin a write, which waits for the one before it and is left out where that failed."""
+        before = self.thread
 
         def guarded() -> None:
+            if before is not None:
+                before.join()
+            if self.error is not None:
+                return
             try:
                 work()
             except BaseException as error:  # whatever it is, `wait` raises it where somebody listens

@@ -3,6 +3,7 @@
     <run>/checkpoints/step_000120/model.safetensors       fp32 weights by parameter name
                                   optimizer.safetensors   momentum, moments and averages by parameter name
                                   state.json              step, data position, configuration, sha256 of all three
+                                  score.json              its validation loss, once it is known
     <run>/checkpoints/latest                              the newest one's name
                       best                                the name of the one with the lowest validation loss
                       decay_start                         the name of the one where the learning rate began to fall
@@ -17,6 +18,7 @@ they are used (`rng` in state.json says so).
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -39,12 +41,14 @@ TYPES: dict[str, tuple[type, ...]] = {
     "seconds": (int, float),
     "before": (dict, NoneType),
     "best": (dict, NoneType),
+    "unscored": (dict, NoneType),
     "updates": (int,),
     "skipped": (int,),
     "averages": (dict,),
     "schedule": (dict,),
 }
 LATEST, BEST, DECAY_START = "latest", "best", "decay_start"  # files that name a checkpoint
+SCORE = "score.json"  # beside state.json, once the checkpoint was scored
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 RNG_RULE = "stateless: weights from seed, order from (seed, epoch), dropout from (seed, step, rank)"
 
@@ -104,6 +108,36 @@ def save_checkpoint(
             f"{final}: not written: {error}; earlier checkpoints are whole. Make room and resume"
         ) from None
     return final
+
+
+def name_score(folder: Path, step: int, score: dict[str, Any], is_best: bool) -> None:
+    """Write what step `step` in `folder` scored, `val_loss` over `tokens`, into its checkpoint; `best` may name it.
+
+    Raises TrainError when the disk refuses.
+    """
+    path = folder / checkpoint_name(step) / SCORE
+    try:
+        write_atomic(path, sealed_json({"step": step, **score}))
+        if is_best:
+            write_atomic(folder / BEST, checkpoint_name(step) + "\n")
+    except OSError as error:
+        raise TrainError(f"{path}: not written: {error}; make room and resume") from None
+
+
+def read_score(folder: Path) -> dict[str, Any] | None:
+    """Return the step, val_loss and tokens that `name_score` wrote into a checkpoint; None where no whole one is."""
+    try:
+        score = read_sealed_json(folder / SCORE)
+        return {"step": int(score["step"]), "val_loss": float(score["val_loss"]), "tokens": int(score["tokens"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_better(score: dict[str, Any], best: dict[str, Any] | None) -> bool:
+    """Return whether a score takes the place of the best one: a lower loss over the same tokens, or over others."""
+    if not math.isfinite(score["val_loss"]):
+        return False
+    return best is None or best["tokens"] != score["tokens"] or score["val_loss"] < best["val_loss"]
 
 
 def checkpoint_name(step: int) -> str:

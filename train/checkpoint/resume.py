@@ -21,10 +21,12 @@ from train.checkpoint.checkpoint import (
     Checkpoint,
     checkpoint_name,
     find_checkpoint,
+    is_better,
     list_checkpoints,
     newest_intact_checkpoint,
     pointer_target,
     read_checkpoint,
+    read_score,
 )
 from train.checkpoint.run_folder import differences, read_run, short
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
@@ -93,6 +95,9 @@ def _best_so_far(folder: Path, point: Checkpoint, build_id: str) -> dict[str, An
     `best` is made to name it again: a kill may have come between a checkpoint and its name.
     """
     best: dict[str, Any] | None = point.state.get("best")
+    own = read_score(point.folder)  # later than the state beside it
+    if own is not None and is_better(own, best):
+        best = own
     name = checkpoint_name(best["step"]) if best else ""
     if best is None or not (folder / name).is_dir():
         if not (folder / pointer_target(folder, checkpoint.BEST)).is_dir():

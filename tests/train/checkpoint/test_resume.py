@@ -21,7 +21,13 @@ from pipeline.commands.trace import open_run, spans_of_step
 from pipeline.errors import UserError
 from train import loop
 from train.checkpoint import checkpoint
-from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints, newest_intact_checkpoint, pointer_target
+from train.checkpoint.checkpoint import (
+    find_checkpoint,
+    list_checkpoints,
+    newest_intact_checkpoint,
+    pointer_target,
+    read_score,
+)
 from train.checkpoint.load_model import open_trained_model
 from train.config import TrainError
 from train.data.manifest import load_manifest
@@ -327,3 +333,30 @@ def test_builds_of_a_run_that_went_back(tmp_path):
     assert builds_after(point(4, {"builds": history[:1]}), "b") == history
     assert builds_after(point(4, {"builds": history}), "a") == history[:1]
     assert builds_after(point(6, {"builds": history}), "a") == [*history, {"build_id": "a", "from_step": 6}]
+
+
+@pytest.mark.slow
+def test_a_kill_while_a_step_is_scored_loses_no_step_and_no_score(pretrain, tmp_path, monkeypatch):
+    more = {"eval_every": 4, "checkpoint_every": 4, "steps": 12}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(pretrain, sets(out=str(whole), **more))
+    evaluate = loop.evaluate
+
+    def killed(given, *args, **keys):
+        if given.step == 8:
+            raise KeyboardInterrupt
+        return evaluate(given, *args, **keys)
+
+    monkeypatch.setattr(loop, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(pretrain, sets(out=str(cut), **more))
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    assert find_checkpoint(cut, "k").step == 8 and read_score(cut / "checkpoints/step_000008") is None
+    run(pretrain, sets(out=str(cut), resume="auto", **more))
+    assert same(cut, whole)
+    for folder in (cut, whole):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "val_loss" in line] == [0, 4, 8, 12]
+    scores = [read_score(f / "checkpoints/step_000008") for f in (cut, whole)]
+    assert scores[0] == scores[1] is not None
+    assert len({pointer_target(f / "checkpoints", "best") for f in (cut, whole)}) == 1
