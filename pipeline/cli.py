@@ -453,7 +453,8 @@ def report_error(error: Exception, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if hasattr(error, "format_message"):  # one of click's usage errors
-        complain(f"error: {error.format_message()}")
+        at = getattr(error, "ctx", None)
+        complain(f"error: {error.format_message()}{f' (`{at.command_path} --help` has more)' if at else ''}")
         return 2
     if debug:
         traceback.print_exception(error)

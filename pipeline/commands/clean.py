@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -83,8 +84,10 @@ def referenced(store: Store) -> dict[str, set[str]]:
 
 def again(store: Store, recipe: str) -> str:
     """Return the command that builds `recipe` again: all that it trains, or else all that it packs."""
-    options = run_options(Path(f"{store.out}/{recipe}")) if store.local else f"--recipe RECIPE --out {store.uri}"
+    options = run_options(Path(f"{store.out}/{recipe}")) if store.local else "--recipe RECIPE"
     made = [name for name in STAGES if f"{name}.json" in store.names(f"{store.out}/{recipe}/{UNITS}")]
+    if "--out" not in options:
+        options += f" --out {shlex.quote(store.uri)}"
     return f"python -m pipeline run {made[-1] if made else 'STAGE'} {options}"
 
 

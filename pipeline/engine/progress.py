@@ -66,7 +66,7 @@ class Row:
         else:
             return None
         left = whole - self.elapsed()
-        return left if left > 0 else None
+        return left if left >= 1 else None
 
 
 class Progress:
@@ -171,7 +171,7 @@ class Progress:
         left = row.seconds_left()
         if left is not None:
             parts.append(f"{clock_text(left)} left")
-        elif row.running:
+        elif row.running and elapsed >= 1:
             parts.append(clock_text(elapsed))
         sources = [f"{name} {n:,}" for name, n in sorted(row.per_source.items()) if n]
         if sources:

@@ -283,14 +283,15 @@ def pack_command(folder: Path) -> str:
 def run_options(folder: Path) -> str:
     """Return the options with which the recipe's results in `folder`, <out>/<recipe>, were last made.
 
-    RECIPE stands for a recipe that nobody noted.
+    RECIPE stands for a recipe that nobody noted, and then `folder` need not be one of ours.
     """
     options = ["--recipe", "RECIPE"]
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         noted = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
         options[1] = os.path.normpath(folder.parent / noted["file"])
-        options += [word for setting in noted["set"] for word in ("--set", str(setting))]
-    return shlex.join([*options, "--out", str(folder.parent)])
+        settings = [word for setting in noted["set"] for word in ("--set", str(setting))]
+        options += [*settings, "--out", str(folder.parent)]
+    return shlex.join(options)
 
 
 def load_manifest(path: str | Path) -> Manifest:

@@ -50,7 +50,8 @@ def test_a_manifest_that_is_not_there_says_how_to_build_it(
     if noted is not None:
         (folder.parent / "recipe.json").write_text(noted)
     named = recipe if recipe == "RECIPE" else str(tmp_path / recipe)
-    words = ["python", "-m", "pipeline", "run", stage, "--recipe", named, *settings, "--out", str(tmp_path / "out")]
+    out = ["--out", str(tmp_path / "out")] if settings else []
+    words = ["python", "-m", "pipeline", "run", stage, "--recipe", named, *settings, *out]
     for path in (folder, folder / "manifest.json"):
         with pytest.raises(ManifestError) as error:
             load_manifest(path)
