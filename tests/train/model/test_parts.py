@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from train.generate import KVCache
 from train.micro_batch import activation_bytes
 from train.model.layers import Linear, RMSNorm
 from train.model.transformer import Model, build, count_parameters
+from train.monitor.report import print_model
 from train.optim.optimizer import Optimizer
 from train.overrides import configs
 
@@ -238,3 +240,19 @@ def test_activations_are_what_the_estimate_says_at_most(parts):
     total.backward()
     estimate = activation_bytes(cfg, V, 16 * 64, 4)
     assert estimate / 3 < sum(kept.values()) < estimate, (sum(kept.values()), estimate)
+
+
+def test_a_run_names_the_parts_that_are_on_and_what_of_it_is_exported():
+    def lines(cfg):
+        said = []
+        run = SimpleNamespace(model=Model(cfg, V), rt=SimpleNamespace(print_rank0=said.append))
+        print_model(run, count_parameters(cfg, V))
+        return said
+
+    assert lines(BASE) == [f"model      {count_parameters(BASE, V):,} parameters: 4 layers of 24, gemma4, float32"]
+    kinds = ("sliding", "sliding", "sliding", "global")
+    cfg = dataclasses.replace(BASE, layer_kinds=kinds, n_kv_heads=2, smear=True, mtp_heads=1)
+    first, parts, exported = lines(cfg)
+    assert first.endswith("4 layers of 24, 3 sliding and 1 global, float32")
+    assert parts.split() == ["n_kv_heads", "2,", "smear,", "mtp_heads", "1"]
+    assert exported.split()[:2] == ["exported", f"{count_parameters(cfg, V) - V * 24:,}"]
