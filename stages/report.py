@@ -12,6 +12,7 @@ from stages.dedup.stage import DEDUP
 from stages.download.stage import DOWNLOAD
 from stages.exclude.stage import EXCLUDE
 from stages.pack.describe import documents_kept, drop_reasons
+from stages.recipe import Recipe
 from stages.registry import STAGES
 from stages.stage import BuildContext, ReportGroup, Table
 from stages.tokenize.stage import TOKENIZE
@@ -94,5 +95,16 @@ def exclusion_lines(context: BuildContext) -> list[str]:
     about = f", about {tokens:,.0f} tokens" if tokens else ""
     return [
         f"Excluded: {documents:,} documents, {text_bytes:,} bytes of text{about}; `diff` of two manifests says what "
-        "moved"
+        "moved",
+        *tokenizer_lines(context.recipe),
+    ]
+
+
+def tokenizer_lines(recipe: Recipe) -> list[str]:
+    """Return a line about the text that the tokenizer was trained on, where documents were excluded after it."""
+    if recipe.tokenizer.source is not None or recipe.exclude.retrain_tokenizer:
+        return []
+    return [
+        "The tokenizer was trained on text that had these documents; `exclude: {retrain_tokenizer: true}` trains it "
+        "without them, which changes every token"
     ]

@@ -12,7 +12,7 @@ from stages.config import Model
 class Exclude(Model):
     """Take-downs: documents that leave the corpus, and their duplicates in every source with them.
 
-    The tokenizer stays trained on the text before, or a take-down would change every token of the corpus.
+    The tokenizer stays trained on the text before, unless retrain_tokenizer says otherwise.
     """
 
     ids: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(
@@ -24,6 +24,9 @@ class Exclude(Model):
     )
     domains: list[Annotated[str, Field(pattern=r"^[^/\s:]+$")]] = Field(
         default_factory=list, description="Domains such as example.org, which means its subdomains too."
+    )
+    retrain_tokenizer: bool = Field(
+        default=False, description="Train the tokenizer without them too, which changes every token of the corpus."
     )
 
     @property

@@ -6,8 +6,8 @@ a duplicate that was dropped in favor of an excluded document does not come back
 had itself been dropped, the one that was kept in its place goes.
 
 `find_named` and `find_copies` read ids, addresses and hashes only; a part that holds no excluded document is passed on
-as it is, so that nothing after it runs again. The tokenizer stays trained on the text before exclusion: were it not,
-one take-down would change every token of the corpus.
+as it is, so that nothing after it runs again. The tokenizer stays trained on the text before exclusion, or one
+take-down would change every token of the corpus; `retrain_tokenizer` asks for that.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 from stages.decontaminate.stage import DECONTAMINATE
+from stages.exclude.stage import EXCLUDE
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
 from stages.tokenizer import external
@@ -18,9 +19,10 @@ from stages.tokenizer.work import adopt, work
 
 async def build(context: BuildContext) -> Record:
     """Build the one tokenizer of the recipe."""
-    curated = (await context.stage(DECONTAMINATE)).docs
+    exclude, config = context.recipe.exclude, context.recipe.tokenizer
+    retrains = exclude.asked and exclude.retrain_tokenizer
+    curated = (await context.stage(EXCLUDE)).docs if retrains else (await context.stage(DECONTAMINATE)).docs
     context.check_quarantine()
-    config = context.recipe.tokenizer
     parts = [part for parts in curated.values() for part in parts]
     weight = min(config.sample, sum(part.meta.get("text_bytes", 0) for part in parts))
     params: dict[str, Any] = {
@@ -54,10 +56,10 @@ def publish(record: Record) -> dict[str, dict[str, Artifact]]:
 
 BUILD_TOKENIZER = Stage(
     name="build_tokenizer",
-    reads="a sample of decontaminate's documents, validation documents left out",
+    reads="a sample of decontaminate's or exclude's documents, validation documents left out",
     writes="tokenizer/: tokenizer.json, a report, and what transformers needs to load it",
     build=build,
-    after=(DECONTAMINATE,),
+    after=(DECONTAMINATE, EXCLUDE),
     libraries=("pyarrow", "numpy", "tokenizers"),
     publish=publish,
 )

@@ -91,6 +91,22 @@ def test_one_document_by_id(folder):
     assert context.warnings == []
 
 
+@pytest.mark.slow
+def test_the_tokenizer_is_trained_again_without_them_where_that_is_asked(folder):
+    def tokenizer():
+        return (folder / "build/taken/tokenizer/tokenizer.json").read_bytes()
+
+    before = tokenizer()
+    ids = [document_id(text).hex() for text in texts(11, 150)[:60]]
+    context, *_ = again(folder, ids=ids)
+    assert tokenizer() == before and "trains it without them" in exclusion_lines(context)[1]
+    context, ran, packed, _, _ = again(folder, ids=ids, retrain_tokenizer=True)
+    assert tokenizer() != before and len(exclusion_lines(context)) == 1
+    assert ("build_tokenizer", "400") in ran and not {bytes.fromhex(i) for i in ids} & packed
+    _, ran, *_ = again(folder, retrain_tokenizer=True)  # without a name it means nothing
+    assert tokenizer() == before and {label for _, label in ran} == {"manifest"}
+
+
 def test_tokens_are_estimated_by_the_source_that_lost_them():
     """Code has fewer bytes a token than prose: what one loses is not counted at the ratio of both."""
     counts = {
@@ -100,7 +116,11 @@ def test_tokens_are_estimated_by_the_source_that_lost_them():
         ("exclude", None): {"dropped.excluded": 1, "excluded_bytes": 400},
     }
     context = SimpleNamespace(
-        recipe=SimpleNamespace(sources=["prose", "code"]),
+        recipe=SimpleNamespace(
+            sources=["prose", "code"],
+            tokenizer=SimpleNamespace(source=None),
+            exclude=SimpleNamespace(retrain_tokenizer=False),
+        ),
         counts=lambda stage, source=None: counts.get((stage.name, source), {}),
     )
     assert "1 documents, 400 bytes of text, about 100 tokens;" in exclusion_lines(context)[0]
