@@ -269,6 +269,29 @@ def inspect(
 
 
 @app.command()
+def adopt(
+    folder: Annotated[Path, typer.Argument(help="Where the shards are: *_train_*.bin and *_val_*.bin, as llm.c's.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="That they were made with: tokenizer.json, its folder, or owner/name of the hub.")
+    ],
+    bos: Annotated[str | None, typer.Option(help="Its token between documents, if not a known name.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Whose model and training settings to take.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write a manifest for shards made elsewhere, into their folder, so that they train here."""
+    from pipeline.recipe import load_recipe
+    from stages.pack.adopt import adopt as adopt_shards
+
+    if overrides and not recipe:
+        raise UsageError("adopt: --set changes keys of --recipe; name one")
+    adopted = adopt_shards(folder, tokenizer, bos, load_recipe(recipe, overrides) if recipe else None)
+    train, ids = len(adopted.split("train")), adopted.tokenizer.vocab_size
+    print(f"{folder}: {adopted.tokens:,} tokens in {train} shards to train on, {adopted.val_tokens:,} held out")
+    print(f"all of them are within the {ids:,} ids, and hashed; which documents they are is not known")
+    print(f"torchrun train/main.py --manifest {shlex.quote(str(folder / 'manifest.json'))}")
+
+
+@app.command()
 def verify(manifest: ManifestArgument) -> None:
     """Every checksum and every invariant; non-zero exit on any difference."""
     from stages.lineage.rows import mend
@@ -281,8 +304,10 @@ def verify(manifest: ManifestArgument) -> None:
         print(printable(f"differs: {problem}"))
     if problems:
         raise UserError(f"{manifest}: {problems} differences; {mend(loaded)}")
-    files = 2 + 3 * len(loaded.shards) + len(loaded.evals)
+    files = len(loaded.packed_files())
     print(f"{manifest}: {files} files, {loaded.tokens:,} training and {loaded.val_tokens:,} held-out tokens agree")
+    if loaded.adopted:
+        print("their lineage is unknown: they were made elsewhere and adopted")
 
 
 @app.command("trace")

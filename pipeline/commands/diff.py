@@ -33,6 +33,9 @@ def print_diff(a: Manifest, b: Manifest, as_json: bool) -> None:
         print_changes(console, title, changed)
     for title, moved in (("Training documents", difference.training), ("Held-out documents", difference.held_out)):
         print_moved(console, title, moved)
+    for manifest in (a, b):
+        if manifest.adopted:
+            console.print(f"{manifest.folder} was adopted: its documents are not known, and not compared", markup=False)
     if not any(tables.values()) and not documents_differ(difference):
         console.print("no difference")
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import pyarrow.compute as pc
-
 from pipeline.commands.report import TextConsole, grid
 from pipeline.errors import UserError
-from stages.lineage.rows import mend, rows_table
+from stages.lineage.rows import Decoder, rows_of_spans
 from stages.pack.describe import mixture_table
-from train.data.format import read_shard
 from train.data.manifest import Manifest
 
 
@@ -44,26 +41,19 @@ def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> N
 
 def print_window(manifest: Manifest, shard: int, token: int, length: int, console: TextConsole) -> None:
     """Print the text of a window, and the rows of the source files it came from. Raises UserError."""
-    from tokenizers import Tokenizer
-
     if shard >= len(manifest.shards):
         raise UserError(f"--shard {shard}: there are {len(manifest.shards)} shards, numbered from 0")
     chosen = manifest.shards[shard]
     if token >= chosen.tokens:
         raise UserError(f"--token {token}: {chosen.path} has {chosen.tokens:,} tokens")
-    _, tokens = read_shard(manifest.file(chosen.path))
     stop = min(token + length, chosen.tokens)
-    path = manifest.file(manifest.tokenizer.path)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises no kind of its own
-        raise UserError(f"{path} is missing or damaged ({str(error)[:200]}); {mend(manifest)}") from None
-    rows = rows_table(manifest, chosen)
-    row_end = pc.add(rows["token_start"], pc.cast(rows["token_count"], "int64"))
-    inside = rows.filter(pc.and_(pc.less(rows["token_start"], stop), pc.greater(row_end, token)))
+    text = Decoder(manifest).text(chosen.path, token, stop)
+    (rows,) = [[]] if manifest.adopted else rows_of_spans(manifest, [(chosen.path, token, stop)])
     console.print(f"{chosen.path}, tokens {token:,} to {stop:,}:", markup=False)
-    console.print(tokenizer.decode(tokens[token:stop].tolist(), skip_special_tokens=False), markup=False)
+    console.print(text, markup=False)
     console.print()
-    for row in inside.to_pylist():
-        where = f"{row['source']}:{row['source_file']} row {row['source_row']}"
-        console.print(f"  from {where}  id {row['document_id'].hex()}  {row['url'] or ''}", markup=False)
+    for row in rows:
+        where = f"{row.source}:{row.source_file} row {row.source_row}"
+        console.print(f"  from {where}  id {row.document_id.hex()}  {row.url or ''}", markup=False)
+    if manifest.adopted:
+        console.print("  adopted: which documents these are is not known", markup=False)

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import parse_recipe
 from stages.lineage.diff import changes
 from stages.lineage.inputs import changed_inputs, check_protocols, entries_that_read
+from stages.lineage.rows import check_lineage
 from stages.paths import is_remote, local_path
 from stages.recipe import Recipe
 from train.data.manifest import Manifest, load_manifest
@@ -26,7 +27,11 @@ from train.monitor.text import printable
 
 
 def recipe_of(manifest: Manifest, source_paths: Mapping[str, str]) -> Recipe:
-    """Return the manifest's recipe, with sources read from `source_paths` where named. Raises UserError."""
+    """Return the manifest's recipe, with sources read from `source_paths` where named.
+
+    Raises UserError, and DataError where the shards were adopted.
+    """
+    check_lineage(manifest)
     recipe = copy.deepcopy(manifest.recipe)
     entries = entries_that_read(recipe)
     for name, path in source_paths.items():

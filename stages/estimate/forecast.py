@@ -33,6 +33,7 @@ from stages.stage import BuildContext, Stage
 from stages.task import Artifact
 from stages.tokenize.stage import TOKENIZE
 from stages.tokenizer.stage import BUILD_TOKENIZER
+from train.data.tokens import token_dtype
 
 LISTING, SAMPLING = 60.0, 30.0  # seconds that all sources may take to be listed, and remote ones to be sampled
 TRAIN_STAGE = "train"
@@ -236,9 +237,10 @@ def forecast(context: BuildContext, survey: Survey, folder: Path, tell: Callable
 def disk(context: BuildContext, survey: Survey, stages: list[str]) -> dict[str, float]:
     """Return the bytes that the outputs of each of `stages` take in the store when all is built."""
     sizes = dict.fromkeys(stages, 0.0)
+    itemsize = token_dtype(context.recipe.tokenizer.vocab_size or 0).itemsize  # a given tokenizer may say nothing here
     for name, source in survey.forecasts.items():
         stored = survey.samples[name].stored if name in survey.samples else STORED
-        tokens = 2 * source.tokens / TRAINED + ROW_BYTES * source.documents
+        tokens = itemsize * source.tokens / TRAINED + ROW_BYTES * source.documents
         by_stage: dict[Stage[Any], float] = {DOWNLOAD: source.text * stored, TOKENIZE: tokens}
         by_stage |= dict.fromkeys((FILTER, DEDUP), source.kept_text * stored)
         for stage, size in by_stage.items():
@@ -246,7 +248,7 @@ def disk(context: BuildContext, survey: Survey, stages: list[str]) -> dict[str, 
                 sizes[stage.name] += size
     for name, mixture in context.recipe.mixtures.items():
         if PACK[name].name in sizes:
-            sizes[PACK[name].name] = 2.0 * mixture.tokens
+            sizes[PACK[name].name] = float(itemsize * mixture.tokens)
     return sizes
 
 

@@ -115,7 +115,12 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def moved_documents(a: Manifest, b: Manifest, split: str) -> dict[str, Moved]:
-    """Return by source documents and tokens only in A, only in B, and in both. A document is (source, id, part)."""
+    """Return by source documents and tokens only in A, only in B, and in both. A document is (source, id, part).
+
+    Nothing where shards were adopted, whose documents nobody knows.
+    """
+    if a.adopted or b.adopted:
+        return {}
     names = sorted({source.name for manifest in (a, b) for source in manifest.sources})
     rows = sum(shard.documents for manifest in (a, b) for shard in manifest.split(split))
     buckets = 1 << max(0, -(-rows // BUCKET_ROWS) - 1).bit_length()  # a power of two

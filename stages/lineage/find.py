@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from stages.hashing import is_validation
 from stages.lineage.curated import curated_files, curated_folder
-from stages.lineage.rows import Decoder, ShardRow, rows_of_documents, rows_table, shard_rows
+from stages.lineage.rows import Decoder, ShardRow, check_lineage, rows_of_documents, rows_table, shard_rows
 from stages.selectors import select_documents
 from train.data.manifest import Manifest
 
@@ -88,7 +88,11 @@ class FoundDocument:
 
 
 def find(manifest: Manifest, query: Query) -> dict[DocumentName, FoundDocument]:
-    """Return the documents of this mixture, and of the curated corpus beside it, that `query` means."""
+    """Return the documents of this mixture, and of the curated corpus beside it, that `query` means.
+
+    Raises DataError where the shards were adopted.
+    """
+    check_lineage(manifest)
     documents = {document.name: document for document in curated_documents(manifest, query)}
     if query.text:
         if curated_folder(manifest):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from stages.schemas import ID
 from stages.tokenizer.spec import token_texts
 from train.data.format import read_shard
 from train.data.manifest import Manifest, Shard, pack_command
+from train.data.tokens import Tokens
 
 Span: TypeAlias = tuple[str, int, int]  # shard, and [start, stop) of its tokens
 
@@ -66,11 +66,14 @@ def find_shard(manifest: Manifest, name: str) -> Shard:
 
 def mend(manifest: Manifest) -> str:
     """Say how to mend a damaged file of a manifest."""
+    if manifest.adopted:
+        return "get the files again"
     return f"mend it with `{pack_command(Path(manifest.folder))} --force`"
 
 
 def rows_table(manifest: Manifest, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-    """Read the rows table of one shard. Raises DataError when the file is missing or damaged."""
+    """Read the rows table of one shard. Raises DataError when the file is missing or damaged, or the shard adopted."""
+    check_lineage(manifest)
     path = manifest.file(shard.rows)
     try:
         table = pq.read_table(path, columns=columns, partitioning=None)
@@ -80,6 +83,15 @@ def rows_table(manifest: Manifest, shard: Shard, columns: list[str] | None = Non
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is damaged ({str(error).partition(chr(10))[0][:200]}); {mend(manifest)}") from None
     return table
+
+
+def check_lineage(manifest: Manifest) -> None:
+    """Raise DataError where nobody knows which documents the shards hold."""
+    if manifest.adopted:
+        raise DataError(
+            f"{manifest.folder}: its lineage is unknown: the shards were made elsewhere and adopted, without a record "
+            "of their documents"
+        )
 
 
 def shard_rows(shard: str, table: pa.Table) -> list[ShardRow]:
@@ -129,9 +141,9 @@ class Decoder:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} is damaged ({error}); {mend(manifest)}") from None
         self.table = [texts.get(i, b"") for i in range(manifest.tokenizer.vocab_size)]
-        self._tokens: dict[str, npt.NDArray[np.uint16]] = {}
+        self._tokens: dict[str, Tokens] = {}
 
-    def tokens(self, shard: str) -> npt.NDArray[np.uint16]:
+    def tokens(self, shard: str) -> Tokens:
         """Return the tokens (n,) of a shard, mapped. Raises ManifestError, DataError when it is missing or damaged."""
         if shard not in self._tokens:
             path = self.manifest.file(shard)
@@ -145,6 +157,12 @@ class Decoder:
         """Return the bytes of each token of [start, stop); special tokens have none."""
         table = self.table
         return [table[token] for token in self.tokens(shard)[start:stop].tolist()]
+
+    def text(self, shard: str, start: int, stop: int) -> str:
+        """Return tokens [start, stop) as text for people, special tokens by name."""
+        names = {i: name.encode() for name, i in self.manifest.tokenizer.special_ids.items()}
+        tokens = self.tokens(shard)[start:stop].tolist()
+        return b"".join(names.get(token, self.table[token]) for token in tokens).decode("utf-8", "replace")
 
     def decode(self, row: ShardRow) -> bytes:
         """Return the bytes of a row's tokens."""

@@ -19,12 +19,14 @@ from stages.tokenize.token_file import (
     TOKENIZED,
     Chunk,
     TokenFile,
+    common_itemsize,
     token_chunks,
     token_files,
     total_order,
     write_chunks,
 )
 from train.data.format import Header, write_index
+from train.data.tokens import token_dtype
 
 # The in-shard hash decides; the others only make the order total where duplicates were left in.
 TIES = ("document_id", "part", "copy", "source", "source_file", "source_row")
@@ -107,7 +109,7 @@ def write_shard(
     task.add("bin", path, tokens=num_tokens, rows=rows.num_rows, sha256=sha256)
 
     path = task.output("idx")
-    write_index(path, counts, starts)
+    write_index(path, counts, starts, token_dtype(task.params["vocab_size"]))
     task.add("idx", path, rows=rows.num_rows)
 
     column = rows.schema.get_field_index("token_start")
@@ -128,18 +130,20 @@ def write_tokens(
     """Write the shard's `.bin`: header, documents and padding; return its sha256. Arguments as of `write_shard`."""
     params = task.params
     counts = rows["token_count"].to_numpy().astype(np.int64)
-    header = Header(num_tokens, params["vocab_size"], params["bos_id"], rows.num_rows, params["build_id"])
-    memories = [unit.memory() for unit in units]
-    chunks: Iterator[Chunk] = token_chunks(memories, rows["unit"].to_numpy(), rows["token_start"].to_numpy(), counts)
+    dtype = token_dtype(params["vocab_size"])
+    if num_tokens and common_itemsize(units) != dtype.itemsize:
+        raise AssertionError(f"tokens of {common_itemsize(units)} bytes for a shard of {dtype.itemsize}")
+    header = Header(num_tokens, params["vocab_size"], params["bos_id"], rows.num_rows, params["build_id"], dtype)
+    memories, token_starts = [unit.memory() for unit in units], rows["token_start"].to_numpy()
+    chunks: Iterator[Chunk] = token_chunks(memories, rows["unit"].to_numpy(), token_starts, counts, dtype.itemsize)
     gaps = np.diff(starts, append=num_tokens) - counts
     if gaps.any():
-        chunks = padded_chunks(chunks, gaps, params["pad_id"])
+        chunks = padded_chunks(chunks, gaps, np.array([params["pad_id"]], dtype).tobytes())
     return write_chunks(path, chunks, [unit.map for unit in units if unit.map], header.pack())
 
 
-def padded_chunks(chunks: Iterator[Chunk], gaps: npt.NDArray[np.int64], pad_id: int) -> Iterator[Chunk]:
-    """Yield `chunks`, each followed by as many tokens of padding as its entry in `gaps` (n,) says."""
-    pad = np.array([pad_id], "<u2").tobytes()
+def padded_chunks(chunks: Iterator[Chunk], gaps: npt.NDArray[np.int64], pad: bytes) -> Iterator[Chunk]:
+    """Yield `chunks`, each followed by as many tokens of padding, `pad`, as its entry in `gaps` (n,) says."""
     for chunk, gap in zip(chunks, gaps.tolist(), strict=True):
         yield chunk
         if gap:

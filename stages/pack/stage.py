@@ -32,6 +32,7 @@ from stages.tokenize.stage import TOKENIZE
 from stages.tokenizer.stage import BUILD_TOKENIZER
 from train.data.format import FORMAT_VERSION
 from train.data.manifest import Tokenizer
+from train.data.tokens import token_dtype
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ async def training_shards(
     """Write the training shards; return the records of those that hold anything, in order."""
     allocations = {source: allocation.to_dict() for source, allocation in layout.allocations.items()}
     shard_tokens = sum(layout.targets.values()) // max(1, len(layout.borders) - 1)
+    itemsize = token_dtype(params["vocab_size"]).itemsize
     work = []
     for number, (low, high) in enumerate(pairwise(layout.borders)):
         ranges = [r for r in layout.units if low < high and meets(r, layout.allocations[r.source], low, high)]
@@ -135,7 +137,7 @@ async def training_shards(
             "units": [r.source for r in ranges],
         }
         inputs = [artifact for r in ranges for artifact in (r.docs, r.tokens)]
-        work.append(Unit(shard, shard_params, inputs, f"train {number:06d}", weight=2 * shard_tokens))
+        work.append(Unit(shard, shard_params, inputs, f"train {number:06d}", weight=itemsize * shard_tokens))
     records = await context.map(stage, work)
     return [record for record in records if record.counts["documents"]]
 
@@ -167,7 +169,7 @@ async def validation_shards(
         units = [(source, record) for source in limits for record in layout.held_out[source]]
         shard_params = {**params, "limits": limits, "units": [source for source, _ in units]}
         inputs = [record.output(file) for _, record in units for file in ("docs", "tokens")]
-        weight = 2 * sum(limits.values())
+        weight = token_dtype(params["vocab_size"]).itemsize * sum(limits.values())
         sources.append(name)
         work.append(Unit(shard, shard_params, inputs, f"val {name}".strip(), weight=weight))
     records = await context.map(stage, work)

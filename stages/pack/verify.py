@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import hashing
+from stages.pack.adopt import HELD_OUT, adopted_build_id
 from stages.pack.allocate import rotate_positions
 from stages.pack.best_fit import best_fit
 from stages.pack.format import ROWS
@@ -21,8 +22,9 @@ from stages.schemas import table_digest
 from stages.sources.questions import EvalConfig
 from stages.tokenizer.spec import BOS, PAD, special_ids, token_bytes
 from train.data.evalset import read_evalset
-from train.data.format import HEADER_BYTES, read_index, read_shard, shard_bytes
+from train.data.format import FORMAT_VERSION, check_shard, read_index, read_shard, shard_bytes
 from train.data.manifest import Manifest, ManifestError, PackedFile, Shard, Source
+from train.data.tokens import Tokens, token_dtype
 from train.files import sha256_file
 
 
@@ -61,7 +63,7 @@ def verify(manifest: Manifest) -> Iterator[str]:
     """
     if not manifest.digest_matches():
         yield "manifest: its digest is not of what it says; it was changed after it was written"
-    yield from verify_manifest(manifest)
+    yield from verify_adopted_manifest(manifest) if manifest.adopted else verify_manifest(manifest)
     damaged: set[str] = set()
     for file in manifest.packed_files():
         if fault := file_fault(manifest, file):
@@ -75,6 +77,11 @@ def verify(manifest: Manifest) -> Iterator[str]:
                 read_evalset(manifest.file(evalset.path), evalset, manifest.tokenizer.vocab_size)
             except ManifestError as error:
                 yield str(error)
+    if manifest.adopted:
+        for shard in manifest.shards:
+            if shard.path not in damaged:
+                yield from verify_adopted(manifest, shard)
+        return
     held_out: set[bytes] = set()
     if manifest.val_ids.path not in damaged:
         ids = read_ids(manifest)
@@ -91,6 +98,42 @@ def verify(manifest: Manifest) -> Iterator[str]:
         yield from verify_totals(manifest, totals)
 
 
+def verify_adopted_manifest(manifest: Manifest) -> Iterator[str]:
+    """The manifest of adopted shards agrees with itself, and claims no more of them than is known."""
+    unknown = ("documents", "index", "index_sha256", "rows", "rows_sha256", "rows_digest", "source", "padding")
+    for shard in manifest.shards:
+        if any(getattr(shard, name) for name in unknown):
+            yield f"manifest: {shard.path} was adopted, and of its documents nothing is known"
+        if shard.split not in ("train", "val") or f"_{shard.split}_" not in shard.path:
+            yield f"manifest: {shard.path} is not named as a shard of split {shard.split!r} is"
+        if shard.bytes != shard_bytes(shard.tokens, token_dtype(manifest.tokenizer.vocab_size)):
+            yield f"manifest: {shard.path} cannot have {shard.bytes:,} bytes and {shard.tokens:,} tokens"
+    facts: dict[str, tuple[object, object]] = {
+        "build_id": (manifest.build_id, adopted_build_id(manifest.tokenizer, manifest.shards)),
+        "tokens": (manifest.tokens, sum(shard.tokens for shard in manifest.split("train"))),
+        "val_tokens": (manifest.val_tokens, sum(shard.tokens for shard in manifest.split("val"))),
+        "documents": (manifest.documents, 0),
+        "val_ids": (manifest.val_ids, HELD_OUT),
+        "name": (manifest.name, manifest.recipe.get("name")),
+    }
+    for name, (said, wanted) in facts.items():
+        if said != wanted:
+            yield f"manifest: {name} is {said!r}, and should be {wanted!r}"
+    if manifest.sources or manifest.evals or manifest.files:
+        yield "manifest: it was adopted, and of its sources nothing is known"
+
+
+def verify_adopted(manifest: Manifest, shard: Shard) -> Iterator[str]:
+    """Header and ids of a shard that was made elsewhere; of its documents nothing is known."""
+    try:
+        _, tokens = read_shard(manifest.file(shard.path))
+        check_shard(manifest, shard)
+    except ManifestError as error:
+        yield str(error)
+        return
+    yield from foreign_ids(manifest, shard, tokens)
+
+
 def file_fault(manifest: Manifest, file: PackedFile) -> str:
     """Say what is wrong with a file as a whole; nothing where its bytes are the manifest's."""
     if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
@@ -104,7 +147,7 @@ def file_fault(manifest: Manifest, file: PackedFile) -> str:
 
 def verify_manifest(manifest: Manifest) -> Iterator[str]:
     """The manifest agrees with itself: names, numbers and what its recipe asked for."""
-    numbers = Counter[str]()
+    numbers, dtype = Counter[str](), token_dtype(manifest.tokenizer.vocab_size)
     for shard in manifest.shards:
         stem = f"{manifest.name}_{manifest.mixture}_{shard.split}_{numbers[shard.split]:06d}"
         numbers[shard.split] += 1
@@ -112,7 +155,7 @@ def verify_manifest(manifest: Manifest) -> Iterator[str]:
             yield f"manifest: the files of {shard.path} are not named {stem}"
         if shard.split not in ("train", "val"):
             yield f"manifest: {shard.path} is of split {shard.split!r}"
-        if shard.bytes != shard_bytes(shard.tokens):
+        if shard.bytes != shard_bytes(shard.tokens, dtype):
             yield f"manifest: {shard.path} cannot have {shard.bytes:,} bytes and {shard.tokens:,} tokens"
     recipe = manifest.recipe
     mixture = recipe.get("mixtures", {}).get(manifest.mixture) or {}
@@ -184,8 +227,10 @@ def verify_shard(manifest: Manifest, shard: Shard, held_out: set[bytes], totals:
     header, tokens = read_shard(manifest.file(shard.path))
     if header.build_id != manifest.build_id[:16]:
         yield f"{shard.path}: header is of build {header.build_id}, the manifest of {manifest.build_id[:16]}"
-    facts = (header.tokens, header.documents, header.vocab_size, header.bos_id)
-    if facts != (shard.tokens, shard.documents, manifest.tokenizer.vocab_size, manifest.tokenizer.bos_id):
+    dtype = token_dtype(manifest.tokenizer.vocab_size)
+    facts = (header.tokens, header.documents, header.vocab_size, header.bos_id, header.dtype, header.format)
+    expected = (shard.tokens, shard.documents, manifest.tokenizer.vocab_size, manifest.tokenizer.bos_id, dtype)
+    if facts != (*expected, FORMAT_VERSION):
         yield f"{shard.path}: header says {facts}, the manifest otherwise"
     rows = pq.read_table(manifest.file(shard.rows), partitioning=None)
     if rows.schema.names != ROWS.names:
@@ -198,8 +243,8 @@ def verify_shard(manifest: Manifest, shard: Shard, held_out: set[bytes], totals:
     if len(rows) != shard.documents or (gaps < 0).any() or (counts <= 0).any() or gaps.sum() != shard.padding:
         yield f"{shard.rows}: rows and {shard.padding:,} tokens of padding do not tile the shard's {len(tokens):,}"
         return
-    lengths, pointers = read_index(manifest.file(shard.index))
-    if not np.array_equal(lengths, counts) or not np.array_equal(pointers, HEADER_BYTES + 2 * starts):
+    lengths, index_starts = read_index(manifest.file(shard.index), dtype)
+    if not np.array_equal(lengths, counts) or not np.array_equal(index_starts, starts):
         yield f"{shard.index}: does not agree with {shard.rows}"
     yield from verify_tokens(manifest, shard, tokens, rows)
     yield from verify_split(shard, rows, held_out)
@@ -209,7 +254,7 @@ def verify_shard(manifest: Manifest, shard: Shard, held_out: set[bytes], totals:
     totals.add(f"val of {shard.source}" if shard.source else shard.split, rows)
 
 
-def verify_tokens(manifest: Manifest, shard: Shard, tokens: npt.NDArray[np.uint16], rows: pa.Table) -> Iterator[str]:
+def verify_tokens(manifest: Manifest, shard: Shard, tokens: Tokens, rows: pa.Table) -> Iterator[str]:
     """Special tokens stand where `rows` say, and nowhere else."""
     tokenizer = manifest.tokenizer
     starts, counts = rows["token_start"].to_numpy(), rows["token_count"].to_numpy().astype(np.int64)
@@ -218,14 +263,19 @@ def verify_tokens(manifest: Manifest, shard: Shard, tokens: npt.NDArray[np.uint1
         padding[start : start + count] = False
     if shard.padding and (tokens[padding] != tokenizer.pad_id).any():
         yield f"{shard.path}: holds tokens between documents that are not padding"
-    if len(tokens) and int(tokens.max()) >= tokenizer.vocab_size:
-        yield f"{shard.path}: token {int(tokens.max())} is not in the vocabulary"
+    yield from foreign_ids(manifest, shard, tokens)
     document_starts = starts[(rows["part"].to_numpy() == 0) & (counts > 0)]
     if not np.array_equal(np.flatnonzero(tokens == tokenizer.bos_id), document_starts):
         yield f"{shard.path}: BOS does not stand in front of each document and nowhere else"
     reserved = [i for i in tokenizer.special_ids.values() if i != tokenizer.bos_id]
     if np.isin(tokens[~padding], reserved).any():
         yield f"{shard.path}: holds special ids other than BOS in its documents"
+
+
+def foreign_ids(manifest: Manifest, shard: Shard, tokens: Tokens) -> Iterator[str]:
+    """No token is beyond the vocabulary."""
+    if len(tokens) and int(tokens.max()) >= manifest.tokenizer.vocab_size:
+        yield f"{shard.path}: token {int(tokens.max())} is not in the vocabulary"
 
 
 def verify_order(manifest: Manifest, shard: Shard, rows: pa.Table, totals: Totals) -> Iterator[str]:

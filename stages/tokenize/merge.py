@@ -15,6 +15,7 @@ from stages.tokenize.token_file import (
     TOKENIZED,
     TokenFile,
     bins_of,
+    common_itemsize,
     token_chunks,
     token_files,
     total_order,
@@ -41,10 +42,11 @@ def write_unit(task: Task, units: Sequence[TokenFile], tables: Sequence[pa.Table
     order = total_order(table, table["position"].to_numpy())
     table, unit_of_row = table.take(pa.array(order)), unit_of_row[order]
     starts, counts = table["token_start"].to_numpy(), table["token_count"].to_numpy().astype(np.int64)
-    chunks = token_chunks([unit.memory() for unit in units], unit_of_row, starts, counts)
+    itemsize = common_itemsize(units)
+    chunks = token_chunks([unit.memory() for unit in units], unit_of_row, starts, counts, itemsize)
     path = task.output("tokens.bin")
     sha256 = write_chunks(path, chunks, [unit.map for unit in units if unit.map])
-    task.add("tokens", path, tokens=int(counts.sum()), sha256=sha256)
+    task.add("tokens", path, tokens=int(counts.sum()), sha256=sha256, itemsize=itemsize)
     column = TOKENIZED.get_field_index("token_start")
     table = table.set_column(column, TOKENIZED.field(column), pa.array(np.cumsum(counts) - counts))
     write_docs(task, table)

@@ -1,4 +1,4 @@
-"""A tokenized unit: a file of uint16 tokens, and a table that accounts for every one of them.
+"""A tokenized unit: a file of tokens, and a table that accounts for every one of them.
 
 Documents lie in the order of their *position* in [0, 2^64), a hash of seed and document id, so that any range of
 positions is one contiguous slice of every unit: what a shard reads. Row groups are small and carry the smallest and
@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.errors import DataError
 from stages.schemas import ID
 from stages.task import Artifact, Task
+from train.data.tokens import UINT16
 
 TOKENIZED = pa.schema(
     [
@@ -106,12 +108,13 @@ def token_chunks(
     units: npt.NDArray[np.integer[Any]],
     starts: npt.NDArray[np.integer[Any]],
     counts: npt.NDArray[np.integer[Any]],
+    itemsize: int,
 ) -> Iterator[memoryview]:
     """Yield the bytes of each row's tokens [start, start + count), read from the memory of the unit it lies in.
 
-    `memories` hold uint16 tokens as bytes; `units`, `starts` and `counts` are of shape (n,).
+    `memories` hold tokens of `itemsize` bytes; `units`, `starts` and `counts` are of shape (n,).
     """
-    first_bytes, end_bytes = 2 * starts, 2 * (starts + counts)
+    first_bytes, end_bytes = itemsize * starts, itemsize * (starts + counts)
     for unit, first, end in zip(units.tolist(), first_bytes.tolist(), end_bytes.tolist(), strict=True):
         yield memories[unit][first:end]
 
@@ -138,6 +141,7 @@ class TokenFile:
     def __init__(self, task: Task, docs: Artifact, tokens: Artifact, source: str = ""):
         self.source = source
         self.docs_path, self.tokens_path = task.path(docs), task.path(tokens)
+        self.itemsize: int = tokens.meta.get("itemsize", UINT16.itemsize)
         self.map: mmap.mmap | None = None
 
     def rows(self, low: int = 0, high: int = NUM_POSITIONS, columns: list[str] | None = None) -> pa.Table:
@@ -173,6 +177,15 @@ def token_files(task: Task, sources: Sequence[str] | None = None) -> list[TokenF
     docs, tokens = task.inputs[::2], task.inputs[1::2]
     names = [""] * len(docs) if sources is None else sources
     return [TokenFile(task, *unit) for unit in zip(docs, tokens, names, strict=True)]
+
+
+def common_itemsize(units: Sequence[TokenFile]) -> int:
+    """Return the bytes of a token in all `units`. Raises DataError, naming two of them, where they differ."""
+    widths = {unit.itemsize: unit.tokens_path for unit in units if len(unit.memory())}
+    if len(widths) > 1:
+        named = " and ".join(f"{path} ({width} bytes a token)" for width, path in sorted(widths.items()))
+        raise DataError(f"tokens of different widths cannot be mixed: {named}; run tokenize again with --force")
+    return next(iter(widths), UINT16.itemsize)
 
 
 def unwrap_range(low: int, high: int) -> list[tuple[int, int]]:

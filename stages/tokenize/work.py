@@ -1,4 +1,4 @@
-"""The unit that tokenizes a slice of a curated part: one file of uint16 tokens and a table that accounts for every one.
+"""The unit that tokenizes a slice of a curated part: one file of tokens and a table that accounts for every one.
 
 Documents are stored in the order of their `position` in the mixture, so that a shard reads one contiguous
 slice of every unit. One longer than a shard is split into parts, each with a position of its own.
@@ -30,6 +30,7 @@ from stages.tokenize.token_file import (
     write_histogram,
 )
 from stages.tokenizer.encoder import open_encoder
+from train.data.tokens import UINT16, Tokens
 
 BATCH_BYTES = 8 << 20  # text encoded at a time
 LINEAGE = ("document_id", "source_file", "source_row", "url")
@@ -43,7 +44,7 @@ class Encoded:
     """A slice's tokens, without BOS, in its own order."""
 
     lineage: pa.Table  # LINEAGE, a row a document
-    tokens: npt.NDArray[np.uint16]  # of all documents
+    tokens: Tokens  # of all documents
     counts: Int64s  # tokens of each document
     text_bytes: int
 
@@ -65,7 +66,7 @@ class DocumentParts:
 def work(task: Task) -> None:
     """Tokenize a slice of a part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens, bos_id, slice.
 
-    Outputs: `tokens` (raw little-endian uint16), `docs` (TOKENIZED, in the same order) and `histogram` (.npy,
+    Outputs: `tokens` (raw, little-endian), `docs` (TOKENIZED, in the same order) and `histogram` (.npy,
     int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes and the engine
     that encoded.
     """
@@ -82,7 +83,7 @@ def work(task: Task) -> None:
     path = task.output("tokens.bin")
     sha256 = write_chunks(path, document_chunks(encoded, parts, task.params["bos_id"]))
     tokens, train_tokens = int(parts.count.sum()), int(parts.count[~val].sum())
-    task.add("tokens", path, tokens=tokens, sha256=sha256)
+    task.add("tokens", path, tokens=tokens, sha256=sha256, itemsize=encoded.tokens.dtype.itemsize)
     columns = {
         "position": positions,
         "token_start": np.cumsum(parts.count) - parts.count,
@@ -101,7 +102,8 @@ def encode_slice(task: Task) -> Encoded:
     """Encode the documents of the task's slice (number, of how many), BATCH_BYTES of text at a time."""
     encoder = None
     lineage: list[pa.Table] = []
-    tokens, counts = [np.zeros(0, np.uint16)], [np.zeros(0, np.int64)]
+    tokens: list[Tokens] = [np.zeros(0, UINT16)]
+    counts = [np.zeros(0, np.int64)]
     text_bytes = 0
     with pq.ParquetFile(task.path(task.inputs[0])) as file:
         schema = pa.schema([file.schema_arrow.field(name) for name in LINEAGE])
@@ -144,12 +146,13 @@ def split_long_documents(lengths: Int64s, shard_tokens: int) -> DocumentParts:
 
 def document_chunks(encoded: Encoded, parts: DocumentParts, bos_id: int) -> Iterator[Chunk]:
     """Yield the bytes of each part's tokens, the BOS before each part 0: the encoder's output does not hold it."""
-    bos = np.array([bos_id], "<u2").tobytes()
+    bos = np.array([bos_id], encoded.tokens.dtype).tobytes()
     opens = parts.part == 0
     document_starts = np.cumsum(encoded.counts) - encoded.counts
     starts = document_starts[parts.document] + np.where(opens, 0, parts.start - 1)
     memory = encoded.tokens.view(np.uint8).data
-    chunks = token_chunks([memory], np.zeros(len(starts), np.int64), starts, parts.count - opens)
+    itemsize = encoded.tokens.dtype.itemsize
+    chunks = token_chunks([memory], np.zeros(len(starts), np.int64), starts, parts.count - opens, itemsize)
     for chunk, opens_document in zip(chunks, opens.tolist(), strict=True):
         if opens_document:
             yield bos

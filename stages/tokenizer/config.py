@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.config import Count, Model
-from stages.tokenizer.spec import SPECIALS
+from stages.tokenizer.spec import MOST_IDS, SPECIALS
 
 
 class TokenizerConfig(Model):
@@ -21,7 +21,9 @@ class TokenizerConfig(Model):
     )
     bos: str | None = Field(None, description="With `from`: the special token between documents, if not a known name.")
     vocab_size: Count | None = Field(
-        None, description="Ids in all: specials, 256 bytes and merges. Default 8192, or what `from` has. At most 65536."
+        None,
+        description="Ids in all: specials, 256 bytes and merges. Default 8192, or what `from` has. Above 65,536 each "
+        "is stored in four bytes instead of two.",
     )
     split: Literal["gpt4", "gpt2", "gpt4_marks"] = Field(
         "gpt4",
@@ -65,8 +67,8 @@ class TokenizerConfig(Model):
                 )
         least = len(names) + 256
         size = self.vocab_size or least
-        if size > 65_536:
-            raise ValueError(f"vocab_size is {size:,}: ids are stored as uint16, so at most 65,536; lower it")
+        if size > MOST_IDS:
+            raise ValueError(f"vocab_size is {size:,}: no vocabulary has more than {MOST_IDS:,}; lower it")
         if size < least:
             raise ValueError(f"vocab_size is {size}: special tokens and the 256 bytes alone take {least}")
         return self

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from stages.errors import DataError
 from stages.tokenizer.spec import SPECIALS, special_ids, text_definition, token_bytes
+from train.data.tokens import Tokens, token_dtype
 from train.files import sha256_file
 
-MAX_VOCAB = 65_536  # ids are stored as uint16
 CHECK_CHARS = 100_000  # of the first caller's text, compared with the reference when the file is opened
 AGAIN_CHARS = 10_000  # and of every later caller's
 REFERENCE_CHARS = 1 << 22  # text that the reference holds encodings of at a time
@@ -137,12 +137,7 @@ class Encoder:
 
     def __init__(self, path: str):
         self.definition = text_definition(path)
-        vocab_size = len(token_bytes(path))
-        if vocab_size > MAX_VOCAB:
-            raise DataError(
-                f"{path} has {vocab_size:,} ids, but shards store ids as uint16, so at most {MAX_VOCAB:,}; "
-                "use a tokenizer with a smaller vocabulary"
-            )
+        self.dtype = token_dtype(len(token_bytes(path)))
         specials = special_ids(path)
         self.truth = reference(self.definition)
         self.sample = hostile(specials)
@@ -192,14 +187,14 @@ class Encoder:
             self.pass_over(why)
             self.next_engine()
 
-    def encode(self, texts: list[str]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    def encode(self, texts: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
         """Return (ids of all texts in a row, number of ids of each text). No BOS; no text yields a special id.
 
-        Ids fit uint16 because the vocabulary does. A batch that the engine fails on goes to the reference, and
+        A batch that the engine fails on goes to the reference, and
         `note` says so. Raises DataError when that fails too, as it does on ten million blanks in a row.
         """
         if not texts:
-            return np.empty(0, np.uint16), np.empty(0, np.int64)
+            return np.empty(0, self.dtype), np.empty(0, np.int64)
         why, encoded = attempt(lambda: self.flat(texts))
         if why:
             self.passed_over.append(f"{self.engine} on one batch: {why}")
@@ -208,7 +203,7 @@ class Encoder:
             shown = max(texts, key=len)[:60]
             raise DataError(f"no engine can encode a batch of texts ({why}); the longest begins {shown!r}: drop it")
         ids, counts = encoded
-        return ids.astype(np.uint16), counts
+        return ids.astype(self.dtype), counts
 
 
 def attempt(call: Callable[[], Any]) -> tuple[str, Any]:
@@ -229,7 +224,7 @@ OPENED: dict[str, Encoder] = {}  # by sha256 of the file: warm workers meet the 
 def open_encoder(tokenizer_path: str, check: Sequence[str] = ()) -> Encoder:
     """Return the encoder of a tokenizer.json, proven on hostile strings and on the beginning of `check`.
 
-    Opened once a process. Raises DataError for a vocabulary above 65,536 or one that lets text spell a special token.
+    Opened once a process. Raises DataError for a vocabulary that lets text spell a special token.
     """
     digest = sha256_file(tokenizer_path)
     chars = AGAIN_CHARS if digest in OPENED else CHECK_CHARS

@@ -15,8 +15,8 @@ from typing import Any
 from stages.errors import DataError
 from stages.paths import local_path
 from stages.task import Artifact
-from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
-from stages.tokenizer.spec import byte_alphabet, load_text_encoder, special_ids, token_bytes
+from stages.tokenizer.encoder import attempt, hostile
+from stages.tokenizer.spec import byte_alphabet, load_text_encoder, special_ids
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # What separates documents, by the names tokenizers give it; the first that the file has is taken.
@@ -147,12 +147,6 @@ def check_accountable(path: str, source: str, texts: list[str]) -> None:
         raise DataError(f"tokenizer.from: {source} is not a tokenizer.json of the tokenizers library")
     if reasons := faults(definition):
         raise DataError(f"tokenizer.from: {source} cannot be used: {'; '.join(reasons)}; choose a byte-level tokenizer")
-    size = len(token_bytes(path))
-    if size > MAX_VOCAB:
-        raise DataError(
-            f"tokenizer.from: {source} has {size:,} ids, but shards store ids as uint16, so at most {MAX_VOCAB:,}; "
-            "choose one with a smaller vocabulary (GPT-2's has 50,257)"
-        )
     why, encoder = attempt(lambda: load_text_encoder(path))
     if why:
         raise DataError(f"tokenizer.from: the tokenizers library cannot read {source}: {why}")

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from stages.errors import DataError
 
-MOST_IDS = 1 << 20  # that a vocabulary may have; those of shards have at most 65,536
+MOST_IDS = 1 << 20  # that a vocabulary may have
 BOS, PAD = "<|bos|>", "<|pad|>"
 # Ids 0, 1, 2, ... in this order. The reserved ones are for chat formats; no stage produces them.
 SPECIALS = (

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from stages.errors import DataError
 from stages.task import Task
 from stages.tokenizer import external
-from stages.tokenizer.encoder import MAX_VOCAB, attempt, hostile
+from stages.tokenizer.encoder import attempt, hostile
 from stages.tokenizer.long_words import cut_long_words, find_long_words
 from stages.tokenizer.report import write_report
 from stages.tokenizer.sample import Sample, draw_sample, sampled_texts
@@ -121,14 +121,8 @@ def train(
 ) -> Tokenizer:
     """Train a tokenizer with exactly `vocab_size` ids, special tokens first, then the 256 bytes, then merges.
 
-    Words longer than LONGEST_WORD are cut for counting. Raises DataError when `vocab_size` exceeds uint16 or the text
-    runs out of pairs to merge.
+    Words longer than LONGEST_WORD are cut for counting. Raises DataError when the text runs out of pairs to merge.
     """
-    if vocab_size > MAX_VOCAB:
-        raise DataError(
-            f"tokenizer.vocab_size {vocab_size:,} does not fit: shards store ids as uint16, "
-            f"so it can be at most {MAX_VOCAB:,}; lower it"
-        )
     least = len(specials) + 256
     if vocab_size < least:
         raise DataError(f"tokenizer.vocab_size must be at least {least} ({len(specials)} special tokens, 256 bytes)")

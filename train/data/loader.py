@@ -3,9 +3,9 @@
 Which rows a step has is decided in train/data/sampler.py. A row is T inputs and the target of the last, T + 1 tokens.
 
 * Long rows are copied one by one, from the mapped shard into the int64 block.
-* Short rows are too many for that. A shard is seen as an array of records, the T inputs of a window in 2 T bytes each,
-  so one `take` a shard copies all rows that a step has of it, without Python. (Indexing uint16 instead copies token by
-  token, a third as fast.) The last targets are gathered beside them, and all are cast to int64 at once.
+* Short rows are too many for that. A shard is seen as an array of records, the T inputs of a window each, so one
+  `take` a shard copies all rows that a step has of it, without Python. (Indexing the tokens instead copies one by one,
+  a third as fast.) The last targets are gathered beside them, and all are cast to int64 at once.
 
 Two blocks take turns, and their memory is reused: pinned, where the tokens go on to a GPU.
 
@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from train.config import TrainConfig, TrainError
-from train.data.format import Tokens, map_tokens, read_header, shard_bytes
+from train.data.format import check_shard, map_tokens
 from train.data.index import MappedIndex
 from train.data.manifest import Manifest, ManifestError, Shard
 from train.data.sampler import I64, row_order, stretches, windows_per_shard
+from train.data.tokens import Tokens, token_dtype
 from train.data.watch import FileWatch
 from train.files import sha256_file
 from train.model.loss import IGNORE
@@ -45,23 +46,6 @@ T = TypeVar("T")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Shards
-
-
-def check_shard(manifest: Manifest, shard: Shard) -> None:
-    """Compare a shard's header and size with the manifest. Raises ManifestError when it is not what is named."""
-    path = manifest.file(shard.path)
-    header = read_header(path)
-    wanted = (shard.tokens, manifest.build_id[:16], manifest.tokenizer.vocab_size, manifest.tokenizer.bos_id)
-    found = (header.tokens, header.build_id, header.vocab_size, header.bos_id)
-    if found != wanted:
-        names = ("tokens", "build_id", "vocabulary", "BOS id")
-        wrong = "; ".join(f"{n} {f}, not {w}" for n, f, w in zip(names, found, wanted, strict=True) if f != w)
-        raise ManifestError(f"{path}: the header is not this manifest's ({wrong}); pack again")
-    size = path.stat().st_size
-    if size != shard_bytes(shard.tokens):
-        raise ManifestError(
-            f"{path}: {size:,} bytes, {shard_bytes(shard.tokens):,} expected: cut or overwritten; pack again"
-        )
 
 
 def max_mapped_shards() -> int:
@@ -79,14 +63,14 @@ def max_mapped_shards() -> int:
 
 
 def open_shard(manifest: Manifest, shard: Shard, watch: FileWatch | None = None) -> Tokens:
-    """Map the tokens of one shard, (n,) uint16, without reading them, and `watch` its file.
+    """Map the tokens of one shard, (n,), without reading them, and `watch` its file.
 
     Raises ManifestError as `check_shard` does.
     """
     if watch is not None:
         watch.add(manifest.file(shard.path), shard.sha256)
     check_shard(manifest, shard)
-    return map_tokens(manifest.file(shard.path), shard.tokens)
+    return map_tokens(manifest.file(shard.path), shard.tokens, token_dtype(manifest.tokenizer.vocab_size))
 
 
 def check_hashes(manifest: Manifest, rank: int, world_size: int, watch: FileWatch | None = None) -> bool:
@@ -210,6 +194,11 @@ class Loader:
                 f"train.micro_batch = {self.micro_batch_size} does not divide the {share} sequences that each of "
                 f"{world_size} processes takes of train.batch_size = {cfg.batch_size}; take a divisor of {share}"
             )
+        if cfg.document_mask and manifest.adopted:
+            raise TrainError(
+                f"train.document_mask: {manifest.folder} was adopted, and where its documents begin is not known; "
+                "set it to false"
+            )
         self.manifest, self.cfg, self.rank, self.world_size = manifest, cfg, rank, world_size
         self.shards = manifest.split("train")
         self.counts = windows_per_shard(manifest, cfg.seq_len)
@@ -226,8 +215,9 @@ class Loader:
         self._tokens = LRUCache(lambda s: open_shard(manifest, self.shards[s], self.watch), half if indexed else held)
         self._indices = LRUCache(lambda s: MappedIndex(manifest, self.shards[s], self.watch), half)
         self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
-        self._inputs, self._last_targets = np.empty((share, cfg.seq_len), "<u2"), np.empty(share, "<u2")
-        self._records = self._inputs.view(f"V{2 * cfg.seq_len}")[:, 0]
+        dtype = token_dtype(manifest.tokenizer.vocab_size)
+        self._inputs, self._last_targets = np.empty((share, cfg.seq_len), dtype), np.empty(share, dtype)
+        self._records = self._inputs.view(f"V{dtype.itemsize * cfg.seq_len}")[:, 0]
         cuda, shape = self.device.type == "cuda", (share, cfg.seq_len + 1)
         # two in turn: on a CPU the batch is the block, and the next one may be read while it is used
         # (train/data/prefetch.py)

@@ -30,7 +30,10 @@ class ManifestError(Exception):
 
 @dataclass(frozen=True)
 class Shard:
-    """One `.bin` with its `.idx` and `.rows.parquet`. Paths are relative to the manifest's folder."""
+    """One `.bin` with its `.idx` and `.rows.parquet`. Paths are relative to the manifest's folder.
+
+    Shards that were adopted have neither index nor rows: these are "", and their documents are not counted.
+    """
 
     path: str
     split: str  # train | val
@@ -162,6 +165,8 @@ class Manifest:
     # What was read, by source: all of the recipe's, as those outside this mixture shaped tokenizer and deduplication.
     files: dict[str, list[SourceFile]] = field(default_factory=dict)
     evals: list[EvalSet] = field(default_factory=list)  # left out of the file where there are none
+    # The shards were made elsewhere, by nobody knows what of nobody knows which documents. Left out where false.
+    adopted: bool = False
     digest: str = ""  # of all the above, so that `verify` sees a figure changed by hand
     folder: str = field(default="", compare=False)
 
@@ -176,6 +181,8 @@ class Manifest:
     def packed_files(self) -> list[PackedFile]:
         """List every file that lies beside the manifest, with the sha256 to check it by."""
         files = [PackedFile(self.tokenizer.path, self.tokenizer.sha256)]
+        if self.adopted:
+            return files + [PackedFile(shard.path, shard.sha256) for shard in self.shards]
         files.append(PackedFile(self.val_ids.path, self.val_ids.sha256))
         files += [PackedFile(evalset.path, evalset.sha256) for evalset in self.evals]
         for shard in self.shards:
@@ -221,8 +228,9 @@ class Manifest:
     def _to_dict(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
-        if not self.evals:
-            del value["evals"]
+        for key in ("evals", "adopted"):
+            if not value[key]:
+                del value[key]
         value["tokenizer"] = self.tokenizer.to_dict()
         return value
 
@@ -258,7 +266,7 @@ def hints(cls: Any) -> dict[str, Any]:
 
 def check_types(value: Any, hint: Any, where: str) -> None:
     """Raises TypeError that names the key, `where`, whose JSON value is not of the type `hint`."""
-    if hint is Any or (hint in (int, float, str) and type(value) is hint):
+    if hint is Any or (hint in (int, float, str, bool) and type(value) is hint):
         return
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if dataclasses.is_dataclass(hint):

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.config import Counting, TrainError
-from train.data.format import Tokens
 from train.data.index import counted_targets, read_shard_index
 from train.data.loader import open_shard
 from train.data.manifest import Manifest, Shard
 from train.data.sampler import I64
+from train.data.tokens import Tokens
 from train.data.watch import FileWatch
 from train.eval.multiple_choice import ChoiceScore, MultipleChoice
 from train.eval.passes import passes_of_rank

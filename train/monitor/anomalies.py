@@ -168,8 +168,13 @@ def verdict_text(verdict: int) -> str:
 
 
 def documents_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[dict[str, Any]]:
-    """Return the rows of 0-based `step`: shard, first token, and first and last document by ordinal in the `.idx`."""
+    """Return the rows of 0-based `step`: shard, first token, and first and last document by ordinal in the `.idx`.
+
+    Of adopted shards, whose documents are not known, without these.
+    """
     rows = rows_of_step(manifest, cfg, step)
+    if manifest.adopted:
+        return [{"shard": path, "token": token} for path, token in rows]
     read = {path for path, _ in rows}
     starts = {s.path: read_shard_index(manifest, s).starts for s in manifest.shards if s.path in read}
     documents: list[dict[str, Any]] = []

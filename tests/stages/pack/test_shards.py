@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from train.data.format import HEADER_BYTES, Header, read_index, read_shard, write_index
 from train.data.manifest import ManifestError, load_manifest
+from train.data.tokens import UINT16, UINT32
 
 BUILD = "00ff10203040506070"
 
@@ -156,15 +157,19 @@ def test_a_shard_round_trips(tmp_path, values):
     assert not values or not back.flags.writeable
 
 
+@pytest.mark.parametrize("dtype", [UINT16, UINT32])
 @pytest.mark.parametrize("gap", [0, 5])
 @pytest.mark.parametrize("counts", [[], [1], [3, 1, 70_000]])
-def test_an_index_round_trips(tmp_path, counts, gap):
+def test_an_index_round_trips(tmp_path, counts, gap, dtype):
     path = tmp_path / "x.idx"
     starts = [sum(counts[:i]) + gap * i for i in range(len(counts))]
-    write_index(str(path), np.array(counts, np.int32), np.array(starts, np.int64))
-    lengths, pointers = read_index(path)
-    assert lengths.tolist() == counts
-    assert pointers.tolist() == [1024 + 2 * start for start in starts]
+    write_index(str(path), np.array(counts, np.int32), np.array(starts, np.int64), dtype)
+    lengths, read_starts = read_index(path, dtype)
+    assert lengths.tolist() == counts and read_starts.tolist() == starts
+    pointers = np.frombuffer(path.read_bytes(), "<i8", len(counts), 34 + 4 * len(counts))
+    assert pointers.tolist() == [1024 + dtype.itemsize * start for start in starts]
+    with pytest.raises(ManifestError, match="damaged"):
+        read_index(path, UINT32 if dtype == UINT16 else UINT16)
     assert path.stat().st_size == 34 + 12 * len(counts) + 8 * (len(counts) + 1)
 
 

@@ -122,7 +122,7 @@ def test_same_bytes_in_another_process_with_other_threads(trained):
     ("keys", "message"),
     [
         ({"vocab_size": 60_000}, r"the text supports only [\d,]+ ids; lower tokenizer.vocab_size"),
-        ({"vocab_size": 70_000}, "at most 65,536"),
+        ({"vocab_size": 70_000}, r"the text supports only [\d,]+ ids"),
         ({"vocab_size": 100}, "at least 264"),
     ],
 )
@@ -245,7 +245,7 @@ def test_reserved_tokens_follow_the_eight(tmp_path):
         ({"reserved": ["<|bos|>"]}, "none that is always there"),
         ({"reserved": ["<|a|>", "<|a|>"]}, "once"),
         ({"reserved": 200, "vocab_size": 463}, "alone take 464"),
-        ({"vocab_size": 65_537}, "at most 65,536"),
+        ({"vocab_size": 2**20 + 1}, "no vocabulary has more than 1,048,576"),
         ({"from": "x", "split": "gpt2"}, "split cannot be set with `from`"),
         ({"bos": "<s>"}, "bos goes with `from`"),
     ],
@@ -339,7 +339,7 @@ BROKEN = {
     "unigram": (lambda d: d["model"].update(type="Unigram"), "its model is Unigram"),
     "bytes": (lambda d: d["model"]["vocab"].pop("Ā"), "1 of the 256 bytes"),
     "dropout": (lambda d: d["model"].update(dropout=0.1), "random"),
-    "vocabulary": (lambda d: added(d, "<x>", 70_000), "70,001 ids.*at most 65,536"),
+    "vocabulary": (lambda d: added(d, "<x>", 2**20), "ids beyond 1,048,576"),
     "eater": (lambda d: added(d, "q", 493, special=False, lstrip=True), "swallow"),
     "moved": (lambda d: added(d, "q", 600, special=False), "states other ids for"),
     "spelled": (lambda d: added(d, "e", d["model"]["vocab"]["e"]), "can spell"),
