@@ -26,7 +26,7 @@ from train.files import write_atomic
 from train.monitor.commands import continue_command, trace_command
 from train.monitor.metrics import read_json_lines
 from train.monitor.svg import Series, chart
-from train.monitor.text import clock_text, counted_processes, event_text, printable
+from train.monitor.text import clock_text, counted_processes, dead_part_rows, event_text, printable
 
 FIRST = 5  # events shown, and rows of a batch of each
 Record = dict[str, Any]
@@ -113,6 +113,9 @@ def page_text(run: Record, records: list[Record], events: list[Record], summary:
         "## Data\n\n" + sources_section(run["data"], steps),
         "## Events\n\n" + events_section(run, events),
     ]
+    if summary.get("dead_parts"):
+        rows = dead_part_rows(summary["dead_parts"])
+        parts.append("## Dead parts\n\n" + (markdown_table(("what", "why"), rows) if rows else "None."))
     if summary.get("samples"):
         parts.append("## Samples\n\n" + "\n\n".join(code_block(s["prompt"] + s["text"]) for s in summary["samples"]))
     parts.append("## Going on\n\n" + commands_section(run, bool(summary), events))

@@ -83,10 +83,11 @@ class DeadPartWatch:
         moved = (sums_of_bits(self.parameters) != self.first_sums).any(1).tolist()
         why: dict[str, str] = {}
         for name, has_moved, had_gradient in zip(self.parameters, moved, self.had_gradient.tolist(), strict=True):
+            size = f"{self.parameters[name].numel():,} values"
             if not has_moved:
-                why[name] = "never moved"
+                why[name] = f"{size} that never moved"
             elif not had_gradient and self.looks:
-                why[name] = f"without a gradient in {self.looks} step(s) looked at"
+                why[name] = f"{size} without a gradient in {self.looks} step(s) looked at"
         return DeadParts(why, parts_without_effect(model, ids[:, :TOKENS]), self.compiled)
 
 

@@ -23,7 +23,7 @@ from train.files import write_atomic
 from train.model.transformer import count_parameters
 from train.monitor.dead_parts import DeadParts
 from train.monitor.metrics import Metrics
-from train.monitor.text import clock_text, counted_processes, event_text
+from train.monitor.text import clock_text, counted_processes, dead_part_rows, event_text
 from train.run import Run
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,15 +326,11 @@ def dead_part_lines(run: Run, dead: DeadParts | None) -> list[str]:
     """Write the table of dead parts: one line where there is none, no line where no step was made."""
     if dead is None:
         return []
-    parameters = run.optimizer.parameters
-    rows = [f"{name}, {parameters[name].numel():,} values: {why}" for name, why in dead.parameters.items()]
-    rows += [f"{name}: its output is zero, or its input" for name in dead.outputs]
-    if dead.compiled:
-        steps = ", ".join(map(str, dead.compiled[:8])) + (", ..." if len(dead.compiled) > 8 else "")
-        rows.append(f"compiled inside the clock, in {len(dead.compiled)} step(s): {steps}; see train.kernel_warmup")
+    rows = dead_part_rows(dead.to_dict())
     if not rows:
-        return [f"parts      none is dead: {len(parameters)} parameters moved, nothing was compiled inside the clock"]
-    return [f"warning: {len(rows)} dead part(s)", *(f"           {row}" for row in rows)]
+        count = len(run.optimizer.parameters)
+        return [f"parts      none is dead: {count} parameters moved, nothing was compiled inside the clock"]
+    return [f"warning: {len(rows)} dead part(s)", *(f"           {what}: {why}" for what, why in rows)]
 
 
 def compared_text(before: Score | None, unigram: Score, after: Score) -> str:

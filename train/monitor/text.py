@@ -48,3 +48,14 @@ def event_text(event: dict[str, Any]) -> str:
     if "share" in event:
         return f"{name}: {event['share']:.0%} of the time"
     return f"{name}: {event['seconds']:.3f} s each, usually {event['usually']:.3f} s"
+
+
+def dead_part_rows(dead: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the table of `dead_parts` in summary.json: what, and what is wrong with it; no row where all is well."""
+    rows = list(dead["parameters"].items())
+    rows += [(name, "its output is zero, or its input") for name in dead["outputs"]]
+    if dead["compiled"]:
+        steps = ", ".join(map(str, dead["compiled"][:8])) + (", ..." if len(dead["compiled"]) > 8 else "")
+        text = f"in {len(dead['compiled'])} step(s): {steps}; see train.kernel_warmup"
+        rows.append(("compiled inside the clock", text))
+    return rows

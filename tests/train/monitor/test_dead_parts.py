@@ -30,15 +30,18 @@ def test_a_run_without_a_dead_part_says_so_in_a_line(pretrain, tmp_path, capsys)
     said = capsys.readouterr().out
     assert "parts      none is dead: 20 parameters moved, nothing was compiled inside the clock" in said
     assert "dead part(s)" not in said
+    assert "## Dead parts\n\nNone." in (tmp_path / "r/summary.md").read_text()
     assert told(tmp_path / "r") == {"parameters": {}, "outputs": [], "compiled": []}
 
 
 def test_parameters_that_never_move_are_told(pretrain, tmp_path, capsys):
     run(pretrain, sets(out=str(tmp_path / "r"), steps=3, groups__scalars={"lr": 0.0, "weight_decay": 0.0}))
     norms = [f"blocks.{i}.{part}_norm.weight" for i in range(2) for part in ("attn", "mlp")] + ["norm.weight"]
-    assert told(tmp_path / "r")["parameters"] == dict.fromkeys(norms, "never moved")
+    assert told(tmp_path / "r")["parameters"] == dict.fromkeys(norms, "32 values that never moved")
+    page = (tmp_path / "r/summary.md").read_text()
+    assert "## Dead parts\n\n| what | why |" in page and "| norm.weight | 32 values that never moved |" in page
     said = capsys.readouterr().out
-    assert "warning: 5 dead part(s)" in said and "           norm.weight, 32 values: never moved" in said
+    assert "warning: 5 dead part(s)" in said and "           norm.weight: 32 values that never moved" in said
 
 
 def test_a_parameter_that_decay_alone_moves_is_told():
@@ -52,7 +55,9 @@ def test_a_parameter_that_decay_alone_moves_is_told():
     watch.look_at_gradients()
     watch.end_step(1)
     found = watch.find(model, IDS)
-    assert found is not None and found.parameters == {"norm.weight": "without a gradient in 1 step(s) looked at"}
+    assert found is not None and found.parameters == {
+        "norm.weight": "16 values without a gradient in 1 step(s) looked at"
+    }
     for parameter in parameters.values():
         parameter.grad.fill_(1.0)
     watch.look_at_gradients()

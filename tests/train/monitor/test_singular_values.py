@@ -90,8 +90,8 @@ def test_a_slow_thread_delays_nothing_and_is_said(monkeypatch, capsys):
 def planted(monkeypatch):
     """Runs whose fresh weights have one matrix without full rank, and an lr that leaves it so."""
 
-    def plant(cfg: ModelConfig, vocab_size: int, seed: int):
-        model = build(cfg, vocab_size, seed)
+    def plant(*given):
+        model = build(*given)
         with torch.no_grad():
             model.get_parameter(NAME)[5] = model.get_parameter(NAME)[7]
         return model

@@ -229,9 +229,9 @@ def test_3_4_the_record_says_that_its_bigram_never_trains_and_the_mended_one_doe
     manifest, folder = unfilled
     assert told(folder) == {
         "parameters": {
-            "bigram.scale": "without a gradient in 12 step(s) looked at",
-            "bigram.embed.weight": "never moved",
-            "bigram.proj.weight": "never moved",
+            "bigram.scale": "1 values without a gradient in 12 step(s) looked at",
+            "bigram.embed.weight": "512 values that never moved",
+            "bigram.proj.weight": "1,024 values that never moved",
         },
         "outputs": ["bigram"],
         "compiled": [],
