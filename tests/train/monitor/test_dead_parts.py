@@ -113,7 +113,7 @@ def test_graphs_compiled_inside_the_clock_are_told(pretrain, tmp_path, monkeypat
     run(pretrain, sets(out=str(tmp_path / "r"), steps=4, kernel_warmup=warmup))
     assert told(tmp_path / "r")["compiled"] == steps
     assert (
-        f"compiled inside the clock, in {len(steps)} step(s): {', '.join(map(str, steps))};" in capsys.readouterr().out
+        f"compiled inside the clock: in {len(steps)} step(s): {', '.join(map(str, steps))};" in capsys.readouterr().out
     )
 
 
