@@ -16,7 +16,7 @@ RECIPE = """name: q
 sources:
   a: {from: jsonl, path: a.jsonl, rules: [{length: {min_chars: 10}}]}
 quarantine: {tolerate: 60%}
-mixtures: {pretrain: {tokens: 2000, ratios: {a: 100%}}}
+tokenizer: {vocab_size: 260}
 """
 OTHER = {"units": {"a a.jsonl": "00" * 44}, "sets": {}, "failed": {}}  # of another form in one place, below
 STATES = [
@@ -50,6 +50,7 @@ def test_what_the_last_build_noted_is_named_and_written_anew(built, tmp_path, ca
     file = tmp_path / "out/q/units/download.json"
     before = file.read_text()
     file.write_text(damage)
+    (tmp_path / "out/q/recipe.json").write_text(damage)
     for command in ("status", "quarantined"):
         with pytest.raises(UserError, match=re.escape(f"{file} is damaged (")):
             call(command, *built)
