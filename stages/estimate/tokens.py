@@ -64,12 +64,13 @@ def count_tokens(context: BuildContext, samples: dict[str, Sample], folder: Path
     # A tokenizer compresses the text that it was trained on better than other text; the true one lies between.
     unseen = {"": chosen[1::2]}
     most, least = (float(encode_all(file, unseen)[""].sum()) for file in (half, whole))
-    worse = max(1.0, most / least)
+    worse = max(1.0, most / least) if least else 1.0
+    doubt = (worse - 1) / (worse + 1) if least else ASSUMED_ERROR  # of one document there is no half to hold it against
     counts = {name: n * (1 + worse) / 2 for name, n in encode_all(whole, texts).items()}
     how = f"tokens counted with a tokenizer trained on {total / 1e6:.1f} MB of the sample"
     if (cut := find_long_words(chosen, tokenizer_work.splitter(config.split, config.digits))).number:
         how += f"; {long_words_line(*cut)}"
-    return TokenCounts(counts, (worse - 1) / (worse + 1), how)
+    return TokenCounts(counts, doubt, how)
 
 
 def known_tokenizer(context: BuildContext, folder: Path) -> tuple[Path | None, str]:

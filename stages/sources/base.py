@@ -25,7 +25,8 @@ from train.redact import is_secret
 
 Identify = Callable[[str], tuple[str, int]]  # path or URI -> (digest of the contents, bytes)
 
-Addresses = str | list[str]
+Address = Annotated[str, Field(min_length=1)]  # an empty one would mean the folder that one stands in
+Addresses = Address | Annotated[list[Address], Field(min_length=1)]
 Budget = Annotated[int, BeforeValidator(quantity), Field(gt=0)] | None
 
 UNIT_BYTES = 128 << 20  # text in a unit or a part, about; between 64 and 256 MB where the input allows it

@@ -93,10 +93,10 @@ def list_files(
             note(f"{paths.escaped(one)}: {in_words(listing.left_out)} left out; name them in `path` to read them")
         for full, raw_name in sorted(listing.files, key=lambda pair: pair[1]):
             name = paths.escaped(raw_name)
-            identity = full if is_remote(full) else real_path(full, folders)
+            identity = full if is_remote(full) else file_identity(full, folders)
             if name_of.setdefault(identity, name) != name:
                 again.append(name)
-            elif found.setdefault(name, full) != full and identity != real_path(found[name], folders):
+            elif found.setdefault(name, full) != full and identity != file_identity(found[name], folders):
                 raise DataError(
                     f"{paths.escaped(found[name])} and {paths.escaped(full)} would both be called {name}; "
                     "list their folder"
@@ -107,8 +107,14 @@ def list_files(
     return sorted(((full, name) for name, full in found.items()), key=lambda pair: pair[1])
 
 
-def real_path(path: str, folders: dict[str, str]) -> str:
-    """Return a local path without links; `folders` remembers what its folders are without."""
+def file_identity(path: str, folders: dict[str, str]) -> str:
+    """Return what tells a local file from all others: its path without links, or its inode where it has several names.
+
+    `folders` remembers what its folders are without links.
+    """
+    facts = os.stat(path)  # noqa: PTH116 - a hot path: one call a file
+    if facts.st_nlink > 1:
+        return f"{facts.st_dev}:{facts.st_ino}"
     if os.path.islink(path):  # noqa: PTH114 - a hot path: one call a file
         return os.path.realpath(path)
     folder, _, name = path.rpartition("/")

@@ -147,13 +147,16 @@ def test_an_escaped_name_can_be_written_and_any_other_stays(name):
     assert (paths.escaped(name) == name) == paths.is_utf8(name)
 
 
-@pytest.mark.parametrize("second", ["*.jsonl", "a.jsonl", "link.jsonl", "../link/*", "../link", "../[dl]*/a.jsonl"])
+@pytest.mark.parametrize(
+    "second", ["*.jsonl", "a.jsonl", "link.jsonl", "../link/*", "../link", "../[dl]*/a.jsonl", "../h"]
+)
 def test_one_file_named_twice_is_read_once(tmp_path, second):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(LINE)
     (folder / "link.jsonl").symlink_to("a.jsonl")
     (tmp_path / "link").symlink_to("data")
+    (tmp_path / "h").hardlink_to(folder / "a.jsonl")
     names, _ = listed([str(folder), f"{folder}/{second}"])
     assert names == ["a.jsonl"]
     names, notes = listed(str(folder))
@@ -246,6 +249,15 @@ def test_a_strangers_manifest_opens_named_protocols_alone(path, allowed):
     else:
         with pytest.raises(DataError, match="say where they are: --source a=PATH"):
             check_protocols("a", {"path": ["b.jsonl", path]})
+
+
+@pytest.mark.parametrize("path", ["", [], ["a.jsonl", ""]])
+@pytest.mark.parametrize("group", ["sources", "evals"])
+def test_no_path_is_not_the_folder_that_one_stands_in(path, group):
+    recipe = {"name": "a", "sources": {"one": {"from": "jsonl", "path": "a.jsonl"}}}
+    recipe.setdefault(group, {})["two"] = {"from": "jsonl", "path": path}
+    with pytest.raises(UserError, match=rf"r\.yaml: {group}\.two\.path.*: must have 1 or more"):
+        parse_recipe(recipe, "r.yaml")
 
 
 SECRET = "hunter2"

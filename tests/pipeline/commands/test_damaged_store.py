@@ -16,7 +16,7 @@ RECIPE = """name: q
 sources:
   a: {from: jsonl, path: a.jsonl, rules: [{length: {min_chars: 10}}]}
 quarantine: {tolerate: 60%}
-tokenizer: {vocab_size: 260}
+tokenizer: {vocab_size: 264}
 """
 OTHER = {"units": {"a a.jsonl": "00" * 44}, "sets": {}, "failed": {}}  # of another form in one place, below
 STATES = [
@@ -63,6 +63,11 @@ def test_what_the_last_build_noted_is_named_and_written_anew(built, tmp_path, ca
     capsys.readouterr()
     call("status", *built)
     assert "quarantined rows: 1" in capsys.readouterr().out
+
+
+def test_one_document_can_be_planned(built, capsys):
+    call("plan", "build_tokenizer", *built)
+    assert "build_tokenizer" in capsys.readouterr().out
 
 
 def test_rows_of_a_unit_that_is_gone_are_not_said_to_be_none(built, tmp_path, capsys):
