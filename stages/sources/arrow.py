@@ -19,7 +19,7 @@ from stages.paths import escaped
 from stages.sources.base import BadRow, Identify, Row, SourceUnit, TextConfig, text_params
 from stages.sources.contents import CHUNK, HEAD, check_format
 from stages.sources.files import ListedFile, files_of, open_source, whole_file_units
-from stages.sources.parquet import DAMAGE, columns_of, records, to_row
+from stages.sources.parquet import DAMAGE, columns_of, first_line, records, to_row, too_large
 from stages.sources.writer import write_parts
 from stages.task import Task
 
@@ -55,7 +55,7 @@ def data_files(files: list[ListedFile], config: Config) -> list[ListedFile]:
             with open_source(full, config.storage_options) as stream:
                 try:
                     named[folder] = {str(file["filename"]) for file in json.load(stream)["_data_files"]}
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise DataError(f"{full} is no state of save_to_disk ({error}); name the .arrow files") from error
     there = {full for full, _ in files}
     for folder, wanted in named.items():
@@ -101,9 +101,12 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
                         for record in records(chosen.slice(start, SLICE)):
                             yield to_row(record, name, number, task.params)
                             number += 1
-            except (*DAMAGE, MemoryError) as error:
-                what = str(error).partition("\n")[0][:200] or "it asks for more memory than there is"
-                raise DataError(f"{escaped(artifact.path)} is damaged ({what}); fetch the file again") from error
+            except MemoryError as error:
+                raise too_large(artifact.path, error) from error
+            except DAMAGE as error:
+                raise DataError(
+                    f"{escaped(artifact.path)} is damaged ({first_line(error)}); fetch the file again"
+                ) from error
             check_end(stream, MAGIC[:6] if head.startswith(MAGIC) else END_OF_STREAM, artifact.path)
 
 

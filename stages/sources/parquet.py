@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from stages.errors import DataError, TransientError
-from stages.paths import is_remote
+from stages.paths import escaped, is_remote
 from stages.sources.base import (
     BadRow,
     FieldError,
@@ -207,9 +207,19 @@ def convert_rows(
                         for place, record in zip(places, records(chosen), strict=True):
                             yield convert(record, name, number + place, params)
                         number += batch.num_rows
+        except MemoryError as error:  # arrow's too, of which one is both
+            raise too_large(artifact.path, error) from error
         except DAMAGE as error:  # of a remote file, OSError has become TransientError
             what = other_format(artifact, params) or f"is damaged ({first_line(error)}); fetch the file again"
             raise DataError(f"{artifact.path} {what}") from error
+
+
+def too_large(path: str, error: MemoryError) -> DataError:
+    """Return the error about a file of which a page, the least that can be unpacked, is more than there is memory."""
+    return DataError(
+        f"{escaped(path)} cannot be unpacked in the memory that there is ({first_line(error)}): it has rows or pages "
+        "as large as that, or is damaged; use fewer --workers, or write it again with smaller row groups"
+    )
 
 
 def batch_rows(group: pq.RowGroupMetaData) -> int:

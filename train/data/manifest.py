@@ -294,7 +294,7 @@ def run_options(folder: Path) -> str:
     RECIPE stands for a recipe that nobody noted, and then `folder` need not be one of ours.
     """
     options = ["--recipe", "RECIPE"]
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         noted = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
         options[1] = os.path.normpath(folder.parent / noted["file"])
         settings = [word for setting in noted["set"] for word in ("--set", str(setting))]
@@ -315,7 +315,7 @@ def load_manifest(path: str | Path) -> Manifest:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"{file}: no such manifest; build one with `{pack_command(folder)}`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, a thousand deep
         again = f"build it again with `{pack_command(folder)} --force`"
         raise ManifestError(f"{file}: not valid JSON ({error}); {again}") from None
     if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:

@@ -16,9 +16,11 @@ import zstandard
 from pydantic import TypeAdapter
 from stage_harness import identify, rows_of, run_unit
 
+from benchmarks import mutants
 from stages.errors import DataError
-from stages.sources import contents
+from stages.sources import contents, parquet
 from stages.sources.registry import SOURCES, SourceConfig
+from stages.task import Task
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(SourceConfig)
 folders = itertools.count()
@@ -194,3 +196,39 @@ def test_text_column_is_text(tmp_path):
     rows, _ = download(tmp_path, kind="jsonl", path=str(tmp_path), text_column="body")
     assert (rows[0]["text"], rows[0]["url"]) == ("x", "http://u")
     assert json.loads(json.dumps(rows[0]["source_row"])) == 0
+
+
+ROOM = 500 << 20  # bytes that reading may ask for
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "fits"),
+    [(10, 60 << 20, False), (40, 1 << 20, True), (20_000, 1000, True)],
+    ids=["a page of 600 MB", "40 MB", "one short text 20,000 times"],
+)
+def test_parquet_reads_within_a_bound_of_memory_or_names_what_does_not_fit(tmp_path, rows, row_bytes, fits):
+    """A page is the least that arrow unpacks: one that is larger than the memory is refused, by name and for good."""
+    file = tmp_path / "a.parquet"
+
+    def write() -> None:
+        one = row_bytes < 1 << 20
+        many = [f"{i}" + "x" * row_bytes for i in range(1 if one else rows)]
+        texts = pa.array(many).take(pa.array([0] * rows)) if one else pa.array(many)
+        pq.write_table(pa.table({"text": texts}), file, compression="zstd", use_dictionary=fits)
+
+    mutants.run(write, 120, 8 << 30)  # elsewhere: what is freed here would be room to read
+    assert file.stat().st_size < 1 << 20
+
+    def read() -> None:
+        config = ADAPTER.validate_python({"from": "parquet", "path": str(file)})
+        (unit,) = parquet.units(config, identify)
+        try:
+            print(sum(len(row.text) for row in parquet.rows(Task(unit.params, unit.inputs, tmp_path, "", str))))
+        except DataError as error:
+            print(error)
+
+    outcome = mutants.run(read, 120, ROOM)
+    if fits:
+        assert int(outcome.output) >= rows * row_bytes
+    else:
+        assert outcome.output.startswith(f"{file} cannot be unpacked in the memory that there is (")
