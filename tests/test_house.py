@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Arrows point to the right only.
 FLOORS = ("benchmarks", "pipeline", "stages", "train")
 TRAINER_LIBRARIES = {"torch", "numpy", "safetensors"}
-# Used where they are installed, so never imported when a module is: samples as text, loggers that a key asks for.
-TRAINER_EXTRAS = {"tokenizers", "wandb"}
+# Used where they are installed, so never imported when a module is: samples as text, loggers that a key asks for, and
+# what compresses an artefact.
+TRAINER_EXTRAS = {"tokenizers", "wandb", "zstandard"}
 EXPORTED = "train/export_hf_model.py"  # runs inside transformers, from an exported folder
 
 

@@ -189,6 +189,16 @@ class TrainConfig(Keys):
         "pr465, pr352, as those parameter-golf scripts count (train/eval/windows.py).",
         fixed_by=None,
     )
+    eval_stride: int | None = key(
+        None,
+        "Targets by which a window moves on from the one before it, where a trained model is scored (train.score, "
+        "train.artefact): all before a target is seen, up to the window. null: windows do not overlap.",
+        above=0,
+        fixed_by=None,
+    )
+    eval_seq_len: int | None = key(
+        None, "Tokens of a window that moves on by train.eval_stride; null: train.seq_len.", above=0, fixed_by=None
+    )
     eval_items: int | None = key(
         0,
         "Questions asked of each of the recipe's evals, evenly spread; 0: all; null: none.",

@@ -64,10 +64,7 @@ class TrainedModel:
         tokenizer = self.manifest.tokenizer
         model = Model(self.cfg, tokenizer.vocab_size, tokenizer.bos_id)
         model.load_state_dict(self.weights())
-        for parameter in model.parameters():  # not the rotary tables, which stay fp32
-            parameter.data = parameter.data.to(device, dtype)
-        model.dtype = dtype
-        return model.to(device).eval().requires_grad_(False)
+        return to_inference(model, device, dtype)
 
     def provenance(self) -> dict[str, Any]:
         """Where the weights come from, for the files that leave the house."""
@@ -81,6 +78,14 @@ class TrainedModel:
             "checkpoint_sha256": self.point.state["files"]["model.safetensors"]["sha256"],
             "trained_on_windows_of": self.seq_len,
         }
+
+
+def to_inference(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
+    """Return `model` with its weights in `dtype` on `device`, to be read only."""
+    for parameter in model.parameters():  # not the rotary tables, which stay fp32
+        parameter.data = parameter.data.to(device, dtype)
+    model.dtype = dtype
+    return model.to(device).eval().requires_grad_(False)
 
 
 def open_trained_model(
@@ -105,11 +110,11 @@ def open_trained_model(
     return TrainedModel(point, cfg, found, average)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, averages: tuple[str, ...] = ("ema", "swa")) -> None:
     """What names a trained model on a command line; `model_from_arguments` reads them."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
     parser.add_argument("--checkpoint", default="latest", metavar="NAME", help="of a run: latest, best or step_000120")
-    parser.add_argument("--average", choices=("ema", "swa"), default="", help="its weights, where the run held one")
+    parser.add_argument("--average", choices=averages, default="", help="its weights, where the run held one")
     parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
 
 

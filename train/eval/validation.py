@@ -112,6 +112,7 @@ class Validation:
         world_size: int,
         choices: MultipleChoice | None = None,
         document_mask: bool = False,
+        by_source: bool = True,
         stride: int | None = None,
         counting: Counting = "once",
         row: int | None = None,
@@ -122,7 +123,7 @@ class Validation:
         limit: targets to score at most, a prefix; 0 for all. It holds for the mixture, and for the sources together, an
         equal share each: with them an evaluation costs at most twice.
         choices: questions to ask beside.
-        document_mask: attention stays inside a document, as in training.
+        document_mask: attention stays inside a document, as in training. by_source: score each source too.
         stride: targets that a window begins behind the one before it, at most seq_len; None: seq_len. Below it, a token
             has seq_len - stride tokens before it at least, where the shard has them, and costs seq_len / stride times.
         counting: see train/eval/windows.py. row: the sequence length of training, to a multiple of which records cut a
@@ -142,7 +143,7 @@ class Validation:
         self.counted: list[slice | I64] = []  # the targets of each that count: not at padding, nor counted before
         self.starts: list[I64] | None = [] if document_mask else None  # where documents begin in each, after its first
         self.groups: dict[str, WindowGroup] = {}
-        sources = list(dict.fromkeys(s.source for s in manifest.shards if s.split == "val" and s.source))
+        sources = list(dict.fromkeys(s.source for s in manifest.shards if s.split == "val" and s.source and by_source))
         self._add_group(manifest, "", limit)
         for source in sources:
             self._add_group(manifest, source, limit and max(1, limit // len(sources)))

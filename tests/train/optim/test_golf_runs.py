@@ -16,11 +16,12 @@ from golf_data import make_toy_mixture
 from golf_toy import S2, S4, fill, flip_rotary_rows
 from trainer_harness import TRAIN, metrics, sets
 
-from train import main
+from train import artefact, main
 from train.checkpoint.checkpoint import find_checkpoint
 from train.config import ModelConfig
 from train.model.transformer import Model
 from train.optim import averages
+from train.score import Scorer
 
 BOTH = {
     "steps": 12,
@@ -259,3 +260,38 @@ def test_a_resume_continues_the_record_to_the_bit(unfilled, tmp_path, step):
     for file in ("model.safetensors", "optimizer.safetensors"):
         one, other = (point.tensors(file) for point in points)
         assert one.keys() == other.keys() and [k for k in one if not torch.equal(one[k], other[k])] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5, "Ends": the averages, as they are exported
+
+
+def score_artefact(run, capsys, *arguments):
+    """Pack the run's average as its record did. Returns (nats, bits per byte) behind it by window: plain, sliding."""
+    scores = []
+    with pytest.MonkeyPatch.context() as patch:
+        of = Scorer.score
+        patch.setattr(Scorer, "score", lambda *args, **kwargs: scores.append(of(*args, **kwargs)) or scores[-1])
+        status = artefact.main([str(run.folder), "--tokens", "0", "--stride", "4", *arguments])
+    printed = capsys.readouterr().out
+    assert status == 0 and "of code" in printed
+    plain, sliding = scores[1].values()  # before, after, and then one without each rule
+    return printed, (plain.nats, plain.bits_per_byte), (sliding.nats, sliding.bits_per_byte)
+
+
+def test_5_the_end_of_s2(s2, capsys):
+    printed, _, sliding = score_artefact(s2, capsys)
+    assert ", swa, counted as pr465" in printed
+    # fp16 turns noise of 3e-7 in the weights, which twelve steps have, into some 5e-6 of the score
+    assert sliding == pytest.approx((4.44554901, 2.53488779), abs=5e-6)
+
+
+def test_5_the_end_of_s4(s4, capsys):
+    printed, plain, sliding = score_artefact(s4, capsys, "--window", "8", "--set", "train.artefact.int8_first=true")
+    assert ", ema, counted as pr352" in printed
+    assert plain == pytest.approx((4.76393185, 2.68538251), abs=5e-6)
+    assert sliding == pytest.approx((4.75363810, 2.66233886), abs=5e-6)
+    controls = ["*_scale", "*_mix", "*.q_gain", "*.skip", "smear.*", "bigram.*"]
+    rules = json.dumps([*(f"fp32 {name}" for name in controls), "fp16 *"])
+    first = ["--set", "train.artefact.keep_numel=0", f"train.artefact.rules={rules}"]  # the first export: int8
+    assert score_artefact(s4, capsys, *first)[1] == pytest.approx((4.76392541, 2.68537888), abs=5e-6)
