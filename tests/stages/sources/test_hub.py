@@ -431,6 +431,6 @@ def test_the_recipe_of_100m_tokens_is_planned_from_the_hub(tmp_path):
     assert (
         row[:2] == ["fineweb_edu", "fineweb_edu"] and 1500 < float(row[4].strip("~k ").replace(",", "")) * 1000 < 2100
     )
-    assert "would not fit, by the estimate" in done.stdout  # 1,800 documents are no 100 M tokens
+    assert "would not fit, by the estimate" in done.stderr  # 1,800 documents are no 100 M tokens
     assert 10e6 < int(done.stdout.split("Model: ")[1].split()[0].replace(",", "")) < 15e6
     assert list(tmp_path.iterdir()) == []
