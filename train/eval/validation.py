@@ -95,6 +95,11 @@ class WindowGroup(NamedTuple):
     bytes: int
 
 
+def _first(counted: slice | I64) -> int:
+    """Return the first target of a window that counts; 0 where none does."""
+    return int(counted.start or 0) if isinstance(counted, slice) else int(counted[0]) if len(counted) else 0
+
+
 class Validation:
     """The windows to score, fixed for a run: those of the mixture's shards (group ""), then those of each source's.
 
@@ -227,7 +232,11 @@ class Validation:
                 batch[row, : len(self.windows[w])] = self.windows[w]
             ids = torch.from_numpy(batch).to(device)
             cu_seqlens = self._cu_seqlens(windows)
-            losses = model.score(ids[:, :-1], ids[:, 1:], cu_seqlens, self.memory_in_front).cpu().double().numpy()
+            # the head is spared what is ahead of what counts
+            first = min(_first(self.counted[w]) for w in windows) if self.stride < self.seq_len else 0
+            scored = model.score(ids[:, :-1], ids[:, 1:], cu_seqlens, self.memory_in_front, first)
+            losses = np.zeros((len(windows), self.seq_len))
+            losses[:, first:] = scored[: len(windows)].cpu().double().numpy()
             for row, w in enumerate(windows):
                 nats = losses[row, self.counted[w]]
                 # PR 352 takes the mean of what memory leaves for the mean of all, whose bytes it counts

@@ -245,11 +245,22 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def score(
-        self, ids: Tensor, targets: Tensor, cu_seqlens: Tensor | None = None, memory_in_front: bool = False
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        cu_seqlens: Tensor | None = None,
+        memory_in_front: bool = False,
+        first: int = 0,
     ) -> Tensor:
-        """Return (B, T) cross-entropy of every token in nats, fp32; arguments as in `hidden_states` and `forward`."""
+        """Return (B, T - first) cross-entropy of every token from `first` on in nats, fp32.
+
+        Arguments as in `hidden_states` and `forward`.
+        """
         h = self.hidden_states(ids, cu_seqlens, memory_in_front)
-        return token_losses(h, self.head_weight, targets.flatten(), self.cfg.lm_head_logit_cap).view(ids.shape)
+        if first:
+            h = h.view(*ids.shape, -1)[:, first:].flatten(0, 1)
+        losses = token_losses(h, self.head_weight, targets[:, first:].flatten(), self.cfg.lm_head_logit_cap)
+        return losses.view(len(ids), -1)
 
     def logits(self, h: Tensor) -> Tensor:
         """Return (..., V) fp32 capped logits of hidden states h (..., dim)."""
