@@ -178,7 +178,8 @@ def test_a_run_by_the_clock_ends_in_time_and_a_resume_continues(pretrain, half_s
 
 @pytest.mark.slow
 def test_two_processes_by_the_clock_end_at_the_same_step(pretrain, launch, tmp_path):
-    keys = {"schedule__seconds": 1, "schedule__warmup": 0, "schedule__decay_frac": 1.0}  # a machine that is busy makes few steps of it
+    # a busy machine makes few steps in a second, so the decay begins with the first
+    keys = {"schedule__seconds": 1, "schedule__warmup": 0, "schedule__decay_frac": 1.0}
     settings = sets(**keys, steps=100_000, epochs=100_000, checkpoint_every=0, log_every=50)
     said = ended(start_ranks(launch, 2, pretrain, [*settings, *sets(out=str(tmp_path / "r"))]))
     assert "or 1 s in steps, whichever comes first" in said[0]
