@@ -117,7 +117,7 @@ def speeds(texts: list[str], sets: dict[str, Any], peer_megabytes: float, rounds
         candidates: dict[str, tuple[float, Callable[[], Any]]] = {
             "unit look, parquet to hits": (
                 size,
-                lambda: run(folder, find_hits, {"short": SHORT}, [part, *known]),
+                lambda: run(folder, find_hits, {"ngram": NGRAM, "short": SHORT}, [part, *known]),
             ),
             "search over arrow": (size, lambda: [search.find(column) for column in columns]),
             "readable": (some_size, lambda: [find_readably(text, grams, SHORT) for text in some]),

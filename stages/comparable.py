@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.kernels.unicode import CHANGES, IGNORED_RANGE, is_ignored, nfkc_order, second_halves
+from stages.kernels.unicode import CHANGES, IGNORED_RANGE, is_ignored, joins_back, nfkc_order
 
 ENTITY = re.compile(r"&(?:amp;)*(#[0-9]{1,10}|#[xX][0-9A-Fa-f]{1,8}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -92,26 +92,18 @@ def comparable(text: str) -> str:
 
 def comparable_texts(texts: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """Return a column of text as it is compared, and the rows in which it differs. A null stays one."""
+    from stages.kernels.forms import other_forms
+
     rows, forms = other_forms(texts)
     return put_texts(texts, rows, forms), rows
-
-
-def other_forms(texts: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
-    """Return the rows of a column whose text is compared in another form, and those forms."""
-    from stages.kernels.quick_check import rows_to_check
-
-    forms: dict[int, str] = {}
-    for row in rows_to_check(texts).tolist():
-        text = texts[row].as_py()
-        if (form := comparable(text)) != text:
-            forms[row] = form
-    return np.fromiter(forms, np.int64, len(forms)), pa.array(forms.values(), pa.string())
 
 
 def put_texts(texts: pa.Array, rows: npt.NDArray[np.int64], new: pa.Array) -> pa.Array:
     """Return a column with other texts in some rows, which are in order."""
     if not len(rows):
         return texts
+    if len(rows) == len(texts):
+        return new
     is_new = np.zeros(len(texts), bool)
     is_new[rows] = True
     return pc.replace_with_mask(texts, pa.array(is_new), new)
@@ -153,12 +145,6 @@ def lead_and_form(piece: str, apart: frozenset[str]) -> str:
     """Return what a piece of text becomes."""
     lead = piece[0] if piece[0] in apart else ""
     return lead + unicodedata.normalize("NFKC", piece[len(lead) :])
-
-
-def joins_back(character: str) -> bool:
-    """Return whether NFKC may join a character, or move it, to what stands before it."""
-    first = unicodedata.normalize("NFKD", character)[0]
-    return unicodedata.combining(first) > 0 or first in second_halves()
 
 
 def units(text: str) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ class Decontaminate(Model):
     (stages/decontaminate/ngrams.py).
 
     The sets are all of `evals`, and `against`. Without any, nothing is done. 13 words, 10 documents and what `cut`
-    does are those of GPT-3 (Brown et al. 2020, appendix C).
+    does are those of GPT-3 (Brown et al. 2020, appendix C); that copies of a passage make nothing common is ours.
     """
 
     against: dict[str, AgainstConfig] = Field(
@@ -29,7 +29,10 @@ class Decontaminate(Model):
         8, ge=6, le=100, description="Words in a row that show a shorter one, one more or other allowed."
     )
     common: int = Field(
-        10, ge=1, description="An n-gram that more documents of the corpus hold, or more items, is no evidence."
+        10,
+        ge=1,
+        description="An n-gram that more items share is no evidence, nor one that more documents of the corpus hold "
+        "without the rest of its passage. A copy of a passage of `ngram` words or more always is.",
     )
     policy: Policy | dict[str, Policy] = Field(
         "drop",

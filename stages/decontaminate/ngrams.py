@@ -8,6 +8,11 @@ labels), nor one that more than `common` items share, nor one made of words alon
 `common`, and than one in a hundred, use ("which of the following is most likely to"): a passage of such words alone
 only counts whole.
 
+An n-gram that more than `common` documents hold without the rest of its passage is a turn of speech or boilerplate, and
+no evidence. (GPT-3 counts all documents that hold it, so that what is copied most is found least.) A document with a
+copy of the passage (`is_whole_in`) does not count, and is contaminated however many there are. Only a passage of
+`ngram` words or more has copies in this sense: a shorter one is itself no more than a turn of speech.
+
 Of a question with choices the passages are the question, the question with each choice, and with all of them: bare,
 and labeled A, B, ... or 1, 2, ...; so a question too short to be looked for is found with its choices.
 
@@ -29,6 +34,8 @@ from stages.sources.questions import LABELS
 
 LEAST = 5  # words of a passage that is looked for
 LONGEST = 100  # words of an n-gram
+RUN = 3  # words in a row that are found again in a copy of a passage
+SPARED = 5  # of so many words of a passage one may be missing in a copy
 LETTERS = 25  # of an n-gram: eight words of English prose have some 36, `for i in range(0, n)` has 13
 
 
@@ -254,3 +261,18 @@ def has_words(form: str, ngram: Sequence[str]) -> bool:
     if len(given) == len(wanted) + 1:
         return ngram_words(given, 0, len(wanted), True) == wanted
     return given == wanted
+
+
+def is_whole_in(passage: Sequence[str], stretch: Sequence[str], ngram: int, short: int) -> bool:
+    """Return whether a stretch of text is a copy of a passage: whether it has its words, in runs of RUN or more.
+
+    Of a passage of SPARED words one may be missing, and so on, up to fewer than `short`; `ngram` words must be there.
+    """
+    runs = set(zip(*(stretch[k:] for k in range(RUN)), strict=False))
+    is_there = np.zeros(len(passage), bool)
+    for start, run in enumerate(zip(*(passage[k:] for k in range(RUN)), strict=False)):
+        if run in runs:
+            is_there[start : start + RUN] = True
+    there = int(is_there.sum())
+    missing = len(passage) - there
+    return there >= ngram and missing < short and missing * SPARED <= len(passage)

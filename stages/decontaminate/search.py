@@ -6,6 +6,7 @@ Apart from `stages.decontaminate.stage`, so that a change in what is done about 
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.comparable import comparable_texts, source_ranges
+from stages.decontaminate.cut import merge_ranges
 from stages.decontaminate.ngrams import (
     frequent_words,
     has_words,
+    is_whole_in,
     ngram_columns,
     ngram_words,
     passages_of,
@@ -50,7 +53,15 @@ GRAMS = pa.schema(
         ("skips", pa.bool_()),  # the word behind its first half
     ]
 )
-HITS = pa.schema([("row", pa.int64()), ("gram", pa.int64()), ("start", pa.int64()), ("stop", pa.int64())])
+HITS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("gram", pa.int64()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("whole", pa.bool_()),  # whether all of a passage stands here
+    ]
+)
 
 Columns = dict[str, npt.NDArray[Any]]  # of n-grams; `item` and `holder` beside those of GRAMS
 NO_NGRAMS: Columns = {
@@ -153,6 +164,8 @@ class NgramIndex:
     def __init__(self, passages: str, grams: str):
         self.grams = pq.read_table(grams)
         self.passages = pq.read_table(passages)
+        self.item_of_passage = self.passages["item"].to_numpy()
+        self.lengths = pc.count_substring(self.passages["words"], " ").to_numpy() + 1  # words
         numbers = self.grams["gram"].to_numpy()
         # The row where each n-gram begins, and the end.
         self.first_row = np.searchsorted(numbers, np.arange(numbers.max(initial=-1) + 2))
@@ -160,12 +173,21 @@ class NgramIndex:
     def words(self, row: int) -> list[str]:
         """Return the words of the n-gram of a row."""
         passage, size, offset, skips = (self.grams[c][row].as_py() for c in ("passage", "size", "offset", "skips"))
-        return ngram_words(self.passages["words"][passage].as_py().split(" "), offset, size, skips)
+        return ngram_words(self.words_of(passage), offset, size, skips)
 
     def items(self, gram: int) -> Iterator[tuple[int, int]]:
         """Yield (row of the n-gram, number of a passage that holds it), one for each item."""
         for row in range(int(self.first_row[gram]), int(self.first_row[gram + 1])):
             yield row, self.grams["passage"][row].as_py()
+
+    def passages_of(self, item: int) -> range:
+        """Return the numbers of the passages of an item."""
+        return range(*np.searchsorted(self.item_of_passage, [item, item + 1]).tolist())
+
+    def words_of(self, passage: int) -> list[str]:
+        """Return the words of a passage."""
+        words: str = self.passages["words"][passage].as_py()
+        return words.split(" ")
 
     def search(self, short: int) -> NgramSearch:
         """Return the compiled search for all n-grams; those of `short` words are found with a word more, too."""
@@ -177,7 +199,7 @@ class NgramIndex:
 
 
 def find_hits(task: Task) -> None:
-    """Search one part. Params: short. Inputs: the part, `passages`, `grams`. Output: `hits` (HITS).
+    """Search one part. Params: ngram, short. Inputs: the part, `passages`, `grams`. Output: `hits` (HITS).
 
     What a hash found counts only where the words are the same.
     """
@@ -191,10 +213,11 @@ def find_hits(task: Task) -> None:
             texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
             forms, changed_rows = comparable_texts(texts)
             hits = true_hits(forms, search.find(forms), index)
+            whole = whole_hits(forms, hits, index, **task.params)
             put_source_ranges(texts, changed_rows, hits)
             hits[:, 0] += first_row
             if len(hits):
-                writer.write(pa.table(list(hits.T), schema=HITS))
+                writer.write(pa.table([*hits.T, whole], schema=HITS))
             first_row += len(texts)
 
 
@@ -214,15 +237,46 @@ def true_hits(texts: pa.Array, hits: npt.NDArray[np.int64], index: NgramIndex) -
     return hits[np.array(is_true, bool)]
 
 
+def whole_hits(
+    texts: pa.Array, hits: npt.NDArray[np.int64], index: NgramIndex, ngram: int, short: int
+) -> npt.NDArray[np.bool_]:
+    """Return which of the hits (row, n-gram, start, stop) stand in a copy of a passage that holds their n-gram.
+
+    What is compared with the passages of an item is each stretch of a text that has hits of it no farther apart than
+    the longest of them is long.
+    """
+    from stages.kernels.words import split_words
+
+    is_whole = np.zeros(len(hits), bool)
+    hits_by_item: dict[tuple[int, int], list[int]] = defaultdict(list)  # by row and item
+    for number, (row, gram, *_) in enumerate(hits.tolist()):
+        for item in {int(index.item_of_passage[passage]) for _, passage in index.items(gram)}:
+            hits_by_item[row, item].append(number)
+    for (row, item), numbers in hits_by_item.items():
+        passages = [passage for passage in index.passages_of(item) if index.lengths[passage] >= ngram]
+        if not passages:
+            continue
+        reach = max(len(index.passages["words"][passage].as_buffer()) for passage in passages)
+        of_item = np.array(numbers)
+        places = hits[of_item, 2:]
+        for start, stop in merge_ranges((max(0, a - reach), b + reach) for a, b in places.tolist()):
+            stretch = split_words(bytes(texts[row].as_buffer()[start:stop]).decode(errors="ignore"))
+            fitting = (passage for passage in passages if index.lengths[passage] < len(stretch) + short)
+            if any(is_whole_in(index.words_of(passage), stretch, ngram, short) for passage in fitting):
+                is_whole[of_item[(places[:, 0] >= start) & (places[:, 1] <= stop)]] = True
+    return is_whole
+
+
 def text_between(texts: pa.Array, row: int, start: int, stop: int) -> str:
     """Return the bytes [start, stop) of a text of a column."""
     return bytes(texts[row].as_buffer()[start:stop]).decode()
 
 
 def weigh_hits(task: Task) -> None:
-    """Leave out n-grams that more than `common` documents hold. Inputs: `hits` of parts. Params: common.
+    """Leave out n-grams that more than `common` documents hold without the passage. Inputs: `hits` of parts.
 
-    Outputs: `hits-00000`, ...: a slice of one table (HITS) for each input. Counts common: n-grams left out.
+    Params: common. What stands in a copy of a passage stays. Outputs: `hits-00000`, ...: a slice of one table (HITS)
+    for each input. Counts common: n-grams left out.
     """
     paths = [task.path(artifact) for artifact in task.inputs]
     is_common = documents_by_ngram(paths) > task.params["common"]
@@ -231,7 +285,8 @@ def weigh_hits(task: Task) -> None:
     with pq.ParquetWriter(path, HITS, compression="zstd") as writer:
         for i, hits_path in enumerate(paths):
             table = pq.read_table(hits_path, schema=HITS)
-            table = table.filter(pa.array(~is_common[table["gram"].to_numpy()]))
+            is_evidence = ~is_common[table["gram"].to_numpy()] | table["whole"].to_numpy()
+            table = table.filter(pa.array(is_evidence))
             writer.write_table(table)
             stop = start + len(table)
             task.outputs.append(
@@ -249,12 +304,16 @@ def weigh_hits(task: Task) -> None:
 
 
 def documents_by_ngram(paths: list[str]) -> npt.NDArray[np.int64]:
-    """Return how many documents hold each n-gram, by its number, as far as tables of hits name them."""
+    """Return how many documents hold each n-gram, by its number, but for those that hold a whole passage with it.
+
+    paths: tables of hits.
+    """
     documents = np.zeros(0, np.int64)
     for path in paths:
-        table = pq.read_table(path, columns=["row", "gram"])
-        once = table.group_by(["row", "gram"]).aggregate([])
-        in_part = np.bincount(once["gram"].to_numpy(), minlength=len(documents))
+        table = pq.read_table(path, columns=["row", "gram", "whole"])
+        once = table.group_by(["row", "gram"]).aggregate([("whole", "max")])
+        without = np.where(once["whole_max"].to_numpy(), 0, 1)
+        in_part = np.bincount(once["gram"].to_numpy(), without, len(documents)).astype(np.int64)
         in_part[: len(documents)] += documents
         documents = in_part
     return documents

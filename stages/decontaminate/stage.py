@@ -75,7 +75,14 @@ async def search_and_take_out(
     searched = await context.map(
         DECONTAMINATE,
         (
-            Unit(find_hits, {"short": config.short}, [part, *known], f"look {i:05d}", name, part.bytes)
+            Unit(
+                find_hits,
+                {"ngram": config.ngram, "short": config.short},
+                [part, *known],
+                f"look {i:05d}",
+                name,
+                part.bytes,
+            )
             for name, i, part in parts
         ),
     )

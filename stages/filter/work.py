@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.comparable import comparable_texts, other_forms, put_texts
+from stages.comparable import comparable_texts, put_texts
 from stages.filter.document import Document
 from stages.filter.edits import apply_edits
-from stages.filter.rules import EDITING, RULES, ParsedRule, apply_rules
+from stages.filter.rules import EDITING, RULES, ParsedRule
 from stages.filter.samples import DROPPED, Sample
 from stages.schemas import DOCUMENTS, FILTERED, ID, utf8_bytes
 from stages.task import TableWriter, Task
@@ -80,32 +80,40 @@ def apply_to_column(
 def judge_forms(texts: pa.Array, codes: npt.NDArray[np.int64], rules: Sequence[ParsedRule]) -> pa.Array:
     """Run compiled rules over a column as `apply_compiled` does, on the comparable forms of texts; `length` on texts.
 
-    Documents whose form is another than their text are judged by themselves: of these, edits are made by the readable
-    rule, which edits the text and not its form.
+    Documents whose form is another than their text are judged by themselves, up to the next rule that edits at a time:
+    it leaves texts whose forms are not known.
     """
-    from stages.kernels.rules import EMPTY, REASONS, apply_compiled
+    from stages.kernels.forms import other_forms
+    from stages.kernels.rules import EMPTY, apply_compiled
 
     rows, forms = other_forms(texts)
     is_open = codes[rows] == 0
-    rows = rows[is_open]
-    if not len(rows):
+    if not is_open.any():
         return apply_compiled(texts, codes, rules)
-    codes[rows] = EMPTY
-    judged = apply_compiled(texts, codes, rules)
-    left, left_forms, left_codes = texts.take(pa.array(rows)), forms.filter(pa.array(is_open)), np.zeros_like(rows)
-    for kind, group in groupby(rules, key=lambda rule: rule[0] if rule[0] in ("length", *EDITING) else "forms"):
-        if kind not in EDITING:
-            apply_compiled(left if kind == "length" else left_forms, left_codes, list(group))
-            continue
-        edited, given = left.to_pylist(), list(group)
-        for i in np.flatnonzero(left_codes == 0).tolist():
-            reason, document = apply_rules(Document(edited[i]), given)
-            edited[i] = document.text
-            left_codes[i] = REASONS.index(reason) if reason else 0
-        left = pa.array(edited, pa.string())
-        left_forms, _ = comparable_texts(left)
+    if not is_open.all():
+        rows, forms = rows[is_open], forms.filter(pa.array(is_open))
+    judged = left = texts
+    if len(rows) < len(texts):
+        left = texts.take(pa.array(rows))
+        codes[rows] = EMPTY
+        judged = apply_compiled(texts, codes, rules)
+    left_codes = np.zeros_like(rows)
+    for some in parts_that_end_in_edits(rules):
+        if forms is None:
+            forms, _ = comparable_texts(left)
+        left, forms = apply_compiled(left, left_codes, some, forms), None
     codes[rows] = left_codes
-    return judged if judged is texts else put_texts(judged, rows, left)
+    edits = any(name in EDITING for name, _ in rules)
+    return put_texts(judged, rows, left) if edits else texts
+
+
+def parts_that_end_in_edits(rules: Sequence[ParsedRule]) -> Iterator[Sequence[ParsedRule]]:
+    """Yield rules in their order, those up to and with the next one that edits at a time."""
+    start = 0
+    for stop in range(1, len(rules) + 1):
+        if stop == len(rules) or rules[stop - 1][0] in EDITING:
+            yield rules[start:stop]
+            start = stop
 
 
 def work(task: Task) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.kernels.jit import compiled, get
-from stages.kernels.scan import NEWLINE, RETURN, decode
+from stages.kernels.jit import compiled, get, load, lowest, uint64
+from stages.kernels.scan import NEWLINE, ONES, RETURN, TOPS, decode, is_nothing, is_same
 from stages.kernels.unicode import ANCHOR, BREAK, CLOSER, DIGIT, END, LIMIT, SPACE
 
 LOREM, SCRIPT, POLICY, CURLY, BRACKET = 1, 2, 4, 8, 16  # what a line may hold
+BRACKETS, BLANKS = uint64(0x5B5B5B5B5B5B5B5B), uint64(0x2020202020202020)
 KELVIN = 0x212A  # lower case of this sign is k
 # Each phrase in lower case, its rare letter (it has no other k), and what it makes of a line.
 PHRASES = (
@@ -139,6 +140,49 @@ def read_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int
 
 
 @compiled
+def find_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int]:
+    """Return of `read_line` where the next line begins, [start, stop) of the line stripped, and whether it has BRACKET.
+
+    The last only where that is all it may hold.
+    """
+    a, holds = i, 0
+    while True:
+        i = skip_common(data, i, b)
+        if i == b:
+            stop = b
+            break
+        c, width = get(data, i), 1
+        if c >= 128:
+            c, width = decode(data, i)
+        i += width
+        if c == 0x5B:
+            holds = BRACKET
+        elif c < LIMIT and get(table, c) & BREAK:
+            stop = i - width
+            if c == RETURN and i < b and get(data, i) == NEWLINE:
+                i += 1
+            break
+    start, stop = strip(data, a, stop, table)
+    return i, start, stop, holds
+
+
+@compiled
+def skip_common(data: Any, i: int, b: int) -> int:
+    """Return where the first opening bracket, byte below a blank or byte beyond ASCII of [i, b) is, or b."""
+    while i + 8 <= b:
+        eight = load(data, i)
+        brackets = eight ^ BRACKETS
+        # The top of each byte that is one, and maybe of some behind.
+        found = (eight | (eight - BLANKS) | ((brackets - ONES) & ~brackets)) & TOPS
+        if found:
+            return i + (lowest(found) >> 3)
+        i += 8
+    while i < b and 32 <= get(data, i) < 128 and get(data, i) != 0x5B:
+        i += 1
+    return i
+
+
+@compiled
 def citation_end(data: Any, i: int, b: int, table: Any) -> int:
     """Return where the citation ends whose bracket opens at `i`; `i` if it is none."""
     k = i + 1
@@ -183,24 +227,46 @@ def ends_well(data: Any, a: int, b: int) -> bool:
 
 
 @compiled
-def c4(data: Any, i: int, b: int, table: Any, limit: Any, out: Any, o: int) -> tuple[int, int]:
+def c4(
+    data: Any, i: int, b: int, form: Any, j: int, form_end: int, table: Any, limit: Any, out: Any, o: int
+) -> tuple[int, int]:
     """Return what `stages.filter.c4.c4` says of [i, b): the code of its reason, or 0, and where the edited text ends.
 
-    The edited text begins at `o` of `out`.
-
-    `out` may be `data`: nothing is written before it has been read.
+    form: [j, form_end) is its comparable form, which has as many lines and may be written to; j < 0 where the text is
+    its own. The edited text begins at `o` of `out`, which may be `data`: nothing is written before it has been read.
     """
-    begin = o
+    begin, returned = o, False
     lines = total = 0
     while i < b:
-        i, start, stop, words, longest, sentences, holds = read_line(data, i, b, table)
+        if j < 0:
+            i, start, stop, words, longest, sentences, holds = read_line(data, i, b, table)
+            judged, first, last, cited = data, start, stop, holds
+        else:
+            if returned and j < form_end:
+                j = skip_spared(form, j, table)
+            judged, at = form, j
+            j, first, last, words, longest, sentences, holds = read_line(form, j, form_end, table)
+            returned = j > 0 and get(form, j - 1) == RETURN
+            after = i + j - at
+            if after <= b and (after == b) == (j == form_end) and is_same(data, i, after, form, at, j):
+                start, stop, cited = first - at + i, last - at + i, holds
+                i = after
+            else:
+                i, start, stop, cited = find_line(data, i, b, table)
+                if not words:  # format characters alone
+                    stop = start
         if words and longest > limit[2]:
             continue
         text, at = data, o + (lines > 0)
-        if limit[8] and holds & BRACKET:
+        if limit[8] and cited & BRACKET:
             text, start, stop = out, at, copy_without_citations(data, start, stop, table, out, at)
-            _, _, _, _, _, sentences, holds = read_line(text, start, stop, table)
-        if limit[3] and not ends_well(text, start, stop):
+            if j < 0:
+                judged, first, last = text, start, stop
+        if limit[8] and holds & BRACKET:
+            if j >= 0:
+                last = copy_without_citations(form, first, last, table, form, first)
+            _, _, _, _, _, sentences, holds = read_line(judged, first, last, table)
+        if limit[3] and not ends_well(judged, first, last):
             continue
         if words < limit[1]:
             continue
@@ -225,27 +291,45 @@ def c4(data: Any, i: int, b: int, table: Any, limit: Any, out: Any, o: int) -> t
 
 
 @compiled
+def skip_spared(form: Any, i: int, table: Any) -> int:
+    """Return where the line at `i` of a comparable form, behind a return, begins: with no format character.
+
+    The form spares one there, so that a return does not join a line feed; the form of the line alone has none.
+    """
+    c, width = get(form, i), 1
+    if c >= 128:
+        c, width = decode(form, i)
+    return i + width if is_nothing(c, table) else i
+
+
+@compiled
 def strip_in_place(out: Any, a: int, b: int, table: Any) -> int:
     """Strip the text [a, b) in its place; returns where it ends."""
-    first, stop = a, b
-    while first < b:
-        c, width = get(out, first), 1
-        if c >= 128:
-            c, width = decode(out, first)
-        if c >= LIMIT or not get(table, c) & SPACE:
-            break
-        first += width
-    while stop > first:
-        k = stop - 1
-        while get(out, k) & 0xC0 == 0x80:
-            k -= 1
-        c = get(out, k)
-        if c >= 128:
-            c = decode(out, k)[0]
-        if c >= LIMIT or not get(table, c) & SPACE:
-            break
-        stop = k
+    first, stop = strip(out, a, b, table)
     if first > a:
         for k in range(stop - first):
             out[a + k] = get(out, first + k)
     return a + stop - first
+
+
+@compiled
+def strip(data: Any, a: int, b: int, table: Any) -> tuple[int, int]:
+    """Return [start, stop) of the text [a, b) without the white space at its ends."""
+    while a < b:
+        c, width = get(data, a), 1
+        if c >= 128:
+            c, width = decode(data, a)
+        if c >= LIMIT or not get(table, c) & SPACE:
+            break
+        a += width
+    while b > a:
+        k = b - 1
+        while get(data, k) & 0xC0 == 0x80:
+            k -= 1
+        c = get(data, k)
+        if c >= 128:
+            c = decode(data, k)[0]
+        if c >= LIMIT or not get(table, c) & SPACE:
+            break
+        b = k
+    return a, b

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import numba
 from llvmlite import binding, ir
 from numba import types
-from numba.core import caching
+from numba.core import caching, cgutils
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -140,6 +140,21 @@ def _lowest(_: Any, bits: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
+@intrinsic
+def _copy(_: Any, out: Any, o: Any, data: Any, i: Any, size: Any) -> Any:
+    """Copy `size` elements of uint8 from `i` of `data` to `o` of `out`; the two do not overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        to, at = (context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2))
+        here, there = builder.gep(to.data, [arguments[1]]), builder.gep(at.data, [arguments[3]])
+        memcpy: Any = cgutils.raw_memcpy
+        memcpy(builder, here, there, arguments[4], 1)
+        return context.get_dummy_value()
+
+    return types.void(out, types.int64, data, types.int64, types.int64), generate
+
+
 load: Any = _load
 get: Any = _get
+copy: Any = _copy
 lowest: Any = _lowest

@@ -53,6 +53,8 @@ SKETCH = 1 << 14  # counters with which `bound_pairs` bounds how often a pair of
 def run_program(
     data: Any,
     offsets: Any,
+    forms: Any,
+    form_offsets: Any,
     codes: Any,
     program: Any,
     limits: Any,
@@ -64,13 +66,19 @@ def run_program(
 ) -> None:
     """Run `program` (p,) with thresholds `limits` (p, THRESHOLDS) over documents [offsets[d], offsets[d + 1]).
 
+    forms: the comparable forms, [form_offsets[d], form_offsets[d + 1]), which all rules but `length` judge; empty where
+    the texts are their own. A rule that edits writes to them, and none may follow it.
+
     Sets the code of each document whose code is 0. Where the program edits, the texts that stay go to `out`, and
     `ends[d + 1]` says where each ends.
     """
     words, lines, marks, spare = scratch
-    o, edits = 0, len(out) > 0
+    o, edits, apart = 0, len(out) > 0, len(forms) > 0
     for d in range(len(codes)):
         text, a, b, scanned, code = data, int64(offsets[d]), int64(offsets[d + 1]), 0, int64(codes[d])
+        form, fa, fb = text, a, b
+        if apart:
+            form, fa, fb = forms, int64(form_offsets[d]), int64(form_offsets[d + 1])
         for step in range(len(program)):
             if code:
                 break
@@ -79,24 +87,28 @@ def run_program(
                 break
             rule, limit = program[step], limits[step]
             if rule == C4:
-                code, b = c4(text, a, b, table, limit, out, o)
+                code, b = c4(text, a, b, form, fa if apart else -1, fb, table, limit, out, o)
                 text, a, scanned = out, o, 0
+                form, fa, fb = text, a, b
+            elif rule == LENGTH and apart:
+                scan_lines(text, a, b, table, marks, lines)
+                code, scanned = length(marks, limit), 0
             else:
                 words_too = rule in (QUALITY, REPETITION)
                 if words_too and scanned < 2:
-                    scan(text, a, b, table, stops, marks, words, lines)
+                    scan(form, fa, fb, table, stops, marks, words, lines)
                     scanned = 2
                 elif not scanned:
-                    scan_lines(text, a, b, table, marks, lines)
+                    scan_lines(form, fa, fb, table, marks, lines)
                     scanned = 1
                 if rule == LENGTH:
                     code = length(marks, limit)
                 elif rule == QUALITY:
                     code = gopher_quality(marks, limit)
                 elif rule == REPETITION:
-                    code = gopher_repetition(text, words, lines, marks, limit, spare)
+                    code = gopher_repetition(form, words, lines, marks, limit, spare)
                 else:
-                    code = fineweb(text, lines, marks, limit, spare[1])
+                    code = fineweb(form, lines, marks, limit, spare[1])
             if code:
                 code += BEFORE[rule]
         if not code and b == a:
@@ -124,13 +136,20 @@ def scratch_for(size: int) -> tuple[Any, ...]:
 
 
 def apply_compiled(
-    texts: pa.Array, codes: npt.NDArray[np.int64], rules: Sequence[tuple[str, dict[str, Any]]]
+    texts: pa.Array,
+    codes: npt.NDArray[np.int64],
+    rules: Sequence[tuple[str, dict[str, Any]]],
+    forms: pa.Array | None = None,
 ) -> pa.Array:
     """Run `rules`, all of COMPILED, over a column of text: sets the code (of REASONS) of each document whose code is 0.
 
-    Returns the column as the rules leave it; documents that are dropped may be empty in it.
+    forms: the comparable forms of the texts, where some differ; then only the last rule may edit. Returns the column as
+    the rules leave it; documents that are dropped may be empty in it.
     """
     data, offsets = utf8_buffers(texts)
+    form_data, form_offsets = np.zeros(0, np.uint8), offsets
+    if forms is not None:
+        form_data, form_offsets = utf8_buffers(forms)
     program = np.array([COMPILED.index(name) for name, _ in rules], np.int64)
     limits = np.zeros((len(rules), THRESHOLDS))
     stops_wanted = 0
@@ -141,8 +160,9 @@ def apply_compiled(
     edits = C4 in program
     out = np.empty(len(data) if edits else 0, np.uint8)  # no edit adds text
     ends = np.zeros(len(codes) + 1, np.int32)
-    scratch = scratch_for(int(np.diff(offsets).max(initial=0)))
-    run_program(data, offsets, codes, program, limits, classes(), stops_wanted, scratch, out, ends)
+    scratch = scratch_for(max(int(np.diff(each).max(initial=0)) for each in (offsets, form_offsets)))
+    columns = data, offsets, form_data, form_offsets
+    run_program(*columns, codes, program, limits, classes(), stops_wanted, scratch, out, ends)
     if not edits:
         return texts
     return pa.StringArray.from_buffers(len(codes), pa.py_buffer(ends), pa.py_buffer(out[: ends[-1]]))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stages.kernels.jit import compiled, get, load, lowest, uint64
-from stages.kernels.unicode import ALNUM, ALPHA, BREAK, END, LIMIT, MARK, SPACE
+from stages.kernels.unicode import ALNUM, ALPHA, BREAK, END, IGNORED, IGNORED_RANGE, LIMIT, MARK, SPACE
 
 # Counters of a document, by their place in `marks`. WORDS are separated by white space. SOLID are those with a letter
 # or digit, SOLID_CHARS their characters, ALPHABETIC the words with a letter. LINES lie between NEWLINES, none is empty.
@@ -23,9 +23,10 @@ CHARS, WORDS, LINES, NEWLINES, SOLID, SOLID_CHARS, ALPHABETIC, HASHES, ELLIPSES,
 ANY, NOT_BLANK, ENDED = 0, 1, 2  # flags of a line: ENDED when its last word ends as a sentence does
 
 ZEROS = uint64(0x3030303030303030)
-TOPS = uint64(0x8080808080808080)
+TOPS, ONES = uint64(0x8080808080808080), uint64(0x0101010101010101)
 MIX = uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio
 ONE = uint64(1)
+FIRST_IGNORED, LAST_IGNORED = IGNORED_RANGE[0], IGNORED_RANGE[-1]
 HASH, DOT, DASH, NEWLINE, RETURN = 0x23, 0x2E, 0x2D, 0x0A, 0x0D
 BULLET, ELLIPSIS = 0x2022, 0x2026
 # Stop words as little-endian numbers of four bytes, their length above.
@@ -45,6 +46,12 @@ def decode(data: Any, i: int) -> tuple[int, int]:
         return (c & 0x0F) << 12 | (get(data, i + 1) & 0x3F) << 6 | (get(data, i + 2) & 0x3F), 3
     high = (c & 0x07) << 18 | (get(data, i + 1) & 0x3F) << 12
     return high | (get(data, i + 2) & 0x3F) << 6 | (get(data, i + 3) & 0x3F), 4
+
+
+@compiled
+def is_nothing(c: int, table: Any) -> bool:
+    """Return whether a character is none of a comparable form: `is_ignored`."""
+    return get(table, c) & IGNORED != 0 if c < LIMIT else FIRST_IGNORED <= c <= LAST_IGNORED
 
 
 @compiled
@@ -75,6 +82,24 @@ def ends_in_ellipsis(data: Any, a: int, b: int) -> bool:
         return False
     x, y, z = get(data, b - 3), get(data, b - 2), get(data, b - 1)
     return (x == DOT and y == DOT and z == DOT) or (x == 0xE2 and y == 0x80 and z == 0xA6)
+
+
+@compiled
+def is_same(data: Any, a: int, b: int, out: Any, o: int, end: int) -> bool:
+    """Return whether the bytes [a, b) are those of `out` in [o, end)."""
+    if end - o != b - a:
+        return False
+    while a + 8 <= b:
+        if load(data, a) != load(out, o):
+            return False
+        a += 8
+        o += 8
+    while a < b:
+        if get(data, a) != get(out, o):
+            return False
+        a += 1
+        o += 1
+    return True
 
 
 @compiled

@@ -12,7 +12,7 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-SPACE, BREAK, ALPHA, ALNUM, DIGIT, END, CLOSER, PLAIN, MARK, ANCHOR = (1 << i for i in range(10))
+SPACE, BREAK, ALPHA, ALNUM, DIGIT, END, CLOSER, PLAIN, MARK, ANCHOR, IGNORED, JOINS = (1 << i for i in range(12))
 LIMIT = 0x40000  # code points from here on are of no class: unassigned, private, or of IGNORED_RANGE
 IGNORED_RANGE = range(0xE0000, 0xE1000)  # tags and variation selectors, and room for more
 CHANGES = 255  # in `nfkc_order`; no combining class is as high
@@ -54,6 +54,8 @@ def classes() -> NDArray[np.uint16]:
     marked = ((BREAK, BREAKS), (END, TERMINAL), (CLOSER, CLOSERS), (MARK, MARKED), (ANCHOR, ANCHORS))
     for flag, members in (*marked, (PLAIN, plain(characters[:0x20000]))):
         table[[ord(c) for c in members]] |= np.uint16(flag)
+    for point in np.flatnonzero(nfkc_order()).tolist():  # no other is ignored or joins
+        table[point] |= IGNORED * is_ignored(chr(point)) | JOINS * joins_back(chr(point))
     return table
 
 
@@ -84,6 +86,12 @@ def is_ignored(c: str) -> bool:
     if unicodedata.category(c) == "Cf":
         return c != "\u200b"
     return c in INVISIBLE_MARKS or ord(c) in IGNORED_RANGE
+
+
+def joins_back(character: str) -> bool:
+    """Return whether NFKC may join a character, or move it, to what stands before it."""
+    first = unicodedata.normalize("NFKD", character)[0]
+    return unicodedata.combining(first) > 0 or first in second_halves()
 
 
 def is_mark(c: str) -> bool:

@@ -34,7 +34,8 @@ PIECES = (
     'the be to Of (and) that. "have" with! the\x00 K ſ Σ ß é e\u0301 \u0301 👩\u200d👩\u200d👧 עברית 漢字。 १२ Ⅷ ² ½ ٣ '
     "\x00 a b word word|two Hello|there. ? ' ” ). \ufeff \u200b 𝒳 \U000e0020 \U0003134f \U0010ffff ᄀ ᅡ ᆨ Å ﬁ "
     "&nbsp; &lt; &#123; &amp;#46; &hellip; &#10; java\u00adscript lorem&#32;ipsum ｔｈｅ th\u00ade &eacute; क\u093f "
-    "\u1103\u1161 [&#49;] &#91;2] \u093c\u094d \u0327\u0301 … ½ ™"
+    "\u1103\u1161 [&#49;] &#91;2] \u093c\u094d \u0327\u0301 … ½ ™ "
+    "&shy; &amp;lt; &#x [\u00ad1] [1\u00ad] &nbsp;[3] &#0; \r&shy;"
 )
 SPACES = ["\n", "\n\n", " ", "\t", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\u2028", "\u2029", "\u3000"]
 PIECES = [piece.replace("|", " ") for piece in PIECES.split(" ")] + SPACES + ["\xa0", "x" * 40, "\r\u00ad\n", "\xad"]

@@ -221,22 +221,24 @@ def test_a_cut_document_can_be_taken_down(folder):
     build(folder, recipe(folder), "exclude")
 
 
-def test_what_many_documents_hold_is_no_evidence(tmp_path):
+def test_what_many_documents_hold_is_no_evidence_but_a_copied_passage_is(tmp_path):
+    """A phrase of a passage in 11 documents, the whole of another in 12: 0 and 12 go, and with common: 11 all 23."""
     rng = random.Random(3)
-    common, rare = prose(rng, 30), prose(rng, 30)
-    texts = [f"{prose(rng, 50)} {common} {prose(rng, 50)}" for _ in range(11)] + [f"{prose(rng, 20)} {rare}"]
-    lines(tmp_path / "web.jsonl", [{"text": t} for t in texts])
+    phrase, rest, copied = prose(rng, 30), prose(rng, 15), prose(rng, 30)
+    holders = [phrase] * 11 + [copied] * 12
+    lines(tmp_path / "web.jsonl", [{"text": f"{prose(rng, 50)} {t} {prose(rng, 50)}"} for t in holders])
     lines(tmp_path / "maths.jsonl", [{"text": prose(rng, 20)}])
-    lines(tmp_path / "own.jsonl", [{"asked": common, "told": None}, *[{"asked": rare, "told": 7}] * 2])
+    rows = [{"asked": f"{phrase} {rest}", "told": None}, *[{"asked": copied, "told": 7}] * 2]
+    lines(tmp_path / "own.jsonl", rows)
     against = {"own": {"from": "jsonl", "path": str(tmp_path / "own.jsonl"), "fields": ["asked", "told"]}}
-    for most, gone in ((10, {11}), (11, set(range(12)))):
+    for most, gone in ((10, range(11, 23)), (11, range(23))):
         raw = recipe(tmp_path, decontaminate={"against": against, "common": most})
         context = build(tmp_path, raw, "exclude")
-        assert {row["source_row"] for row in evidence(tmp_path)} == gone
+        assert {row["source_row"] for row in evidence(tmp_path)} == set(gone)
         assert any("n-grams are no evidence" in line for line in context.warnings) == (most == 10)
     told = evidence(tmp_path)
-    assert {row["passage"] for row in told} == {"asked"} and len(told) == 12, "the item that is there twice counts once"
-    assert context.warnings == ["own: 2 of 2 items found in 12 documents; see contaminated/"]
+    assert {row["passage"] for row in told} == {"asked"} and len(told) == 23, "the item that is there twice counts once"
+    assert context.warnings == ["own: 2 of 2 items found in 23 documents; see contaminated/"]
 
 
 @pytest.mark.parametrize(
