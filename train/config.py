@@ -231,7 +231,9 @@ class TrainConfig(Keys):
     log_every: int = key(10, "Steps between lines of metrics.jsonl and on the screen.", above=0, fixed_by=None)
     seed: int = key(0, "Seed of weights, data order, dropout and samples.")
     init_from: str = key(
-        "none", "A phase, or the path of a run or checkpoint, whose weights are the first ones; none: fresh weights."
+        "none",
+        "A phase, or the path of a run, a checkpoint or transformers' folder of a Gemma 3, whose weights are the first "
+        "ones; none: fresh weights.",
     )
     out: str | None = key(None, "The run's folder; null: a new folder under runs/.", fixed_by=None)
     resume: str = key(

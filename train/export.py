@@ -4,7 +4,8 @@
     safetensors   model.safetensors under our names, config.json, tokenizer.json
     card          the seed card's layout: models/model.pt ({"cfg", "model", "step"}, torch.load(weights_only=True)),
                   models/tokenizer.json, and code/ to load them; cfg has the keys of the seed's Config
-    hf            a Hugging Face folder: AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+    hf            a Hugging Face folder: AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True); a model
+                  with Gemma 3's parts is transformers' own Gemma3ForCausalLM, which needs no trust
 
 Each is fp32 unless --dtype says bfloat16, which halves it; logits are those of the run in the same dtype. A text begins
 with BOS and ends where the next one would begin, so BOS is the end-of-text token too.
@@ -20,7 +21,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from train.checkpoint import gemma3
 from train.checkpoint.load_model import TrainedModel, add_model_arguments, model_from_arguments
 from train.config import ModelConfig, TrainError
 from train.data.manifest import ManifestError, Tokenizer
@@ -68,11 +70,32 @@ def hf_name(name: str) -> str:
     )
 
 
+def is_gemma3(cfg: ModelConfig, dtype: str) -> bool:
+    """Return whether a model is exported as Gemma 3, and not as Shard. Raises TrainError where it is neither."""
+    unlike_shard, unlike_gemma3 = cfg.further_parts(), gemma3.unlike_gemma3(cfg)
+    if not unlike_shard:
+        return False
+    if unlike_gemma3:
+        raise TrainError(
+            f"the Hugging Face form has no {_model_keys(unlike_shard)}, and Gemma 3 is another model by "
+            f"{_model_keys(unlike_gemma3)}; choose --format safetensors"
+        )
+    if cfg.embed_scale == "sqrt_dim" and dtype == "bfloat16":
+        raise TrainError(
+            "in bfloat16 Gemma 3 rounds what it multiplies embeddings by, this model does not (model.embed_scale = "
+            "sqrt_dim): its logits would be others; choose --dtype float32"
+        )
+    return True
+
+
+def _model_keys(names: Iterable[str]) -> str:
+    return ", ".join(f"model.{name}" for name in names)
+
+
 def hf_config(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """Return config.json for transformers. Raises TrainError for a model that export_hf_model.py cannot be."""
-    if cfg.further_parts():
-        parts = ", ".join(f"model.{name}" for name in cfg.further_parts())
-        raise TrainError(f"the Hugging Face form has no {parts}; choose --format safetensors")
+    """Return config.json for transformers. Raises TrainError for a model that the Hugging Face form cannot be."""
+    if is_gemma3(cfg, dtype):
+        return gemma3.hf_config(cfg, tokenizer.vocab_size, dtype) | special_ids(tokenizer)
     kinds = {True: "full_attention", False: "sliding_attention"}
     return {
         "architectures": ["ShardForCausalLM"],
@@ -213,8 +236,8 @@ pipeline_tag: text-generation
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER{trust})
+model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
 batch = tokenizer(["The capital"], return_tensors="pt")  # BOS is put in front
 print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50))[0])
 ```
@@ -223,14 +246,18 @@ Checkpoint {checkpoint}, of data build {build}.
 """
 
 
-def readme(trained: TrainedModel) -> str:
-    """Return the model card: what it is, how to load it, and what it read, if the manifest is of its own build."""
+def readme(trained: TrainedModel, has_code: bool = True) -> str:
+    """Return the model card: what it is, how to load it, and what it read, if the manifest is of its own build.
+
+    has_code: the folder holds the model's code, which whoever loads it has to trust.
+    """
     manifest, origin = trained.manifest, trained.provenance()
     title = f"{origin['name']}, {origin['phase']}, step {origin['step']:,}"
     text = README.format(
         title=f"{title}, {trained.average}" if trained.average else title,
         parameters=count_parameters(trained.cfg, manifest.tokenizer.vocab_size),
         seq_len=trained.seq_len,
+        trust=", trust_remote_code=True" if has_code else "",
         checkpoint=origin["checkpoint_sha256"],
         build=origin["build_id"],
     )
@@ -244,15 +271,18 @@ def write_hf(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out:
     """Write all that AutoModelForCausalLM and AutoTokenizer ask for, and how the run's samples were drawn."""
     tokenizer = trained.manifest.tokenizer
     config = hf_config(trained.cfg, tokenizer, dtype)
-    save_file({hf_name(name): w for name, w in weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
+    has_code = not is_gemma3(trained.cfg, dtype)
+    named = {(hf_name if has_code else gemma3.hf_name)(name): w for name, w in weights.items()}
+    save_file(named, out / "model.safetensors", metadata={"format": "pt"})
     write_json(out / "config.json", {**config, "trained": trained.provenance()})
     drawn = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
     write_json(out / "generation_config.json", {**special_ids(tokenizer), **drawn})
     write_json(out / "tokenizer_config.json", hf_tokenizer_config(tokenizer, trained.cfg.max_seq_len))
     text = json.dumps(hf_tokenizer(trained.tokenizer, tokenizer), ensure_ascii=False)  # its order has a meaning
     (out / "tokenizer.json").write_text(text, encoding="utf-8")
-    shutil.copyfile(HERE / "export_hf_model.py", out / f"{MODELING}.py")
-    (out / "README.md").write_text(readme(trained), encoding="utf-8")
+    if has_code:
+        shutil.copyfile(HERE / "export_hf_model.py", out / f"{MODELING}.py")
+    (out / "README.md").write_text(readme(trained, has_code), encoding="utf-8")
 
 
 FORMATS: dict[str, Callable[[TrainedModel, dict[str, Tensor], str, Path], None]] = {

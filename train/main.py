@@ -36,10 +36,12 @@ if __package__ in (None, ""):  # run as a script, from a clone that is not insta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from train import loop, micro_batch
+from train.checkpoint import gemma3
 from train.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_score
-from train.checkpoint.resume import open_run
+from train.checkpoint.resume import RunStart, open_run
 from train.checkpoint.run_folder import claim_folder, run_identity
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data import sampler
@@ -133,10 +135,10 @@ def build_run(
     loader = build_loader(rt, manifest, cfg)
     validation = build_validation(rt, manifest, model_cfg, cfg)
     identity = run_identity(manifest, model_cfg, cfg)
-    start = rt.broadcast_from_rank0(lambda: open_run(manifest, cfg, identity))
-    checkpoint = read_checkpoint(start.checkpoint) if start.checkpoint else None
-    resumed = checkpoint if start.resumes else None
-    model = build_model(rt, manifest, model_cfg, cfg, checkpoint)
+    start = rt.broadcast_from_rank0(lambda: open_run(manifest, model_cfg, cfg, identity))
+    resumed = read_checkpoint(start.checkpoint) if start.checkpoint and start.resumes else None
+    weights = read_first_weights(start, resumed, model_cfg, manifest.tokenizer.vocab_size)
+    model = build_model(rt, manifest, model_cfg, cfg, weights)
     optimizer = build_optimizer(rt, model, cfg)
     averages = Averages(model, cfg)
     anomalies = AnomalyDetector(manifest, cfg, optimizer.modules, rt.device)
@@ -166,8 +168,8 @@ def build_run(
         on_save=on_save,
         progress=Progress() if resumed is None else restored_progress(resumed, start.best),
     )
-    if checkpoint is not None:
-        rt.print_rank0(f"{'continuing' if resumed else 'weights from'} {checkpoint.folder}")
+    if start.checkpoint is not None:
+        rt.print_rank0(f"{'continuing' if resumed else 'weights from'} {start.checkpoint}")
     loader.micro_batch_size = micro_batch.choose(run, resumed.state if resumed else {})
     return run
 
@@ -201,13 +203,24 @@ def build_validation(rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cf
     )
 
 
+def read_first_weights(
+    start: RunStart, resumed: Checkpoint | None, cfg: ModelConfig, vocab_size: int
+) -> dict[str, Tensor] | None:
+    """Return the weights that a run starts with, by parameter name on the CPU; None where they are to be drawn."""
+    if start.checkpoint is None:
+        return None
+    if resumed is None and gemma3.is_hf_folder(start.checkpoint):
+        return gemma3.read_weights(start.checkpoint, cfg, vocab_size)
+    return (resumed or read_checkpoint(start.checkpoint)).tensors("model.safetensors")
+
+
 def build_model(
-    rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, checkpoint: Checkpoint | None
+    rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, weights: dict[str, Tensor] | None
 ) -> Model:
-    """Return the model on its device, with the weights of `checkpoint`, or fresh ones; its kernels are chosen."""
+    """Return the model on its device, with `weights`, or fresh ones; its kernels are chosen."""
     model = build(model_cfg, manifest.tokenizer.vocab_size, cfg.seed, manifest.tokenizer.bos_id).to(rt.device)
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint.tensors("model.safetensors"))
+    if weights is not None:
+        model.load_state_dict(weights)
     on_cuda = rt.device.type == "cuda"
     uses_bfloat16 = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and on_cuda)
     model.dtype = torch.bfloat16 if uses_bfloat16 else torch.float32

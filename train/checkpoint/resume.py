@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import checkpoint
+from train.checkpoint import checkpoint, gemma3
 from train.checkpoint.checkpoint import (
     Checkpoint,
     checkpoint_name,
@@ -42,12 +42,12 @@ class RunStart:
 
     folder: Path
     builds: list[dict[str, Any]]  # {build_id, from_step}: the build that was read after so many updates
-    checkpoint: Path | None = None
+    checkpoint: Path | None = None  # or a folder of transformers, whose weights are taken
     resumes: bool = False  # whether all of the checkpoint is continued, and not its weights alone taken
     best: dict[str, Any] | None = None  # the best score so far: step, val_loss, tokens
 
 
-def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> RunStart:
+def open_run(manifest: Manifest, model: ModelConfig, cfg: TrainConfig, ours: dict[str, Any]) -> RunStart:
     """Decide and check where a run writes and what it starts from. Raises TrainError where the contract says no."""
     if cfg.resume == "auto" and cfg.out is None:
         raise ConfigError("train.resume=auto needs train.out=FOLDER, the run to continue")
@@ -61,7 +61,7 @@ def open_run(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> RunS
         _refuse_used(folder, ours, cfg.resume == "never")
     else:
         point = _resume_path(folder, Path(cfg.resume), ours, cfg)
-    weights = None if point else _initial_weights(manifest, cfg, ours)
+    weights = None if point else _initial_weights(manifest, model, cfg, ours)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -259,8 +259,11 @@ def _identity_in(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else {}
 
 
-def _initial_weights(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any]) -> Path | None:
-    """Return the checkpoint train.init_from names, checked to fit. A word without "/" is a phase of the same recipe."""
+def _initial_weights(manifest: Manifest, model: ModelConfig, cfg: TrainConfig, ours: dict[str, Any]) -> Path | None:
+    """Return the folder whose weights train.init_from names, checked to fit: a checkpoint's, or one of transformers.
+
+    A word without "/" is a phase of the same recipe.
+    """
     name = cfg.init_from
     if name == "none":
         return None
@@ -275,6 +278,9 @@ def _initial_weights(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any])
                 f"train that phase first, or name one with --set train.init_from=PATH, or start afresh with "
                 "--set train.init_from=none"
             )
+    if gemma3.is_hf_folder(path):
+        _check_gemma3(path, manifest, model)
+        return path
     chosen = find_checkpoint(path, "train.init_from")
     theirs = chosen.state["identity"]
     for key, what in (("val_rule", "validation documents were chosen"), ("tokenizer_sha256", "tokenizer was made")):
@@ -289,3 +295,15 @@ def _initial_weights(manifest: Manifest, cfg: TrainConfig, ours: dict[str, Any])
     if wrong:
         raise TrainError(f"train.init_from={name}: {chosen.folder} holds another model: {', '.join(wrong[:4])}")
     return chosen.folder
+
+
+def _check_gemma3(folder: Path, manifest: Manifest, model: ModelConfig) -> None:
+    """Raise TrainError where the Gemma 3 in a folder of transformers is another model, or read other ids."""
+    wrong = gemma3.differing_keys(model, manifest.tokenizer.vocab_size, gemma3.read_config(folder))
+    if wrong:
+        raise TrainError(f"train.init_from={folder} holds another model: {', '.join(wrong[:6])}")
+    if not gemma3.same_ids(folder, manifest.file(manifest.tokenizer.path)):
+        raise TrainError(
+            f"train.init_from={folder}: its tokenizer.json is missing, or gives other ids than the manifest's\n"
+            f"pack the data with it: tokenizer: {{from: {folder}}}"
+        )
