@@ -149,6 +149,10 @@ def hf_tokenizer_config(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any
 
 def hf_tokenizer(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return tokenizer.json whose texts begin with BOS, as in training, where it stands in front of each."""
+    if path.suffix == ".model":
+        raise TrainError(
+            f"{path}: a SentencePiece model is not exported to transformers; --format safetensors has the weights"
+        )
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     bos = next(name for name, i in tokenizer.special_ids.items() if i == tokenizer.bos_id)
 
@@ -206,7 +210,7 @@ def write_safetensors(trained: TrainedModel, weights: dict[str, Tensor], dtype: 
     }
     save_file(weights, out / "model.safetensors")
     write_json(out / "config.json", config)
-    shutil.copyfile(trained.tokenizer, out / "tokenizer.json")
+    shutil.copyfile(trained.tokenizer, out / trained.tokenizer.name)
 
 
 def write_card(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:

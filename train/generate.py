@@ -34,6 +34,7 @@ from train.model.masks import row_mask
 from train.model.transformer import Model
 from train.monitor.text import printable
 from train.redact import without_secrets
+from train.tokenizer import MissingPackageError, TextTokenizer
 
 TEMPERATURE, TOP_P = 0.7, 0.9  # the seed's card
 PIECE = 1024  # columns of a prompt read at once: masks are then PIECE wide, not as the prompt is long
@@ -200,22 +201,20 @@ def generate(
 def continue_texts(trained: TrainedModel, prompts: list[str], given: argparse.Namespace) -> None:
     """Print each prompt with its continuation; the speed goes to stderr."""
     try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise TrainError("the package tokenizers is not installed; pip install tokenizers") from None
-    tokenizer = Tokenizer.from_file(str(trained.tokenizer))
-    tokenizer.encode_special_tokens = True  # a prompt that spells a special token gets its characters, not its id
+        tokenizer = TextTokenizer(trained.tokenizer)
+    except MissingPackageError as error:
+        raise TrainError(str(error)) from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = trained.model(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     bos = trained.manifest.tokenizer.bos_id
-    ids = [[bos, *tokenizer.encode(text, add_special_tokens=False).ids] for text in prompts]
+    ids = [[bos, *tokenizer.encode(text)] for text in prompts]
     longest = max(map(len, ids)) + given.tokens
     if longest > trained.seq_len:
         note = f"note: {longest:,} tokens, trained on windows of {trained.seq_len:,}: it may lose itself beyond them"
         print(note, file=sys.stderr)
     made = generate(model, ids, given.tokens, bos, given.temperature, given.top_p, given.seed)
     for prompt, new in zip(prompts, made.ids, strict=True):
-        print(prompt + tokenizer.decode(new, skip_special_tokens=False))
+        print(prompt + tokenizer.decode(new))
         if len(prompts) > 1:
             print("---")
     sys.stdout.flush()

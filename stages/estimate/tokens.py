@@ -11,11 +11,12 @@ from stages.errors import DataError
 from stages.estimate.deadline import call_all
 from stages.estimate.sample import Floats, Sample, estimate
 from stages.stage import BuildContext
-from stages.tokenizer import external
+from stages.tokenizer import external, sentencepiece_work
 from stages.tokenizer import work as tokenizer_work
 from stages.tokenizer.config import TokenizerConfig
 from stages.tokenizer.encoder import open_encoder
 from stages.tokenizer.long_words import find_long_words, long_words_line
+from stages.tokenizer.pieces import SUFFIX
 from stages.tokenizer.spec import SPECIALS, token_bytes
 
 FETCHING = 30.0  # seconds that a tokenizer of the hub may take
@@ -81,12 +82,13 @@ def known_tokenizer(context: BuildContext, folder: Path) -> tuple[Path | None, s
     config = context.recipe.tokenizer
     source = config.source
     if source is not None:
-        path = folder / "own.json"
+        path = folder / f"own{SUFFIX if source.endswith(SUFFIX) else '.json'}"
         path.write_bytes(
             call_all({"": lambda: external.read_unchanged(external.locate(source))}, FETCHING)[""].result()
         )
         return path, f"tokens counted with {source}"
-    built = Path(context.folder("tokenizer")) / "tokenizer.json"
+    ending = SUFFIX if config.kind == "sentencepiece" else ".json"
+    built = Path(context.folder("tokenizer")) / f"tokenizer{ending}"
     if built.is_file() and len(token_bytes(str(built))) == config.vocab_size:
         return built, "tokens counted with the tokenizer of the last build"
     return None, ""
@@ -110,6 +112,11 @@ def training_texts(samples: dict[str, Sample]) -> list[str]:
 
 def train(texts: list[str], config: TokenizerConfig, path: Path) -> Path:
     """Train a tokenizer on `texts` as the recipe says, into the file `path`. Raises DataError for too little text."""
+    if config.kind == "sentencepiece":
+        path = path.with_suffix(SUFFIX)
+        reserved = config.reserved_names()
+        path.write_bytes(sentencepiece_work.train(texts, config.vocab_size or 0, config.model_type, reserved))
+        return path
     specials = [*SPECIALS, *config.reserved_names()]
     tokenizer = tokenizer_work.train(texts, config.vocab_size or 0, config.split, config.digits, specials)
     path.write_text(tokenizer_work.canonical(tokenizer), encoding="utf-8")

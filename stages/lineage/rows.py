@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from stages.errors import DataError
 from stages.pack.format import ROWS
 from stages.schemas import ID
-from stages.tokenizer.spec import token_texts
+from stages.tokenizer.spec import as_stored, token_texts
 from train.data.format import read_shard
 from train.data.manifest import Manifest, Shard, pack_command
 from train.data.tokens import Tokens
@@ -157,6 +157,10 @@ class Decoder:
         """Return the bytes of each token of [start, stop); special tokens have none."""
         table = self.table
         return [table[token] for token in self.tokens(shard)[start:stop].tolist()]
+
+    def as_stored(self, text: str) -> str:
+        """Return a text as its tokens give it back."""
+        return as_stored(self.manifest.tokenizer.path, text)
 
     def text(self, shard: str, start: int, stop: int) -> str:
         """Return tokens [start, stop) as text for people, special tokens by name."""

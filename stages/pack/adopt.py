@@ -19,7 +19,8 @@ import numpy as np
 from stages.errors import DataError
 from stages.recipe import Recipe
 from stages.tokenizer.external import boundary_ids, check_accountable, locate, own_bos, read_unchanged
-from stages.tokenizer.spec import special_ids, token_bytes
+from stages.tokenizer.pieces import SUFFIX
+from stages.tokenizer.spec import space_ids, special_ids, token_bytes
 from train.data.format import HEADER_BYTES, read_shard
 from train.data.manifest import SCHEMA_VERSION, Manifest, Shard, Tokenizer, ValidationIds, load_manifest
 from train.data.tokens import token_dtype
@@ -45,7 +46,7 @@ def adopt(folder: Path, tokenizer: str, bos: str | None, recipe: Recipe | None) 
         if not found:
             raise DataError(f"{folder}: has no file named *_{split}_*.bin; rename the shards to train on and held out")
     file = locate(tokenizer)
-    data, copy = read_unchanged(file), folder / "tokenizer.json"
+    data, copy = read_unchanged(file), folder / f"tokenizer{SUFFIX if tokenizer.endswith(SUFFIX) else '.json'}"
     if copy.exists() and copy.read_bytes() != data:
         raise DataError(f"{copy}: is there already, and is another tokenizer than {tokenizer}; move it away")
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,7 +98,8 @@ def describe_tokenizer(path: Path, source: str, bos: str | None, own: str | None
 
     own: the token that it says begins a document. Raises DataError when it cannot be accounted for.
     """
-    check_accountable(str(path), source, [])
+    if path.suffix != SUFFIX:  # nothing is encoded with it here, so such a model may change texts
+        check_accountable(str(path), source, [])
     bos_id, pad_id = boundary_ids(str(path), source, bos, own)
     lengths = token_bytes(str(path))
     return Tokenizer(
@@ -108,6 +110,7 @@ def describe_tokenizer(path: Path, source: str, bos: str | None, own: str | None
         pad_id=bos_id if pad_id is None else pad_id,
         special_ids=special_ids(str(path)),
         token_bytes=lengths,
+        space_ids=space_ids(str(path)),
     )
 
 

@@ -139,7 +139,7 @@ def describe_tokenizer(context: BuildContext, record: Record) -> Tokenizer:
     artifact = record.output("tokenizer")
     report = json.loads(Path(context.artifact_path(record.output("report"))).read_text())
     return Tokenizer(
-        path="tokenizer.json",
+        path=f"tokenizer{Path(artifact.path).suffix}",
         sha256=artifact.sha256,
         vocab_size=report["vocab_size"],
         bos_id=artifact.meta["bos_id"],

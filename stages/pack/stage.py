@@ -76,7 +76,7 @@ async def build_mixture(context: BuildContext, name: str) -> Packed:
     held_out_ids = [record.output("ids") for records in layout.held_out.values() for record in records]
     final = await context.run(stage, Unit(write_manifest, {"manifest": values}, held_out_ids, "manifest"))
     files = {
-        "tokenizer.json": tokenizer_record.output("tokenizer"),
+        tokenizer.path: tokenizer_record.output("tokenizer"),
         "manifest.json": final.output("manifest"),
         "val_ids.bin": final.output("val_ids"),
     }

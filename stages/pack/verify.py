@@ -20,7 +20,7 @@ from stages.pack.best_fit import best_fit
 from stages.pack.format import ROWS
 from stages.schemas import table_digest
 from stages.sources.questions import EvalConfig
-from stages.tokenizer.spec import BOS, PAD, special_ids, token_bytes
+from stages.tokenizer.spec import BOS, PAD, space_ids, special_ids, token_bytes
 from train.data.evalset import read_evalset
 from train.data.format import FORMAT_VERSION, check_shard, read_index, read_shard, shard_bytes
 from train.data.manifest import Manifest, ManifestError, PackedFile, Shard, Source
@@ -201,7 +201,7 @@ def verify_tokenizer(manifest: Manifest) -> Iterator[str]:
     known = {bos_id, pad_id} <= {*specials.values()}
     if said.special_ids != specials or (said.bos_id, said.pad_id) != (bos_id, pad_id) or not known:
         yield f"manifest: special ids are not those of {said.path}"
-    if said.token_bytes != lengths or said.vocab_size != len(lengths) or said.space_ids:  # byte-level ids have none
+    if said.token_bytes != lengths or said.vocab_size != len(lengths) or said.space_ids != space_ids(path):
         yield f"manifest: vocabulary size, token_bytes or space_ids are not those of {said.path}"
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from stages.config import Count, Model
-from stages.tokenizer.spec import MOST_IDS, SPECIALS
+from stages.tokenizer.spec import MOST_IDS, PIECE_SPECIALS, SPECIALS
 
 
 class TokenizerConfig(Model):
     """The byte-level BPE that the pipeline trains, or takes as it is (`from`)."""
 
+    kind: Literal["byte_level", "sentencepiece"] = Field(
+        "byte_level",
+        description="What is trained. sentencepiece: a .model as the parameter-golf scripts read it, made with the "
+        "package of that name; digits stand alone, and what is no piece is spelled in bytes.",
+    )
+    model_type: Literal["bpe", "unigram"] = Field("bpe", description="Of sentencepiece: how its pieces are found.")
     source: str | None = Field(
         None,
         alias="from",
-        description="A tokenizer to take as it is: tokenizer.json, its folder, or owner/name[@revision] of the hub.",
+        description="A tokenizer to take as it is: tokenizer.json, its folder, owner/name[@revision] of the hub, or a "
+        "SentencePiece .model that changes no text.",
     )
     bos: str | None = Field(None, description="With `from`: the special token between documents, if not a known name.")
     vocab_size: Count | None = Field(
@@ -53,14 +61,22 @@ class TokenizerConfig(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> TokenizerConfig:
-        names = [*SPECIALS, *self.reserved_names()]
+        names = [*(SPECIALS if self.kind == "byte_level" else PIECE_SPECIALS), *self.reserved_names()]
         if self.source is None and self.bos is not None:
             raise ValueError(f"bos goes with `from`; a tokenizer that is trained here has {SPECIALS[0]}")
         fields = type(self).model_fields
-        given = [key for key in ("split", "digits", "reserved") if getattr(self, key) != fields[key].default]
+        given = [
+            key
+            for key in ("kind", "model_type", "split", "digits", "reserved")
+            if getattr(self, key) != fields[key].default
+        ]
         if self.source is not None and given:
             raise ValueError(f"{', '.join(given)} cannot be set with `from`: that tokenizer is taken as it is")
-        for name in names[len(SPECIALS) :]:
+        if self.kind == "sentencepiece":
+            self._check_sentencepiece()
+        elif self.model_type != fields["model_type"].default:
+            raise ValueError("model_type goes with kind: sentencepiece")
+        for name in names[-len(self.reserved_names()) or len(names) :]:
             if not re.fullmatch(r"<\|[A-Za-z][A-Za-z0-9_.-]*\|>", name) or names.count(name) > 1:
                 raise ValueError(
                     f"reserved names {name!r}; write each once, as <|name|>, and none that is always there"
@@ -72,3 +88,9 @@ class TokenizerConfig(Model):
         if size < least:
             raise ValueError(f"vocab_size is {size}: special tokens and the 256 bytes alone take {least}")
         return self
+
+    def _check_sentencepiece(self) -> None:
+        if self.split != "gpt4" or self.digits is not None:
+            raise ValueError("split and digits are not for kind: sentencepiece, which cuts at spaces and every digit")
+        if importlib.util.find_spec("sentencepiece") is None:
+            raise ValueError("kind: sentencepiece needs the package: pip install 'shardmill[sentencepiece]'")

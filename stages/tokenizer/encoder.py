@@ -3,7 +3,7 @@
 `tokenizers` defines what a text's ids are. fastokens, then gigatoken, give the same ids 50 times faster, as one flat
 buffer with no Python object a token; `tokenizers` itself is the last resort. Opening an encoder compares the engine
 with the reference on hostile strings and on the caller's own first documents. One that is not installed, refuses the
-file or differs is passed over, and `note` says so.
+file or differs is passed over, and `note` says so. Of a SentencePiece model the package of that name does all of it.
 
 The engine stays out of the keys of units (a stage declares `tokenizers` alone): proven equal, it decides the time a
 unit takes and never a byte, so that a store made with one engine serves a machine that has another.
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import DataError
+from stages.tokenizer.pieces import SUFFIX
 from stages.tokenizer.spec import SPECIALS, special_ids, text_definition, token_bytes
 from train.data.tokens import Tokens, token_dtype
 from train.files import sha256_file
@@ -80,6 +81,21 @@ def reference(definition: str) -> Engine:
     return encode
 
 
+def sentencepiece(path: str) -> Engine:
+    """Return the engine of a SentencePiece model, which is the package itself. Raises DataError without it."""
+    why, package = attempt(lambda: importlib.import_module("sentencepiece"))
+    if why:
+        raise DataError(f"{path} needs the package sentencepiece: pip install 'shardmill[sentencepiece]'")
+    processor = package.SentencePieceProcessor(model_file=path)
+
+    def encode(texts: list[str]) -> Flat:
+        rows = processor.encode(texts, num_threads=1)
+        ids = np.fromiter((i for row in rows for i in row), np.uint32)
+        return ids, np.array([len(row) for row in rows], np.int64)
+
+    return encode
+
+
 def fastokens(definition: str) -> Engine:
     """Return the engine of fastokens, which knows every split pattern (PCRE2)."""
     tokenizer = importlib.import_module("fastokens").Tokenizer.from_json_str(definition)
@@ -136,17 +152,20 @@ class Encoder:
     """A tokenizer file opened for text. `engine` names the library used, `note` says why others were passed over."""
 
     def __init__(self, path: str):
-        self.definition = text_definition(path)
+        self.library = "sentencepiece" if path.endswith(SUFFIX) else "tokenizers"
         self.dtype = token_dtype(len(token_bytes(path)))
         specials = special_ids(path)
-        self.truth = reference(self.definition)
+        if self.library == "sentencepiece":
+            self.truth, self.candidates = sentencepiece(path), []
+        else:
+            self.definition = text_definition(path)
+            self.truth, self.candidates = reference(self.definition), list(ENGINES)
         self.sample = hostile(specials)
         produced = np.intersect1d(self.truth(self.sample)[0], list(specials.values()))
         if produced.size:
             names = [name for name, i in specials.items() if i in produced]
             raise DataError(f"{path}: text can spell special tokens {names}; use a tokenizer whose merges cannot")
         self.passed_over: list[str] = []
-        self.candidates = list(ENGINES)
         self.next_engine()
 
     @property
@@ -164,7 +183,7 @@ class Encoder:
                 self.engine, self.flat = f"{name} {metadata.version(name)}", encode
                 return
             self.pass_over(why)
-        self.engine, self.flat = f"tokenizers {metadata.version('tokenizers')}", self.truth
+        self.engine, self.flat = f"{self.library} {metadata.version(self.library)}", self.truth
 
     def pass_over(self, why: str) -> None:
         """Strike the engine in use off the list, and remember why."""
@@ -222,7 +241,7 @@ OPENED: dict[str, Encoder] = {}  # by sha256 of the file: warm workers meet the 
 
 
 def open_encoder(tokenizer_path: str, check: Sequence[str] = ()) -> Encoder:
-    """Return the encoder of a tokenizer.json, proven on hostile strings and on the beginning of `check`.
+    """Return the encoder of a tokenizer's file, proven on hostile strings and on the beginning of `check`.
 
     Opened once a process. Raises DataError for a vocabulary that lets text spell a special token.
     """

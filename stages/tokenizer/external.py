@@ -15,8 +15,9 @@ from typing import Any
 from stages.errors import DataError
 from stages.paths import local_path
 from stages.task import Artifact
-from stages.tokenizer.encoder import attempt, hostile
-from stages.tokenizer.spec import byte_alphabet, load_text_encoder, special_ids
+from stages.tokenizer.encoder import attempt, hostile, sentencepiece
+from stages.tokenizer.pieces import SUFFIX, PieceType, read_pieces, text_changes
+from stages.tokenizer.spec import as_stored, byte_alphabet, load_text_encoder, special_ids, token_texts
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # What separates documents, by the names tokenizers give it; the first that the file has is taken.
@@ -142,6 +143,8 @@ def faults(definition: dict[str, Any]) -> list[str]:
 
 def check_accountable(path: str, source: str, texts: list[str]) -> None:
     """Raise DataError, naming what is wrong, for a tokenizer that cannot be accounted for."""
+    if path.endswith(SUFFIX):
+        return check_pieces(path, source, texts)
     why, definition = attempt(lambda: json.loads(Path(path).read_text(encoding="utf-8")))
     if why or not {"model", "added_tokens"} <= set(definition):
         raise DataError(f"tokenizer.from: {source} is not a tokenizer.json of the tokenizers library")
@@ -156,6 +159,19 @@ def check_accountable(path: str, source: str, texts: list[str]) -> None:
     strings = [*texts, *hostile(special_ids(path))]
     for text, encoding in zip(strings, encoder.encode_batch(strings, add_special_tokens=False), strict=True):
         if encoder.decode(encoding.ids, skip_special_tokens=False) != text:
+            raise DataError(f"tokenizer.from: {source} does not give text back as it was, such as {text[:60]!r}")
+
+
+def check_pieces(path: str, source: str, texts: list[str]) -> None:
+    """As `check_accountable`, of a SentencePiece model."""
+    reasons = text_changes(path)
+    if sum(piece.type == PieceType.BYTE for piece in read_pieces(path)) < 256:
+        reasons.append("it has no byte_fallback, so that not every text has ids")
+    if reasons:
+        raise DataError(f"tokenizer.from: {source} cannot be used: {'; '.join(reasons)}; train one with kind")
+    encode, given = sentencepiece(path), token_texts(path)
+    for text in [*texts, *hostile(special_ids(path))]:
+        if b"".join(given[i] for i in encode([text])[0].tolist()).decode() != as_stored(path, text):
             raise DataError(f"tokenizer.from: {source} does not give text back as it was, such as {text[:60]!r}")
 
 

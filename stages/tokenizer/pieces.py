@@ -1,7 +1,8 @@
 """The pieces of a SentencePiece model, and the bytes of text that each stands for.
 
-A `.model` file is a protocol buffer (sentencepiece_model.proto of google/sentencepiece). Of it only the pieces are read
-here, field 1 of the whole, in the order of their ids: the text is field 1 of a piece, its type field 3.
+A `.model` file is a protocol buffer (sentencepiece_model.proto of google/sentencepiece). Two things of it are read
+here: the pieces, field 1 of the whole, in the order of their ids (the text is field 1 of a piece, its type field 3),
+and what is done to a text before it is cut, the normalizer, field 3.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import NamedTuple
 
 from stages.errors import DataError
 
+SUFFIX = ".model"  # of a file that holds one
 SPACE = "\u2581"  # what SentencePiece writes for a space
+NORMALIZER = 3  # the field of the model
 MOST_BYTES = 1 << 26  # of a model file: Gemma's, of 262,144 pieces, has 4.7 MB
 
 
@@ -47,6 +50,34 @@ def read_pieces(path: str | Path) -> list[Piece]:
     if not pieces:
         raise DataError(f"{path}: has no pieces, so it is no SentencePiece model; choose the .model file")
     return pieces
+
+
+def text_changes(path: str | Path) -> list[str]:
+    """Return what a model does to a text that its pieces cannot give back, a phrase each; none for those made here.
+
+    U+2581 is how pieces write a space: in a text it becomes one, whatever the model.
+    """
+    normalizer = b"".join(v for n, v in _fields(Path(path).read_bytes()) if n == NORMALIZER and isinstance(v, bytes))
+    values = dict(_fields(normalizer))
+    changes = ["its normalizer has rules"] if values.get(2) else []
+    if values.get(3, 1):
+        changes.append("add_dummy_prefix puts a blank in front of every text")
+    if values.get(4, 1):
+        changes.append("remove_extra_whitespaces drops blanks")
+    return changes
+
+
+def text_bytes(path: str | Path) -> tuple[list[int], list[int]]:
+    """Return `token_bytes` and `space_ids` of a manifest for the model at `path`.
+
+    Without a blank in front of every text, the space of a piece always stands in the text, and is counted with it.
+    """
+    lengths, space_ids = piece_bytes(read_pieces(path))
+    if any("add_dummy_prefix" in change for change in text_changes(path)):
+        return lengths, space_ids
+    for i in space_ids:
+        lengths[i] += 1
+    return lengths, []
 
 
 def _piece(message: bytes | int) -> Piece:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from stages.task import Task
 from stages.tokenizer.encoder import Encoder, open_encoder
+from stages.tokenizer.pieces import SUFFIX
 from stages.tokenizer.sample import Sample, SampledDocument, sampled_texts
 from stages.tokenizer.spec import special_ids, token_bytes, token_texts
 
@@ -108,9 +109,10 @@ def write_report(path: str, chosen: Sample, origin: dict[str, Any], task: Task) 
         "token_bytes": lengths,
     }
     write_json(task, "report", report)
-    names = {i: name for name, i in specials.items()}
-    for name, value in transformers_files(names, origin["bos_id"], origin["pad_id"]).items():
-        write_json(task, name, value)
+    if not path.endswith(SUFFIX):  # transformers has no class that reads such a model as it is
+        names = {i: name for name, i in specials.items()}
+        for name, value in transformers_files(names, origin["bos_id"], origin["pad_id"]).items():
+            write_json(task, name, value)
     task.count("text_bytes", sample_bytes)
     task.count("tokens", sample_tokens)
     task.count(f"encoded_by.{encoder.note}")

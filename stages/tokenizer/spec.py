@@ -12,8 +12,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from stages.errors import DataError
+from stages.tokenizer.pieces import SPACE, SUFFIX, PieceType, read_pieces, text_bytes
 
 MOST_IDS = 1 << 20  # that a vocabulary may have
+PIECE_SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")  # of a SentencePiece model made here
+NO_TEXT_TYPES = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.UNUSED)  # pieces that are special tokens
 BOS, PAD = "<|bos|>", "<|pad|>"
 # Ids 0, 1, 2, ... in this order. The reserved ones are for chat formats; no stage produces them.
 SPECIALS = (
@@ -26,6 +29,11 @@ SPECIALS = (
     "<|end|>",
     "<|reserved_0|>",
 )
+
+
+def as_stored(path: str, text: str) -> str:
+    """Return `text` as tokens of the tokenizer at `path` give it back: SentencePiece takes U+2581 for a space."""
+    return text.replace(SPACE, " ") if path.endswith(SUFFIX) else text
 
 
 def text_definition(path: str) -> str:
@@ -49,6 +57,8 @@ def load_text_encoder(path: str) -> Tokenizer:
 
 def special_ids(path: str) -> dict[str, int]:
     """Return the id of each special token, in the order of ids."""
+    if path.endswith(SUFFIX):
+        return {piece.text: i for i, piece in enumerate(read_pieces(path)) if piece.type in NO_TEXT_TYPES}
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
     ids = {t["content"]: t["id"] for t in definition["added_tokens"] if t["special"]}
     return dict(sorted(ids.items(), key=lambda item: item[1]))
@@ -59,6 +69,8 @@ def token_bytes(path: str) -> list[int]:
 
     Raises DataError for an id that would make the list larger than any vocabulary is.
     """
+    if path.endswith(SUFFIX):
+        return text_bytes(path)[0]
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
     # The byte-level alphabet writes each byte as one character; added tokens are written as they are.
     lengths = {i: len(token) for token, i in definition["model"]["vocab"].items()}
@@ -78,8 +90,19 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
+def space_ids(path: str) -> list[int]:
+    """Return the ids that have a space in front beside their `token_bytes`: train/eval/text_bytes.py."""
+    return text_bytes(path)[1] if path.endswith(SUFFIX) else []
+
+
 def token_texts(path: str) -> dict[int, bytes]:
     """Return the bytes of every id that stands for text."""
+    if path.endswith(SUFFIX):
+        pieces = {i: piece for i, piece in enumerate(read_pieces(path)) if piece.type not in NO_TEXT_TYPES}
+        return {
+            i: bytes([int(text[1:-1], 16)]) if kind == PieceType.BYTE else as_stored(path, text).encode()
+            for i, (text, kind) in pieces.items()
+        }
     definition = json.loads(Path(path).read_text(encoding="utf-8"))
     alphabet = byte_alphabet()
     added = {t["id"]: t for t in definition["added_tokens"]}

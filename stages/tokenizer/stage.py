@@ -6,13 +6,15 @@ A tokenizer that somebody else trained is taken as it is (`tokenizer.from`; see 
 from __future__ import annotations
 
 import asyncio
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from stages.decontaminate.stage import DECONTAMINATE
 from stages.exclude.stage import EXCLUDE
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
-from stages.tokenizer import external
+from stages.tokenizer import external, sentencepiece_work
 from stages.tokenizer.long_words import long_words_line
 from stages.tokenizer.work import adopt, work
 
@@ -30,6 +32,11 @@ async def build(context: BuildContext) -> Record:
         "sources": [[name, len(parts)] for name, parts in curated.items()],
         "vocab_size": config.vocab_size,
     }
+    if config.kind == "sentencepiece":
+        params |= {"model_type": config.model_type, "reserved": config.reserved_names()}
+        params["package"] = metadata.version("sentencepiece")
+        unit = Unit(sentencepiece_work.work, params, parts, str(config.vocab_size), weight=weight)
+        return await context.run(BUILD_TOKENIZER, unit)
     if config.source is None:
         params |= {"split": config.split, "digits": config.digits, "reserved": config.reserved_names()}
         record = await context.run(BUILD_TOKENIZER, Unit(work, params, parts, str(config.vocab_size), weight=weight))
@@ -49,9 +56,10 @@ async def build(context: BuildContext) -> Record:
 
 
 def publish(record: Record) -> dict[str, dict[str, Artifact]]:
-    """Publish `tokenizer/`: tokenizer.json, report.json, and what `transformers.AutoTokenizer` needs to load it."""
+    """Publish `tokenizer/`: its file, report.json, and beside a tokenizer.json what `transformers` needs to load it."""
     names = ("tokenizer", "report", "tokenizer_config", "special_tokens_map")
-    return {"tokenizer": {f"{name}.json": record.output(name) for name in names}}
+    files = [output for output in record.outputs if output.name in names]
+    return {"tokenizer": {f"{file.name}{Path(file.path).suffix}": file for file in files}}
 
 
 BUILD_TOKENIZER = Stage(

@@ -19,6 +19,7 @@ from stages.task import Task
 from stages.tokenizer import external
 from stages.tokenizer.encoder import attempt, hostile
 from stages.tokenizer.long_words import cut_long_words, find_long_words
+from stages.tokenizer.pieces import SUFFIX
 from stages.tokenizer.report import write_report
 from stages.tokenizer.sample import Sample, draw_sample, sampled_texts
 from stages.tokenizer.spec import BOS, PAD, SPECIALS, load_text_encoder, special_ids, token_bytes
@@ -70,7 +71,7 @@ def adopt(task: Task) -> None:
     """
     params, (file, *parts) = task.params, task.inputs
     source = file.name
-    path = task.output("tokenizer.json")
+    path = task.output(f"tokenizer{SUFFIX if source.endswith(SUFFIX) else '.json'}")
     Path(path).write_bytes(external.read_unchanged(file))
     chosen = draw_sample(task, parts)
     external.check_accountable(path, source, sampled_texts(chosen)[:CHECKED])

@@ -35,6 +35,7 @@ from train.eval.text_bytes import TextBytes
 from train.eval.windows import sliding_windows
 from train.generate import generate
 from train.model.transformer import Model
+from train.tokenizer import MissingPackageError, TextTokenizer
 
 EVAL_TOKENS = 8192  # targets a forward pass, about; an evaluation holds no gradients, so it may be coarse
 COUNT_TOKENS = 2**24  # tokens counted at once for the unigram: 32 MB
@@ -287,28 +288,24 @@ def sample_texts(
 ) -> list[dict[str, str]]:
     """Write up to `count` tokens after each prompt, as text that ends at BOS.
 
-    Without the package `tokenizers`, without its file and for prompts that are too long: none, and a warning.
+    Without the package that reads the tokenizer, without its file and for prompts that are too long: none, and a
+    warning.
     """
     if not prompts or not count:
-        return []
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        print("warning: no samples: the package tokenizers is not installed", flush=True)
         return []
     path = manifest.file(manifest.tokenizer.path)
     if not path.exists():
         print(f"warning: no samples: {path} is not there", flush=True)
         return []
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True  # a prompt that spells a special token gets its characters, not its id
+    try:
+        tokenizer = TextTokenizer(path)
+    except MissingPackageError as error:
+        print(f"warning: no samples: {error}", flush=True)
+        return []
     bos = manifest.tokenizer.bos_id
-    ids = [[bos, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+    ids = [[bos, *tokenizer.encode(prompt)] for prompt in prompts]
     if max(map(len, ids)) >= model.cfg.max_seq_len:
         print(f"warning: no samples: a prompt fills model.max_seq_len = {model.cfg.max_seq_len}", flush=True)
         return []
     texts = generate(model, ids, count, bos, seed=seed).ids
-    return [
-        {"prompt": prompt, "text": tokenizer.decode(text, skip_special_tokens=False)}
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
+    return [{"prompt": prompt, "text": tokenizer.decode(text)} for prompt, text in zip(prompts, texts, strict=True)]
