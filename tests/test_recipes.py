@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import yaml
 
 from pipeline.commands.plan import parameters
 from pipeline.recipe import load_recipe, parse_recipe, shipped
+from train.checkpoint.gemma3 import unlike_gemma3
+from train.model.transformer import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARD_PARAMETERS = 54_538_752  # the card's figure
@@ -37,6 +40,20 @@ def test_shard_40m_is_the_seeds_model():
     assert recipe.train["pretrain"].steps == 48_220
 
 
+@pytest.mark.parametrize(("name", "parameters_"), [("gemma3_270m", 268_098_176), ("gemma3_270m_seed", 164_654_976)])
+def test_gemma3_is_the_published_shape(name, parameters_):
+    recipe = load_recipe(name)
+    assert f"{parameters_:,} parameters (expect_params agrees)" in parameters(recipe)
+    is_seed = name.endswith("seed")
+    assert unlike_gemma3(recipe.model) == []
+    assert [i for i in range(18) if recipe.model.is_global(i)] == [5, 11, 17]
+    tied = dataclasses.replace(recipe.model, tie_embeddings=True, expect_params=None)
+    assert count_parameters(tied, 50_257) == 132_490_496
+    warnings = recipe.train["pretrain"].warnings()
+    assert ["the learning rate rises to 5 times its value" in text for text in warnings] == [True] * is_seed
+    assert not is_seed or recipe.train["pretrain"].seq_len < recipe.model.sliding_window
+
+
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
 
@@ -53,6 +70,51 @@ def test_plan_of_shard_40m_needs_neither_network_nor_data(tmp_path, monkeypatch)
     assert "1,320,000,000 tokens" in done.stdout
     assert "cannot be solved yet" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_plan_of_a_rate_that_rises_warns(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    done = run("-m", "pipeline", "plan", "train", "--recipe", "gemma3_270m_seed", "--out", str(tmp_path), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "164,654,976 parameters (expect_params agrees)" in done.stdout
+    assert "4,687     614,334,464" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert said.count("warning: pretrain: train.schedule.min_ratio = 5: the learning rate rises to 5 times") == 1
+
+
+GEMMA_SHRUNK = {
+    "model": {"dim": 64, "n_layers": 6, "head_dim": 32, "mlp_hidden": 96, "max_seq_len": 128, "sliding_window": 16},
+    "train.pretrain": {"steps": 4, "batch_size": 4, "log_every": 1, "eval_every": 0, "eval_tokens": 1000},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3_270m", "gemma3_270m_seed"])
+def test_gemma3_trains_in_small_from_raw_text_to_an_export(name, tmp_path):
+    """The shipped recipe by --set alone, but for where its text comes from."""
+    raw = yaml.safe_load((ROOT / "manifests" / f"{name}.yaml").read_text())
+    sources = {
+        source: {"from": "installed_docs", "packages": [package]}
+        for source, package in zip(raw["sources"], ("numpy", "stdlib"), strict=False)
+    }
+    recipe = tmp_path / f"{name}.yaml"
+    recipe.write_text(yaml.safe_dump(raw | {"sources": sources, "evals": {}}))
+    words = ["tokenizer={vocab_size: 600, sample: 2MB}", "mixtures.pretrain.tokens=20k", "shard_tokens=10k"]
+    words += ["mixtures.pretrain.val_tokens=2000", "model.vocab_size=600", "model.expect_params=null"]
+    words += ["model.layer_kinds=[sliding, sliding, global, sliding, sliding, global]", "train.pretrain.epochs=1"]
+    words += ["train.pretrain.seq_len=64", "train.pretrain.sample_tokens=0"]
+    words += [f"{group}.{key}={value}" for group, keys in GEMMA_SHRUNK.items() for key, value in keys.items()]
+    command = ["-m", "pipeline", "run", "train", "--recipe", str(recipe), "--executor", "local", "--set", *words]
+    done = run(*command, "--out", str(tmp_path / "out"), cwd=ROOT)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert ("the learning rate rises to 5 times" in " ".join((done.stdout + done.stderr).split())) == ("seed" in name)
+    folder = tmp_path / "out" / name / "train" / "pretrain"
+    losses = [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len([loss for loss in losses if loss is not None]) == 4
+    done = run("-m", "train.export", str(folder), "--format", "hf", "--out", str(tmp_path / "hf"), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == ["Gemma3ForCausalLM"]
 
 
 @pytest.mark.slow

@@ -280,6 +280,21 @@ class TrainConfig(Keys):
             return self.eval_tokens
         return min(1_000_000, max(10_000, self.steps * self.batch_size * self.seq_len // 10))
 
+    def warnings(self) -> list[str]:
+        """Return what a run with these keys does and few would want, a line each; `plan` and the run print them."""
+        schedule, said = self.schedule, []
+        if schedule.warmup > self.steps:
+            said.append(
+                f"train.schedule.warmup = {schedule.warmup:,} is longer than the run, train.steps = {self.steps:,}: "
+                "the learning rate never gets to its full value"
+            )
+        if schedule.min_ratio > 1 and schedule.kind != "constant":
+            said.append(
+                f"train.schedule.min_ratio = {schedule.min_ratio:g}: the learning rate rises to {schedule.min_ratio:g} "
+                "times its value where others fall; only to repeat a public recipe"
+            )
+        return said
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 <= self.seed < 2**63, f"train.seed = {self.seed}: must be in [0, 2**63)")

@@ -385,7 +385,8 @@ def print_plan(context: Context, target: str) -> list[str]:
         say(console, f"Asked while training: {', '.join(sets)}")
     if recipe.train:
         print_table(console, "Training", PHASE_HEADER, phase_rows(recipe))
-    say(console, *(f"warning: {text}" for text in context.warnings))
+    told = [f"{phase}: {text}" for phase, config in recipe.train.items() for text in config.warnings()]
+    say(console, *(f"warning: {text}" for text in dict.fromkeys([*context.warnings, *told])))
     verdicts = {name: verdict(recipe, name, survey) for name in packed_mixtures(recipe, stages)}
     notes = (held_out_note(recipe, name, survey) for name in verdicts)
     return [

@@ -25,7 +25,7 @@ class TokenizerConfig(Model):
         None,
         alias="from",
         description="A tokenizer to take as it is: tokenizer.json, its folder, owner/name[@revision] of the hub, or a "
-        "SentencePiece .model that changes no text.",
+        "SentencePiece .model that changes no text, of the hub as owner/name/tokenizer.model.",
     )
     bos: str | None = Field(None, description="With `from`: the special token between documents, if not a known name.")
     vocab_size: Count | None = Field(

@@ -40,17 +40,18 @@ def locate(source: str) -> Artifact:
     """Return the tokenizer.json that `source` names, with `source` as its name and its sha256 as digest.
 
     `source` is a file, a folder with a tokenizer.json, or `owner/name[@revision]` of the hub, whose commit is resolved
-    here. Raises DataError when there is none.
+    here; with `/tokenizer.model` behind it, that file. Raises DataError when there is none.
     """
     file = Path(local_path(source))
     if file.is_dir():
         file = file / "tokenizer.json"
     if file.is_file():
         path, data = str(file.resolve()), file.read_bytes()
-    elif HUB_ID.fullmatch(source):
+    elif HUB_ID.fullmatch(hub_parts(source)[0]):
         cached = hub_file(source)
-        name, commit = source.partition("@")[0], Path(cached).parent.name
-        path, data = f"hub:{name}@{commit}", Path(cached).read_bytes()
+        name, _, wanted = hub_parts(source)
+        ending = "" if wanted == "tokenizer.json" else f"/{wanted}"
+        path, data = f"hub:{name}@{Path(cached).parent.name}{ending}", Path(cached).read_bytes()
     else:
         raise DataError(
             f"tokenizer.from: {source} is no tokenizer.json, no folder with one, and no owner/name of the hub"
@@ -58,16 +59,25 @@ def locate(source: str) -> Artifact:
     return Artifact(path, hashlib.sha256(data).hexdigest(), name=source, bytes=len(data))
 
 
+def hub_parts(source: str) -> tuple[str, str, str]:
+    """Return (owner/name, revision or "", file) of `owner/name[@revision][/file.model]`; else it is tokenizer.json."""
+    file = "tokenizer.json"
+    if source.endswith(SUFFIX):
+        source, _, file = source.rpartition("/")
+    name, _, revision = source.partition("@")
+    return name, revision, file
+
+
 def hub_file(source: str) -> str:
-    """Return a local copy of tokenizer.json of `owner/name[@revision]`. Raises DataError."""
+    """Return a local copy of a tokenizer of the hub, as `hub_parts` reads its name. Raises DataError."""
     from huggingface_hub import hf_hub_download
 
-    name, _, revision = source.partition("@")
-    why, path = attempt(lambda: hf_hub_download(name, "tokenizer.json", revision=revision or None))
+    name, revision, file = hub_parts(source)
+    why, path = attempt(lambda: hf_hub_download(name, file, revision=revision or None))
     if why:
         raise DataError(
             f"tokenizer.from: {source} is not a file here and could not be had from the hub ({why}); "
-            "check the name, or download tokenizer.json and name the file"
+            f"check the name, or download {file} and name the file"
         )
     return str(path)
 
@@ -82,10 +92,10 @@ def own_bos(file: Artifact) -> str | None:
 
 
 def hub_config(address: str) -> Path | None:
-    """Return a local copy of tokenizer_config.json of `hub:owner/name@commit`; None where it has none."""
+    """Return a local copy of tokenizer_config.json beside what `hub:` names; None where there is none."""
     from huggingface_hub import hf_hub_download
 
-    name, _, commit = address.removeprefix("hub:").partition("@")
+    name, commit, _ = hub_parts(address.removeprefix("hub:"))
     why, path = attempt(lambda: hf_hub_download(name, "tokenizer_config.json", revision=commit or None))
     return None if why else Path(path)
 

@@ -27,6 +27,9 @@ async def build(context: BuildContext) -> dict[str, Record]:
         raise DataError(
             "train needs a local --out for its run folder; fetch the packed folder and use torchrun train/main.py"
         )
+    for phase, config in recipe.train.items():
+        for text in config.warnings():
+            context.warn(f"{phase}: {text}")
     records: dict[str, Record] = {}
     for phase, config in recipe.train.items():
         mixture = config.mixture or phase

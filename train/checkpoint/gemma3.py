@@ -174,10 +174,14 @@ def differing_keys(cfg: ModelConfig, vocab_size: int, theirs: dict[str, Any]) ->
 
 
 def same_ids(folder: Path, tokenizer: Path) -> bool:
-    """Return whether tokens of a Gemma 3 folder have the ids that they have in `tokenizer`, a tokenizer.json.
+    """Return whether tokens of a Gemma 3 folder have the ids that they have in `tokenizer`, a file of the same name.
 
-    What stands in front of a text is not compared: an export puts BOS there, and a manifest does so for itself.
+    Of a tokenizer.json, what stands in front of a text is not compared: an export puts BOS there, and a manifest does
+    so for itself.
     """
+    if tokenizer.suffix == ".model":
+        path = folder / tokenizer.name
+        return path.is_file() and path.read_bytes() == tokenizer.read_bytes()
     theirs, ours = (_read_json(path) for path in (folder / "tokenizer.json", tokenizer))
     return bool(theirs) and all(theirs.get(key) == ours.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
 

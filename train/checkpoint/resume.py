@@ -302,8 +302,9 @@ def _check_gemma3(folder: Path, manifest: Manifest, model: ModelConfig) -> None:
     wrong = gemma3.differing_keys(model, manifest.tokenizer.vocab_size, gemma3.read_config(folder))
     if wrong:
         raise TrainError(f"train.init_from={folder} holds another model: {', '.join(wrong[:6])}")
-    if not gemma3.same_ids(folder, manifest.file(manifest.tokenizer.path)):
+    tokenizer = manifest.file(manifest.tokenizer.path)
+    if not gemma3.same_ids(folder, tokenizer):
         raise TrainError(
-            f"train.init_from={folder}: its tokenizer.json is missing, or gives other ids than the manifest's\n"
-            f"pack the data with it: tokenizer: {{from: {folder}}}"
+            f"train.init_from={folder}: its {tokenizer.name} is missing, or gives other ids than the manifest's\n"
+            f"pack the data with it: tokenizer: {{from: {folder / tokenizer.name}}}"
         )

@@ -50,11 +50,8 @@ def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
         f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "
         f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *run.averages.by_name])}"
     )
-    if cfg.schedule.warmup > cfg.steps:
-        rt.print_rank0(
-            f"warning: train.schedule.warmup = {cfg.schedule.warmup:,} is longer than the run, train.steps = "
-            f"{cfg.steps:,}: the learning rate never gets to its full value"
-        )
+    for text in cfg.warnings():
+        rt.print_rank0(f"warning: {text}")
     if cfg.schedule.seconds is not None:
         limit = f"{cfg.schedule.seconds:g} s in steps"
         rt.print_rank0(f"           or {limit}, whichever comes first: it does not repeat to the bit")

@@ -18,12 +18,18 @@ class ScheduleConfig(Keys):
         "wsd", "The curve: wsd warms up, stays, and decays over a share of the steps; warmdown over a number of them."
     )
     warmup: int = key(0, "Steps of linear warm-up, in every kind.", at_least=0)
+    warmup_from: float = key(0.0, "The factor that warm-up rises from.", at_least=0, at_most=1, switch="warmup_from")
     decay_frac: float = key(0.2, "wsd: share of the steps after warm-up that decay.", at_least=0, at_most=1)
     warmdown: int = key(0, "warmdown: number of steps at the end that decay.")
     decay_shape: Literal["sqrt", "linear", "cosine"] | None = key(
         None, "Shape of the decay. null: sqrt, which is 1 - sqrt(p), for wsd (ours); linear for warmdown."
     )
-    min_ratio: float = key(0.0, "The factor that a decay ends at.", at_least=0, at_most=1)
+    min_ratio: float = key(
+        0.0,
+        "The factor that a decay ends at. Above 1 the rate rises there instead: only to repeat a public recipe whose "
+        "lowest rate is above its highest.",
+        at_least=0,
+    )
     seconds: float | None = key(
         None,
         "Seconds of training, without scores, checkpoints and compiling: the run ends then, or after train.steps, and "

@@ -1,6 +1,6 @@
 """The learning rate over the steps: one pure function (docs/trainer-math.md, "Learning-rate schedules").
 
-Every kind rises over `warmup` steps and falls along p from D to the end T; they differ in D:
+Every kind rises over `warmup` steps (from `warmup_from`) and falls along p from D to the end T; they differ in D:
 
     wsd        D = W + (1 - decay_frac)(T - W)    `decay_frac` is of the steps after warm-up, as the seed says
     warmdown   D = T - warmdown                   the parameter-golf records: a number of steps, whatever T is
@@ -25,13 +25,17 @@ from train.config import ScheduleConfig
 
 
 def lr_factor(step: int, steps: float, cfg: ScheduleConfig) -> float:
-    """Return what every lr is multiplied by in step `step` (0-based, below `steps`): above 0, at most 1."""
-    rise = (step + 1) / cfg.warmup if step < cfg.warmup else 1.0
+    """Return what every lr is multiplied by in step `step` (0-based, below `steps`): above 0.
+
+    It is at most 1, but where min_ratio is not.
+    """
+    is_warming_up = step < cfg.warmup
+    rise = cfg.warmup_from + (1 - cfg.warmup_from) * ((step + 1) / cfg.warmup) if is_warming_up else 1.0
     start = decay_start(steps, cfg)
     if step < start:
         return rise
-    fall = decay((steps - step) / (steps - start), cfg.shape)
-    return min(rise, cfg.min_ratio + (1 - cfg.min_ratio) * fall)
+    most = rise if is_warming_up else max(1.0, cfg.min_ratio)
+    return min(most, cfg.min_ratio + (1 - cfg.min_ratio) * decay((steps - step) / (steps - start), cfg.shape))
 
 
 def decay_start(steps: float, cfg: ScheduleConfig) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import shutil
 import types
 
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from trainer_harness import ended, losses, metrics, sets, start_ranks
 
+from pipeline.recipe import load_recipe
 from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints
 from train.config import ConfigError, ScheduleConfig, TrainError
 from train.files import read_sealed_json, sealed_json
@@ -63,6 +66,42 @@ def test_warmdown_shapes():
         cfg = ScheduleConfig(kind="warmdown", warmdown=3000, decay_shape=shape)
         assert lr_factor(7500, 9000, cfg) == pytest.approx(want, abs=1e-12)
     assert lr_factor(0, 100, RECORDS) == 100 / 3000  # longer than the run: it starts lower, as in the records
+
+
+def test_a_rate_that_rises_is_the_gemma_seeds():
+    """Its script, which steps torch's schedulers in each of 32 micro-steps, and its two rates, 1e-4 and then 5e-4."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=1e-4)
+    parts = [
+        torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=1000),
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=149_000, eta_min=5e-4),
+    ]
+    theirs = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[1000])
+    weight.grad = torch.zeros(1)
+    optimizer.step()
+    steps, factors = load_recipe("gemma3_270m_seed").train["pretrain"], []
+    for micro_step in range(150_000):
+        if (micro_step + 1) % 32 == 0:
+            factors.append(optimizer.param_groups[0]["lr"] / 1e-4)
+        theirs.step()
+    assert len(factors) == steps.steps == 4687
+    assert factors[0] == pytest.approx(0.354, abs=1e-3) and factors[-1] == pytest.approx(5, abs=1e-3)
+    for step, factor in enumerate(factors):  # 1000 micro-steps are 31.25 steps, of which we have 31
+        assert lr_factor(step, steps.steps, steps.schedule) == pytest.approx(factor, rel=0.01), step
+    assert [text for text in steps.warnings() if "the learning rate rises to 5 times" in text]
+
+
+@given(configurations(), st.floats(0, 1), st.integers(1, 200))
+def test_a_warm_up_from_a_factor_rises_to_the_same(cfg, first, steps):
+    """Each step is as far between `first` and 1 as it was between 0 and 1, where no decay is lower."""
+    raised = dataclasses.replace(cfg, warmup_from=first)
+    for step in range(steps):
+        plain, factor = lr_factor(step, steps, cfg), lr_factor(step, steps, raised)
+        assert plain <= factor <= 1
+        if step >= cfg.warmup:
+            assert factor == plain
+        elif step < decay_start(steps, cfg):
+            assert factor == pytest.approx(first + (1 - first) * plain)
 
 
 def records_rule(step, elapsed, limit, warmdown):
