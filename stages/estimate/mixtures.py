@@ -173,6 +173,8 @@ def check_mixtures(context: BuildContext, stages: list[str]) -> None:
     survey = Survey(units=dict(context.listed))
     with tempfile.TemporaryDirectory(prefix="shardmill-run-", ignore_cleanup_errors=True) as folder:
         forecast(context, survey, Path(folder))
+    for name, problem in survey.problems.items():
+        context.warn(f"source {name}: {problem}")
     wrong = [f"tokenizer: {survey.no_tokenizer}"] if survey.no_tokenizer else []
     for name in names:
         if why := cannot_fit(context.recipe, name, survey):

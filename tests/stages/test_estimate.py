@@ -251,6 +251,12 @@ def test_ten_documents_hold_nothing_out(tmp_path, stages):
     assert bool(error) == ("train" in stages)
 
 
+def test_a_source_without_a_usable_row_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "no text"}\n' * 500)
+    warnings, error = looked_at(tmp_path, 100, 300, ["pack_pretrain"])
+    assert not error and "source a: no sample: in the sample none of its 500 rows can be used" in warnings[0]
+
+
 def test_enough_documents_are_fine(tmp_path):
     write_documents(tmp_path / "a.jsonl", 2000)
     assert looked_at(tmp_path, 1000, 300, ["pack_pretrain", "train"]) == ([], "")
