@@ -205,9 +205,32 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         raise UsageError(f"{file}: not valid YAML: {without_snippets(error)}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{file}: a recipe is a mapping of keys; see manifests/quickstart.yaml")
+    choices = [override for override in overrides or [] if override.partition("=")[0] == "variant"]
+    apply_overrides(raw, choices)
+    raw = with_variant(raw, str(file))
     resolve_paths(raw, file)
     apply_overrides(raw, overrides or [])
     return parse_recipe(raw, str(file))
+
+
+def with_variant(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a raw recipe as its key `variant` has it, without `variants`. Raises UsageError where there is no such."""
+    variants, variant = raw.get("variants") or {}, raw.get("variant")
+    if not isinstance(variants, dict):
+        return raw  # which is refused for it
+    outside = {key: value for key, value in raw.items() if key != "variants"}
+    if variant is None:
+        return outside
+    if variant not in variants:
+        raise UsageError(f"{where}: variant: no {variant!r} in variants; there are {', '.join(variants) or 'none'}")
+    return _laid_over(outside, variants[variant])
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """Return two values of YAML as one: groups of keys are joined, all else is what `above` says."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
 
 
 def without_snippets(error: Exception) -> str:
@@ -273,6 +296,7 @@ def texts_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def parse_recipe(raw: dict[str, Any], where: str) -> Recipe:
     """Validate a recipe given as plain values. Raises UsageError."""
+    raw = with_variant(raw, where) if "variants" in raw else raw
     for key, text in texts_of(raw):
         if not paths.is_utf8(key + text):
             raise UsageError(paths.escaped(f"{where}: {key}: {text[:200]} is no UTF-8, which manifests are"))

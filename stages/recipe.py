@@ -38,6 +38,14 @@ class Recipe(Model):
     """One small language model, from raw text to checkpoint."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Names the folder of the results.")
+    variant: str | None = Field(
+        None, description="Which of `variants` to take; null: the recipe as it stands without them."
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        exclude=True,
+        description="Other forms of the recipe, by name: the keys that differ, laid over those that stand outside.",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Decides every shuffle; nothing else is random.")
     executor: ExecutorName = Field("auto", description="Where units run; see --executor.")
     sources: dict[str, SourceConfig] = Field(min_length=1, description="Where text comes from, by name.")
@@ -116,4 +124,6 @@ class Recipe(Model):
             del value["evals"]
         if self.decontaminate == Decontaminate():
             del value["decontaminate"]
+        if self.variant is None:
+            del value["variant"]
         return value

@@ -21,10 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARD_PARAMETERS = 54_538_752  # the card's figure
 
 
-@pytest.mark.parametrize("name", shipped())
-def test_every_shipped_recipe_loads_and_names_itself(name):
-    recipe = load_recipe(name)
-    assert recipe.name == name
+VARIANTS = [
+    (name, variant)
+    for name in shipped()
+    for variant in (None, *yaml.safe_load((ROOT / "manifests" / f"{name}.yaml").read_text()).get("variants", {}))
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_every_shipped_recipe_loads_and_names_itself(name, variant):
+    recipe = load_recipe(name, [f"variant={variant}"] if variant else [])
+    assert recipe.name == (f"{name}_{variant}" if variant else name)
     assert recipe.executor == "ray"
     for phase, config in recipe.train.items():
         tokens = config.steps * config.batch_size * config.seq_len
@@ -52,6 +59,37 @@ def test_gemma3_is_the_published_shape(name, parameters_):
     warnings = recipe.train["pretrain"].warnings()
     assert ["the learning rate rises to 5 times its value" in text for text in warnings] == [True] * is_seed
     assert not is_seed or recipe.train["pretrain"].seq_len < recipe.model.sliding_window
+
+
+def leaves(value: object, key: str = "") -> dict[str, object]:
+    """Return dotted key -> value of a resolved recipe."""
+    if not isinstance(value, dict):
+        return {key: value}
+    return {k: v for name, inner in value.items() for k, v in leaves(inner, f"{key}.{name}" if key else name).items()}
+
+
+BOTH_RECORDS = {"name", "variant", "ranks", "model.rope_table"}
+BOTH_RECORDS |= {f"train.pretrain.{key}" for key in ("groups.tokens.bfloat16", "schedule.overrun", "eval_tokens")}
+BOTH_RECORDS |= {f"train.pretrain.{key}" for key in ("artefact.int8_floor", "eval_counting")}
+OWN_TO_PR352 = {"model.bigram_init", "model.mtp_decay"}
+OWN_TO_PR352 |= {f"train.pretrain.{key}" for key in ("groups.memory.bfloat16", "qat.rule")}
+OWN_TO_PR352 |= {f"train.pretrain.artefact.{key}" for key in ("rules", "int8_first")}
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "exported", "own"),
+    [
+        ("golf_int5_sp1024", 24_730_705, 24_730_705, {"model.norm_eps"}),  # golf.md 2.2; 6
+        ("golf_memory_tokens", 26_598_481, 25_549_905, OWN_TO_PR352),  # golf.md 3.4; 6
+    ],
+)
+def test_golf_recipes_are_the_records_and_mended(name, trained, exported, own):
+    fixed, record = load_recipe(name), load_recipe(name, ["variant=record"])
+    for recipe in (fixed, record):
+        assert f"{trained:,} parameters (expect_params agrees)" in parameters(recipe)
+        assert count_parameters(recipe.model.without_training_parts(), 1024) == exported
+    a, b = leaves(fixed.to_dict()), leaves(record.to_dict())
+    assert {key for key in a | b if a.get(key) != b.get(key)} == BOTH_RECORDS | own
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -115,6 +153,53 @@ def test_gemma3_trains_in_small_from_raw_text_to_an_export(name, tmp_path):
     done = run("-m", "train.export", str(folder), "--format", "hf", "--out", str(tmp_path / "hf"), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == ["Gemma3ForCausalLM"]
+
+
+GOLF_SHRUNK = ["mixtures.pretrain.tokens=40k", "mixtures.pretrain.val_tokens=2000", "shard_tokens=20k"]
+GOLF_SHRUNK += ["tokenizer.sample=1MB", "ranks=1", "model.expect_params=null", "model.dim=64", "model.n_heads=2"]
+GOLF_SHRUNK += ["model.n_kv_heads=1", "model.mlp_hidden=96", "model.bigram_dim=16", "model.n_layers=4"]
+GOLF_STEPS = ["steps=5", "batch_size=8", "seq_len=128", "kernel_warmup=1", "schedule.seconds=null", "log_every=1"]
+GOLF_STEPS += ["schedule.overrun=false", "schedule.warmdown=4", "eval_every=0", "eval_tokens=1000", "sample_tokens=0"]
+GOLF_STEPS += ["swa.every=1", "ema.every=1", "eval_seq_len=128", "artefact.keep_numel=1000"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, v in VARIANTS if n.startswith("golf")])
+def test_golf_recipes_run_in_small_from_raw_text_to_an_artefact(name, variant, tmp_path):
+    """The shipped recipe by --set alone, but for where its text comes from; then on its shards, adopted."""
+    pytest.importorskip("sentencepiece")
+    raw = yaml.safe_load((ROOT / "manifests" / f"{name}.yaml").read_text())
+    recipe = tmp_path / "golf.yaml"
+    sources = {"fineweb": {"from": "installed_docs", "packages": ["stdlib"]}}
+    recipe.write_text(yaml.safe_dump(raw | {"sources": sources}))
+    steps = [*GOLF_STEPS, "qat.start_frac=0.6"] if name == "golf_memory_tokens" else GOLF_STEPS
+    chosen = [*([f"variant={variant}"] if variant else []), *GOLF_SHRUNK, *(f"train.pretrain.{step}" for step in steps)]
+    given = ["--recipe", str(recipe), "--set", *chosen]
+    done = run(
+        "-m", "pipeline", "run", "train", "--executor", "local", *given, "--out", str(tmp_path / "out"), cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    results = tmp_path / "out" / (f"{name}_{variant}" if variant else name)
+    summary = json.loads((results / "train" / "pretrain" / "summary.json").read_text())
+    is_dead = "bigram.embed.weight" in json.dumps(summary["dead_parts"])
+    assert is_dead == (name == "golf_memory_tokens" and variant == "record"), summary["dead_parts"]
+    done = run("-m", "train.artefact", str(results / "train" / "pretrain"), "--tokens", "500", cwd=ROOT)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "16,000,000" in done.stdout
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for file in (results / "pretrain").glob("*.bin"):
+        if "_train_" in file.name or "_val_" in file.name:
+            (shards / file.name).write_bytes(file.read_bytes())
+    tokenizer = str(results / "tokenizer" / "tokenizer.model")
+    done = run("-m", "pipeline", "adopt", str(shards), "--tokenizer", tokenizer, *given, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    settings = [f"train.out={tmp_path / 'adopted'}", "train.steps=2"]
+    done = run(
+        str(ROOT / "train/main.py"), "--manifest", str(shards / "manifest.json"), "--set", *settings, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "adopted" / "summary.json").read_text())["steps"] == 2
 
 
 @pytest.mark.slow

@@ -321,3 +321,49 @@ def test_numbers_without_an_end_are_refused(key, value, tmp_path):
     (tmp_path / "r.yaml").write_text(BASE + f"mixtures:\n  pretrain: {{{key.format(value)}}}\n")
     with pytest.raises(UsageError, match=r"r\.yaml: "):
         load_recipe(str(tmp_path / "r.yaml"))
+
+
+VARIANTS = {
+    "small": {"name": "r_small", "tokenizer": {"vocab_size": 601}, "dedup": {"ngram": 7}},
+    "wrong": {"model": {"dimm": 3}},
+}
+
+
+def with_variants(tmp_path: Path) -> str:
+    raw = small_recipe(tmp_path)
+    file = tmp_path / "r.yaml"
+    file.write_text(json.dumps(raw | {"variants": VARIANTS}))
+    return str(file)
+
+
+def test_a_variant_is_laid_over_the_recipe_and_set_over_both(tmp_path):
+    file = with_variants(tmp_path)
+    plain, small = load_recipe(file), load_recipe(file, ["variant=small"])
+    assert (plain.variant, small.variant) == (None, "small")
+    assert (small.name, small.tokenizer.vocab_size) == ("r_small", 601)
+    differing = {key for key, value in small.to_dict().items() if plain.to_dict().get(key) != value}
+    assert differing == {"name", "tokenizer", "variant", "dedup"}
+    assert small.tokenizer.sample == plain.tokenizer.sample
+    set_last = load_recipe(file, ["variant=wrong", "tokenizer.vocab_size=700", "variant=small"])
+    assert set_last.tokenizer.vocab_size == 700
+
+
+def test_a_recipe_without_a_variant_leaves_no_mark(tmp_path):
+    file = with_variants(tmp_path)
+    assert not {"variant", "variants"} & {*load_recipe(file).to_dict()}
+    resolved = load_recipe(file, ["variant=small"]).to_dict()
+    assert resolved["variant"] == "small" and "variants" not in resolved
+    assert parse_recipe(resolved, "manifest").to_dict() == resolved  # as a manifest's recipe is read again
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("variant=large", "variant: no 'large' in variants; there are small, wrong"),
+        ("variant=wrong", "model.dimm: unknown key; did you mean 'dim'"),
+        ("variants=3", "variants: must be a group of keys"),
+    ],
+)
+def test_variants_that_cannot_be_taken_are_named(tmp_path, override, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load_recipe(with_variants(tmp_path), [override])

@@ -418,7 +418,8 @@ class Hub(BaseHTTPRequestHandler):
 def test_a_tokenizer_of_the_hub(tmp_path):
     code = (
         "import sys; from stages.tokenizer.external import locate, read_unchanged\n"
-        "for source in ('owner/name', 'owner/name@main', 'nobody/nothing'):\n"
+        "models = ['owner/name/its.model', 'owner/name@main/its.model']\n"
+        "for source in ('owner/name', 'owner/name@main', *models, 'nobody/nothing'):\n"
         "    try:\n"
         "        found = locate(source); print(found.path, found.digest, len(read_unchanged(found)))\n"
         "    except Exception as error:\n"
@@ -432,9 +433,10 @@ def test_a_tokenizer_of_the_hub(tmp_path):
             [sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True, check=True
         )
         server.shutdown()
-    first, second, third = out.stdout.splitlines()
+    first, second, *models, third = out.stdout.splitlines()
     digest = hashlib.sha256(Hub.body).hexdigest()
     assert first == second == f"hub:owner/name@c0ffee{'0' * 34} {digest} {len(Hub.body)}"
+    assert models == [f"hub:owner/name@c0ffee{'0' * 34}/its.model {digest} {len(Hub.body)}"] * 2
     assert third.startswith(
         "DataError tokenizer.from: nobody/nothing is not a file here and could not be had from the hub"
     )
