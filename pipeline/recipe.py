@@ -96,6 +96,7 @@ WRONG_VALUE = {
     "finite_number": "must be a finite number",
     "string_pattern_mismatch": "must match {pattern}",
 }
+UNION_MEMBER = re.compile(r"[\[\]]|^(constrained-)?(str|int|float|bool)$")  # how pydantic calls one
 SHOWN = 20  # problems told at a time
 
 
@@ -104,7 +105,7 @@ def _explain(where: str, error: ValidationError, raw: dict[str, Any]) -> str:
     problems: dict[str, list[str]] = {}  # key as it is written -> what is wrong with it
     for problem in error.errors():
         # The members of a union are pydantic's words, not keys of the recipe.
-        location = tuple(key for key in problem["loc"] if not re.search(r"[\[\]]|^(str|int|float|bool)$", str(key)))
+        location = tuple(key for key in problem["loc"] if not UNION_MEMBER.search(str(key)))
         # So is the tag of a source's kind.
         written = location[:2] + location[3:] if location[0:1] == ("sources",) else location
         problems.setdefault(".".join(map(str, written)) or "recipe", []).append(_message(problem, location, raw))

@@ -73,7 +73,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("mixtures.pretrain.max_epochs=0", "mixtures.pretrain: max_epochs", "above 0"),
         ("mixtures.other={tokens: 3, ratios: {web: 1}}", "mixtures.other", "pretrain, anneal"),
         ("dedup.priority=[x]", "dedup.priority names source 'x'", "web, maths, notes"),
-        ("tokenizer.vocab_size=65537", "tokenizer: vocab_size is 65,537", "at most 65,536; lower it"),
+        ("tokenizer.vocab_size=1048577", "tokenizer: vocab_size is 1,048,577", "more than 1,048,576; lower it"),
         ("tokenizer.vocab_size=263", "tokenizer: vocab_size is 263", "264"),
         ("name=a b", "name: ", "'a b'"),
         ("train.third={steps: 3}", "train.third.mixture is 'third'", "pretrain, anneal"),

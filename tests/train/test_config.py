@@ -115,7 +115,7 @@ def test_the_schema_has_every_keys_documentation_and_bounds(group):
 def test_bounds_are_told_as_they_are_checked():
     for group, key, wrong, message in (
         (MuonConfig, "momentum", 1, "train.muon.momentum = 1: must be in [0, 1)"),
-        (ScheduleConfig, "min_ratio", 1.5, "train.schedule.min_ratio = 1.5: must be in [0, 1]"),
+        (ScheduleConfig, "min_ratio", -0.5, "train.schedule.min_ratio = -0.5: must be at least 0"),
         (AdamWConfig, "betas", (0.9, 1), "train.adamw.betas = (0.9, 1): must be in [0, 1)"),
         (TrainConfig, "keep_last", -1, "train.keep_last = -1: must be at least 0"),
         (TrainConfig, "micro_batch", 0, "train.micro_batch = 0: must be above 0, or null"),
