@@ -116,7 +116,7 @@ def run_pipeline(stage: str, recipe: dict[str, Any], out: Path, *options: str) -
 
 def records(out: Path, since: float = 0.0) -> list[Record]:
     """Return the records of all units in a store that started after `since`, in the order in which they did."""
-    files = (Path(folder) / RECORD for _, _, folder in open_store(str(out)).unit_folders())
+    files = (Path(unit.folder.path) / RECORD for unit in open_store(str(out)).units())
     found = (Record.from_dict(parse_sealed(f.read_bytes())) for f in files if f.is_file())
     return sorted((record for record in found if record.started >= since), key=lambda record: record.started)
 

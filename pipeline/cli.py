@@ -17,8 +17,8 @@ import typer
 
 from pipeline.errors import DISK_FULL, Stopped, UsageError, UserError
 from pipeline.executors.no_pandas import without_pandas
-from stages.errors import DataError
-from train.data.manifest import ManifestError, load_manifest
+from stages.errors import DataError, TransientError
+from train.data.manifest import Manifest, ManifestError
 from train.monitor.text import printable
 from train.redact import without_secrets
 
@@ -38,7 +38,7 @@ DEFAULT_RECIPE, DEFAULT_OUT = "quickstart", "build"
 StageArgument = Annotated[str, typer.Argument(help="A stage; see `list`.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe that ships, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe: a.b=value.")]
-OutOption = Annotated[str, typer.Option("--out", help="Folder or fsspec URI for the store and the results.")]
+OutOption = Annotated[str, typer.Option("--out", help="Folder, or s3://bucket/prefix, for store and results.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show stack traces.")]
 ManifestArgument = Annotated[str, typer.Argument(help="A manifest.json, or the folder that holds it.")]
 PlacesOption = Annotated[list[str] | None, typer.Option("--source", help="Where a source's files are now: NAME=PATH.")]
@@ -265,7 +265,7 @@ def inspect(
     """Mixture, counts, drop reasons, and a decoded window of any shard."""
     from pipeline.commands.inspect import print_manifest
 
-    print_manifest(load_manifest(manifest), shard, token, length)
+    print_manifest(open_manifest(manifest), shard, token, length)
 
 
 @app.command()
@@ -297,7 +297,7 @@ def verify(manifest: ManifestArgument) -> None:
     from stages.lineage.rows import mend
     from stages.pack.verify import verify as differences
 
-    loaded = load_manifest(manifest)
+    loaded = open_manifest(manifest)
     problems = 0
     for problem in differences(loaded):
         problems += 1
@@ -324,7 +324,7 @@ def trace_tokens(
     """A token (--shard, --token) or a training step (--run, --step) back to documents and rows of source files."""
     from pipeline.commands.trace import parse_source_paths, print_step, print_token
 
-    loaded = load_manifest(manifest)
+    loaded = open_manifest(manifest)
     if shard is not None and token is not None and run is None and step is None:
         print_token(loaded, shard, token, parse_source_paths(places), as_json, full)
     elif run is not None and step is not None and shard is None and token is None:
@@ -353,7 +353,7 @@ def find_documents(
     if wrong := [i for i in ids or [] if not re.fullmatch("[0-9a-f]{32}", i)]:
         raise UsageError(f"--id {wrong[0]}: an id is 32 hex digits, as trace prints them")
     query = Query(ids or (), urls or (), domains or (), text)
-    print_found(load_manifest(manifest), query, run, as_json, full)
+    print_found(open_manifest(manifest), query, run, as_json, full)
 
 
 @app.command("rebuild")
@@ -371,18 +371,20 @@ def rebuild_mixture(
     from pipeline.commands.trace import parse_source_paths
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
+    from pipeline.engine.locks import store_lock
     from stages.registry import packing_stage
 
-    loaded, moved = load_manifest(manifest), parse_source_paths(places)
+    loaded, moved = open_manifest(manifest), parse_source_paths(places)
     folder = out or f"rebuild/{loaded.build_id[:16]}"
     rebuild.require_empty(folder)
     stage = packing_stage(loaded.mixture)
     context = make_context(stage, rebuild.recipe_of(loaded, moved), None, folder, executor, None, workers, debug=debug)
     rebuild.require_same_inputs(loaded, context.recipe, context.store, moved, anyway)
-    try:
-        drive(context, context.stage(find_stage(stage)))
-    finally:
-        context.save_state()
+    with store_lock(context.store):
+        try:
+            drive(context, context.stage(find_stage(stage)))
+        finally:
+            context.save_state()
     rebuild.require_same_outputs(loaded, folder, moved)
 
 
@@ -395,7 +397,7 @@ def diff_manifests(
     """What changed between two manifests: sources, recipe, tokenizer, code, and how many documents and tokens."""
     from pipeline.commands.diff import print_diff
 
-    print_diff(load_manifest(a), load_manifest(b), as_json)
+    print_diff(open_manifest(a), open_manifest(b), as_json)
 
 
 @app.command()
@@ -414,6 +416,13 @@ def schema(what: Annotated[str, typer.Argument(help="recipe, manifest or referen
         raise UsageError(f"schema {what}: allowed are recipe, manifest, reference")
     value = Recipe.model_json_schema(by_alias=True) if what == "recipe" else TypeAdapter(Manifest).json_schema()
     print(json.dumps(value, indent=1, sort_keys=True))
+
+
+def open_manifest(address: str) -> Manifest:
+    """Return a manifest, in a folder or in a bucket."""
+    from pipeline.commands.open_build import open_build
+
+    return open_build(address)
 
 
 def recipe_name(recipe: str) -> str:
@@ -483,7 +492,7 @@ def report_error(error: Exception, debug: bool) -> int:
         return 2
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, UserError | DataError | ManifestError):
+    if isinstance(error, UserError | DataError | TransientError | ManifestError):
         complain(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}")
         return getattr(error, "exit_code", 1)
     if isinstance(error, OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +12,6 @@ from pipeline.commands.report import TextConsole, grid
 from pipeline.engine.store import Store
 from pipeline.errors import UserError
 from stages.filter.samples import DROPPED
-from stages.paths import glob_below
 from stages.sources.parquet import first_line
 
 NONE = "run `python -m pipeline run filter{options}` first, or it dropped none"
@@ -22,7 +20,7 @@ EXCERPT = 400  # characters of a text, unless --full
 
 def samples(store: Store, recipe: str, source: str | None, options: str) -> list[tuple[str, pa.Table]]:
     """Return (source, its sample) of each source that has one. Raises UserError where there is none."""
-    files = {Path(file).stem: file for file in sorted(glob_below(store.fs, store.out, f"{recipe}/dropped/*.parquet"))}
+    files = {name.removesuffix(".parquet"): path for name, path in sorted(store.published(recipe, "dropped").items())}
     chosen = [name for name in files if source in (None, name)]
     if not chosen:
         have = f"sources with a sample are {', '.join(files)}" if files else NONE.format(options=options)
@@ -33,7 +31,7 @@ def samples(store: Store, recipe: str, source: str | None, options: str) -> list
 def read_sample(store: Store, file: str, options: str) -> pa.Table:
     """Return the table in a file of `dropped/`. Raises UserError at a damaged one."""
     try:
-        table = pq.read_table(file, filesystem=store.fs, partitioning=None, page_checksum_verification=True)
+        table = pq.read_table(store.local_copy(file), partitioning=None, page_checksum_verification=True)
         table = table.select(DROPPED.names).cast(DROPPED)
         table.validate(full=True)
         return table

@@ -56,7 +56,7 @@ def find_all(manifest: Manifest, query: Query) -> list[FoundDocument]:
 
 def explain_curated(manifest: Manifest, query: Query, documents: list[FoundDocument]) -> None:
     """Say of documents that no rule and no later stage dropped why they are not among those of the corpus."""
-    if not documents or curated_folder(manifest) is None:
+    if not documents or not curated_folder(manifest):
         return
     ids = [document.document_id for document in documents]
     in_corpus = find(manifest, Query(ids=ids)) if query.text else {}

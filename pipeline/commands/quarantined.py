@@ -26,6 +26,8 @@ def records_by_unit(store: Store, recipe: str, options: str) -> Iterator[tuple[s
             f"{recipe}: nothing is built in {store.out}; build it with `python -m pipeline run STAGE{options}`"
         )
     for stage, state in states.items():
+        if STAGES[stage].may_lose_units:
+            store.list_outputs(stage)
         for label in state.units.rows if STAGES[stage].may_lose_units else ():
             yield label.partition(" ")[0], store.find(stage, state.units.key(label))
 

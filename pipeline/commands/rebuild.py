@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.open_build import open_build
 from pipeline.engine import fingerprint
-from pipeline.engine.store import Store
+from pipeline.engine.store import Store, open_store
 from pipeline.errors import UserError
 from pipeline.recipe import parse_recipe
 from stages.lineage.diff import changes
@@ -21,7 +22,7 @@ from stages.lineage.inputs import changed_inputs, check_protocols, entries_that_
 from stages.lineage.rows import check_lineage
 from stages.paths import is_remote, local_path
 from stages.recipe import Recipe
-from train.data.manifest import Manifest, load_manifest
+from train.data.manifest import Manifest
 from train.files import sha256_file
 from train.monitor.text import printable
 
@@ -52,6 +53,10 @@ def require_empty(out: str) -> None:
 
     Digests of source files may lie there: they are all that a refused rebuild leaves.
     """
+    if is_remote(out):
+        if open_store(out).names(out):
+            raise UserError(f"--out {out}: is not empty; name a new prefix, so that nothing built before is used")
+        return
     root = Path(out)
     unbuilt = {root / "store", root / "store" / "inputs"}
     existing = {*root.glob("*"), *root.glob("store/*")}
@@ -103,9 +108,10 @@ def changed_versions(manifest: Manifest) -> Iterator[str]:
 
 def require_same_outputs(manifest: Manifest, out: str, source_paths: Mapping[str, str]) -> None:
     """Compare what was built under `out`; print each difference. Raises UserError when there is any."""
-    folder = Path(out) / manifest.name / manifest.mixture
+    folder = f"{out.rstrip('/')}/{manifest.name}/{manifest.mixture}"
+    built = open_build(folder)
     num_differences = 0
-    for line in (*changed_files_packed(manifest, folder), *changed_figures(manifest, folder, source_paths)):
+    for line in (*changed_files_packed(manifest, built), *changed_figures(manifest, built, source_paths)):
         num_differences += 1
         print(printable(f"differs: {line}"))
     if num_differences:
@@ -114,24 +120,24 @@ def require_same_outputs(manifest: Manifest, out: str, source_paths: Mapping[str
     print(f"{folder}: {count} files rebuilt, every sha256 as the manifest has it, build {manifest.build_id[:16]}")
 
 
-def changed_files_packed(manifest: Manifest, folder: Path) -> Iterator[str]:
-    """Yield a line for each file of the mixture in `folder` whose bytes are not the manifest's."""
+def changed_files_packed(manifest: Manifest, built: Manifest) -> Iterator[str]:
+    """Yield a line for each file beside the manifest `built` whose bytes are not those that `manifest` names."""
     packed = manifest.packed_files()
     for name, digest in packed:
-        file = folder / name
+        file = built.file(name)
         if not file.is_file():
             yield f"{name}: was not built"
         elif sha256_file(file) != digest:
             yield f"{name}: its bytes are not the manifest's"
     known = {name for name, _ in packed} | {"manifest.json"}
-    for file in sorted(folder.iterdir()):
-        if file.name not in known:
-            yield f"{file.name}: was not in the manifest"
+    for name in built.beside(built.mixture):
+        if name not in known:
+            yield f"{name}: was not in the manifest"
 
 
-def changed_figures(manifest: Manifest, folder: Path, source_paths: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each value in which the manifest in `folder` differs from `manifest`."""
-    before, now = manifest_values(manifest), manifest_values(load_manifest(folder))
+def changed_figures(manifest: Manifest, built: Manifest, source_paths: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each value in which the manifest `built` differs from `manifest`."""
+    before, now = manifest_values(manifest), manifest_values(built)
     for name in source_paths:
         forget_place(name, before, now)
     for key, old, new in changes(before, now):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.commands.report import TextConsole, grid
-from pipeline.engine.locks import active_runs
+from pipeline.engine.locks import active_runs, named
 from pipeline.engine.state import LastBuild, read_last_build
 from pipeline.engine.store import Store
 from stages.registry import STAGES
@@ -19,7 +19,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     console = TextConsole()
     states = dict(build_states(store, recipe))
     for run in active_runs(store):
-        console.print(f"running: {run['command']} (process {run['pid']})", markup=False)
+        console.print(f"running: {run['command']} ({named(run)})", markup=False)
     if not states:
         start = f"start with `python -m pipeline run STAGE{options}`"
         console.print(f"{recipe}: nothing is built in {store.out}; {start}", markup=False)
@@ -29,6 +29,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     for stage, state in states.items():
         done = size = 0
         seconds = 0.0
+        store.list_outputs(stage)
         for key in state.units.unit_keys():
             record = store.find(stage, key)
             if record is not None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.commands.open_build import BucketManifest
 from pipeline.engine.changes import KeyHistory
 from pipeline.engine.state import read_last_build
-from pipeline.engine.store import open_store
+from pipeline.engine.store import Store, open_store
 from stages.stage import Record
 from stages.task import Artifact
 from train.data.manifest import Manifest
@@ -21,10 +22,13 @@ class StoredRecords:
     """The `RecordReader` of a manifest's build; without a store beside it there are no records."""
 
     def __init__(self, manifest: Manifest):
-        out = Path(manifest.folder).parent.parent
         self.recipe_name = manifest.name
         self.missing: set[tuple[str, str]] = set()  # stage and label of each unit that was looked for and is gone
-        self.store = open_store(str(out)) if (out / "store").is_dir() else None
+        self.store: Store | None = None
+        if isinstance(manifest, BucketManifest):
+            self.store = manifest.store
+        elif ((out := Path(manifest.folder).parent.parent) / "store").is_dir():
+            self.store = open_store(str(out))
 
     def records(self, stage: str) -> Iterator[Record]:
         """Yield the record of each unit of a stage that is there, by label."""
@@ -32,6 +36,7 @@ class StoredRecords:
             return
         last = read_last_build(self.store, self.recipe_name, stage)
         units = last.units if last else KeyHistory()
+        self.store.list_outputs(stage)
         for label in sorted(units.rows):
             record = self.store.find(stage, units.key(label))
             if record is None:
@@ -42,7 +47,9 @@ class StoredRecords:
     def table(self, artifact: Artifact, columns: list[str] | None = None) -> pa.Table:
         """Read columns of an output, or of the slice that it is."""
         assert self.store is not None
-        table = pq.read_table(self.store.absolute(artifact), columns=columns, partitioning=None)
+        path = self.store.absolute(artifact)
+        file = path if self.store.local else pa.BufferReader(self.store.read(path))  # of one unit at a time
+        table = pq.read_table(file, columns=columns, partitioning=None)
         if artifact.rows_from < 0:
             return table
         return table.slice(artifact.rows_from, artifact.rows_to - artifact.rows_from)

@@ -82,6 +82,7 @@ class Context:
         self._flying: dict[str, asyncio.Future[Record]] = {}  # key -> a unit that is being looked up or run
         self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
         self._files: dict[str, set[tuple[str, int, str]]] = {}  # source or evaluation set -> files its units read
+        self._lists: dict[str, asyncio.Future[None]] = {}  # of a stage's outputs in a bucket
         self._last_units: dict[str, KeyHistory] = {}  # of the last build, read when a unit has to run
 
     # -- what stages call ----------------------------------------------------------------------------
@@ -305,7 +306,7 @@ class Context:
             **facts,
             "key": key,
             "label": label,
-            "out": self.store.uri,
+            "out": self.store.out,
             "places": dict(unit.places),
             "cpus": stage.cpus,
             "inputs": [{**artifact.to_dict(), "path": self.store.absolute(artifact)} for artifact in unit.inputs],
@@ -327,6 +328,9 @@ class Context:
         """Look a unit up in the store, many at a time where each is a request over a network."""
         if self.store.local:
             return self.store.look(stage, key)
+        if stage not in self._lists:
+            self._lists[stage] = asyncio.ensure_future(asyncio.to_thread(self.store.list_outputs, stage))
+        await asyncio.shield(self._lists[stage])
         return await asyncio.to_thread(self.store.look, stage, key)
 
     def _units_before(self, stage: str) -> KeyHistory:

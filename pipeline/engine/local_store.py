@@ -7,13 +7,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
-from fsspec.implementations.local import LocalFileSystem
-
 from pipeline.engine.sealed import parse_sealed, sealed_text
-from pipeline.engine.store import INPUTS, RECORD, FileState, Store
+from pipeline.engine.store import INPUTS, LOCK, RECORD, RUNNING, FileState, Store, StoredFile, StoredFolder, StoredUnit
 from stages.stage import Record
 from stages.task import Artifact
 from train.files import fsync_path, sha256_file, write_atomic
@@ -30,8 +29,7 @@ class LocalStore(Store):
     local = True
 
     def __init__(self, out: str):
-        path = os.path.abspath(out)  # noqa: PTH100 - keep links
-        super().__init__(LocalFileSystem(), path, path)
+        super().__init__(os.path.abspath(out))  # noqa: PTH100 - keep links
 
     def read(self, path: str) -> bytes:
         """Return the contents of a file. Raises FileNotFoundError."""
@@ -51,10 +49,6 @@ class LocalStore(Store):
         """Return the sha256 of a file."""
         return sha256_file(path)
 
-    def files(self, folder: str) -> list[str]:
-        """List every file below `folder`."""
-        return [f"{parent}/{name}" for parent, _, names in os.walk(folder) for name in names]
-
     def names(self, folder: str) -> list[str]:
         """List the names in `folder`; none if it is not there."""
         try:
@@ -68,10 +62,10 @@ class LocalStore(Store):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def put_output(self, stage: str, key: str, file: Path) -> str:
-        """Make an output durable where it is."""
+    def put_output(self, stage: str, key: str, file: Path) -> tuple[str, str]:
+        """Make an output durable where it is. Returns its path and its stamp."""
         fsync_path(file)
-        return str(file)
+        return str(file), self.stat(str(file)).stamp
 
     def put_record(self, record: Record) -> Record:
         """Commit by a hard link, which only one of several attempts can make. The first valid record wins."""
@@ -91,6 +85,45 @@ class LocalStore(Store):
             temporary.unlink()
         fsync_path(folder)
         return record
+
+    def forget(self, stage: str, key: str) -> None:
+        """Delete a unit, outputs and all; published folders keep their own links to them."""
+        folder = Path(self.folder(stage, key))
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    def units(self) -> Iterator[StoredUnit]:
+        """Yield every unit of the store, with its files."""
+        for stage in sorted(self.names(self.root)):
+            if stage in (RUNNING, INPUTS, LOCK):
+                continue
+            for prefix in sorted(self.names(f"{self.root}/{stage}")):  # the first two digits of the keys
+                for key in sorted(self.names(f"{self.root}/{stage}/{prefix}")):
+                    yield StoredUnit(stage, key, stored_folder(f"{self.root}/{stage}/{prefix}/{key}"))
+
+    def unused_builds(self) -> Iterator[StoredFolder]:
+        """Yield published builds that no link points to."""
+        for recipe in sorted({build.parent.parent for build in Path(self.out).glob("*/builds/*")}):
+            linked = {path.resolve() for path in recipe.rglob("*") if path.is_symlink()}
+            for build in sorted((recipe / "builds").iterdir()):
+                if build.resolve() not in linked:
+                    yield stored_folder(str(build))
+
+    def linked_units(self, recipe: str) -> Iterator[tuple[str, str]]:
+        """Yield (stage, key) of units in the store that a link in a recipe's folder leads to: training runs."""
+        root = Path(self.root).resolve()
+        for path in Path(self.out, recipe).rglob("*"):
+            if path.is_symlink() and path.resolve().is_relative_to(root):
+                parts = path.resolve().relative_to(root).parts  # stage, two digits of the key, the key
+                if len(parts) >= 3:
+                    yield parts[0], parts[2]
+
+    def remove(self, folder: StoredFolder) -> None:
+        """Delete a folder, or a single file."""
+        if Path(folder.path).is_dir():
+            shutil.rmtree(folder.path)
+        else:
+            Path(folder.path).unlink()
 
     def file_digest(self, file: Path, remember: bool) -> str:
         """Return the sha256 of a source file; of a big one it is known while size, time and inode stay."""
@@ -133,9 +166,24 @@ class LocalStore(Store):
             temporary.rename(build)
         return switch_link(base / folder, build)
 
+    def published(self, recipe: str, folder: str) -> dict[str, str]:
+        """Return name -> path of the files in `<out>/<recipe>/<folder>/`; none if it is not there."""
+        path = f"{self.out}/{recipe}/{folder}"
+        return {name: f"{path}/{name}" for name in sorted(self.names(path))}
+
     def _holds(self, build: Path, files: Mapping[str, Artifact]) -> bool:
         """Whether a published folder has these files."""
         return all(same_file(build / name, self.absolute(artifact)) for name, artifact in files.items())
+
+
+def stored_folder(path: str) -> StoredFolder:
+    """Return a folder with every file below it."""
+    files = []
+    for parent, _, names in os.walk(path):
+        for name in names:
+            info = os.lstat(f"{parent}/{name}")
+            files.append(StoredFile(f"{parent}/{name}", info.st_size, datetime.fromtimestamp(info.st_mtime, tz=UTC)))
+    return StoredFolder(path, files)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

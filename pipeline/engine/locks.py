@@ -1,8 +1,8 @@
 """Who uses a store: everybody together, or `clean` alone; and which runs are at work, for `status`.
 
-Both are for a store in a local folder; an object store is not locked. The locks are flock's, which go with the process
-that holds them, however it ends. The lock that filelock offers for many readers and one writer is a database of SQLite,
-and needs to write where a reader may not.
+In a local folder the locks are flock's, which go with the process that holds them, however it ends; a store in a bucket
+has leases instead (pipeline/engine/leases.py). The lock that filelock offers for many readers and one writer is a
+database of SQLite, and needs to write where a reader may not.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import errno
 import fcntl
 import json
 import os
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
+from pipeline.engine import leases
+from pipeline.engine.object_store import ObjectStore
 from pipeline.engine.store import LOCK, RUNNING, Store
 from pipeline.errors import UserError
+from train.redact import without_secrets
 
 
 class ActiveRun(TypedDict):
@@ -26,6 +31,7 @@ class ActiveRun(TypedDict):
 
     pid: int
     command: str
+    host: NotRequired[str]  # of a store in a bucket
 
 
 @contextlib.contextmanager
@@ -39,25 +45,29 @@ def suppress_read_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def store_lock(store: Store, exclusive: bool = False) -> Iterator[None]:
-    """Use a local store together with other runs, or alone, as `clean` must.
+def store_lock(store: Store, exclusive: bool = False) -> Iterator[Callable[[], bool]]:
+    """Use a store together with other runs, or alone, as `clean` must. Gives whether the lock is still held.
 
-    Together: waits while somebody is alone. Alone: raises BlockingIOError while anybody else is there. A store that
-    may only be read needs no lock.
+    Together: waits while somebody is alone. Alone: raises BlockingIOError while anybody else is there. A local store
+    that may only be read needs no lock.
     """
     path = Path(store.root) / LOCK
     with contextlib.ExitStack() as stack:
-        if store.local:
+        held: Callable[[], bool] = lambda: True  # noqa: E731 - a lock of flock's does not run out
+        if isinstance(store, ObjectStore):
+            command = without_secrets(" ".join(sys.argv))
+            held = stack.enter_context(leases.lease(store, "clean" if exclusive else "run", command))
+        else:
             with suppress_read_only():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(path.open("a"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
-        yield
+        yield held
 
 
 @contextlib.contextmanager
 def run_lock(store: Store, command: str) -> Iterator[None]:
-    """Say which run works on a local store, for `status`. Several runs may share a store.
+    """Say which run works on a local store, for `status`; in a bucket its lease does. Several runs may share a store.
 
     Raises UserError when the store may only be read.
     """
@@ -83,9 +93,14 @@ def run_lock(store: Store, command: str) -> Iterator[None]:
 
 
 def active_runs(store: Store) -> list[ActiveRun]:
-    """Return the runs that are using a local store now: those whose lock is held."""
+    """Return the runs that are using a store now: those whose lock is held, or whose lease is alive."""
     runs: list[ActiveRun] = []
-    for path in sorted(Path(store.root).glob(f"{RUNNING}/*.json")) if store.local else []:
+    if isinstance(store, ObjectStore):
+        for lease in leases.alive(leases.all_leases(store), datetime.now(UTC)):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                runs.append(json.loads(store.read(lease)))
+        return runs
+    for path in sorted(Path(store.root).glob(f"{RUNNING}/*.json")):
         try:
             with path.open(encoding="utf-8") as file:
                 try:
@@ -95,3 +110,18 @@ def active_runs(store: Store) -> list[ActiveRun]:
         except (FileNotFoundError, ValueError):
             continue  # it has just ended, or just begun
     return runs
+
+
+def forget_ended_runs(store: Store) -> None:
+    """Delete what killed runs left to say that they are at work. The store is locked by `clean`."""
+    if isinstance(store, ObjectStore):
+        found = leases.all_leases(store)
+        store.bucket.delete(sorted(found.keys() - leases.alive(found, max(found.values()))))
+    else:
+        for stale in Path(store.root).glob(f"{RUNNING}/*"):
+            stale.unlink(missing_ok=True)
+
+
+def named(run: ActiveRun) -> str:
+    """Return a run as people find it: its process, and of a store in a bucket its machine."""
+    return f"process {run['pid']}" + (f" on {run['host']}" if "host" in run else "")

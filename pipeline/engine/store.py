@@ -2,33 +2,30 @@
 
     <out>/store/<stage>/<k>/<key>/<attempt>.<file>   an output; its name is unique to the attempt
     <out>/store/<stage>/<k>/<key>/record.json        put last; names the outputs; the first valid one wins
-    <out>/<recipe>/<folder>                          what people use: links on a disk, copies in an object store
+    <out>/<recipe>/<folder>                          what people use: links on a disk, copies in a bucket
 
-No rename is needed to commit, so an object store works as a disk does. `Store` has what both share; LocalStore
+No rename is needed to commit, so a bucket works as a disk does. `Store` has what both share; LocalStore
 (pipeline/engine/local_store.py) and ObjectStore (pipeline/engine/object_store.py) have what each does in its own way.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import fsspec
-
+from pipeline.engine.scratch import Scratch
 from pipeline.engine.sealed import is_sealed, parse_sealed, sealed_text
 from pipeline.errors import UserError
 from stages.paths import escaped, file_system, is_remote, is_utf8, local_path, refuse_secrets
 from stages.sources.files import remote_identity
 from stages.stage import Record
 from stages.task import Artifact
-from train.data.manifest import check_types
+from train.data.manifest import RECIPE, check_types, options_noted
 from train.files import sha256_file
 
 RECORD = "record.json"
@@ -46,15 +43,43 @@ class FileState(NamedTuple):
     stamp: str  # changes when the file does: time of modification in ns, or an etag
 
 
+class StoredFile(NamedTuple):
+    """A file of the store, and how old it is."""
+
+    path: str
+    bytes: int
+    modified: datetime  # by the clock of whoever keeps it
+
+
+class StoredFolder(NamedTuple):
+    """A folder of a unit or of a build, and every file in it."""
+
+    path: str
+    files: list[StoredFile]
+
+    @property
+    def bytes(self) -> int:
+        """Sum of the sizes of its files."""
+        return sum(file.bytes for file in self.files)
+
+
+class StoredUnit(NamedTuple):
+    """A unit that has left anything in the store."""
+
+    stage: str
+    key: str
+    folder: StoredFolder
+
+
 class Store(ABC):
     """`<out>` and all below it. `open_store` chooses between LocalStore and ObjectStore."""
 
     local: ClassVar[bool]  # whether files of the store have paths on this machine
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, out: str, uri: str):
-        self.fs, self.out, self.uri = fs, out, uri
+    def __init__(self, out: str):
+        self.out = out  # an absolute path, or an address with its scheme
         self.root = f"{out}/store"
-        self.scratch: Path | None = None  # a temporary folder, made when it is first needed
+        self.scratch = Scratch()
         # Outputs of a copied store whose contents were read: state, sha256.
         self._verified: dict[str, tuple[FileState, str]] = {}
 
@@ -77,10 +102,6 @@ class Store(ABC):
         """Return the sha256 of a stored file."""
 
     @abstractmethod
-    def files(self, folder: str) -> list[str]:
-        """List every file below `folder`."""
-
-    @abstractmethod
     def names(self, folder: str) -> list[str]:
         """List the names in `folder`; none if it is not there."""
 
@@ -89,8 +110,11 @@ class Store(ABC):
         """Return a local folder to write a unit's outputs into."""
 
     @abstractmethod
-    def put_output(self, stage: str, key: str, file: Path) -> str:
-        """Put a finished output, a file of the attempt folder, into the store, durably. Returns its path there."""
+    def put_output(self, stage: str, key: str, file: Path) -> tuple[str, str]:
+        """Put a finished output, a file of the attempt folder, into the store, durably.
+
+        Returns its path there and its stamp.
+        """
 
     @abstractmethod
     def put_record(self, record: Record) -> Record:
@@ -103,6 +127,26 @@ class Store(ABC):
         A text instead of files is a folder of the store to link to: a training run, which is not copied.
         """
 
+    @abstractmethod
+    def published(self, recipe: str, folder: str) -> dict[str, str]:
+        """Return name -> path of the files that people find as `<out>/<recipe>/<folder>/`; none if it is not there."""
+
+    @abstractmethod
+    def units(self) -> Iterator[StoredUnit]:
+        """Yield every unit of the store, with its files."""
+
+    @abstractmethod
+    def unused_builds(self) -> Iterator[StoredFolder]:
+        """Yield the published builds that nothing points to any more."""
+
+    @abstractmethod
+    def linked_units(self, recipe: str) -> Iterator[tuple[str, str]]:
+        """Yield (stage, key) of units that a published folder of `recipe` is a link to: training runs."""
+
+    @abstractmethod
+    def remove(self, folder: StoredFolder) -> None:
+        """Delete the files of a folder, and a unit's record before its outputs."""
+
     # -- units ---------------------------------------------------------------------------------------
 
     def folder(self, stage: str, key: str) -> str:
@@ -112,8 +156,10 @@ class Store(ABC):
     def absolute(self, artifact: Artifact) -> str:
         """Return an artifact's full path in this store; of source files and of inputs sent it is full already."""
         path = artifact.path
-        is_full = path.startswith(("/", f"{self.root}/")) or is_remote(path)
-        return path if is_full else f"{self.root}/{path}"
+        return path if path.startswith("/") or is_remote(path) else f"{self.root}/{path}"
+
+    def list_outputs(self, stage: str) -> None:  # noqa: B027 - a disk has no need of it
+        """Prepare for looking up many units of `stage`: where a look is a request, list what is there at once."""
 
     def find(self, stage: str, key: str) -> Record | None:
         """Return a unit's record, if it is there and its outputs are: existence, length, and time or etag.
@@ -157,62 +203,32 @@ class Store(ABC):
     def seal(self, stage: str, key: str, artifact: Artifact, sha256: str) -> Artifact:
         """Put a finished output into the store; `artifact.path` is local. Returns it as the record names it."""
         file = Path(artifact.path)
-        target = self.put_output(stage, key, file)
-        meta = {**artifact.meta, STAMP: self.stat(target).stamp}
+        target, stamp = self.put_output(stage, key, file)
+        meta = {**artifact.meta, STAMP: stamp}
         relative = target.removeprefix(self.root + "/")
         size = file.stat().st_size
         return replace(artifact, path=relative, bytes=size, sha256=sha256, digest=artifact.digest or sha256, meta=meta)
 
+    @abstractmethod
     def forget(self, stage: str, key: str) -> None:
-        """Delete a unit, outputs and all; published folders keep their own links to them."""
-        folder = self.folder(stage, key)
-        if self.fs.exists(folder):
-            self.remove(folder)
-
-    def remove(self, folder: str) -> None:
-        """Delete a folder and all that is in it."""
-        self.fs.rm(folder, recursive=True)
-
-    def unit_folders(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (stage, key, folder) of every unit in the store, a few thousand names in memory at a time."""
-        for stage in sorted(self.names(self.root)):
-            if stage in (RUNNING, INPUTS, LOCK):
-                continue
-            for prefix in sorted(self.names(f"{self.root}/{stage}")):  # the first two digits of the keys
-                for key in sorted(self.names(f"{self.root}/{stage}/{prefix}")):
-                    yield stage, key, f"{self.root}/{stage}/{prefix}/{key}"
+        """Delete a unit, outputs and all; published folders keep their own copies of them or links to them."""
 
     # -- inputs --------------------------------------------------------------------------------------
 
     def fetch(self, artifact: Artifact) -> str:
         """Return a local path for an artifact or source file; remote ones are copied to scratch space once."""
-        path = self.absolute(artifact)
+        return self.local_copy(self.absolute(artifact))
+
+    def local_copy(self, path: str) -> str:
+        """Return a local path for a file of the store, or of a source; remote ones are copied to scratch space once."""
         if not is_remote(path):
             return local_path(path)
         fs, name = file_system(path)
-        return self._fetch_from(fs, name, address=path)
-
-    def _fetch_from(self, fs: fsspec.AbstractFileSystem, path: str, address: str) -> str:
-        """Copy `path` of `fs` to scratch space, unless it is there: under a hash of its `address` and its suffixes."""
-        suffix = "".join(Path(path).suffixes[-2:])
-        target = self.scratch_folder() / (hashlib.sha256(address.encode()).hexdigest()[:24] + suffix)
-        if not target.exists():
-            partial = Path(f"{target}.part")
-            fs.get_file(path, str(partial))
-            partial.replace(target)
-        return str(target)
-
-    def scratch_folder(self) -> Path:
-        """Return the folder for copies of remote files, which `drop_scratch` deletes."""
-        if self.scratch is None:
-            self.scratch = Path(tempfile.mkdtemp(prefix="shardmill-"))
-        return self.scratch
+        return self.scratch.copy(path, lambda target: fs.get_file(name, str(target)))
 
     def drop_scratch(self) -> None:
-        """Delete all scratch space."""
-        if self.scratch is not None:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch = None
+        """Delete all copies of remote files."""
+        self.scratch.drop()
 
     def identify(self, path: str, *, remember: bool = True) -> tuple[str, int]:
         """Return the digest of a source file's contents and its size in bytes.
@@ -241,6 +257,13 @@ class Store(ABC):
         except FileNotFoundError:
             return None
 
+    def run_options(self, recipe: str) -> str:
+        """Return the options with which the results of `recipe` were last made, as far as it was noted."""
+        noted = None
+        with contextlib.suppress(ValueError):
+            noted = self.read_state(recipe, RECIPE)
+        return options_noted(noted, self.out)
+
     def write_state(self, recipe: str, name: str, value: dict[str, Any]) -> None:
         """Write a small JSON file of the recipe's folder, atomically, and only if it says something new."""
         path, text = f"{self.out}/{recipe}/{name}", sealed_text(value)
@@ -251,7 +274,7 @@ class Store(ABC):
 
 
 def open_store(out: str) -> Store:
-    """Return the store at `out`, a folder or an fsspec URI; nothing is made yet.
+    """Return the store at `out`, a folder or an address in a bucket; nothing is made yet.
 
     Raises UserError for a name that is no UTF-8: records and manifests are written in it.
     """
@@ -262,7 +285,6 @@ def open_store(out: str) -> Store:
         refuse_secrets(out)
     except ValueError as error:
         raise UserError(f"--out: {error}") from None
-    fs, path = file_system(out)
-    if not is_utf8(path):
-        raise UserError(f"--out {escaped(path)}: the name is no UTF-8, which records and manifests are; name another")
-    return ObjectStore(out, fs, path) if is_remote(out) else LocalStore(path)
+    if not is_utf8(out):
+        raise UserError(f"--out {escaped(out)}: the name is no UTF-8, which records and manifests are; name another")
+    return ObjectStore(out) if is_remote(out) else LocalStore(file_system(out)[1])

@@ -1,8 +1,9 @@
 """Workers that start at once: one process holds all that a worker imports, and forks each worker.
 
 It is itself forked from the driver, early, while that has no second thread that might hold a lock; elsewhere (not
-Linux, or threads already run) it is a fresh interpreter that imports for itself, once. The server has one thread
-and does nothing else. It and its workers end when the driver's end of their sockets closes, however that happens.
+Linux, or threads already run, those of a bucket's client among them) it is a fresh interpreter that imports for
+itself, once. The server has one thread and does nothing else. It and its workers end when the driver's end of their
+sockets closes, however that happens.
 
 The forkserver of `multiprocessing` always imports afresh: 0.8 s of work before its first worker, against 0.05 s here.
 """
@@ -18,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from pipeline.engine import bucket
 from pipeline.engine.signals import ignore_signals
 from pipeline.executors.no_pandas import without_pandas
 
@@ -44,7 +46,7 @@ class ForkServer:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.pid = 0
-        if sys.platform == "linux" and threading.active_count() == 1:
+        if sys.platform == "linux" and threading.active_count() == 1 and not bucket.is_in_use():
             sys.stdout.flush()
             sys.stderr.flush()
             self.pid = os.fork()

@@ -62,8 +62,18 @@ class LocalExecutor:
             send(worker.stream, spec)
             reply: Reply = receive(worker.stream)
         except (EOFError, ConnectionError, ValueError):
-            raise WorkerLost(f"worker process {worker.pid} ended with {self._end_worker(worker)}") from None
+            raise WorkerLost(self._describe_end(worker.pid, self._end_worker(worker))) from None
         return reply
+
+    def _describe_end(self, pid: int, status: int | None) -> str:
+        """Return how a worker ended, for people."""
+        if status != -signal.SIGKILL:
+            return f"worker process {pid} ended with {status}"
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        return (
+            f"worker process {pid} was killed (signal 9), as the system does when memory runs out: {self.slots} units "
+            f"at a time share {memory:.0f} GB; fewer --workers leave each more"
+        )
 
     def _end_worker(self, worker: Worker) -> int | None:
         """Kill a worker, once, and return its exit status if it is known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +14,19 @@ from stages.schemas import ID
 from train.data.manifest import Manifest
 
 
-def curated_folder(manifest: Manifest) -> Path | None:
-    """Return `curated/` beside the manifest's folder, or None."""
-    folder = Path(manifest.folder).parent / "curated"
-    return folder if folder.is_dir() else None
+def curated_folder(manifest: Manifest) -> Mapping[str, Path]:
+    """Return the files of `curated/` beside the manifest's folder, by name; none if it is not there."""
+    return manifest.beside("curated")
 
 
-def curated_files(folder: Path, source: str | None = None) -> list[Path]:
-    """Return the parts of one source, or of all, in order."""
-    return [f for f in sorted(folder.glob("*.parquet")) if source is None or f.name.rpartition("-")[0] == source]
+def curated_files(folder: Mapping[str, Path], source: str | None = None) -> Iterator[Path]:
+    """Yield the parts of one source, or of all, in order."""
+    for name in sorted(folder):
+        if name.endswith(".parquet") and (source is None or name.rpartition("-")[0] == source):
+            yield folder[name]
 
 
-def curated_texts(folder: Path, ids: Mapping[str, set[bytes]]) -> dict[tuple[str, bytes], str]:
+def curated_texts(folder: Mapping[str, Path], ids: Mapping[str, set[bytes]]) -> dict[tuple[str, bytes], str]:
     """Return the text of documents by (source, document id). `ids`: which, by source.
 
     Reads ids, then only the row groups it must.

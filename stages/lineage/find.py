@@ -138,7 +138,7 @@ def curated_documents(manifest: Manifest, query: Query) -> Iterator[FoundDocumen
     folder = curated_folder(manifest)
     lineage = ["document_id", "url", "source", "source_file", "source_row"]
     columns = [*lineage, "text"] if query.text else lineage
-    for path in curated_files(folder) if folder else []:
+    for path in curated_files(folder):
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +20,7 @@ from stages.pack.format import ROWS
 from stages.schemas import ID
 from stages.tokenizer.spec import as_stored, token_texts
 from train.data.format import read_shard
-from train.data.manifest import Manifest, Shard, pack_command
+from train.data.manifest import Manifest, Shard
 from train.data.tokens import Tokens
 
 Span: TypeAlias = tuple[str, int, int]  # shard, and [start, stop) of its tokens
@@ -68,7 +67,7 @@ def mend(manifest: Manifest) -> str:
     """Say how to mend a damaged file of a manifest."""
     if manifest.adopted:
         return "get the files again"
-    return f"mend it with `{pack_command(Path(manifest.folder))} --force`"
+    return f"mend it with `{manifest.pack_command()} --force`"
 
 
 def rows_table(manifest: Manifest, shard: Shard, columns: list[str] | None = None) -> pa.Table:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -81,7 +80,7 @@ def trace(manifest: Manifest, rows: Sequence[ShardRow], source_paths: Mapping[st
     for row in rows:
         ids[row.source].add(row.document_id)
     folder = curated_folder(manifest)
-    curated = curated_texts(folder, ids) if folder else {}
+    curated = curated_texts(folder, ids)
     origin = Origin(manifest, read_source_rows(manifest, rows, source_paths), taken_out(manifest, ids))
     documents = PackedDocuments(manifest, Decoder(manifest))
     for row in rows:
@@ -238,15 +237,18 @@ def taken_out(manifest: Manifest, ids: Mapping[str, set[bytes]]) -> dict[str, St
     A source whose policy is to drop has nothing taken out.
     """
     policy = manifest.recipe.get("decontaminate", {}).get("policy", "drop")
+    contaminated = manifest.beside("contaminated")
     by_source: dict[str, Stretches] = {}
     for source, wanted in ids.items():
         if (policy if isinstance(policy, str) else policy.get(source, "drop")) == "drop":
             by_source[source] = {}
             continue
-        path = Path(manifest.folder).parent / "contaminated" / f"{source}.parquet"
-        if not path.is_file():
+        contaminated = manifest.beside("contaminated")
+        if f"{source}.parquet" not in contaminated:
             continue
-        table = pq.read_table(path, columns=["document_id", "start", "stop", "done"], partitioning=None)
+        table = pq.read_table(
+            contaminated[f"{source}.parquet"], columns=["document_id", "start", "stop", "done"], partitioning=None
+        )
         is_wanted = pc.is_in(table["document_id"], pa.array(sorted(wanted), ID))
         evidence = table.filter(pc.and_(is_wanted, pc.equal(table["done"], "cut")))
         stretches = by_source.setdefault(source, {})

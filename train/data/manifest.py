@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,6 +202,15 @@ class Manifest:
             raise ManifestError(f"{folder / 'manifest.json'}: names {relative!r}, which leads out of its folder")
         return path
 
+    def beside(self, folder: str) -> Mapping[str, Path]:
+        """Return name -> path of the files in another published folder of the recipe; none if it is not there."""
+        path = Path(self.folder).parent / folder
+        return {file.name: file for file in sorted(path.iterdir())} if path.is_dir() else {}
+
+    def pack_command(self) -> str:
+        """Return the command that packs this mixture."""
+        return pack_command(Path(self.folder))
+
     def recipe_value(self, *keys: str) -> Any:
         """What the recipe has at a path of keys. Raises ManifestError that names the key which is not there."""
         node: Any = self.recipe
@@ -282,10 +291,10 @@ def check_types(value: Any, hint: Any, where: str) -> None:
             check_types(item, inner[0], f"{where}.{number}")
 
 
-def pack_command(folder: Path) -> str:
+def pack_command(folder: Path, options: str = "") -> str:
     """Return the command that packs the mixture of `folder`, which is <out>/<recipe>/<mixture>."""
     stage = "pack_anneal_mix" if folder.name == "anneal" else "pack_pretrain"
-    return f"python -m pipeline run {stage} {run_options(folder.parent)}"
+    return f"python -m pipeline run {stage} {options or run_options(folder.parent)}"
 
 
 def run_options(folder: Path) -> str:
@@ -293,12 +302,19 @@ def run_options(folder: Path) -> str:
 
     RECIPE stands for a recipe that nobody noted, and then `folder` need not be one of ours.
     """
-    options = ["--recipe", "RECIPE"]
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+    noted = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         noted = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-        options[1] = os.path.normpath(folder.parent / noted["file"])
+    return options_noted(noted, str(folder.parent))
+
+
+def options_noted(noted: Any, out: str) -> str:
+    """Return the options of the last run into `out`, of which `noted` is what its RECIPE says, or anything else."""
+    options = ["--recipe", "RECIPE"]
+    with contextlib.suppress(LookupError, TypeError):
+        options[1] = os.path.normpath(os.path.join(out, noted["file"]))  # noqa: PTH118 - `out` may be an address
         settings = [word for setting in noted["set"] for word in ("--set", str(setting))]
-        options += [*settings, "--out", str(folder.parent)]
+        options += [*settings, "--out", out]
     return shlex.join(options)
 
 

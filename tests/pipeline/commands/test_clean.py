@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from pipeline.commands.clean import clean_store
+from pipeline.engine import leases
+from pipeline.engine.locks import active_runs, store_lock
 from pipeline.engine.store import Store, open_store
 from pipeline.errors import UserError
 
@@ -39,7 +44,7 @@ def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
 
 
 def units(store: Store) -> set[str]:
-    return {key for _, key, _ in store.unit_folders()}
+    return {key for _, key, _ in store.units()}
 
 
 def test_what_is_used_stays_and_sizes_are_said(store, capsys):
@@ -92,8 +97,9 @@ def test_an_empty_store_has_nothing_to_clean_and_a_wrong_folder_is_left_alone(tm
 
 
 @pytest.mark.parametrize("name", ["out", "m [1]", "[ab]*"])
-def test_an_object_store_is_cleaned_alike(name):
-    made, neighbor = open_store(f"memory://clean/{name}"), open_store("memory://clean/m 1")
+def test_a_store_in_a_bucket_is_cleaned_alike(name, s3, monkeypatch, capsys):
+    bucket = s3.new_bucket()
+    made, neighbor = open_store(f"{bucket}/clean/{name}"), open_store(f"{bucket}/clean/m 1")
     neighbor.write(f"{neighbor.folder('filter', UNUSED)}/a1.docs.parquet", "x")
     for key in (USED, UNUSED):
         made.write(f"{made.folder('filter', key)}/a1.docs.parquet", "x" * 1000)
@@ -101,9 +107,64 @@ def test_an_object_store_is_cleaned_alike(name):
         clean_store(made, dry_run=False, force=False)
     made.write(f"{made.out}/small/units/filter.json", json.dumps({"units": {"web a": USED + DIGESTS}}))
     clean_store(made, dry_run=False, force=False)
+    assert "kept: 1 units, builds or files not 1:00:00 old" in capsys.readouterr().out
+    assert units(made) == {USED, UNUSED}, "what is young may still be in the making"
+    monkeypatch.setattr("pipeline.commands.clean.YOUNG", timedelta(seconds=-1))
+    clean_store(made, dry_run=True, force=False)
+    assert units(made) == {USED, UNUSED}
+    clean_store(made, dry_run=False, force=False)
     assert units(made) == {USED}
     assert units(neighbor) == {UNUSED}
-    made.fs.rm("/clean", recursive=True)
+    assert not list(made.bucket.objects(f"{made.root}/running")), "no lease is left"
+
+
+@pytest.mark.parametrize("conditions", [True, False])
+def test_in_a_bucket_runs_go_together_and_clean_goes_alone(s3, conditions, monkeypatch):
+    store = open_store(f"{s3.new_bucket()}/out")
+    s3.ignores_conditions = not conditions
+    store.write(f"{store.out}/small/units/filter.json", json.dumps({"units": {}}))
+    with store_lock(store) as held:
+        assert held()
+        with pytest.raises(UserError, match=r"process \d+ on .* is running `.*` here; clean when it has ended"):
+            clean_store(store, dry_run=False, force=True)
+        if conditions:
+            with store_lock(store):
+                assert len(active_runs(store)) == 2
+        else:
+            with pytest.raises(UserError, match=r"ignores conditional writes .* one run at a time"), store_lock(store):
+                pass
+        assert len(active_runs(store)) == 1
+    assert active_runs(store) == []
+    clean_store(store, dry_run=False, force=True)
+    # One that was killed no longer counts once it was not renewed for long enough.
+    store.write(f"{store.root}/running/run-dead.json", json.dumps({"pid": 1, "host": "x", "command": "run"}))
+    with pytest.raises(UserError, match="process 1 on x is running"):
+        clean_store(store, dry_run=False, force=True)
+    monkeypatch.setattr(leases, "ALIVE", timedelta(seconds=1))
+    time.sleep(2.1)
+    clean_store(store, dry_run=False, force=True)
+    assert not list(store.bucket.objects(f"{store.root}/running"))
+
+
+def test_a_run_in_a_bucket_waits_for_a_clean_and_leases_are_renewed(s3, monkeypatch):
+    store = open_store(f"{s3.new_bucket()}/out")
+    monkeypatch.setattr(leases, "RENEWED", 0.05)
+    monkeypatch.setattr(leases, "LOOK_AGAIN", 0.05)
+    came = []
+
+    def run():
+        with store_lock(store):
+            came.append("run")
+
+    with store_lock(store, exclusive=True):
+        other = threading.Thread(target=run)
+        other.start()
+        time.sleep(0.5)
+        assert not came
+        came.append("clean")
+    other.join(10)
+    assert came == ["clean", "run"]
+    assert s3.requests["PUT"] > 6, "both leases were renewed"
 
 
 def test_the_command_that_would_mend_it_is_whole(store):
