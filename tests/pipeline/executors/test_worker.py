@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from pipeline.engine.executor import UnitSpec
+from pipeline.engine.executor import UnitSpec, WorkerLost
 from pipeline.engine.store import open_store
 from pipeline.executors import worker
 from pipeline.executors.local import LocalExecutor
@@ -68,3 +69,18 @@ def test_what_a_worker_writes_to_standard_error_goes_through_the_display(
     reply = asyncio.run(executor.submit(cast(UnitSpec, spec)))
     executor.close()
     assert "record" in reply and shown == ["step 1", "step \ufffd2"]
+
+
+def test_a_worker_that_was_killed_as_memory_ran_out_says_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.setattr(worker, "find_work", lambda _: lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    executor = LocalExecutor(3, show=print)
+    spec: dict[str, Any] = {"out": str(tmp_path), "stage": "filter", "key": "ab" * 20, "label": "x", "work": "w"}
+    spec |= {"inputs": [], "params": {}, "places": {}, "versions": {}, "executor": "local", "cpus": 1}
+    with pytest.raises(
+        WorkerLost, match=r"killed \(signal 9\).*memory runs out: 3 units .* share \d+ GB; fewer"
+    ):
+        asyncio.run(executor.submit(cast(UnitSpec, spec)))
+    executor.close()

@@ -1,0 +1,42 @@
+"""Scratch space goes with its process, however that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.engine.scratch import Scratch
+
+MAKE = "from pipeline.engine.scratch import Scratch; s = Scratch(); print(s.folder(), flush=True); input()"
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_what_a_process_left_is_deleted_and_what_a_living_one_has_is_not(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", MAKE], **pipes) as process:  # type: ignore[call-overload]
+        theirs = Path(process.stdout.readline().strip())
+        ours = Scratch()
+        assert ours.folder().is_dir() and theirs.is_dir(), "its owner is at work"
+        if end == "kill":
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert theirs.is_dir(), "nobody was there to delete it"
+        else:
+            process.communicate("\n")
+            assert not theirs.exists()
+    other = Scratch()
+    living = {ours.folder(), other.folder()}
+    assert set(tmp_path.iterdir()) == living
+    assert Path(ours.copy("s3://b/x.jsonl.zst", lambda target: target.write_text("x"))).read_text() == "x"
+    for scratch in (ours, other):
+        scratch.drop()
+    assert list(tmp_path.iterdir()) == []
