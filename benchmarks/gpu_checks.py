@@ -44,7 +44,8 @@ def attention(kernel: str, dtype: torch.dtype, documents: bool, device: torch.de
     cfg = dataclasses.replace(cfg, sliding_window=T // 5)
     borders = torch.tensor([0, 3, T // 2, T // 2 + 1, T, T + T // 3, 2 * T], dtype=torch.int32) if documents else None
     ids = torch.zeros(2, T, device=device)
-    inputs = [torch.randn(2, cfg.n_heads, T, D, device=device).to(dtype) for _ in range(4)]
+    heads = (cfg.n_heads, cfg.kv_heads, cfg.kv_heads, cfg.n_heads)  # of q, k, v, and the gradient of the output
+    inputs = [torch.randn(2, n, T, D, device=device).to(dtype) for n in heads]
     worst = 0.0
     for fast, dense in zip(MaskBuilder(cfg, kernel)(ids, borders), MaskBuilder(cfg)(ids, borders), strict=True):
         found = []
@@ -82,12 +83,18 @@ def loss(cap: float | None, z_weight: float, padded: bool, device: torch.device,
     return apart(*found)
 
 
-def compiled(kernel: str, device: torch.device, dtype: torch.dtype, cfg: ModelConfig) -> float:
+def two_layers(cfg: ModelConfig) -> ModelConfig:
+    """The model with its first and its last layer alone."""
+    kinds = None if cfg.layer_kinds is None else (cfg.layer_kinds[0], cfg.layer_kinds[-1])
+    return dataclasses.replace(cfg, n_layers=2, layer_kinds=kinds, expect_params=None)
+
+
+def compiled(kernel: str, device: torch.device, dtype: torch.dtype, cfg: ModelConfig, vocab: int) -> float:
     """The compiled model's loss against the eager one's with dense masks, in nats."""
-    model = build(dataclasses.replace(cfg, n_layers=2, expect_params=None), 8192, 0).to(device)
+    model = build(two_layers(cfg), vocab, 0, vocab - 1).to(device)
     model.dtype = dtype
     T = min(1024, cfg.max_seq_len)
-    ids = torch.randint(0, 8192, (4, T + 1), generator=torch.Generator().manual_seed(0)).to(device)
+    ids = torch.randint(0, vocab, (4, T + 1), generator=torch.Generator().manual_seed(0)).to(device)
     borders = torch.tensor([0, T // 3, T, 2 * T, 3 * T, 4 * T], dtype=torch.int32)
     eager = model(ids[:, :-1], ids[:, 1:], None, borders)[0]
     model.mask_builder = MaskBuilder(model.cfg, kernel)
@@ -103,33 +110,38 @@ def orthogonal(schedule: str, device: torch.device) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def checks(device: torch.device, cfg: ModelConfig) -> dict[str, Any]:
-    """All of them, by name."""
+def checks(device: torch.device, models: dict[str, tuple[ModelConfig, int]]) -> dict[str, Any]:
+    """All of them, by name; models: keys and vocabulary of each system."""
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     todo: dict[str, tuple[float, Callable[[], float]]] = {}
-    for kernel, precision, documents in (
-        ("flex", torch.bfloat16, False),
-        ("flex", torch.bfloat16, True),
-        ("flex", torch.float32, True),
-        ("varlen", torch.bfloat16, False),
-        ("varlen", torch.bfloat16, True),
-    ):
-        todo[f"{kernel} {str(precision).removeprefix('torch.')}{' documents' if documents else ''}"] = (
-            ROUNDING[precision],
-            functools.partial(attention, kernel, precision, documents, device, cfg),
-        )
+    # each shape of heads once
+    shapes = {(cfg.n_heads, cfg.kv_heads, cfg.head_size): cfg for cfg, _ in models.values()}
+    for (heads, kv_heads, size), cfg in shapes.items():
+        for kernel, precision, documents in (
+            ("flex", torch.bfloat16, False),
+            ("flex", torch.bfloat16, True),
+            ("flex", torch.float32, True),
+            ("varlen", torch.bfloat16, False),
+            ("varlen", torch.bfloat16, True),
+        ):
+            name = f"{kernel} {str(precision).removeprefix('torch.')}{' documents' if documents else ''}"
+            todo[f"{name}, heads {heads}/{kv_heads} x {size}"] = (
+                ROUNDING[precision],
+                functools.partial(attention, kernel, precision, documents, device, cfg),
+            )
     for cap, z_weight, padded in ((30.0, 1e-4, False), (30.0, 1e-4, True), (None, 0.0, False)):
         todo[f"loss, cap {cap}, z {z_weight}{', padding' if padded else ''}"] = (
             ROUNDING[dtype],
             functools.partial(loss, cap, z_weight, padded, device, dtype),
         )
     if cuda:
-        for kernel in ("flex", "varlen"):
-            todo[f"compiled against eager, {kernel}, nats"] = (
-                1e-3,
-                functools.partial(compiled, kernel, device, dtype, cfg),
-            )
+        for name, (cfg, vocab) in models.items():
+            for kernel in ("flex", "varlen"):
+                todo[f"{name}, compiled against eager, {kernel}, nats"] = (
+                    1e-3,
+                    functools.partial(compiled, kernel, device, dtype, cfg, vocab),
+                )
     for schedule in ("jordan5", "dsv4"):
         todo[f"Newton-Schulz {schedule}, bf16 against fp32"] = (0.1, functools.partial(orthogonal, schedule, device))
     found: dict[str, Any] = {}

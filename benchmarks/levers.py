@@ -1,36 +1,53 @@
-"""What each lever of the trainer is worth: 300 steps on real text with it and without, in bits per byte held out.
+"""What each part of the model and lever of the trainer is worth, in bits per byte of held-out text at equal tokens.
 
-A model of 1.9 M parameters (the width and depth of quickstart), 1,024 tokens a step, the same weights and the same
-data in the same order each time; one run a line. First the learning rates are tuned, Muon's and AdamW's beside it, and
-those of AdamW alone: doubled and halved until both neighbours of the best are worse. Then each lever alone is turned,
-all else as tuned. Three seeds of the tuned run say how much of a difference is chance. Every loss of every run is
-looked at: a NaN anywhere fails the benchmark, and so does AdamW ahead of Muon.
+A baseline of 1.9 M parameters, Shard with the width and depth of quickstart, against the same with one lever turned:
+1,024 tokens a step, the same batches in the same order, the same held-out text, one run a line. A lever that changes
+the number of parameters gets an MLP that much narrower or wider, so that all have the baseline's number to within one
+hidden unit. Weights are drawn from the same seed, but a part that draws its own moves the draws behind it.
 
-    python -m benchmarks.levers [--data FOLDER] [--steps 300] [--jobs 2] [--dry]
+Differences are paired by seed. Their error is that over seeds, with Student's t; the verdict has Holm's correction for
+the number of levers. It says what holds on this held-out text, model and length of training, and nothing beyond them.
 
-FOLDER holds web/ and math/ of parquet files; `--dry` saves nothing.
+Each result is written as soon as it is there, and a run that is in the file is not made again: the command can be
+interrupted, and the same command goes on, seed by seed, with all levers of a seed ahead of the next.
+
+    python -m benchmarks.levers [--steps 300] [--seeds 3] [--only embed_norm,relu2] [--minutes 25] [--out FILE]
+
+--search tunes the rates of Muon, of AdamW beside it and of AdamW alone first, by doubling and halving until both
+neighbours of the best are worse; without it they are --muon, --beside and --alone, found so on 2026-11-21. --data
+FOLDER holds web/ and math/ of parquet files. --build FOLDER keeps the packed mixture, which takes minutes to make, for
+the next time. --seeds and --only can be widened later over the same file. A loss that is not finite fails the command,
+and so does AdamW alone ahead of Muon.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import functools
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import measure
+from benchmarks.paired import compare
 from benchmarks.processes import run_pipeline
+from train.model.transformer import count_parameters
+from train.overrides import configs
 
 SHARED = measure.SHARED.parent
-START = {"muon": 1.2e-2, "beside": 6e-3, "adamw": 4e-3}  # where the search for each rate begins
+VOCAB = 8192
 MODEL = {"dim": 128, "n_layers": 4, "n_heads": 4, "mlp_hidden": 384, "max_seq_len": 128, "sliding_window": 32}
 TRAIN = {
     "batch_size": 8,
@@ -38,19 +55,90 @@ TRAIN = {
     "schedule": {"kind": "wsd", "warmup": 20},
     "prompts": [],
     "log_every": 1,
+    "eval_every": 0,
     "eval_tokens": 50_000,
+    "checkpoint_every": 0,
 }
-SEEDS = (1, 2)  # beside 0
-# lever -> the settings that turn it, against the tuned run: gemma4, Muon, cap 30, z-loss 1e-4, WSD, no engram
-LEVERS = {
-    "gemma4 off (all_global)": ["model.attention_pattern=all_global"],
-    "cap off": ["model.lm_head_logit_cap=null"],
-    "z-loss off": ["model.z_loss_weight=0"],
-    "WSD off (constant)": ["train.schedule.kind=constant"],
-    "WSD off (cosine)": ["train.schedule.kind=cosine"],
-    "engram on": ["model.engram_enabled=true", "model.engram_inject_layer=2"],
-    "Newton-Schulz jordan5": ["train.muon.ns=jordan5"],
-}
+BASELINE = "baseline"
+ADAMW = "adamw"
+QUICKSTART = ["train.muon.lr=0.006", "train.adamw.lr=0.006"]  # the rates of manifests/quickstart.yaml
+
+
+class Rates(NamedTuple):
+    """Learning rates: Muon's, AdamW's beside it, and AdamW's where it trains all."""
+
+    muon: float
+    beside: float
+    alone: float
+
+    def settings(self) -> list[str]:
+        """Return the settings of the baseline."""
+        return [f"train.muon.lr={self.muon:g}", f"train.adamw.lr={self.beside:g}"]
+
+
+class Lever(NamedTuple):
+    """Settings that turn a lever, all of them, and the lever whose runs they are held against."""
+
+    settings: list[str]
+    against: str = BASELINE
+
+
+def levers(rates: Rates) -> dict[str, Lever]:
+    """Return every lever by name, the most promising first."""
+    parts = {
+        "embed_norm": ["model.embed_norm=true"],
+        "embed_rate_x1/3": [f"train.groups.tokens.lr={rates.beside / 3:g}"],
+        "embed_rate_x3": [f"train.groups.tokens.lr={rates.beside * 3:g}"],
+        "residual_mix": ["model.residual_mix=true"],
+        "smear": ["model.smear=true"],
+        "relu2": ["model.mlp=relu2"],
+        "bigram": ["model.bigram_buckets=1024", "model.bigram_dim=32"],
+        "branch_scales": ["model.branch_scales=true"],
+        "qk_norm": ["model.qk_norm=rms"],
+        "qk_norm+q_gain": ["model.qk_norm=rms", "model.q_gain=1.5"],
+        "unet_skips": ["model.unet_skips=true"],
+        "depth_scale": ["model.depth_scale=true"],
+        "kv_heads_2": ["model.n_kv_heads=2"],
+        "zero_init_out": ["model.zero_init_out=true"],
+        "orthogonal_init": ["model.init=orthogonal"],
+        "momentum_warmup": ["train.muon.momentum_warmup=100"],
+        "scalar_rate_x1/8": [f"train.groups.scalars.lr={rates.beside / 8:g}"],
+        "all_global": ["model.attention_pattern=all_global"],
+        "no_logit_cap": ["model.lm_head_logit_cap=null"],
+        "no_z_loss": ["model.z_loss_weight=0"],
+        "constant_rate": ["train.schedule.kind=constant"],
+        "cosine_rate": ["train.schedule.kind=cosine"],
+        "engram": ["model.engram_enabled=true", "model.engram_inject_layer=2"],
+        "jordan5": ["train.muon.ns=jordan5"],
+    }
+    base = rates.settings()
+    return {
+        BASELINE: Lever(base),
+        "quickstart_rates": Lever(QUICKSTART),
+        "quickstart_rates+embed_norm": Lever([*QUICKSTART, *parts["embed_norm"]], "quickstart_rates"),
+        "quickstart_rates+embed_rate_x3": Lever([*QUICKSTART, "train.groups.tokens.lr=0.018"], "quickstart_rates"),
+        **{name: Lever([*base, *settings]) for name, settings in parts.items()},
+        ADAMW: Lever(["train.optimizer=adamw", f"train.adamw.lr={rates.alone:g}"]),
+    }
+
+
+@functools.cache
+def level(settings: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the settings with the width of the MLP that gives the model the baseline's number of parameters."""
+    recipe = {"model": MODEL, "train": {"pretrain": TRAIN}}
+
+    def count(*more: str) -> int:
+        return count_parameters(configs(recipe, "pretrain", [*settings, *more], "levers")[0], VOCAB)
+
+    hidden = MODEL["mlp_hidden"]
+    wanted = count_parameters(configs(recipe, "pretrain", [], "levers")[0], VOCAB)
+    unit = count(f"model.mlp_hidden={hidden + 1}") - count()
+    more = round((wanted - count()) / unit)
+    return (*settings, f"model.mlp_hidden={hidden + more}") if more else settings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
 
 
 def recipe(data: Path, steps: int) -> dict[str, Any]:
@@ -70,7 +158,7 @@ def recipe(data: Path, steps: int) -> dict[str, Any]:
         "name": "levers",
         "executor": "local",
         "sources": sources,
-        "tokenizer": {"vocab_size": 8192, "sample": "20MB"},
+        "tokenizer": {"vocab_size": VOCAB, "sample": "20MB"},
         "mixtures": {"pretrain": {"tokens": tokens, "ratios": {"web": "80%", "maths": "20%"}, "max_epochs": 1}},
         "model": MODEL,
         "train": {"pretrain": {"mixture": "pretrain", "steps": steps, **TRAIN}},
@@ -79,55 +167,102 @@ def recipe(data: Path, steps: int) -> dict[str, Any]:
 
 def build(folder: Path, data: Path, steps: int) -> Path:
     """Pack the mixture. Returns its manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
     out = folder / "build"
     run_pipeline("pack_pretrain", recipe(data, steps), out)
     return out / "levers" / "pretrain" / "manifest.json"
 
 
-class Runs:
-    """Runs by what they set, each made once."""
+def digest_of(manifest: Path) -> str:
+    """Return a hash of the tokens of a mixture, those held out included."""
+    shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
+    return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
 
-    def __init__(self, folder: Path, manifest: Path) -> None:
-        self.folder, self.manifest = folder, manifest
+
+class TimeIsOverError(Exception):
+    """Runs were left for another time."""
+
+
+class Runs:
+    """Runs by their settings, each made once and kept in a file with what `about` says of all of them."""
+
+    def __init__(self, file: Path, about: dict[str, Any], manifest: Path, folder: Path, deadline: float) -> None:
+        """Raises SystemExit where the file holds runs of other data or length."""
+        self.file, self.about, self.manifest, self.folder, self.deadline = file, about, manifest, folder, deadline
+        self.lock = threading.Lock()
         self.known: dict[tuple[str, ...], dict[str, Any]] = {}
+        if file.exists():
+            before = json.loads(file.read_text(encoding="utf-8"))
+            for name in ("steps", "data"):
+                if before.get(name) != about[name]:
+                    raise SystemExit(
+                        f"error: {file} has runs with {name} = {before.get(name)}, not {about[name]}, which cannot be "
+                        "compared: name another file with --out"
+                    )
+            self.known = {tuple(run["settings"]): run for run in before["runs"]}
 
     def all(self, jobs: int, wanted: list[list[str]]) -> list[dict[str, Any]]:
-        """The results of runs with these settings, `jobs` at a time on one thread each."""
-        new = list(dict.fromkeys(tuple(s) for s in wanted if tuple(s) not in self.known))
-        numbers = range(len(self.known), len(self.known) + len(new))
+        """Return the results of runs with these settings, made `jobs` at a time on one thread each.
+
+        Raises TimeIsOverError where one would begin behind the deadline.
+        """
+        new = list(dict.fromkeys(tuple(settings) for settings in wanted if tuple(settings) not in self.known))
         with ThreadPoolExecutor(jobs) as pool:
-            self.known.update(zip(new, pool.map(self._run, new, numbers), strict=True))
+            list(pool.map(self._run, new))
+        if any(settings not in self.known for settings in new):
+            raise TimeIsOverError
         return [self.known[tuple(settings)] for settings in wanted]
 
-    def _run(self, settings: tuple[str, ...], number: int) -> dict[str, Any]:
-        out = self.folder / f"run-{number:03}"
-        command = [sys.executable, "train/main.py", "--manifest", str(self.manifest), "--set", f"train.out={out}"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        done = subprocess.run([*command, *settings], cwd=measure.ROOT, env=env, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"error: {' '.join(settings)}: {done.stderr.strip()}")
-        summary = json.loads((out / "summary.json").read_text())
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    def _run(self, settings: tuple[str, ...]) -> None:
+        if time.monotonic() > self.deadline:
+            return
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=self.folder) as out:
+            command = [sys.executable, "train/main.py", "--manifest", str(self.manifest), "--set", f"train.out={out}"]
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            done = subprocess.run([*command, *settings], cwd=measure.ROOT, env=env, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"error: {' '.join(settings)}: {done.stderr.strip()}")
+            result = {"settings": list(settings), **self._result(Path(out))}
+        result["seconds"] = round(time.monotonic() - begun)
+        print(f"{result['bits_per_byte']:.4f}  {result['seconds']:4} s  {' '.join(settings)}", flush=True)
+        with self.lock:
+            self.known[settings] = result
+            self.save()
+
+    @staticmethod
+    def _result(out: Path) -> dict[str, Any]:
+        """Return what the folder of a run says of it."""
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         losses = [line["loss"] for line in lines if "loss" in line]
         events = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
         bits = summary["after"]["bits_per_byte"]
         bits = math.nan if bits is None else bits
-        print(f"{bits:.4f}  {' '.join(settings)}", flush=True)
         return {
-            "settings": list(settings),
             "bits_per_byte": bits,
             "parameters": summary["parameters"],
             "finite": all(map(math.isfinite, [*losses, bits])),
-            "spikes": sum("spike" in e for e in events),
+            "spikes": sum("spike" in event for event in events),
             "last_loss": losses[-1],
         }
 
+    def save(self, **more: Any) -> None:
+        """Write all that is known."""
+        text = json.dumps({**self.about, **more, "runs": list(self.known.values())}, indent=1)
+        beside = self.file.with_suffix(".tmp")
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(self.file)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tuning
 
 Made = Callable[[list[list[str]]], list[dict[str, Any]]]
 
 
 def tune(runs: Made, at: Callable[[float], list[str]], rate: float) -> float:
-    """The rate among start * 2^k that scores best, with both its neighbours measured."""
+    """Return the rate among start * 2^k that scores best, with both its neighbours measured."""
     best = 0
     while True:
         near = [best - 1, best, best + 1]
@@ -137,66 +272,107 @@ def tune(runs: Made, at: Callable[[float], list[str]], rate: float) -> float:
         best = near[scores.index(min(scores))]
 
 
-def rates(beside: float, muon: float | None = None) -> list[str]:
-    """The settings of both rates; muon None: AdamW for everything."""
-    matrices = ["train.optimizer=adamw"] if muon is None else [f"train.muon.lr={muon:g}"]
-    return [*matrices, f"train.adamw.lr={beside:g}"]
+def search(runs: Made, rates: Rates) -> Rates:
+    """Return the best rates, of Muon and beside it in turn until neither moves."""
+    alone = tune(runs, lambda rate: levers(rates._replace(alone=rate))[ADAMW].settings, rates.alone)
+    rates = rates._replace(alone=alone)
+    while True:
+        before = rates
+        rates = rates._replace(muon=tune(runs, lambda rate, r=rates: r._replace(muon=rate).settings(), rates.muon))  # type: ignore[misc]
+        rates = rates._replace(
+            beside=tune(runs, lambda rate, r=rates: r._replace(beside=rate).settings(), rates.beside)  # type: ignore[misc]
+        )
+        if rates == before:
+            return rates
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def report(runs: Runs, rates: Rates, seeds: int) -> None:
+    """Print the table and save it. Raises SystemExit where a loss is not finite, or AdamW alone is ahead of Muon."""
+    every = levers(rates)
+    scores: dict[str, dict[int, float]] = {name: {} for name in every}
+    for name, lever in every.items():
+        for seed in range(seeds):
+            run = runs.known.get(tuple(settings_of(lever, seed)))
+            if run is not None:
+                scores[name][seed] = run["bits_per_byte"]
+    table = compare(scores, {name: lever.against for name, lever in every.items()})
+    base = [round(score, 4) for score in scores[BASELINE].values()]
+    print(f"{BASELINE}: {', '.join(map(str, base))} bits/byte ({' '.join(rates.settings())})")
+    measure.show(
+        ("lever", "bits/byte - baseline's", "error", "seeds", "p, Holm", "verdict"),
+        [
+            (
+                name,
+                f"{row['mean']:+.4f}",
+                "-" if row["error"] is None else f"{row['error']:.4f}",
+                len(row["differences"]),
+                "-" if row["p_holm"] is None else f"{row['p_holm']:.3f}",
+                row["verdict"],
+            )
+            for name, row in sorted(table.items(), key=lambda item: item[1]["mean"])
+        ],
+    )
+    missing = [f"{name} ({len(s)} of {seeds} seeds)" for name, s in scores.items() if len(s) < seeds]
+    print(f"not measured: {'; '.join(missing) or 'nothing'}")
+    runs.save(baseline=scores[BASELINE], rates=rates._asdict(), table=table, not_measured=missing)
+    if not all(run["finite"] for run in runs.known.values()):
+        raise SystemExit("error: a loss is not finite")
+    if ADAMW in table and min(table[ADAMW]["differences"]) < 0:
+        raise SystemExit("error: AdamW alone is ahead of Muon")
+
+
+def settings_of(lever: Lever, seed: int) -> list[str]:
+    """Return all settings of the run of a lever at a seed."""
+    return [*level(tuple(lever.settings)), *([f"train.seed={seed}"] if seed else [])]
+
+
+def chosen(only: str | None, rates: Rates) -> list[Lever]:
+    """Return the levers named in `only`, with what they are held against. Raises SystemExit for an unknown name."""
+    every = levers(rates)
+    names = list(every) if only is None else [name.strip() for name in only.split(",")]
+    if unknown := [name for name in names if name not in every]:
+        raise SystemExit(f"error: --only {unknown[0]}: write some of {', '.join(every)}")
+    wanted = {every[name].against for name in names} | set(names)
+    return [lever for name, lever in every.items() if name in wanted]
 
 
 def main() -> None:
     """Command line."""
-    parser = measure.parser(__doc__, steps=300, jobs=2, dry=False)
-    parser.add_argument("--data", type=Path, default=SHARED)
-    options = parser.parse_args()
+    options = measure.parser(
+        __doc__, steps=300, seeds=3, jobs=1, minutes=math.inf, only=None, out=None, build=None, search=False,
+        muon=3e-3, beside=4.8e-2, alone=2e-3, data=str(SHARED),
+    ).parse_args()  # fmt: skip
+    run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the runs that are not there and fit the time, and report."""
+    deadline = time.monotonic() + 60 * options.minutes
+    rates, data = Rates(options.muon, options.beside, options.alone), Path(options.data)
+    chosen(options.only, rates)
+    file = Path(options.out or measure.RESULTS / f"{datetime.date.today().isoformat()}-levers.json")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        runs = Runs(folder, build(folder, options.data, options.steps))
-        made = functools.partial(runs.all, options.jobs)
-        adamw = tune(made, rates, START["adamw"])
-        muon, beside = START["muon"], START["beside"]
-        while True:  # each in turn until neither moves
-            then = muon, beside
-            muon = tune(made, lambda rate, b=beside: rates(b, rate), muon)  # type: ignore[misc]
-            beside = tune(made, lambda rate, m=muon: rates(rate, m), beside)  # type: ignore[misc]
-            if then == (muon, beside):
-                break
-        tuned = rates(beside, muon)
-        wanted = {
-            "tuned": tuned,
-            "Muon off (AdamW, tuned)": rates(adamw),
-            **{lever: [*tuned, *settings] for lever, settings in LEVERS.items()},
-            **{f"tuned, seed {s}": [*tuned, f"train.seed={s}"] for s in SEEDS},
-            **{f"AdamW, seed {s}": [*rates(adamw), f"train.seed={s}"] for s in SEEDS},
+        manifest = build(Path(options.build or folder), data, options.steps)
+        about = {
+            "steps": options.steps,
+            "tokens_a_run": options.steps * TRAIN["batch_size"] * TRAIN["seq_len"],
+            "text": "web/ and math/ of the shared text" if data.is_dir() else "installed packages",
+            "data": digest_of(manifest),
+            "machine": measure.machine(("torch",)),
         }
-        table = dict(zip(wanted, made(list(wanted.values())), strict=True))
-        report(table, list(runs.known.values()), options)
-
-
-def report(table: dict[str, dict[str, Any]], known: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Print the table, save it, and fail where a claim does not hold."""
-    base = table["tuned"]["bits_per_byte"]
-    bits = {lever: run["bits_per_byte"] for lever, run in table.items()}
-    measure.show(
-        ("lever", "bits/byte", "against tuned, %"),
-        [(lever, round(value, 4), round(100 * (value / base - 1), 2)) for lever, value in bits.items()],
-    )
-    seeds = [(table[a]["bits_per_byte"], table[b]["bits_per_byte"]) for a, b in _pairs()]
-    ahead, finite = all(m < a for m, a in seeds), all(r["finite"] for r in known)
-    tuned, adamw = table["tuned"]["settings"], table["Muon off (AdamW, tuned)"]["settings"]
-    print(f"tuned: {' '.join(tuned)}; AdamW alone: {' '.join(adamw)}")
-    print(
-        f"Muon ahead of AdamW in each of {len(seeds)} seeds: {ahead}; every loss of {len(known)} runs finite: {finite}"
-    )
-    if not options.dry:
-        text = "web/ and math/ of the shared text" if options.data.is_dir() else "installed packages"
-        result = {"steps": options.steps, "text": text, "machine": measure.machine(("torch",)), "table": table}
-        measure.save("levers", {**result, "runs": known, "muon_ahead": ahead, "finite": finite})
-    if not (ahead and finite):
-        raise SystemExit("error: a claim does not hold")
-
-
-def _pairs() -> list[tuple[str, str]]:
-    return [("tuned", "Muon off (AdamW, tuned)"), *((f"tuned, seed {s}", f"AdamW, seed {s}") for s in SEEDS)]
+        runs = Runs(file, about, manifest, folder, deadline)
+        made = functools.partial(runs.all, options.jobs)
+        with contextlib.suppress(TimeIsOverError):
+            if options.search:
+                rates = search(made, rates)
+            for seed in range(options.seeds):
+                made([settings_of(lever, seed) for lever in chosen(options.only, rates)])
+        report(runs, rates, options.seeds)
 
 
 if __name__ == "__main__":

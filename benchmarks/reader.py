@@ -28,9 +28,10 @@ import torch
 
 from benchmarks import measure
 from train.config import TrainConfig
-from train.data.format import HEADER_BYTES, Header
+from train.data.format import HEADER_BYTES, INDEX_CODE, Header, shard_bytes
 from train.data.loader import Loader, check_hashes
 from train.data.manifest import Manifest, Shard, Tokenizer, ValidationIds, load_manifest
+from train.data.tokens import token_dtype
 
 SHAPES = ((16, 8192), (512, 128))
 TARGETS = {
@@ -45,22 +46,32 @@ VOCAB, BOS, DOCUMENT = 8192, 8191, 1000  # tokens a document
 BUILD_ID = hashlib.sha256(b"the reader's benchmark").hexdigest()
 
 
-def write_shards(folder: Path, tokens: np.ndarray, count: int) -> Path:
-    """`count` shards with equal shares of `tokens`, their indexes and a manifest in `folder`. Returns its path."""
+def write_shards(folder: Path, tokens: np.ndarray, count: int, vocab: int = VOCAB) -> Path:
+    """`count` shards with equal shares of `tokens`, their indexes and a manifest in `folder`. Returns its path.
+
+    tokens: of the type that `vocab` ids take; the last id is BOS.
+    """
     folder.mkdir()
+    dtype, bos = token_dtype(vocab), vocab - 1
+    assert tokens.dtype == dtype, tokens.dtype
     shards = []
     for i, part in enumerate(np.array_split(tokens, count)):
         starts = np.arange(0, len(part), DOCUMENT)
         counts = np.diff(np.append(starts, len(part)))
-        part[starts] = BOS
+        part[starts] = bos
         name, n = f"b_train_{i:06}", len(starts)
         with (folder / f"{name}.bin").open("wb") as file:
-            file.write(Header(len(part), VOCAB, BOS, n, BUILD_ID[:16]).pack())
+            file.write(Header(len(part), vocab, bos, n, BUILD_ID[:16], dtype).pack())
             file.write(part.data)
         with (folder / f"{name}.idx").open("wb") as file:
-            file.write(b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, n, n + 1) + counts.astype("<i4").tobytes())
-            file.write((HEADER_BYTES + 2 * starts).astype("<i8").tobytes() + np.arange(n + 1, dtype="<i8").tobytes())
-        size = HEADER_BYTES + 2 * len(part)
+            file.write(
+                b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, INDEX_CODE[dtype], n, n + 1) + counts.astype("<i4").tobytes()
+            )
+            file.write(
+                (HEADER_BYTES + dtype.itemsize * starts).astype("<i8").tobytes()
+                + np.arange(n + 1, dtype="<i8").tobytes()
+            )
+        size = shard_bytes(len(part), dtype)
         shards.append(Shard(f"{name}.bin", "train", len(part), n, size, "", f"{name}.idx", "", "", "", ""))
     manifest = Manifest(
         schema_version=1,
@@ -72,7 +83,7 @@ def write_shards(folder: Path, tokens: np.ndarray, count: int) -> Path:
         tokens=len(tokens),
         val_tokens=0,
         documents=sum(s.documents for s in shards),
-        tokenizer=Tokenizer("tokenizer.json", "", VOCAB, BOS, BOS, {"<|bos|>": BOS}, [4] * VOCAB),
+        tokenizer=Tokenizer("tokenizer.json", "", vocab, bos, bos, {"<|bos|>": bos}, [4] * vocab),
         shards=shards,
         sources=[],
         val_ids=ValidationIds("val_ids.bin", "", 0, ""),

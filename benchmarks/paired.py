@@ -1,0 +1,51 @@
+"""Paired differences of runs that share their seeds: mean, standard error, Student's t, and Holm's correction."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import numpy as np
+
+
+def p_value(t: float, df: int) -> float:
+    """Return the two-sided p of Student's t: with t = sqrt(df) tan(a), its density is cos(a)^(df - 1)."""
+    angles = np.linspace(0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (df - 1)
+    return float(density[angles >= math.atan(abs(t) / math.sqrt(df))].sum() / density.sum())
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """Return p corrected for their number by Holm's rule."""
+    corrected, least = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        least = max(least, min(1.0, p[name] * (len(p) - rank)))
+        corrected[name] = least
+    return corrected
+
+
+def compare(scores: dict[str, dict[int, float]], against: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Return each lever's paired differences, negative where it helps, their mean, its error and a verdict.
+
+    scores: bits per byte by lever and seed. against: what each lever is held against.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for name, other in against.items():
+        mine, theirs = scores.get(name, {}), scores.get(other, {})
+        differences = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
+        if differences and name != other:
+            error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
+            mean = statistics.fmean(differences)
+            table[name] = {"against": other, "differences": differences, "mean": mean, "error": error}
+            if error:
+                table[name]["p"] = p_value(mean / error, len(differences) - 1)
+    corrected = holm({name: row["p"] for name, row in table.items() if "p" in row})
+    for name, row in table.items():
+        row["p_holm"] = corrected.get(name)
+        sign = "better" if row["mean"] < 0 else "worse"
+        if row["error"] is None:
+            row["verdict"] = f"not known: {len(row['differences'])} seed"
+        else:
+            row["verdict"] = sign if corrected.get(name, 1.0) < 0.05 else "no difference shown"
+    return table
