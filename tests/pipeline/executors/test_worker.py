@@ -79,8 +79,6 @@ def test_a_worker_that_was_killed_as_memory_ran_out_says_memory(
     executor = LocalExecutor(3, show=print)
     spec: dict[str, Any] = {"out": str(tmp_path), "stage": "filter", "key": "ab" * 20, "label": "x", "work": "w"}
     spec |= {"inputs": [], "params": {}, "places": {}, "versions": {}, "executor": "local", "cpus": 1}
-    with pytest.raises(
-        WorkerLost, match=r"killed \(signal 9\).*memory runs out: 3 units .* share \d+ GB; fewer"
-    ):
+    with pytest.raises(WorkerLost, match=r"killed \(signal 9\).*memory runs out: 3 units .* share \d+ GB; fewer"):
         asyncio.run(executor.submit(cast(UnitSpec, spec)))
     executor.close()
