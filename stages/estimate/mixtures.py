@@ -130,8 +130,13 @@ def verdict(recipe: Recipe, name: str, survey: Survey) -> str:
 
 
 def cannot_fit(recipe: Recipe, name: str, survey: Survey) -> str:
-    """Return why mixture `name` does not fit, were there twice as much as its samples allow for; "" where it might."""
+    """Return why mixture `name` does not fit, were there twice as much as its sources were read to hold, whole.
+
+    "" where it might: what a sample says of large sources is only a doubt.
+    """
     if unknown_sources(recipe, name, survey):
+        return ""
+    if any(survey.forecasts[source].held_out is None for source in recipe.mixtures[name].sources):
         return ""
     available = available_tokens(recipe, name, tokens_of(survey))
     most = {s: int(n * (1 + survey.forecasts[s].error) * SLACK) for s, n in available.items()}

@@ -137,7 +137,8 @@ def test_only_meaning_counts(tmp_path: Path) -> None:
     edit(rules, 'return "length_short"', 'return "length_too_short"')
     assert changed(root, before) == {"stages.filter.work"}
     edit(root / "stages/tokenizer/spec.py", '"<|tool|>"', '"<|tools|>"')
-    tokenizing = {"stages.tokenizer.work", "stages.tokenize.work", "stages.encode_evals.work"}
+    tokenizers = {"stages.tokenizer.work", "stages.tokenizer.sentencepiece_work"}
+    tokenizing = tokenizers | {"stages.tokenize.work", "stages.encode_evals.work"}
     assert changed(root, before) == {"stages.filter.work"} | tokenizing
     edit(root / "train/optim/schedule.py", "def ", "UNUSED = 1\n\n\ndef ")
     assert changed(root, before) == {"stages.filter.work", "train.main"} | tokenizing
