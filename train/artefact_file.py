@@ -46,7 +46,8 @@ FORMAT = 1
 LEVEL, MIN_MATCH, WINDOW_LOG = 22, 7, 18
 MOST_BYTES = 1 << 29  # of a payload; an artefact is meant to be 30 times smaller
 MOST_HEADER_BYTES = 1 << 22
-MOST_IDS, MOST_POSITIONS = 1 << 20, 1 << 20  # of a vocabulary; of a table of rotary positions
+MOST_IDS = 1 << 20  # of a vocabulary
+MOST_ANGLES = 1 << 26  # of a table of rotary positions: 1,048,576 of them with 64 channels that rotate
 PIECE = 1 << 20  # bytes read at once
 
 Packing = Literal["bytes", "bits"]
@@ -78,9 +79,10 @@ def pack(weights: dict[str, Tensor], cfg: ArtefactConfig) -> Packed:
         if kind in LARGEST:
             w = round_trip(w, "int8", cfg.int8_floor) if cfg.int8_first else w
             quantized[name] = quantize(w, kind, cfg.int8_floor)
+            stored = quantized[name].scale
         else:
-            plain[name] = w.to(torch.float16 if kind == "fp16" else torch.float32)
-        if not (torch.isfinite(w).all() and (name in quantized or torch.isfinite(plain[name]).all())):
+            plain[name] = stored = w.to(torch.float16 if kind == "fp16" else torch.float32)
+        if not (torch.isfinite(w).all() and torch.isfinite(stored).all()):
             raise TrainError(f"{name} has values that are no numbers or too large for {kind}: nothing to pack")
     return Packed(kinds, quantized, plain)
 
@@ -145,9 +147,11 @@ def encode(packed: Packed, header: dict[str, Any], packing: Packing) -> tuple[by
 
 
 def compress(data: bytes) -> bytes:
-    """Return one zstd frame. Raises TrainError where the package zstandard is not installed."""
+    """Return one zstd frame with a checksum. Raises TrainError where the package zstandard is not installed."""
     zstandard = _zstandard()
-    parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL, min_match=MIN_MATCH, window_log=WINDOW_LOG)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        LEVEL, min_match=MIN_MATCH, window_log=WINDOW_LOG, write_checksum=True
+    )
     return bytes(zstandard.ZstdCompressor(compression_params=parameters).compress(data))
 
 
@@ -320,8 +324,12 @@ def model_of(artefact: Artefact, path: Path) -> Model:
     )
     if type(size) is not int or type(bos_id) is not int or not 0 <= bos_id < size <= MOST_IDS:
         raise TrainError(f"{where}: {size!r} ids and BOS {bos_id!r} are no vocabulary's; the file is damaged")
-    if cfg.n_layers > len(artefact.weights) or cfg.max_seq_len > MOST_POSITIONS:
-        raise TrainError(f"{where}: {cfg.n_layers:,} layers, {cfg.max_seq_len:,} positions; the file is damaged")
+    positions = cfg.max_seq_len + cfg.memory_tokens
+    if max(cfg.n_layers, cfg.mtp_heads) > len(artefact.weights) or positions * cfg.rotary_size > MOST_ANGLES:
+        raise TrainError(
+            f"{where}: {cfg.n_layers:,} layers, {cfg.mtp_heads:,} heads of further tokens, {positions:,} positions; "
+            "the file is damaged"
+        )
     shapes = {name: p.shape for name, p in on_meta_device(cfg, size).named_parameters()}
     if shapes != {name: w.shape for name, w in artefact.weights.items()}:
         raise TrainError(f"{where}: its keys make other tensors than it holds; the file is damaged")

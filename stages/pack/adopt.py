@@ -45,6 +45,8 @@ def adopt(folder: Path, tokenizer: str, bos: str | None, recipe: Recipe | None) 
     for split, found in paths.items():
         if not found:
             raise DataError(f"{folder}: has no file named *_{split}_*.bin; rename the shards to train on and held out")
+    if both := sorted({*paths["train"]} & {*paths["val"]}):
+        raise DataError(f"{both[0]}: is named as one to train on and as one held out; rename it")
     file = locate(tokenizer)
     data, copy = read_unchanged(file), folder / f"tokenizer{SUFFIX if tokenizer.endswith(SUFFIX) else '.json'}"
     if copy.exists() and copy.read_bytes() != data:
@@ -53,6 +55,7 @@ def adopt(folder: Path, tokenizer: str, bos: str | None, recipe: Recipe | None) 
         (Path(scratch) / copy.name).write_bytes(data)
         described = describe_tokenizer(Path(scratch) / copy.name, tokenizer, bos, own_bos(file))
     shards = [read_foreign(path, split, described) for split, found in paths.items() for path in found]
+    check_held_out(folder, shards)
     tokens = {split: sum(shard.tokens for shard in shards if shard.split == split) for split in paths}
     name = recipe.name if recipe else folder.resolve().name
     phase = recipe.phase_of(MIXTURE) if recipe else MIXTURE
@@ -77,6 +80,20 @@ def adopt(folder: Path, tokenizer: str, bos: str | None, recipe: Recipe | None) 
     copy.write_bytes(data)
     write_atomic(folder / "manifest.json", manifest.to_json())
     return load_manifest(folder)
+
+
+def check_held_out(folder: Path, shards: Sequence[Shard]) -> None:
+    """Raise DataError where a split has no token, or a shard that is trained on is held out as well."""
+    for split in ("train", "val"):
+        if not any(shard.tokens for shard in shards if shard.split == split):
+            raise DataError(f"{folder}: its files named *_{split}_*.bin hold no token; copy them again")
+    trained_on = {shard.sha256: shard.path for shard in shards if shard.split == "train"}
+    for shard in shards:
+        if shard.split == "val" and shard.tokens and shard.sha256 in trained_on:
+            raise DataError(
+                f"{folder / shard.path}: holds what {trained_on[shard.sha256]} does, which is trained on; its score "
+                "would say nothing; move one of them away"
+            )
 
 
 def adopted_build_id(tokenizer: Tokenizer, shards: Sequence[Shard]) -> str:

@@ -147,6 +147,16 @@ def test_weights_that_cannot_be_stored_are_refused(value):
         pack({"embed.weight": torch.tensor([value, 1.0])}, RULES)
 
 
+@pytest.mark.parametrize("kind", sorted(LARGEST))
+def test_a_row_whose_scale_is_too_large_for_fp16_is_refused(kind):
+    """Its scale would be infinite, and what is read back no numbers."""
+    cfg = ArtefactConfig(rules=(f"{kind} *",), keep_numel=0)
+    largest = 65_504.0 * LARGEST[kind]
+    assert torch.isfinite(pack({"a": torch.full((1, 2), largest)}, cfg).weights()["a"]).all()
+    with pytest.raises(TrainError, match=f"^a has values that are no numbers or too large for {kind}"):
+        pack({"a": torch.full((1, 2), 1.01 * largest)}, cfg)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Strangers' files
 
@@ -211,7 +221,8 @@ def test_a_file_that_is_no_artefact_is_an_error_of_a_line(tmp_path, data, said):
 
 @settings(max_examples=60, deadline=None)
 @given(place=st.integers(0), bit=st.integers(0, 7), cut=st.booleans())
-def test_no_damage_raises_but_what_it_should(whole, tmp_path_factory, place, bit, cut):
+def test_damage_is_an_error_and_never_other_weights(whole, tmp_path_factory, place, bit, cut):
+    """The frame has a checksum: of a thousand single bits that are flipped none is read as if it were whole."""
     data = bytearray(whole)
     place %= len(data)
     data = data[:place] if cut else data
@@ -219,10 +230,9 @@ def test_no_damage_raises_but_what_it_should(whole, tmp_path_factory, place, bit
         data[place] ^= 1 << bit
     path = tmp_path_factory.mktemp("damaged") / "a"
     path.write_bytes(data)
-    try:
+    with pytest.raises(TrainError, match="is no artefact, or damaged") as caught:
         model_of(read_artefact(path), path)
-    except TrainError as error:
-        assert str(path) in str(error)
+    assert str(path) in str(caught.value)
 
 
 def test_a_small_file_takes_no_more_memory_than_it_may(tmp_path, monkeypatch):
@@ -239,8 +249,14 @@ def test_a_small_file_takes_no_more_memory_than_it_may(tmp_path, monkeypatch):
     ("change", "said"),
     [
         ({"model": {"dim": 64, "n_heads": 2, "n_layers": 2}}, "other tensors than it holds"),
-        ({"model": {**MODEL, "n_layers": 10**8}}, "100,000,000 layers"),
-        ({"model": {**MODEL, "max_seq_len": 10**12}}, "positions"),
+        ({"model": {**MODEL, "n_layers": 1000}}, "1,000 layers"),
+        ({"model": {**MODEL, "n_layers": 10**8}}, "model.n_layers = 100000000: must be in"),
+        ({"model": {**MODEL, "mtp_heads": 1000}}, "1,000 heads of further tokens"),
+        ({"model": {**MODEL, "mtp_heads": 10**9}}, "model.mtp_heads = 1000000000: must be in"),
+        ({"model": {**MODEL, "max_seq_len": 10**9}}, "positions"),
+        ({"model": {**MODEL, "memory_tokens": 10**9}}, "positions"),
+        ({"model": {**MODEL, "bigram_buckets": 2**64}}, "model.bigram_buckets = 18446744073709551616: must be in"),
+        ({"model": {**MODEL, "q_gain": 1e308}}, "model.q_gain = 1e.308: must be in"),
         ({"model": {"import": "os"}}, "no such key"),
         ({"model": None}, "expected keys and values"),
         ({"vocab_size": 10**12}, "are no vocabulary's"),

@@ -14,6 +14,9 @@ from typing import Any, Literal
 from train.keys import ConfigError, Keys, check, key, keys_fixed_by_weights
 
 LayerKind = Literal["sliding", "global"]
+MOST_WIDTH = 2**20  # of a matrix, by a single key: products of them stay far below what an index can count
+MOST_ROWS = 2**31  # of a table, or of a text
+MOST_PARTS = 1024  # built one by one: a slip of the hand should be an error, and not an hour
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,14 @@ class ModelConfig(Keys):
 
     where = "model"
 
-    dim: int = key(512, "Width of the residual stream.", above=0, fixed_by="weights")
-    n_layers: int = key(12, "Number of blocks; even for gemma4.", above=0, fixed_by="weights")
-    n_heads: int = key(8, "Attention heads.", above=0, fixed_by="weights")
+    dim: int = key(512, "Width of the residual stream.", above=0, at_most=MOST_WIDTH, fixed_by="weights")
+    n_layers: int = key(12, "Number of blocks; even for gemma4.", above=0, at_most=MOST_PARTS, fixed_by="weights")
+    n_heads: int = key(8, "Attention heads.", above=0, at_most=MOST_WIDTH, fixed_by="weights")
     n_kv_heads: int | None = key(
         None,
         "Heads of keys and values, each of which n_heads / n_kv_heads heads share; null: n_heads.",
         above=0,
+        at_most=MOST_WIDTH,
         fixed_by="weights",
         switch="n_kv_heads",
     )
@@ -36,6 +40,7 @@ class ModelConfig(Keys):
         None,
         "Width of a head; null: dim / n_heads. All heads together may be wider or narrower than dim.",
         above=0,
+        at_most=MOST_WIDTH,
         fixed_by="weights",
     )
     qk_norm: Literal["none", "rms", "weighted"] = key(
@@ -48,6 +53,8 @@ class ModelConfig(Keys):
     q_gain: float | None = key(
         None,
         "Multiply each head's q, after the rotation, by a learned number that starts at this; null: no gain.",
+        at_least=-1e6,
+        at_most=1e6,
         fixed_by="weights",
         switch="q_gain",
     )
@@ -58,9 +65,14 @@ class ModelConfig(Keys):
         fixed_by="weights",
         switch="mlp",
     )
-    mlp_hidden: int | None = key(None, "Width inside the MLP; null: 4 * dim.", above=0, fixed_by="weights")
+    mlp_hidden: int | None = key(
+        None, "Width inside the MLP; null: 4 * dim.", above=0, at_most=MOST_WIDTH, fixed_by="weights"
+    )
     max_seq_len: int = key(
-        8192, "Tokens that the table of rotary positions covers; train.seq_len may not exceed it.", above=0
+        8192,
+        "Tokens that the table of rotary positions covers; train.seq_len may not exceed it.",
+        above=0,
+        at_most=MOST_ROWS,
     )
     attention_pattern: Literal["all_global", "gemma4"] = key(
         "gemma4",
@@ -74,7 +86,11 @@ class ModelConfig(Keys):
         switch="layer_kinds",
     )
     sliding_window: int = key(
-        1024, "Tokens that a layer with a sliding window sees, its own included.", above=0, fixed_by="weights"
+        1024,
+        "Tokens that a layer with a sliding window sees, its own included.",
+        above=0,
+        at_most=MOST_ROWS,
+        fixed_by="weights",
     )
     rope_base: float = key(
         10000.0, "Base of the rotary frequencies, the same in all layers.", above=0, fixed_by="weights"
@@ -90,6 +106,7 @@ class ModelConfig(Keys):
         None,
         "The first so many channels of a head rotate, the others do not; null: all do.",
         above=0,
+        at_most=MOST_WIDTH,
         fixed_by="weights",
         switch="rope_dims",
     )
@@ -136,11 +153,17 @@ class ModelConfig(Keys):
         0,
         "BigramHash: rows of a table that pairs of neighboring ids share, added to the embedding; 0: none.",
         at_least=0,
+        at_most=MOST_ROWS,
         fixed_by="weights",
         switch="bigram_buckets",
     )
     bigram_dim: int = key(
-        128, "Width of that table, ahead of its projection.", above=0, fixed_by="weights", switch="bigram_buckets"
+        128,
+        "Width of that table, ahead of its projection.",
+        above=0,
+        at_most=MOST_WIDTH,
+        fixed_by="weights",
+        switch="bigram_buckets",
     )
     bigram_init: Literal["orthogonal", "zero"] = key(
         "orthogonal",
@@ -153,6 +176,7 @@ class ModelConfig(Keys):
         "Learned embeddings that take the place of a row's first so many, which are no targets then; in evaluation "
         "and generation they can stand in front of the text. 0: none.",
         at_least=0,
+        at_most=MOST_ROWS,
         fixed_by="weights",
         switch="memory_tokens",
     )
@@ -185,6 +209,7 @@ class ModelConfig(Keys):
         0,
         "Heads that predict further tokens in training: the second after the present, the third and so on. 0: none.",
         at_least=0,
+        at_most=MOST_PARTS,
         fixed_by="weights",
         switch="mtp_heads",
     )
@@ -204,7 +229,12 @@ class ModelConfig(Keys):
         switch="engram_enabled",
     )
     engram_slots: int = key(
-        512, "Pairs of key and value in the engram.", above=0, fixed_by="weights", switch="engram_enabled"
+        512,
+        "Pairs of key and value in the engram.",
+        above=0,
+        at_most=MOST_ROWS,
+        fixed_by="weights",
+        switch="engram_enabled",
     )
     engram_inject_layer: int = key(
         6, "The block, counted from 0, ahead of which the engram is read.", fixed_by="weights", switch="engram_enabled"

@@ -121,11 +121,15 @@ class Model(nn.Module):
         self.make_rope_tables()
 
     def make_rope_tables(self) -> None:
-        """Make the tables of rotary positions: of max_seq_len tokens, and of memory in front of them."""
+        """Make the tables of rotary positions: of max_seq_len tokens, and of memory in front of them.
+
+        A model without values has none: they are computed, and may be large.
+        """
         cfg = self.cfg
+        length = 0 if self.embed.weight.is_meta else cfg.max_seq_len + cfg.memory_tokens
         bases = {"": cfg.rope_base} | ({"_global": cfg.rope_base_global} if cfg.rope_base_global is not None else {})
         for kind, base in bases.items():
-            cos, sin = rope_tables(cfg.max_seq_len + cfg.memory_tokens, cfg.rotary_size, base, cfg.rope_table)
+            cos, sin = rope_tables(length, cfg.rotary_size, base, cfg.rope_table)
             self.register_buffer(f"cos{kind}", cos, persistent=False)
             self.register_buffer(f"sin{kind}", sin, persistent=False)
 

@@ -117,6 +117,23 @@ def test_what_cannot_be_adopted_is_named(folder, split, damage, message):
     assert {p.suffix for p in folder.iterdir()} == {".bin"}, "nothing is left behind"
 
 
+def test_what_is_held_out_is_not_trained_on(folder):
+    """Neither under one name that says both, nor under two; and there is something of each."""
+    held_out = folder / "fineweb_val_000000.bin"
+    whole = held_out.read_bytes()
+    for name, data, message in (
+        ("a_train_b_val_c.bin", whole, "a_train_b_val_c.bin: is named as one to train on and as one held out"),
+        ("fineweb_train_000009.bin", whole, f"{held_out.name}: holds what fineweb_train_000009.bin does"),
+        (held_out.name, whole[:8] + bytes(1016), "_val_.*hold no token"),
+    ):
+        (folder / name).write_bytes(data)
+        with pytest.raises(DataError, match=message):
+            adopt(folder, tokenizer_of(folder), None, None)
+        assert {p.suffix for p in folder.iterdir()} == {".bin"}, "nothing is left behind"
+        (folder / name).unlink()
+        held_out.write_bytes(whole)
+
+
 def test_ids_of_another_width_are_refused(folder):
     write_foreign(folder / "fineweb_train_000002.bin", np.arange(9), 20240801, 7, "<u4")
     with pytest.raises(DataError, match=r"train_000002\.bin: has ids of 4 bytes, those of a vocabulary of 258 have 2"):
