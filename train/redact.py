@@ -17,7 +17,9 @@ WORDS = (
     *("signature", "token"),
 )
 USER = re.compile(
-    r"(?<=://)(?:[^\s/?#@:]*:(?!\d+[/?#])[^\s@]+|(?<=http://)[^\s/?#@]+|(?<=https://)[^\s/?#@]+)(?=@)", re.IGNORECASE
+    r"(?<=://)(?:[^\s/?#@:]*:(?!\d+[/?#])[^\s@]+|(?<=hf://)[^\s@:]*:[^\s@]+"  # a name on the hub has no colon
+    r"|(?<=http://)[^\s/?#@]+|(?<=https://)[^\s/?#@]+)(?=@)",
+    re.IGNORECASE,
 )
 PART = re.compile(r"(?<=[?&;#])([^\s?&;#=\"'<>]+)=([^\s&;#\"'<>]+)")  # name=value
 OF_ENVIRONMENT = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|_KEY)$")  # ends of names of variables that hold secrets

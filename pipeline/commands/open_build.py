@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.engine.object_store import BUILDS, ObjectStore
 from pipeline.errors import UserError
-from stages.paths import is_remote
+from stages.paths import is_remote, refuse_secrets
 from train.data.manifest import Manifest, load_manifest, pack_command
 
 KEPT = 24  # files of a build that are on this machine at a time: a shard, its index and its rows are three
@@ -73,9 +73,15 @@ def open_build(address: str) -> Manifest:
     """Read the manifest at `address`, its own or that of its folder. Raises ManifestError and UserError."""
     if not is_remote(address):
         return load_manifest(address)
+    try:
+        refuse_secrets(address)  # before a part of it without its `@` is repeated
+    except ValueError as error:
+        raise UserError(f"the manifest: {error}") from None
     folder = address.rstrip("/").removesuffix("/manifest.json")
     parts = folder.split("/")
-    depth = 3 if parts[-2] == BUILDS else 2  # <out>/<recipe>/builds/<name>, or <out>/<recipe>/<mixture>
+    depth = 3 if parts[-2:-1] == [BUILDS] else 2  # <out>/<recipe>/builds/<name>, or <out>/<recipe>/<mixture>
+    if len(parts) < depth + 3 or not all(parts[2:]):
+        raise UserError(f"{address}: the address of a manifest is SCHEME://BUCKET/[FOLDER/]RECIPE/MIXTURE/manifest.json")
     store = ObjectStore("/".join(parts[:-depth]))
     recipe, name = parts[-depth], "/".join(parts[1 - depth :])
     copies = Copies(store, store.published(recipe, name))

@@ -53,12 +53,12 @@ class Bucket:
         scheme, _, rest = address.partition("://")
         if scheme not in SCHEMES:
             known = ", ".join(f"{name}://" for name in SCHEMES)
-            raise UserError(f"--out {address}: results are kept in a folder or in a bucket ({known})")
+            raise UserError(f"{scheme}://: results are kept in a folder or in a bucket ({known})")
         try:
             import obstore
             from obstore.store import from_url
         except ImportError:
-            raise UserError(f"--out {address} needs the package obstore: pip install obstore") from None
+            raise UserError(f"{scheme}:// needs the package obstore: pip install obstore") from None
         self.base = f"{scheme}://{rest.split('/')[0]}"
         options: Any = {"timeout": LONGEST, "read_timeout": SILENCE, "allow_http": True}
         backoff = {"init_backoff": BACKOFF[0], "max_backoff": BACKOFF[1], "base": 2}
@@ -67,7 +67,7 @@ class Bucket:
         try:
             self._client = from_url(self.base, client_options=options, retry_config=retries)
         except (ValueError, obstore.exceptions.BaseError) as error:
-            raise UserError(f"--out {address}: {first_line(error)}") from None
+            raise UserError(f"{self.base}: {first_line(error)}") from None
 
     def key(self, path: str) -> str:
         """Return the name of an object within the bucket."""

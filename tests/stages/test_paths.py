@@ -275,6 +275,7 @@ HELD = [  # addresses with a secret
     f"https://a.test/x?a=1;api_key={SECRET}",
     f"https://a.test/x#id_token={SECRET}",
     f"https://a.test/x?jwt={SECRET}",
+    f"hf://datasets/ann:{SECRET}@owner/name",
 ]
 PLACES = {
     "path": lambda one, recipe, address: one.update(path=address),
@@ -312,7 +313,13 @@ def test_a_secret_in_a_recipe_is_refused_and_not_repeated(address, place, tmp_pa
 
 
 @pytest.mark.parametrize("address", HELD)
-@pytest.mark.parametrize("command", ["verify {}", "run filter --recipe {}", "run filter --out {}", "rebuild {}"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("verify {}", "inspect {}", "trace {} --shard 0 --token 0", "find {} --text a", "rebuild {}", "adopt {}"),
+        *("diff x {}", "run filter --recipe {}", "run filter --out {}", "status --out {}", "clean --out {}"),
+    ],
+)
 def test_a_secret_on_the_command_line_is_not_repeated(address, command, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["shardmill", *command.format(address).split()])
     with pytest.raises(SystemExit):
