@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("benchmarks", "pipeline", "stages", "train")
 TRAINER_LIBRARIES = {"torch", "numpy", "safetensors"}
 # Used where they are installed, so never imported when a module is: samples as text, loggers that a key asks for, and
-# what compresses an artefact.
-TRAINER_EXTRAS = {"sentencepiece", "tokenizers", "wandb", "zstandard"}
+# what compresses an artefact, and buckets.
+TRAINER_EXTRAS = {"obstore", "sentencepiece", "tokenizers", "wandb", "zstandard"}
 EXPORTED = "train/export_hf_model.py"  # runs inside transformers, from an exported folder
 
 

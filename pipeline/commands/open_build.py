@@ -81,7 +81,9 @@ def open_build(address: str) -> Manifest:
     parts = folder.split("/")
     depth = 3 if parts[-2:-1] == [BUILDS] else 2  # <out>/<recipe>/builds/<name>, or <out>/<recipe>/<mixture>
     if len(parts) < depth + 3 or not all(parts[2:]):
-        raise UserError(f"{address}: the address of a manifest is SCHEME://BUCKET/[FOLDER/]RECIPE/MIXTURE/manifest.json")
+        raise UserError(
+            f"{address}: the address of a manifest is SCHEME://BUCKET/[FOLDER/]RECIPE/MIXTURE/manifest.json"
+        )
     store = ObjectStore("/".join(parts[:-depth]))
     recipe, name = parts[-depth], "/".join(parts[1 - depth :])
     copies = Copies(store, store.published(recipe, name))

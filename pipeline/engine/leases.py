@@ -21,7 +21,7 @@ from typing import Literal
 from pipeline.engine.object_store import ObjectStore
 from pipeline.engine.store import RUNNING
 from pipeline.errors import UserError
-from stages.errors import TransientError
+from train.bucket import UnavailableError
 
 RENEWED = 15.0  # seconds between two renewals
 ALIVE = timedelta(seconds=90)  # since the last one
@@ -50,7 +50,7 @@ def lease(store: ObjectStore, kind: Kind, command: str) -> Iterator[Callable[[],
 
     def keep() -> None:
         while not ended.wait(RENEWED):
-            with contextlib.suppress(TransientError):
+            with contextlib.suppress(UnavailableError):
                 renew()
 
     ended = threading.Event()
@@ -65,7 +65,7 @@ def lease(store: ObjectStore, kind: Kind, command: str) -> Iterator[Callable[[],
         if keeper.ident:
             keeper.join(LAST_RENEWAL)
         if not keeper.is_alive():  # else the store does not answer, and the lease ends by itself
-            with contextlib.suppress(TransientError):
+            with contextlib.suppress(UnavailableError):
                 store.bucket.delete([path])
 
 

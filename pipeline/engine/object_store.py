@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.bucket import Bucket, StoredObject
 from pipeline.engine.sealed import parse_sealed, sealed_text
 from pipeline.engine.store import (
     INPUTS,
@@ -33,6 +32,7 @@ from pipeline.engine.store import (
 from stages.errors import TransientError
 from stages.stage import Record
 from stages.task import Artifact
+from train.bucket import Bucket, StoredObject
 from train.data.manifest import RECIPE
 
 BUILDS = "builds"

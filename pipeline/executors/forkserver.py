@@ -19,9 +19,9 @@ import sys
 import threading
 from collections.abc import Callable
 
-from pipeline.engine import bucket
 from pipeline.engine.signals import ignore_signals
 from pipeline.executors.no_pandas import without_pandas
+from train import bucket
 
 REQUEST = struct.Struct("<cq")  # START, 0 with the worker's socket; or WAIT, pid
 ANSWER = struct.Struct("<q")  # the pid, or the exit status

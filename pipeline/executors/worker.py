@@ -30,6 +30,7 @@ from stages.errors import DataError, TransientError, Unfinished
 from stages.paths import escaped
 from stages.stage import Record
 from stages.task import Artifact, Task
+from train.bucket import BucketError
 from train.files import sha256_file
 from train.redact import without_secrets
 
@@ -115,7 +116,7 @@ def fault_of(error: Exception) -> Fault:
         kind, message = "transient", "out of memory; use fewer --workers"
     elif isinstance(error, TRANSIENT):
         kind = "transient"
-    elif isinstance(error, DataError):
+    elif isinstance(error, DataError | BucketError):
         kind = "permanent"
     elif isinstance(error, Unfinished):
         kind = "unfinished"

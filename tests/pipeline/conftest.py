@@ -12,7 +12,7 @@ import pytest
 from engine_harness import Work, new_work
 from s3_server import S3Server
 
-from pipeline.engine import bucket
+from train import bucket
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from engine_harness import Work
 from s3_server import S3Server
 
 from pipeline.commands.open_build import open_build
-from pipeline.engine import bucket
 from pipeline.engine.context import Context, drive
 from pipeline.engine.locks import store_lock
 from pipeline.engine.object_store import ObjectStore
@@ -22,11 +21,11 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.store import open_store
 from pipeline.errors import UserError
 from pipeline.recipe import parse_recipe
-from stages.errors import TransientError
 from stages.pack.verify import verify
 from stages.registry import STAGES
 from stages.stage import Record
 from stages.task import Artifact
+from train import bucket
 from train.data.manifest import load_manifest
 from train.files import sha256_file
 
@@ -207,14 +206,14 @@ def test_a_store_that_never_answers_is_named_after_a_while(
     monkeypatch.setattr(bucket, "PATIENCE", timedelta(seconds=1.5))
     monkeypatch.setattr(bucket, "SILENCE", timedelta(seconds=0.5))
     s3.fault = lambda _: fault
-    with pytest.raises(TransientError, match=rf"{out}/.*: the store does not answer as it should") as error:
+    with pytest.raises(bucket.UnavailableError, match=rf"{out}/.*: the store does not answer as it should") as error:
         open_store(out).find("filter", "ab" * 20)
     assert len(str(error.value).splitlines()) == 1 and "Debug source" not in str(error.value)
     assert s3.requests["GET"] <= 2 * bucket.ATTEMPTS
 
 
 def test_wrong_addresses_are_said_in_a_line(s3: S3Server) -> None:
-    with pytest.raises(UserError, match="memory://x: results are kept in a folder or in a bucket"):
+    with pytest.raises(bucket.BucketError, match="memory://: results are kept in a folder or in a bucket"):
         open_store("memory://x")
     s3.new_bucket()
     store = open_store("s3://no-such-bucket/out")

@@ -1,8 +1,9 @@
-"""A bucket of an object store, by obstore's own client: its few calls, with errors that the engine understands.
+"""A bucket of an object store, by obstore's own client: its few calls, with errors that people understand.
 
 A request that fails in passing (503, 429, a reset, no answer, a body that ends early) is sent again by the client, for
-PATIENCE at most; then it is a TransientError. The client has threads of its own, so a process that was forked from one
-that used it would wait for ever: that is refused.
+PATIENCE at most; then it is an UnavailableError. The client has threads of its own, so a process that was forked from
+one that used it would wait for ever: that is refused. The trainer and the pipeline both use it, where an address says
+so: obstore is imported then.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pipeline.errors import UserError
-from stages.errors import DataError, TransientError
+from train.redact import without_secrets
 
 SCHEMES = ("s3", "gs", "az")
 PATIENCE = timedelta(seconds=120)  # for one request, all its attempts together
@@ -29,6 +29,14 @@ AGAIN = 3  # times that we do again what the client does not: lists and bodies t
 PART = 8 << 20  # bytes of one part of an upload; at most 10,000 parts make an object
 Result = TypeVar("Result")
 _user = 0  # pid of the process that used a client first
+
+
+class BucketError(OSError):
+    """A bucket that cannot be used as it is: its scheme, its client, its name or our credentials. For people."""
+
+
+class UnavailableError(ConnectionError):
+    """The store does not answer as it should, and was asked often enough. It may, later."""
 
 
 def is_in_use() -> bool:
@@ -49,16 +57,16 @@ class Bucket:
     """The objects of one bucket. Paths are whole addresses: `s3://bucket/a/b`."""
 
     def __init__(self, address: str):
-        """address: of anything in the bucket. Raises UserError where its scheme or the client is not known here."""
+        """address: of anything in the bucket. Raises BucketError where its scheme or the client is not known here."""
         scheme, _, rest = address.partition("://")
         if scheme not in SCHEMES:
             known = ", ".join(f"{name}://" for name in SCHEMES)
-            raise UserError(f"{scheme}://: results are kept in a folder or in a bucket ({known})")
+            raise BucketError(f"{scheme}://: results are kept in a folder or in a bucket ({known})")
         try:
             import obstore
             from obstore.store import from_url
         except ImportError:
-            raise UserError(f"{scheme}:// needs the package obstore: pip install obstore") from None
+            raise BucketError(f"{scheme}:// needs the package obstore: pip install obstore") from None
         self.base = f"{scheme}://{rest.split('/')[0]}"
         options: Any = {"timeout": LONGEST, "read_timeout": SILENCE, "allow_http": True}
         backoff = {"init_backoff": BACKOFF[0], "max_backoff": BACKOFF[1], "base": 2}
@@ -67,7 +75,7 @@ class Bucket:
         try:
             self._client = from_url(self.base, client_options=options, retry_config=retries)
         except (ValueError, obstore.exceptions.BaseError) as error:
-            raise UserError(f"{self.base}: {first_line(error)}") from None
+            raise BucketError(f"{self.base}: {first_line(error)}") from None
 
     def key(self, path: str) -> str:
         """Return the name of an object within the bucket."""
@@ -85,17 +93,17 @@ class Bucket:
             yield self._obstore
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
-                raise DataError(f"{self.base}: there is no such bucket; make it first") from None
+                raise BucketError(f"{self.base}: there is no such bucket; make it first") from None
             raise FileNotFoundError(errno.ENOENT, "no such object", path) from None
         except errors.AlreadyExistsError:
             raise FileExistsError(errno.EEXIST, "the object exists", path) from None
         except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-            raise DataError(
+            raise BucketError(
                 f"{path}: the store refuses us ({first_line(error)}); give credentials in the environment "
                 "(docs/scaling-out.md has their names)"
             ) from None
         except errors.GenericError as error:
-            raise TransientError(f"{path}: the store does not answer as it should ({first_line(error)})") from None
+            raise UnavailableError(f"{path}: the store does not answer as it should ({first_line(error)})") from None
 
     def get(self, path: str) -> bytes:
         """Return an object. Raises FileNotFoundError."""
@@ -115,7 +123,7 @@ class Bucket:
                 for chunk in reply.stream(min_chunk_size=PART):
                     file.write(chunk)
             if (size := target.stat().st_size) != reply.meta["size"]:
-                raise TransientError(f"{path}: {size:,} of its {reply.meta['size']:,} bytes came")
+                raise UnavailableError(f"{path}: {size:,} of its {reply.meta['size']:,} bytes came")
 
         again(downloaded)
 
@@ -138,7 +146,7 @@ class Bucket:
                 except self._errors.NotSupportedError:
                     raise NotImplementedError(f"{self.base} has no conditional writes") from None
                 except FileNotFoundError:
-                    raise DataError(f"{self.base}: there is no such bucket; make it first") from None
+                    raise BucketError(f"{self.base}: there is no such bucket; make it first") from None
                 return str(reply["e_tag"])
 
         return again(put) if create else put()  # where there was no answer, the client leaves it to us
@@ -162,7 +170,7 @@ class Bucket:
                 return
             except FileNotFoundError:
                 return
-            except TransientError:
+            except UnavailableError:
                 broken += 1
                 if broken > AGAIN:
                     raise
@@ -207,7 +215,7 @@ def again(call: Callable[[], Result]) -> Result:
     for number in range(AGAIN):
         try:
             return call()
-        except TransientError:
+        except UnavailableError:
             if time.monotonic() - began > PATIENCE.total_seconds() / 2:  # the client has tried for long
                 raise
         time.sleep(BACKOFF[0].total_seconds() * 2**number)
@@ -216,4 +224,4 @@ def again(call: Callable[[], Result]) -> Result:
 
 def first_line(error: Exception) -> str:
     """Return what an error of the client says, on one line, without its debugging notes."""
-    return " ".join(str(error).partition("Debug source")[0].split())[:300]
+    return without_secrets(" ".join(str(error).partition("Debug source")[0].split())[:300])
