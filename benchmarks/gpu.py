@@ -2,7 +2,7 @@
 
 One command, within 9 minutes. First each fast path against its readable form (benchmarks/gpu_checks.py), and what the
 device does at best. Then variants of one training step of each system (benchmarks/gpu_systems.py), all as the trainer
-makes it (train/loop.py train_step: reading, model, loss, optimiser, sentinel, and every tenth step the line that waits
+makes it (train/step.py train_step: reading, model, loss, optimiser, sentinel, and every tenth step the line that waits
 for the device), on shards of random tokens from the model's own vocabulary, after compilation: tokens a second,
 utilization by two conventions (train/model/flops.py) against the measured matrix product, peak memory, and graphs
 compiled in the timed steps, of which there must be none. One step of some is profiled: the share of each kind of
@@ -36,7 +36,6 @@ from benchmarks import measure
 from benchmarks.gpu_checks import ceilings, checks, synchronize
 from benchmarks.gpu_profile import profiled, shares
 from benchmarks.gpu_systems import SYSTEMS, Setting, Variant, setting, write_mixture
-from train import loop
 from train.config import ModelConfig
 from train.data.manifest import load_manifest
 from train.distributed.runtime import Runtime
@@ -45,6 +44,7 @@ from train.model.flops import flops_per_token
 from train.monitor.dead_parts import graphs_compiled
 from train.overrides import configs
 from train.run import Run
+from train.step import train_step
 
 STEPS, STEPS_OF_STOCK, WARM = 10, 17, 3  # timed, of the first variant, whose loss is looked at, and ahead of them
 
@@ -61,7 +61,7 @@ def advance(run: Run, steps: int) -> list[float]:
     """Make `steps`, as train.loop.train does; losses where a line would be printed."""
     losses = []
     for _ in range(steps):
-        loss, _ = loop.train_step(run)
+        loss, _ = train_step(run)
         if run.step % run.cfg.log_every == 0 or run.anomalies.full or run.step == 1:
             losses.append(float(loss))
             run.anomalies.read_events(run.step)

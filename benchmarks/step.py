@@ -2,7 +2,7 @@
 
 The plain loop is what one writes in an afternoon: nn.Linear, nn.RMSNorm, F.scaled_dot_product_attention,
 F.cross_entropy on capped logits and z-loss in autograd, clip_grad_norm_, torch.optim.Muon for the blocks' matrices and
-torch.optim.AdamW(fused=True) for the rest, or that for all, rows sliced out of an array. Ours is `loop.train_step` with
+torch.optim.AdamW(fused=True) for the rest, or that for all, rows sliced out of an array. Ours is `train_step` with
 all that a run has: loader, flat gradient, norms by module, the judge. Muon makes 5 Jordan steps, theirs in bf16, which
 is all it has, ours in fp32, the default on CPU, and once more in bf16.
 
@@ -32,7 +32,6 @@ from train.config import AdamWConfig, ModelConfig, MuonConfig, TrainConfig
 from train.data.loader import Loader
 from train.data.manifest import load_manifest
 from train.distributed.runtime import Runtime
-from train.loop import train_step
 from train.main import build_meter
 from train.model.attention import rope_tables
 from train.model.transformer import build
@@ -41,6 +40,7 @@ from train.monitor.singular_values import SingularValueWatch
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
 from train.run import Run
+from train.step import train_step
 
 TARGET = 1.0  # plain / ours: at least as fast
 LR, DECAY = 1e-3, 0.1

@@ -1,7 +1,7 @@
 """Data never waits: the share of a step's time that a consumer of 1 M tokens/s spends waiting for its batch.
 
 A stand-in for a GPU takes 524,288 tokens a step, as 64 x 8192 and as 512 x 1024, on 16 shards, and sleeps as long as
-1 M tokens/s leave it. Timed is what `loop.train_step` times as waiting: the call for the batch, of the loader itself
+1 M tokens/s leave it. Timed is what `train_step` times as waiting: the call for the batch, of the loader itself
 (`in_step`, as on a CPU) and of the thread that is one batch ahead (`ahead`, as on a GPU), in turn. Once with the shards
 in the page cache and once from the disk (the kernel asked to forget the files before each round): a mixture too large
 to be hashed at the start is read so in its first epoch. The target is 1 %.

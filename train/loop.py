@@ -1,10 +1,6 @@
-"""The training loop: batch, forward and backward, update; now and then a line, a score, a checkpoint.
+"""The training loop: steps, and now and then a line, a score, a checkpoint.
 
-Nothing in a step waits for the device but the lines that are printed, and nothing waits for the disk. One step, on
-every rank:
-
-    for each micro-batch:  total / (micro-batches * ranks)  backward      the global mean, exactly
-    one all-reduce (sum) of the flat gradient and the loss; clip by its norm; judge; Muon and AdamW
+Nothing in a step waits for the device but the lines that are printed, and nothing waits for the disk.
 """
 
 from __future__ import annotations
@@ -12,10 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from train import page
 from train.checkpoint.checkpoint import (
@@ -27,15 +21,14 @@ from train.checkpoint.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from train.data.loader import Batch, MicroBatch
 from train.data.manifest import ManifestError
 from train.eval.passes import EvaluationStoppedError
 from train.eval.validation import Score
 from train.monitor import report
 from train.monitor.metrics import Metrics
-from train.optim.muon import momentum_at
-from train.optim.schedule import decay_begins, has_fallen_below, lr_factor
+from train.optim.schedule import decay_begins, lr_factor
 from train.run import Run
+from train.step import is_over, planned_steps, read_ahead, train_step, warm_up
 
 EVALUATIONS = 15  # in a run, by default
 LONG_WAIT = 1.0  # seconds that a save may wait for the one before it without saying so
@@ -48,98 +41,135 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
     Raises TrainError where an anomaly ends the run, and where a checkpoint cannot be written. Raises ManifestError,
     with everything saved, where files of the mixture have changed since they were opened.
     """
-    cfg, rt = run.cfg, run.rt
+    rt = run.rt
 
     def should_give_up() -> bool:
         note_changed_data(run, run.validation.watch.check)
         return rt.any_rank(should_stop() or run.data_error is not None)
 
-    if run.step == 0:
-        report.announce_score(run)
-        try:
-            run.progress.before = evaluate(run, should_stop=should_give_up)
-        except EvaluationStoppedError:
-            rt.raise_if_any(run.data_error)
-            return False
-        if metrics is not None:
-            metrics.write({"step": 0, **report.score_record(run.progress.before)})
-    elif run.progress.unscored is not None:  # a kill came between the checkpoint and its score
-        try:
-            record = {**run.progress.unscored, **score_run(run, should_give_up)}
-        except EvaluationStoppedError:
-            rt.raise_if_any(run.data_error)
-            return False
-        keep_score(run)
-        if metrics is not None:
-            metrics.write(record)
-    run.total_steps = planned_steps(run)
-    if run.step:
-        run.lr_factor = lr_factor(run.step - 1, run.total_steps, cfg.schedule)
-    warm_up(run)
-    run.clock.restart()
-    is_decaying = decay_begins(run.step, run.total_steps, cfg.schedule)
-    eval_every, saved_at = steps_between_scores(run), time.monotonic()
-    while not is_over(run):
-        loss, norm = train_step(run)
-        is_last = is_over(run)
-        if not is_last:
-            note_changed_data(run, lambda: read_ahead(run))  # ahead of what is saved, so that no step is lost
-        # what could not be written is raised by `save`
-        wants_stop = should_stop() or run.singular_values.stops(wait=is_last) or run.writer.failed
-        is_stopping = rt.any_rank(wants_stop or run.data_error is not None)
-        decay_starts = not (is_decaying or is_last) and decay_begins(run.step, run.total_steps, cfg.schedule)
-        is_decaying |= decay_starts
-        scores = not is_stopping and (is_last or is_due(run.step, eval_every))
-        saves = is_last or is_stopping or decay_starts or is_due(run.step, cfg.checkpoint_every)
-        logs = run.step == 1 or is_due(run.step, cfg.log_every) or run.anomalies.full
-        if logs and cfg.checkpoint_minutes:  # the first rank's clock decides
-            saves |= rt.any_rank(rt.is_rank0 and time.monotonic() > saved_at + 60 * cfg.checkpoint_minutes)
-        if logs or scores or saves:
-            record = report.log_step(run, metrics, loss, norm)
-            if run.step_timer is not None:
-                run.step_timer.caught_up()
-            if metrics is not None and not scores:
-                metrics.write(record)
-            if saves:  # ahead of the score, which may take long
-                names = [DECAY_START] if decay_starts else []
-                save(run, names, record if scores else None, at_once=is_last or is_stopping)
-            if scores:
-                is_stopping = not score_step(run, record, saves, should_give_up)
-                saves |= is_stopping or run.progress.best_step == run.step
-                if metrics is not None and not is_stopping:  # else the line waits in the checkpoint
-                    metrics.write(record)
-                    page.refresh_page(run.folder)
-            if saves:
-                tell_of_checkpoint(run, record)
-                saved_at = time.monotonic()
-            run.clock.restart()
-            if run.step_timer is not None:
-                run.step_timer.restart()
-        if is_stopping:
+    try:
+        score_start(run, metrics, should_give_up)
+        prepare(run)
+        if not make_steps(run, metrics, should_stop, should_give_up):
             rt.raise_if_any(run.data_error)
             rt.broadcast_from_rank0(lambda: run.singular_values.check(run.folder))
             return False
-    if run.after is None:  # a run that was at its end already
-        try:
+        if run.after is None:  # a run that was at its end already
             score_run(run, should_give_up)
-        except EvaluationStoppedError:
-            rt.raise_if_any(run.data_error)
+    except EvaluationStoppedError:
+        rt.raise_if_any(run.data_error)
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before the first step
+
+
+def score_start(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) -> None:
+    """Score a new run, and a continued one where a kill came between its checkpoint and the score.
+
+    Raises EvaluationStoppedError when `should_stop` says yes.
+    """
+    if run.step == 0:
+        report.announce_score(run)
+        run.progress.before = evaluate(run, should_stop=should_stop)
+        record = {"step": 0, **report.score_record(run.progress.before)}
+    elif run.progress.unscored is not None:
+        record = {**run.progress.unscored, **score_run(run, should_stop)}
+        keep_score(run)
+    else:
+        return
+    if metrics is not None:
+        metrics.write(record)
+
+
+def prepare(run: Run) -> None:
+    """Set what the steps go by, warm up, and start the clocks."""
+    run.total_steps = planned_steps(run)
+    if run.step:
+        run.lr_factor = lr_factor(run.step - 1, run.total_steps, run.cfg.schedule)
+    warm_up(run)
+    run.clock.restart()
+    run.is_decaying = decay_begins(run.step, run.total_steps, run.cfg.schedule)
+    run.saved_at = time.monotonic()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps, and what follows each
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is done after a step; the same on all ranks."""
+
+    is_last: bool
+    is_stopping: bool  # the run ends early: it was asked to, or cannot go on
+    decay_starts: bool  # the learning rate falls from the next step on
+    logs: bool
+    scores: bool
+    saves: bool
+
+
+def make_steps(
+    run: Run, metrics: Metrics | None, should_stop: Callable[[], bool], should_give_up: Callable[[], bool]
+) -> bool:
+    """Make all steps that are left. Returns False when the run ends early, with everything saved."""
+    eval_every = steps_between_scores(run)
+    while not is_over(run):
+        loss, norm = train_step(run)
+        if not is_over(run):
+            note_changed_data(run, lambda: read_ahead(run))  # ahead of what is saved, so that no step is lost
+        due = decide(run, should_stop, eval_every)
+        is_stopping = due.is_stopping
+        if due.logs or due.scores or due.saves:
+            is_stopping = follow_up(run, metrics, due, report.log_step(run, metrics, loss, norm), should_give_up)
+        if is_stopping:
             return False
     return True
 
 
-def planned_steps(run: Run) -> float:
-    """Return how many steps the run makes, as far as is known by now."""
-    if run.step_timer is None or run.cfg.schedule.seconds is None:
-        return run.cfg.steps
-    return run.rt.broadcast_value(run.step_timer.total(run.cfg.steps, run.cfg.schedule.seconds))
+def decide(run: Run, should_stop: Callable[[], bool], eval_every: int) -> Due:
+    """Agree with the other ranks on what is done after the step that was made."""
+    cfg, rt, is_last = run.cfg, run.rt, is_over(run)
+    # what could not be written is raised by `save`
+    wants_stop = should_stop() or run.singular_values.stops(wait=is_last) or run.writer.failed
+    is_stopping = rt.any_rank(wants_stop or run.data_error is not None)
+    decay_starts = not (run.is_decaying or is_last) and decay_begins(run.step, run.total_steps, cfg.schedule)
+    run.is_decaying |= decay_starts
+    logs = run.step == 1 or is_due(run.step, cfg.log_every) or run.anomalies.full
+    scores = not is_stopping and (is_last or is_due(run.step, eval_every))
+    saves = is_last or is_stopping or decay_starts or is_due(run.step, cfg.checkpoint_every)
+    if logs and cfg.checkpoint_minutes:  # the first rank's clock decides
+        saves |= rt.any_rank(rt.is_rank0 and time.monotonic() > run.saved_at + 60 * cfg.checkpoint_minutes)
+    return Due(is_last, is_stopping, decay_starts, logs, scores, saves)
 
 
-def is_over(run: Run) -> bool:
-    """Return whether no step is left: none that ends in time, or with schedule.overrun none that begins in time."""
-    if run.cfg.schedule.overrun:
-        return run.step >= run.total_steps
-    return run.step + 1 > run.total_steps
+def follow_up(
+    run: Run, metrics: Metrics | None, due: Due, record: dict[str, Any], should_give_up: Callable[[], bool]
+) -> bool:
+    """Write the step's line `record`, save it and score it, as is due. Returns whether the run ends early."""
+    is_stopping, is_saved = due.is_stopping, due.saves
+    if run.step_timer is not None:
+        run.step_timer.caught_up()
+    if metrics is not None and not due.scores:
+        metrics.write(record)
+    if due.saves:  # ahead of the score, which may take long
+        names = [DECAY_START] if due.decay_starts else []
+        save(run, names, record if due.scores else None, at_once=due.is_last or due.is_stopping)
+    if due.scores:
+        is_stopping = not score_step(run, record, due.saves, should_give_up)
+        is_saved |= is_stopping or run.progress.best_step == run.step
+        if metrics is not None and not is_stopping:  # else the line waits in the checkpoint
+            metrics.write(record)
+            page.refresh_page(run.folder)
+    if is_saved:
+        tell_of_checkpoint(run, record)
+        run.saved_at = time.monotonic()
+    run.clock.restart()
+    if run.step_timer is not None:
+        run.step_timer.restart()
+    return is_stopping
 
 
 def steps_between_scores(run: Run) -> int:
@@ -157,118 +187,12 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One step
-
-
-def train_step(run: Run) -> tuple[Tensor, Tensor]:
-    """Make one update. Returns the global loss in nats and the gradient's norm, both on the device."""
-    cfg, optimizer = run.cfg, run.optimizer
-    if run.dead_parts is not None:
-        run.dead_parts.begin_step()
-    factor_before, run.lr_factor = run.lr_factor, lr_factor(run.step, run.total_steps, cfg.schedule)
-    run.model.mtp_weight = mtp_weight(run, factor_before)
-    compute_gradient(run, read_batch(run), run.step)
-    module_norms = optimizer.norms() if run.anomalies.modules else optimizer.loss.new_empty(0)
-    norm = optimizer.clip()
-    if run.anomalies.judge_step(optimizer.loss, norm, module_norms):
-        optimizer.step(run.lr_factor, momentum_at(run.step, cfg.muon))
-    count_step(run)
-    return optimizer.loss, norm
-
-
-def compute_gradient(run: Run, batch: Batch, step: int) -> None:
-    """Put the gradient and the loss of `batch`, that of 0-based `step`, summed over all ranks, into the optimizer."""
-    rt = run.rt
-    # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
-    torch.manual_seed((run.cfg.seed * 1_000_003 + step * 8_191 + rt.rank) % 2**63)
-    run.optimizer.grads_and_loss.zero_()
-    for micro_batch in batch.micro_batches(run.loader.micro_batch_size):
-        backward(run, micro_batch)
-    rt.all_reduce_(run.optimizer.grads_and_loss)
-
-
-def mtp_weight(run: Run, factor_before: float) -> float:
-    """Return what the loss of the heads for further tokens counts in this step. factor_before: the lr's a step ago."""
-    cfg = run.model.cfg
-    if cfg.mtp_decay == "none":
-        return cfg.mtp_weight
-    return cfg.mtp_weight * (run.lr_factor if cfg.mtp_decay == "rate" else factor_before)
-
-
-def warm_up(run: Run) -> None:
-    """Make `kernel_warmup` steps and undo them: what they compile and allocate is there when the clock starts.
-
-    Then the first step is timed like all others, for it compiles nothing.
-    """
-    steps = 0 if is_over(run) else run.cfg.kernel_warmup
-    if steps == 0:
-        return
-    with run.optimizer.undone():
-        for step in range(run.step, run.step + steps):
-            compute_gradient(run, run.batches.batch(step, run.cfg.document_mask), step)
-            run.optimizer.step(1.0)
-    if run.rt.device.type == "cuda":
-        torch.cuda.synchronize(run.rt.device)
-    if run.step_timer is not None:
-        run.step_timer.restart()
-
-
-def read_batch(run: Run) -> Batch:
-    """Return the next step's batch, which mostly was read ahead. Raises ManifestError as `Loader.batch` does."""
-    read_ahead(run)
-    batch, run.next_batch = run.next_batch, None
-    assert batch is not None
-    return batch
-
-
-def read_ahead(run: Run) -> None:
-    """Read the next step's batch, if it is not there; the time that takes is counted as waiting."""
-    if run.next_batch is None:
-        started = time.perf_counter()
-        run.next_batch = run.batches.batch(run.step, run.cfg.document_mask)
-        run.seconds_waited += time.perf_counter() - started
-
-
 def note_changed_data(run: Run, read: Callable[[], None]) -> None:
     """Call `read`, and keep the error where it met a file that has changed under the run."""
     try:
         read()
     except ManifestError as error:
         run.data_error = error
-
-
-def backward(run: Run, micro_batch: MicroBatch) -> None:
-    """Add one micro-batch to the gradient and the loss of the step."""
-    total, cross_entropy = run.model(
-        micro_batch.ids, micro_batch.targets, micro_batch.num_targets, micro_batch.cu_seqlens
-    )
-    (total * micro_batch.share).backward()
-    run.optimizer.loss += cross_entropy.detach() * micro_batch.share
-
-
-def count_step(run: Run) -> None:
-    """Count the step that was made, and let all know that follow the steps."""
-    run.progress.step += 1
-    run.clock.steps += 1
-    run.averages.update(run.step, run.lr_factor)
-    turn_on_fake_quant(run)
-    run.singular_values.after_step(run.step)
-    if run.dead_parts is not None:
-        run.dead_parts.end_step(run.step)
-    if run.step_timer is not None:
-        run.step_timer.step()
-        run.total_steps = planned_steps(run)
-
-
-def turn_on_fake_quant(run: Run) -> None:
-    """Round matrices from the next step on, once the learning rate has fallen far enough."""
-    if run.fake_quant is None or run.fake_quant.is_on:
-        return
-    if has_fallen_below(run.step, run.lr_factor, run.cfg.qat.start_frac, run.cfg.schedule):
-        run.fake_quant.turn_on()
-        count = len(run.fake_quant.rounded)
-        run.rt.print_rank0(f"step {run.step}: from here on {count} matrices are rounded to few bits: train.qat")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

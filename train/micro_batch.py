@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from train import loop
 from train.config import ModelConfig, TrainError
 from train.distributed import hardware
 from train.model.loss import CHUNK_CPU, CHUNK_CUDA
 from train.model.transformer import count_parameters
 from train.run import Run
+from train.step import backward
 
 USABLE = 0.9  # of the memory: fragments, evaluation and the optimizer's temporaries need the rest
 FIXED = 0.25  # of what a trial took, the share that may not grow with the size
@@ -122,7 +122,7 @@ def trial(run: Run, size: int) -> float:
     need = math.inf
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            loop.backward(run, next(batch.micro_batches(size)))
+            backward(run, next(batch.micro_batches(size)))
             need = hardware.peak_bytes(device)
         except torch.OutOfMemoryError:
             pass  # what the failed pass holds is let go only after this clause

@@ -1,4 +1,4 @@
-"""The state of one run of the trainer: what train/main.py builds and train/loop.py advances."""
+"""The state of one run of the trainer: what train/main.py builds and train/step.py advances."""
 
 from __future__ import annotations
 
@@ -94,6 +94,8 @@ class Run:
     data_error: ManifestError | None = None  # a file of the mixture has changed since it was opened
     seconds_waited: float = 0.0  # for data, since the last line
     lr_factor: float = 1.0  # of the learning rate, in the last step
+    is_decaying: bool = False  # the learning rate has begun to fall to its end
+    saved_at: float = 0.0  # when the last checkpoint was saved, by time.monotonic
     after: Score | None = None  # the last score
     averaged: dict[str, Score] = field(default_factory=dict)  # of each average, when `after` was scored
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainer_harness import MODEL, TRAIN, losses, sets
 
-from train import loop, main, micro_batch
+from train import main, micro_batch
 from train.config import ModelConfig, TrainConfig, TrainError
 from train.data.manifest import load_manifest
 from train.distributed import hardware
@@ -71,8 +71,8 @@ def bits(run):
 
 
 def small(limit):
-    """`loop.backward` on a device that holds `limit` sequences."""
-    real = loop.backward
+    """`backward` on a device that holds `limit` sequences."""
+    real = micro_batch.backward
 
     def backward(run, part):
         real(run, part)
@@ -86,7 +86,7 @@ def small(limit):
 @pytest.mark.parametrize("limit", [0, 1, 3, 8])
 def test_trials_choose_what_fits_and_leave_everything_as_it_was(ready, monkeypatch, limit, capsys):
     cuda = torch.device("cuda")
-    monkeypatch.setattr(loop, "backward", small(limit))
+    monkeypatch.setattr(micro_batch, "backward", small(limit))
     before = bits(ready)
     for size in (8, 4, 2, 1):
         assert math.isinf(micro_batch.trial(ready, size)) == (size > limit)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainer_harness import sets
 
-from train import loop
+from train import step
 from train.config import ModelConfig
 from train.main import run
 from train.model.transformer import build
@@ -102,14 +102,14 @@ def test_graphs_compiled_inside_the_clock_are_told(pretrain, tmp_path, monkeypat
     """In the first step too, where steps ahead of it should have compiled everything."""
     graphs = [0]
     monkeypatch.setattr(dead_parts, "graphs_compiled", lambda: graphs[0])
-    backward = loop.backward
+    backward = step.backward
 
     def compiling(run, micro_batch):
         if run.dead_parts.steps in (0, 2):
             graphs[0] += 1
         backward(run, micro_batch)
 
-    monkeypatch.setattr(loop, "backward", compiling)
+    monkeypatch.setattr(step, "backward", compiling)
     run(pretrain, sets(out=str(tmp_path / "r"), steps=4, kernel_warmup=warmup))
     assert told(tmp_path / "r")["compiled"] == steps
     assert (
