@@ -246,18 +246,25 @@ def check_file(root: str, name: str, follow_links: bool) -> None:
     if not follow_links:
         check_link(root, name)
     try:
-        mode = Path(name).stat().st_mode
+        found = Path(name).stat()
     except FileNotFoundError:
         raise DataError(f"{paths.escaped(name)} is a link to what is not there; mend it or take it away") from None
     except OSError as error:
         raise DataError(f"{paths.escaped(name)} cannot be read ({error.strerror})") from error
-    if not stat.S_ISREG(mode):
-        if stat.S_ISDIR(mode):
-            raise DataError(f"{paths.escaped(name)} is a link to a folder; name that folder in `path`")
-        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    if stat.S_ISDIR(found.st_mode):
+        raise DataError(f"{paths.escaped(name)} is a link to a folder; name that folder in `path`")
+    if kind := what_instead(name, found):
         raise DataError(
             f"{paths.escaped(name)} is {kind}, which cannot be read twice and has no size; write it to a file first"
         )
+
+
+def what_instead(name: str, found: os.stat_result) -> str:
+    """Return what a local name is that is no file on a disk, for people, or ""."""
+    if not stat.S_ISREG(found.st_mode):
+        return "a FIFO" if stat.S_ISFIFO(found.st_mode) else "a socket" if stat.S_ISSOCK(found.st_mode) else "a device"
+    is_made_up = found.st_size == 0 and os.statvfs(name).f_blocks == 0  # as /proc and /sys have them
+    return "made up by the kernel" if is_made_up else ""
 
 
 def check_link(root: str, name: str) -> None:

@@ -181,6 +181,14 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind, how, monkeyp
         list_files(path, (".jsonl",))
 
 
+@pytest.mark.parametrize("path", ["/proc/kmsg", "/proc/cpuinfo"])
+def test_what_the_kernel_makes_up_is_refused(path):
+    if not Path(path).exists():
+        pytest.skip(f"this machine has no {path}")
+    with pytest.raises(DataError, match="made up by the kernel"):
+        list_files(path, (".jsonl",))
+
+
 def test_a_folder_says_what_it_left_out(tmp_path):
     for name in ("a.jsonl", "b.JSONL", "c.csv", "d.csv", "README", ".hidden"):
         (tmp_path / name).write_bytes(LINE)
