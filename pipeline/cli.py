@@ -142,8 +142,8 @@ def list_stages() -> None:
     ]
     header = ("stage", "after", "reads", "writes")
     table = grid("Stages", header, rows, left=header)
-    for column in table.columns:
-        column.overflow = "fold"
+    for column, cells in zip(table.columns, zip(*rows, strict=True), strict=True):
+        column.min_width = max(len(word) for cell in cells for word in cell.split())
     TextConsole().print(table)
 
 
