@@ -7,12 +7,16 @@ import signal
 from collections import Counter
 
 import pytest
+from hypothesis import settings
 
 # Some hundred processes are started. Where the environment forbids them to keep compiled modules, compiling the project
 # is a third of what each does.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell's `&` makes what it starts ignore Ctrl-C, and a process that ignores a signal hands that on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes is the machine's affair: a busy one would fail a test that is right.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,7 +30,7 @@ TEXT = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @example(["\xa0\u094d", "\r\u00ad\n", "e\u0301", "&#x301;", "\U0001f100", "&" * 40 + "amp;"])
 @given(st.lists(TEXT, max_size=4))
 def test_the_column_has_the_form_of_each_text(texts):
@@ -61,7 +61,7 @@ def test_a_memory_that_is_full_forgets(monkeypatch):
     assert forms.MEMORIES.memory.counters[forms.PIECES] <= 8
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TEXT)
 def test_a_form_is_nfkc_wherever_letters_are(text):
     """However composed, a text has one form, but for what is no letter, digit or mark and what stands on it."""
@@ -77,7 +77,7 @@ def test_a_form_is_nfkc_wherever_letters_are(text):
             assert unicodedata.normalize("NFKC", other) == whole
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TEXT)
 def test_lines_stay_lines(text):
     form = comparable(text)
@@ -85,7 +85,7 @@ def test_lines_stay_lines(text):
         assert form.count(end) == text.count(end)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TEXT)
 def test_pieces_are_the_text_and_its_form(text):
     """Each piece of the text becomes its piece of the form, by itself."""

@@ -60,7 +60,7 @@ def test_a_piece_is_drawn_in_proportion_to_its_size(weights, draws):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.integers(10, 400), min_size=1, max_size=60), files=st.integers(1, 4))
 def test_a_source_that_is_read_whole_is_estimated_exactly(tmp_path_factory, sizes, files):
     folder = tmp_path_factory.mktemp("whole")

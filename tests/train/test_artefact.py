@@ -219,7 +219,7 @@ def test_a_file_that_is_no_artefact_is_an_error_of_a_line(tmp_path, data, said):
     assert said in text and text.startswith(f"{path}: ") and "\n" not in text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(place=st.integers(0), bit=st.integers(0, 7), cut=st.booleans())
 def test_damage_is_an_error_and_never_other_weights(whole, tmp_path_factory, place, bit, cut):
     """The frame has a checksum: of a thousand single bits that are flipped none is read as if it were whole."""

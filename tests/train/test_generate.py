@@ -80,7 +80,7 @@ def without_cache(model, ids):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3), pieces=st.lists(st.integers(1, 20), min_size=1))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_every_position_is_that_of_the_pass_without_a_cache(shape, lengths, pieces):
     model, longest = model_of(shape), max(lengths)
     padding = torch.tensor([longest - n for n in lengths])

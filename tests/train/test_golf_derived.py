@@ -177,7 +177,8 @@ def test_five_steps_with_averages_and_six_bits_at_the_end(system, size):
         total, _ = model(*batch)
         total.backward()
         norm = optimizer.clip()
-        assert (float(total.detach()), float(norm)) == pytest.approx(told[step], abs=5e-6, rel=5e-6), step
+        bound = 5e-6 * 2**step  # a step makes of the last bits, which differ by processor, at least twice as much
+        assert (float(total.detach()), float(norm)) == pytest.approx(told[step], abs=bound, rel=bound), step
         optimizer.step(factor, momentum_at(step, cfg.muon))
         averages.update(step + 1, factor)
         if factor < cfg.qat.start_frac:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trainer_harness import MODEL, TRAIN, losses, sets
 
@@ -19,7 +19,6 @@ from train.distributed.runtime import join_processes
 from train.model.transformer import build
 
 
-@settings(deadline=None)
 @given(share=st.integers(1, 512), limit=st.integers(0, 600), data=st.data())
 def test_the_largest_that_fits_is_found_from_any_expectation(share, limit, data):
     sizes = [n for n in range(1, share + 1) if share % n == 0]
@@ -33,7 +32,6 @@ def test_the_largest_that_fits_is_found_from_any_expectation(share, limit, data)
         assert len(asked) <= 2
 
 
-@settings(deadline=None)
 @given(
     share=st.sampled_from([1, 6, 48, 64, 512]),
     fixed=st.floats(0, 0.3),

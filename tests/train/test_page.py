@@ -111,7 +111,7 @@ def test_samples_and_names_cannot_break_the_page():
 figures = st.floats(allow_nan=True, allow_infinity=True)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 10**7), figures), max_size=30), st.booleans(), st.booleans())
 @example([(0, 1.0), (0, 2.2e-309)], False, False)
 def test_any_figures_give_a_chart_with_all_points_inside(pairs, zero, dots):

@@ -63,7 +63,7 @@ def around(rng, text):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     length=st.integers(13, 120),

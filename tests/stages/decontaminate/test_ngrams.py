@@ -43,7 +43,7 @@ def search_for(grams, gap):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts=st.lists(TEXT, min_size=1, max_size=4), data=st.data(), gap=st.sampled_from([0, 4, 5]))
 def test_the_compiled_search_finds_what_the_readable_one_finds(texts, data, gap):
     """N-grams are taken from the texts themselves, some with a word left out."""
@@ -66,7 +66,7 @@ def test_the_compiled_search_finds_what_the_readable_one_finds(texts, data, gap)
     assert sorted(map(tuple, found.tolist())) == sorted(expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=TEXT)
 def test_spans_are_the_words(text):
     form = comparable(text)
@@ -75,7 +75,7 @@ def test_spans_are_the_words(text):
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     text=TEXT,
     choices=st.lists(TEXT, min_size=2, max_size=4),
@@ -123,7 +123,7 @@ def test_a_short_question_is_found_with_its_choices_only_whole():
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), size=st.integers(0, 4000), character=st.sampled_from("aé中😀"))
 def test_what_is_cut_is_gone_and_the_rest_is_the_texts(data, size, character):
     text = "".join(chr(ord("0") + i % 10) if i % 2 else character for i in range(size))

@@ -33,7 +33,7 @@ HOSTILE = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example(["", "a", "a b c d", "a b c d e", "..."], 5, 2, 3)
 @given(st.lists(st.one_of(WORDS, HOSTILE), max_size=5), st.integers(1, 7), st.integers(1, 4), st.integers(1, 9))
 def test_compiled_keys_are_the_readable_ones(texts, ngram, bands, rows):
@@ -69,7 +69,7 @@ def test_planted_pairs_follow_the_curve(length):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=60), st.integers(1, 6), st.data())
 def test_rounds_of_joins_give_whole_clusters(tmp_path_factory, edges, of, data):
     """Any graph, its pairs in any files, cut into any ranges of documents: each document with the first it reaches."""

@@ -205,7 +205,7 @@ ROW = st.builds(lambda q, c: {"question": q, "choices": c, "answer": len(c) - 1}
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.lists(ROW, min_size=1, max_size=4), cut=st.booleans())
 @pytest.mark.parametrize("prompt", ["Question: {question}\nAnswer:", "{question}"])
 def test_a_choice_is_encoded_as_it_is_read(tmp_path_factory, encoders, prompt, rows, cut):

@@ -197,7 +197,7 @@ def plain(url):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     urls=st.lists(URLS, max_size=12),
     wanted=st.lists(URLS.filter(bool), max_size=3),

@@ -68,7 +68,7 @@ def test_precision_and_recall_of_pii():
     assert [line[:12] for line, _ in wrong] == ["tiles: 256-5", "2000::"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="a1.@:+-() 2é", max_size=80))
 def test_pii_replaced_once_is_replaced(text):
     assert pii(pii(text)) == pii(text)

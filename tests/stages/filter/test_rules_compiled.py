@@ -37,7 +37,7 @@ def test_classes_are_pythons():
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(JOINED | st.text(), max_size=8))
 @example(texts=["\r\n\ufeff"])
 @example(texts=["one line of words.\r\ufeff\nanother line of words."])

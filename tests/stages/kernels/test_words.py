@@ -20,7 +20,7 @@ TEXT = st.text(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example("")
 @example("...")
 @example("\U000e0041\U00040000x")

@@ -112,7 +112,7 @@ def mixtures(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mixture=mixtures(), units=st.integers(1, 4))
 def test_every_document_appears_as_often_as_it_should(mixture, units):
     sources, targets, seed, shard_tokens, val_tokens = mixture
@@ -255,7 +255,6 @@ def test_documents_in_equal_positions_share_a_shard(tmp_path):
     copy=st.integers(0, 9),
     shards=st.integers(1, 40),
 )
-@settings(deadline=None)
 def test_borders_cut_any_density_into_equal_parts(seed, filled, copy, shards):
     rng = np.random.default_rng(seed)
     histogram = np.zeros(4096, np.int64)

@@ -107,7 +107,7 @@ def asks(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(asks())
 def test_every_proposal_works_when_it_is_taken(ask):
     asked, have = ask

@@ -165,7 +165,7 @@ def test_every_field_of_the_manifest_that_can_be_known(published, tmp_path):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bit_of_any_data_file(published, folder, data):
     name = data.draw(st.sampled_from(sorted(p.name for p in published.iterdir() if p.name != "manifest.json")))

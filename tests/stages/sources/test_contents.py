@@ -66,7 +66,7 @@ def test_other_sources_unpack_alike(tmp_path, packing):
         assert [row["text"] for row in download(tmp_path, kind=kind, path=str(tmp_path / name))[0]] == ["one"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     data=st.binary(min_size=1, max_size=400),
     packing=st.sampled_from(sorted(PACK)),
@@ -217,7 +217,7 @@ def test_a_folder_of_save_to_disk_is_read_without_its_caches(tmp_path):
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5), cut=st.integers(1, 9), tabs=st.booleans())
 def test_csv_of_any_text_cut_anywhere(tmp_path_factory, rows, cut, tabs):
     import csv

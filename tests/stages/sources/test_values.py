@@ -47,7 +47,7 @@ def write(path, records, kind):
         path.write_text(json.dumps(records))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from(["text", "url", "score", "lang", "more", SURROGATE]), value=any_json, at=st.integers(0, 2))
 @pytest.mark.parametrize(("kind", "ending"), [("jsonl", "jsonl"), ("json_array", "json")])
 def test_any_json_value_in_any_field_costs_at_most_its_row(kind, ending, field, value, at, tmp_path):

@@ -72,7 +72,7 @@ def test_every_engine_gives_the_ids_of_the_reference(engine, path):
 def test_any_text(path):
     encoder = Encoder(path)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(texts=st.lists(NASTY, max_size=5))
     def same(texts):
         check(encoder, path, texts)

@@ -64,7 +64,7 @@ def test_the_scripts_of_the_competition_find_what_they_ask_for(model):
         assert lengths[i] == expected == len(token_texts(str(model)).get(i, b""))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(texts=st.lists(st.text(alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \t\n▁<s>日a1")))))
 def test_any_text_comes_back_from_the_package_s_own_ids(model, texts):
     encoder = open_encoder(str(model))

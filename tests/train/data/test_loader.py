@@ -80,7 +80,7 @@ def test_sequential_order_is_that_of_the_parameter_golf_scripts(manifest, tmp_pa
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sequential_order_takes_spans_of_one_endless_stream(manifest, tmp_path, data):
     """Rows are what a plain take from the shards on end, repeated, gives, however small they are."""
     lengths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any))

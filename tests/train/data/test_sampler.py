@@ -37,7 +37,7 @@ def with_shards(manifest: Manifest, *tokens: int) -> Manifest:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
 def test_the_order_is_a_permutation_and_runs_backwards(n, seed, epoch):
     p = np.arange(n, dtype=np.uint64)
@@ -101,7 +101,7 @@ def test_an_epoch_reads_each_window_once_and_none_crosses_shards(manifest):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_the_steps_that_read_a_token_are_those_whose_rows_hold_it(manifest, order, data):
     shards = with_shards(manifest, *data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=5)))
@@ -127,7 +127,7 @@ def test_the_steps_that_read_a_token_are_those_whose_rows_hold_it(manifest, orde
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_block_of_steps_is_its_steps_one_by_one(data):
     counts = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))

@@ -87,7 +87,7 @@ def test_a_score_by_hand():
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(found=ITEMS, more=ITEMS, tokens=st.sampled_from([32, 150, 4096]), world=st.integers(1, 4), tied=st.booleans())
 def test_batches_are_the_reference_at_any_number_of_ranks(tmp_path_factory, found, more, tokens, world, tied):
     folder = make_mixture(tmp_path_factory.mktemp("m") / "m", MODEL, {"pretrain": TRAIN}, "pretrain").parent

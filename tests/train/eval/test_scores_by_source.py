@@ -56,7 +56,7 @@ def alone(manifest, source):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seq_len=st.integers(8, 64), world=st.integers(1, 5), rows=st.integers(1, 4))
 def test_a_sources_score_is_that_of_its_shard_alone_at_any_number_of_ranks(mixed, seq_len, world, rows):
     manifest = load_manifest(mixed)

@@ -64,7 +64,7 @@ def some_borders(draw, rows, length):
     return torch.tensor(sorted({*range(0, rows * length + 1, length), *inside}), dtype=torch.int32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), rows=st.integers(1, 3), length=st.integers(1, 20), window=st.none() | st.integers(1, 24))
 def test_the_dense_mask_is_the_rule_in_words(data, rows, length, window):
     cu_seqlens = some_borders(data.draw, rows, length)
@@ -78,7 +78,7 @@ def test_the_dense_mask_is_the_rule_in_words(data, rows, length, window):
                 assert plain[i, j] == near and mask[b, 0, i, j] == (near and of[i] == of[j])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data(), rows=st.integers(1, 2), blocks=st.integers(1, 4), window=st.none() | st.integers(1, 600))
 def test_blocks_hold_every_pair_and_full_ones_no_other(data, rows, blocks, window):
     length = blocks * FLEX_BLOCK
@@ -140,7 +140,7 @@ def flash(q, k, v, cu_seqlens, _, max_q, max_k, *, window_size, enable_gqa=False
     return out
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     data=st.data(),
     rows=st.integers(1, 3),
@@ -186,7 +186,7 @@ def test_borders_for_varlen_keep_one_size_while_they_fit():
     assert sizes == [8, 8, 16, 16, 16, 16]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(window=st.integers(2, 12), cut=st.integers(1, 23), seed=st.integers(0, 9))
 def test_nothing_crosses_a_border(window, cut, seed):
     """Of a whole model: a document's logits are those it has on its own, up to the rounding of rotary positions."""

@@ -28,7 +28,7 @@ IDS = torch.randint(0, V, (3, 25), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     layer=st.integers(0, 3),
     slots=st.integers(1, 600),

@@ -124,7 +124,7 @@ def test_a_sliding_layer_sees_exactly_the_window():
     assert (x.grad[0].abs().sum(-1) > 0).nonzero()[:, 0].tolist() == list(range(21))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(window=st.integers(1, 20), beyond=st.integers(0, 8), after=st.integers(0, 3), seed=st.integers(0, 9))
 def test_logits_at_i_change_with_token_i_minus_window_plus_1_and_not_with_the_one_before(window, beyond, after, seed):
     """Of a model of one sliding layer; of a global one they change with either."""

@@ -22,7 +22,7 @@ from train.monitor.singular_values import LINE, SingularValueWatch, extreme_sing
 NAME = "blocks.1.mlp.down.weight"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_the_extremes_are_svdvals(rows, columns, seed):
     matrix = np.random.default_rng(seed).standard_normal((rows, columns), np.float32)

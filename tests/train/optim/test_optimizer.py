@@ -25,7 +25,7 @@ def fill(optimizer: Optimizer, step: int) -> None:
 
 
 @pytest.mark.parametrize("schedule", NEWTON_SCHULZ)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(shape=SIZES, seed=st.integers(0, 9))
 def test_the_batched_form_is_the_readable_one(schedule, shape, seed):
     g = torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -99,7 +99,7 @@ class Matrices(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     shape=SIZES,
     count=st.integers(1, 3),
