@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 
 from benchmarks import measure
-from pipeline.engine.sealed import parse_sealed
 from pipeline.engine.store import RECORD, open_store
 from stages.stage import Record
+from train.sealed import parse_sealed
 
 
 def tree(root: int) -> Iterator[int]:

@@ -14,7 +14,7 @@ from stages.lineage.trace import Trace, trace
 from train.config import TrainConfig
 from train.data.manifest import Manifest
 from train.data.sampler import stretches_of_step
-from train.files import read_sealed_json
+from train.sealed import read_run_file
 
 SHOWN = 240  # characters of a text, unless all of it is asked for
 
@@ -36,7 +36,7 @@ def open_run(manifest: Manifest, folder: str) -> Run:
     """Read run.json. Raises UserError when it is not there, or the run never read this build."""
     path = Path(folder) / "run.json"
     try:
-        value = read_sealed_json(path)
+        value = read_run_file(path)
         seed, batch_size, seq_len, steps = (int(value[key]) for key in ("seed", "batch_size", "seq_len", "steps"))
         order = value.get("train", {}).get("order", "shuffled")
         history = value.get("builds") or [{"build_id": value["build_id"], "from_step": 0}]

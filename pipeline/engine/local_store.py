@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.engine.sealed import parse_sealed, sealed_text
 from pipeline.engine.store import INPUTS, LOCK, RECORD, RUNNING, FileState, Store, StoredFile, StoredFolder, StoredUnit
 from stages.stage import Record
 from stages.task import Artifact
 from train.files import fsync_path, sha256_file, write_atomic
+from train.sealed import parse_sealed, sealed_text
 
 BIG = 1 << 20  # bytes of a source file from which its digest is remembered
 

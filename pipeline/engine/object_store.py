@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.sealed import parse_sealed, sealed_text
 from pipeline.engine.store import (
     INPUTS,
     RECORD,
@@ -34,6 +33,7 @@ from stages.stage import Record
 from stages.task import Artifact
 from train.bucket import Bucket, StoredObject
 from train.data.manifest import RECIPE
+from train.sealed import parse_sealed, sealed_text
 
 BUILDS = "builds"
 COPIES = 8  # at a time

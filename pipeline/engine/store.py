@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from pipeline.engine.scratch import Scratch
-from pipeline.engine.sealed import is_sealed, parse_sealed, sealed_text
 from pipeline.errors import UserError
 from stages.paths import escaped, file_system, is_remote, is_utf8, local_path, refuse_secrets
 from stages.sources.files import remote_identity
@@ -27,6 +26,7 @@ from stages.stage import Record
 from stages.task import Artifact
 from train.data.manifest import RECIPE, check_types, options_noted
 from train.files import sha256_file
+from train.sealed import is_sealed, parse_sealed, sealed_text
 
 RECORD = "record.json"
 RUNNING = "running"  # a file here, and a lock on it, for each run

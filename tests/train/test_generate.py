@@ -17,10 +17,10 @@ from trainer_harness import ROOT, sets
 
 from train import generate as module
 from train.config import ModelConfig, TrainError
-from train.files import read_sealed_json, sealed_json
 from train.generate import KVCache, generate, main, sample_token
 from train.main import run
 from train.model.transformer import build
+from train.sealed import read_run_file, run_file_text
 
 CONTEXT = {"max_seq_len": 64}
 CFG = ModelConfig(dim=32, n_layers=4, n_heads=2, max_seq_len=64, sliding_window=8, init_std=0.2)
@@ -176,8 +176,8 @@ def test_the_command_continues_prompts_and_says_how_fast(pretrain, tmp_path, cap
     (tmp_path / "a/b/link").symlink_to(tmp_path)  # whose `..` the system takes from where it leads to
     assert main([str(tmp_path / "link"), *more]) == 0
     facts = tmp_path / "r/run.json"
-    written = read_sealed_json(facts) | {"manifest": os.path.relpath(pretrain, tmp_path / "a/b/link/r")}
-    facts.write_text(sealed_json(written))
+    written = read_run_file(facts) | {"manifest": os.path.relpath(pretrain, tmp_path / "a/b/link/r")}
+    facts.write_text(run_file_text(written))
     assert main([str(tmp_path / "a/b/link/r"), *more]) == 0
 
 
@@ -196,9 +196,9 @@ def test_what_cannot_be_opened_is_said_in_one_line(pretrain, tmp_path, capsys):
     assert "is not there; give --manifest M" in says(moved)
     assert main([str(moved), "--prompt", "a", "--manifest", str(pretrain)]) == 0
     state = moved / "checkpoints/step_000001/state.json"
-    value = read_sealed_json(state)
+    value = read_run_file(state)
     value["identity"]["tokenizer_sha256"] = "0"
-    state.write_text(sealed_json(value))
+    state.write_text(run_file_text(value))
     assert "its tokenizer is not the one" in says(moved, "--manifest", str(pretrain))
     with pytest.raises(SystemExit):
         main([str(moved), "--prompt", "a", "--top-p", "0"])

@@ -32,7 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.config import TrainError
-from train.files import SEALED, fsync_path, read_sealed_json, sealed_json, sha256_file, write_atomic
+from train.files import fsync_path, sha256_file, write_atomic
+from train.sealed import FORMAT, read_run_file, run_file_text
 
 # What a resume reads of state.json, where it is there.
 TYPES: dict[str, tuple[type, ...]] = {
@@ -95,7 +96,7 @@ def save_checkpoint(
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
             files[name] = {"bytes": (part / name).stat().st_size, "sha256": sha256_file(part / name)}
         value = {"step": step, "rng": RNG_RULE, **state, "files": files}
-        (part / "state.json").write_text(sealed_json(value), encoding="utf-8")
+        (part / "state.json").write_text(run_file_text(value), encoding="utf-8")
         for path in (*part.iterdir(), part):
             fsync_path(path)
         part.rename(final)
@@ -117,7 +118,7 @@ def name_score(folder: Path, step: int, score: dict[str, Any], is_best: bool) ->
     """
     path = folder / checkpoint_name(step) / SCORE
     try:
-        write_atomic(path, sealed_json({"step": step, **score}))
+        write_atomic(path, run_file_text({"step": step, **score}))
         if is_best:
             write_atomic(folder / BEST, checkpoint_name(step) + "\n")
     except OSError as error:
@@ -127,7 +128,7 @@ def name_score(folder: Path, step: int, score: dict[str, Any], is_best: bool) ->
 def read_score(folder: Path) -> dict[str, Any] | None:
     """Return the step, val_loss and tokens that `name_score` wrote into a checkpoint; None where no whole one is."""
     try:
-        score = read_sealed_json(folder / SCORE)
+        score = read_run_file(folder / SCORE)
         return {"step": int(score["step"]), "val_loss": float(score["val_loss"]), "tokens": int(score["tokens"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -180,7 +181,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`. Raises TrainError, in one line, when it is missing, cut or damaged."""
     try:
-        state = read_sealed_json(folder / "state.json")
+        state = read_run_file(folder / "state.json")
         check_state(folder, state)
         files = state["files"]
         for name in TENSOR_FILES:
@@ -196,8 +197,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def check_state(folder: Path, state: dict[str, Any]) -> None:
     """Raise TrainError or ValueError when a state.json is of another format, of another step or of wrong types."""
-    if state["format"] not in (1, SEALED):
-        raise TrainError(f"{folder}: checkpoint format {state['format']}, this program reads 1 and {SEALED}")
+    if state["format"] not in range(1, FORMAT + 1):
+        raise TrainError(f"{folder}: checkpoint format {state['format']}, this program reads 1 to {FORMAT}")
     step = state["step"]
     if type(step) is not int or (folder.name.startswith("step_") and folder.name != checkpoint_name(step)):
         raise ValueError(f"state.json says step {step}")

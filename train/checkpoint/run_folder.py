@@ -25,7 +25,8 @@ from train.checkpoint.checkpoint import delete_partial_checkpoints
 from train.config import ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
 from train.distributed.runtime import Runtime
-from train.files import read_sealed_json, sealed_json, write_atomic
+from train.files import write_atomic
+from train.sealed import read_run_file, run_file_text
 
 
 def run_identity(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Read run.json in a run's folder. Raises TrainError when it is missing, damaged or no object of JSON."""
     path = folder / "run.json"
     try:
-        return read_sealed_json(path)
+        return read_run_file(path)
     except (OSError, ValueError) as error:
         raise TrainError(f"{path}: {error}; name the folder of a run") from None
 
@@ -104,7 +105,7 @@ def write_run(folder: Path, ours: dict[str, Any], facts: dict[str, Any], start: 
     except TrainError:  # there is none, or it is damaged
         starts = []
     value = {**facts, "identity": ours, "starts": [*starts, start], "versions": versions()}
-    write_atomic(path, sealed_json(value))
+    write_atomic(path, run_file_text(value))
 
 
 def versions() -> dict[str, str]:

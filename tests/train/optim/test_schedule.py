@@ -17,10 +17,10 @@ from trainer_harness import ended, losses, metrics, sets, start_ranks
 from pipeline.recipe import load_recipe
 from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints
 from train.config import ConfigError, ScheduleConfig, TrainError
-from train.files import read_sealed_json, sealed_json
 from train.main import run
 from train.optim import schedule
 from train.optim.schedule import StepTimer, decay_begins, decay_start, lr_factor, settled
+from train.sealed import read_run_file, run_file_text
 
 RECORDS = ScheduleConfig(kind="warmdown", warmdown=3000)  # and 9000 steps: docs/trainer-math.md
 KINDS = st.sampled_from(["wsd", "cosine", "constant", "warmdown"])
@@ -282,9 +282,9 @@ def test_the_hint_knows_how_long_each_checkpoint_took_the_run_to_be(pretrain, sh
     copy = tmp_path / "r"
     shutil.copytree(short, copy)
     path = copy / "checkpoints/step_000024/state.json"
-    state = read_sealed_json(path)
+    state = read_run_file(path)
     state["schedule"]["total"] = 22
-    path.write_text(sealed_json(state))
+    path.write_text(run_file_text(state))
     with pytest.raises(TrainError, match=r"continue from before the fall: --set train.resume=.*step_000020 "):
         run(pretrain, sets(out=str(copy), steps=30, epochs=2, resume="auto"))
 
