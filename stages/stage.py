@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from stages.task import Artifact, Work
@@ -150,6 +152,9 @@ class BuildContext(Protocol):
 
     def artifact_path(self, artifact: Artifact) -> str:
         """Return a local path for a small result that `build` itself must read, such as a solved mixture."""
+
+    def temporary_folder(self) -> AbstractContextManager[Path]:
+        """Give a new local folder, which is deleted at the end, and with this process however that ends."""
 
     def command(self, words: str) -> str:
         """Return the whole command line of another command on this recipe's results, to be typed as it is."""

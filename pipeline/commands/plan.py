@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -369,9 +367,8 @@ def print_plan(context: Context, target: str) -> list[str]:
         tell(f"listing {len(recipe.sources)} sources")
         survey, stopped, failed = survey_of(context, target)
     print_graph(console, context, target, "" if failed else stopped)
-    scratch = tempfile.TemporaryDirectory(prefix="shardmill-plan-", ignore_cleanup_errors=True)
-    with scratch as folder, doing() as tell:
-        forecast(context, survey, Path(folder), tell)
+    with doing() as tell:
+        forecast(context, survey, tell)
     print_sources(console, context, survey)
     stages = [stage.name for stage in find_stage(target).upstream()]
     print_mixtures(console, recipe, survey, packed_mixtures(recipe, stages))

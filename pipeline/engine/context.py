@@ -229,6 +229,10 @@ class Context:
         """Return a local path for a small result that `build` itself must read, such as a solved mixture."""
         return self.store.fetch(artifact)
 
+    def temporary_folder(self) -> contextlib.AbstractContextManager[Path]:
+        """Give a new local folder, which is deleted at the end, and with this process however that ends."""
+        return self.store.scratch.temporary_folder()
+
     @property
     def local_store(self) -> bool:
         """Whether results are kept in a local folder, and not in an object store."""

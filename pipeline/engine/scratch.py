@@ -1,4 +1,4 @@
-"""Scratch space for copies of remote files: a folder of this process that goes with it, however it ends.
+"""Scratch space for copies of remote files and samples: a folder of this process that goes with it, however it ends.
 
 A killed process cannot delete its folder, so whoever makes one deletes those whose owner is gone: a lock on a file in
 the folder, which the system lets go of with the process, says which.
@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -46,6 +46,12 @@ class Scratch:
     def new_folder(self) -> Path:
         """Return a new folder in it."""
         return Path(tempfile.mkdtemp(dir=self.folder()))
+
+    @contextlib.contextmanager
+    def temporary_folder(self) -> Iterator[Path]:
+        """Give a new folder in it, which is deleted at the end, though threads may still write there."""
+        with tempfile.TemporaryDirectory(dir=self.folder(), ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
     def copy(self, address: str, fetch: Callable[[Path], object]) -> str:
         """Return the path of a copy of `address`, made once by `fetch`: a hash of the address, and its suffixes."""

@@ -213,21 +213,22 @@ def predicted_parts(config: BaseConfig, units: list[SourceUnit], guess: Estimate
     return parts
 
 
-def forecast(context: BuildContext, survey: Survey, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+def forecast(context: BuildContext, survey: Survey, tell: Callable[[str], None] = lambda _: None) -> None:
     """Fill in what each source gives: as counted, or from a sample.
 
-    `folder` is scratch space; `tell` is called with what is done, before each thing that takes seconds.
+    `tell` is called with what is done, before each thing that takes seconds.
     """
     sources = context.recipe.sources
     if context.built(TOKENIZE) is not None:
         survey.forecasts = {name: from_records(context, name) for name in sources}
         survey.tokenizer = "counted in the store"
         return
-    sample_sources(context, survey, folder, tell)
-    if not survey.samples:
-        return
-    tell("counting tokens of the samples")
-    tokens = count_tokens(context, survey.samples, folder)
+    with context.temporary_folder() as folder:
+        sample_sources(context, survey, folder, tell)
+        if not survey.samples:
+            return
+        tell("counting tokens of the samples")
+        tokens = count_tokens(context, survey.samples, folder)
     survey.tokenizer, survey.no_tokenizer = tokens.how, tokens.impossible
     for name, sample in survey.samples.items():
         guess = estimate(sample, tokens.by_source[name])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.errors import DataError
 from stages.estimate.forecast import TRAIN_STAGE, Survey, forecast
@@ -176,8 +174,7 @@ def check_mixtures(context: BuildContext, stages: list[str]) -> None:
         return
     context.say("looking at a sample of each source: do the mixtures fit?")
     survey = Survey(units=dict(context.listed))
-    with tempfile.TemporaryDirectory(prefix="shardmill-run-", ignore_cleanup_errors=True) as folder:
-        forecast(context, survey, Path(folder))
+    forecast(context, survey)
     for name, problem in survey.problems.items():
         context.warn(f"source {name}: {problem}")
     wrong = [f"tokenizer: {survey.no_tokenizer}"] if survey.no_tokenizer else []

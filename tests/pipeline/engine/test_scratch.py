@@ -12,7 +12,13 @@ import pytest
 
 from pipeline.engine.scratch import Scratch
 
-MAKE = "from pipeline.engine.scratch import Scratch; s = Scratch(); print(s.folder(), flush=True); input()"
+MAKE = """
+from pipeline.engine.scratch import Scratch
+scratch = Scratch()
+with scratch.temporary_folder() as folder:
+    print(folder, flush=True)
+    input()
+"""
 
 
 @pytest.mark.parametrize("end", ["exit", "kill"])
@@ -23,13 +29,14 @@ def test_what_a_process_left_is_deleted_and_what_a_living_one_has_is_not(
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     with subprocess.Popen([sys.executable, "-c", MAKE], **pipes) as process:  # type: ignore[call-overload]
-        theirs = Path(process.stdout.readline().strip())
+        folder = Path(process.stdout.readline().strip())
+        theirs = folder.parent
         ours = Scratch()
-        assert ours.folder().is_dir() and theirs.is_dir(), "its owner is at work"
+        assert ours.folder().is_dir() and folder.is_dir(), "its owner is at work"
         if end == "kill":
             process.send_signal(signal.SIGKILL)
             process.wait()
-            assert theirs.is_dir(), "nobody was there to delete it"
+            assert folder.is_dir(), "nobody was there to delete it"
         else:
             process.communicate("\n")
             assert not theirs.exists()
