@@ -121,7 +121,7 @@ def speed(args: argparse.Namespace) -> None:
     texts = measure.corpus(args.megabytes, args.data)
     with tempfile.TemporaryDirectory() as name:
         tokenizer, whole, part = (Path(name) / file for file in ("tokenizer.json", "whole.parquet", "part.parquet"))
-        tokenizer.write_text(canonical(train(list(leading(texts, TRAINED_ON)), VOCAB, "gpt4")), encoding="utf-8")
+        tokenizer.write_text(canonical(train(list(leading(texts, TRAINED_ON)), VOCAB, "gpt4")[0]), encoding="utf-8")
         sizes = {whole: write(texts, whole), part: write(list(leading(texts, REFERENCE_MB)), part)}
         peers = ["fastokens", "encoder", "stage", "gigatoken", "tiktoken numpy", "tiktoken batch", "tokenizers"]
         seen: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
@@ -226,7 +226,7 @@ def prove(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         path = str(Path(name) / "tokenizer.json")
         for split, (keys, pattern) in SPLITS.items():
-            Path(path).write_text(canonical(train(measure.corpus(5, args.data), VOCAB, *keys)), encoding="utf-8")
+            Path(path).write_text(canonical(train(measure.corpus(5, args.data), VOCAB, *keys)[0]), encoding="utf-8")
             truth, engines = reference(text_definition(path)), engines_of(path, pattern)
             failures += compare(split, "fuzzed", truth, engines, [fuzzed(FUZZED, names), hostile(names)])
             if split == "gpt4":

@@ -153,6 +153,9 @@ class BuildContext(Protocol):
     def artifact_path(self, artifact: Artifact) -> str:
         """Return a local path for a small result that `build` itself must read, such as a solved mixture."""
 
+    def published_file(self, folder: str, name: str) -> str | None:
+        """Return a local path for a file of the published folder `folder` of this recipe; None if it is not there."""
+
     def temporary_folder(self) -> AbstractContextManager[Path]:
         """Give a new local folder, which is deleted at the end, and with this process however that ends."""
 

@@ -229,6 +229,11 @@ class Context:
         """Return a local path for a small result that `build` itself must read, such as a solved mixture."""
         return self.store.fetch(artifact)
 
+    def published_file(self, folder: str, name: str) -> str | None:
+        """Return a local path for a file of the published folder `folder` of this recipe; None if it is not there."""
+        path = self.store.published(self.recipe.name, folder).get(name)
+        return None if path is None else self.store.local_copy(path)
+
     def temporary_folder(self) -> contextlib.AbstractContextManager[Path]:
         """Give a new local folder, which is deleted at the end, and with this process however that ends."""
         return self.store.scratch.temporary_folder()

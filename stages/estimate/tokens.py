@@ -15,7 +15,7 @@ from stages.tokenizer import external, sentencepiece_work
 from stages.tokenizer import work as tokenizer_work
 from stages.tokenizer.config import TokenizerConfig
 from stages.tokenizer.encoder import open_encoder
-from stages.tokenizer.long_words import find_long_words, long_words_line
+from stages.tokenizer.long_words import LongWords, long_words_line
 from stages.tokenizer.pieces import SUFFIX
 from stages.tokenizer.spec import SPECIALS, token_bytes
 
@@ -54,11 +54,11 @@ def count_tokens(context: BuildContext, samples: dict[str, Sample], folder: Path
         if config.vocab_size is None or (total < TRAINING_BYTES_PER_ID * config.vocab_size and not read_all):
             raise DataError(f"{total / 1e6:.2f} MB of sample are too little to train {config.vocab_size:,} ids on")
         try:
-            whole = train(chosen, config, folder / "all.json")
+            whole, long_words = train(chosen, config, folder / "all.json")
         except DataError as error:
             impossible = str(error) if read_all else ""
             raise
-        half = train(chosen[::2], config, folder / "half.json")
+        half, _ = train(chosen[::2], config, folder / "half.json")
     except DataError as error:
         counts = {name: sample.text_bytes / BYTES_PER_TOKEN + 1 for name, sample in samples.items()}
         return TokenCounts(counts, ASSUMED_ERROR, f"{BYTES_PER_TOKEN:g} bytes a token assumed: {error}", impossible)
@@ -69,8 +69,8 @@ def count_tokens(context: BuildContext, samples: dict[str, Sample], folder: Path
     doubt = (worse - 1) / (worse + 1) if least else ASSUMED_ERROR  # of one document there is no half to hold it against
     counts = {name: n * (1 + worse) / 2 for name, n in encode_all(whole, texts).items()}
     how = f"tokens counted with a tokenizer trained on {total / 1e6:.1f} MB of the sample"
-    if (cut := find_long_words(chosen, tokenizer_work.splitter(config.split, config.digits))).number:
-        how += f"; {long_words_line(*cut)}"
+    if long_words.number:
+        how += f"; {long_words_line(*long_words)}"
     return TokenCounts(counts, doubt, how)
 
 
@@ -88,9 +88,9 @@ def known_tokenizer(context: BuildContext, folder: Path) -> tuple[Path | None, s
         )
         return path, f"tokens counted with {source}"
     ending = SUFFIX if config.kind == "sentencepiece" else ".json"
-    built = Path(context.folder("tokenizer")) / f"tokenizer{ending}"
-    if built.is_file() and len(token_bytes(str(built))) == config.vocab_size:
-        return built, "tokens counted with the tokenizer of the last build"
+    built = context.published_file("tokenizer", f"tokenizer{ending}")
+    if built is not None and len(token_bytes(built)) == config.vocab_size:
+        return Path(built), "tokens counted with the tokenizer of the last build"
     return None, ""
 
 
@@ -110,17 +110,20 @@ def training_texts(samples: dict[str, Sample]) -> list[str]:
     return texts
 
 
-def train(texts: list[str], config: TokenizerConfig, path: Path) -> Path:
-    """Train a tokenizer on `texts` as the recipe says, into the file `path`. Raises DataError for too little text."""
+def train(texts: list[str], config: TokenizerConfig, path: Path) -> tuple[Path, LongWords]:
+    """Train a tokenizer on `texts` as the recipe says, into the file `path`. Returns the file, and words that were cut.
+
+    SentencePiece's is another file, and cuts none. Raises DataError for too little text.
+    """
     if config.kind == "sentencepiece":
         path = path.with_suffix(SUFFIX)
         reserved = config.reserved_names()
         path.write_bytes(sentencepiece_work.train(texts, config.vocab_size or 0, config.model_type, reserved))
-        return path
+        return path, LongWords(0, 0)
     specials = [*SPECIALS, *config.reserved_names()]
-    tokenizer = tokenizer_work.train(texts, config.vocab_size or 0, config.split, config.digits, specials)
+    tokenizer, long_words = tokenizer_work.train(texts, config.vocab_size or 0, config.split, config.digits, specials)
     path.write_text(tokenizer_work.canonical(tokenizer), encoding="utf-8")
-    return path
+    return path, long_words
 
 
 def encode_all(path: Path, texts: dict[str, list[str]]) -> dict[str, Floats]:

@@ -18,7 +18,7 @@ from stages.errors import DataError
 from stages.task import Task
 from stages.tokenizer import external
 from stages.tokenizer.encoder import attempt, hostile
-from stages.tokenizer.long_words import cut_long_words, find_long_words
+from stages.tokenizer.long_words import LongWords, cut_long_words, find_long_words
 from stages.tokenizer.pieces import SUFFIX
 from stages.tokenizer.report import write_report
 from stages.tokenizer.sample import Sample, draw_sample, sampled_texts
@@ -45,8 +45,7 @@ def work(task: Task) -> None:
     chosen = draw_sample(task, task.inputs)
     texts = sampled_texts(chosen)
     specials = [*SPECIALS, *params["reserved"]]
-    long_words = find_long_words(texts, splitter(params["split"], params["digits"]))
-    tokenizer = train(texts, params["vocab_size"], params["split"], params["digits"], specials)
+    tokenizer, long_words = train(texts, params["vocab_size"], params["split"], params["digits"], specials)
     path = task.output("tokenizer.json")
     Path(path).write_text(canonical(tokenizer), encoding="utf-8")
     check_trained(path, texts, params["vocab_size"], specials)
@@ -119,18 +118,19 @@ def splitter(split: str, digits: int | None) -> pre_tokenizers.PreTokenizer:
 
 def train(
     texts: list[str], vocab_size: int, split: str, digits: int | None = None, specials: Sequence[str] = SPECIALS
-) -> Tokenizer:
+) -> tuple[Tokenizer, LongWords]:
     """Train a tokenizer with exactly `vocab_size` ids, special tokens first, then the 256 bytes, then merges.
 
-    Words longer than LONGEST_WORD are cut for counting. Raises DataError when the text runs out of pairs to merge.
+    Returns it, and the words longer than LONGEST_WORD, which are cut for counting. Raises DataError when the text runs
+    out of pairs to merge.
     """
     least = len(specials) + 256
     if vocab_size < least:
         raise DataError(f"tokenizer.vocab_size must be at least {least} ({len(specials)} special tokens, 256 bytes)")
     tokenizer = Tokenizer(models.BPE())
     whole_words = splitter(split, digits)
-    cut = find_long_words(texts, whole_words).number > 0
-    tokenizer.pre_tokenizer = cut_long_words(whole_words) if cut else whole_words
+    long_words = find_long_words(texts, whole_words)
+    tokenizer.pre_tokenizer = cut_long_words(whole_words) if long_words.number else whole_words
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -147,7 +147,7 @@ def train(
         raise DataError(
             f"the text supports only {got:,} ids; lower tokenizer.vocab_size (now {vocab_size:,}) to that, or add text"
         )
-    return tokenizer
+    return tokenizer, long_words
 
 
 def canonical(tokenizer: Tokenizer) -> str:

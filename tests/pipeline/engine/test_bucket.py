@@ -21,6 +21,7 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.store import open_store
 from pipeline.errors import UserError
 from pipeline.recipe import parse_recipe
+from stages.estimate.tokens import known_tokenizer
 from stages.pack.verify import verify
 from stages.registry import STAGES
 from stages.stage import Record
@@ -54,7 +55,7 @@ def packed(folder: str | Path) -> list[tuple[str, str]]:
     return [(name, sha256_file(manifest.file(name))) for name, _ in manifest.packed_files()]
 
 
-def test_a_build_in_a_bucket_has_the_bytes_of_a_local_one(local: Path, s3: S3Server) -> None:
+def test_a_build_in_a_bucket_has_the_bytes_of_a_local_one(local: Path, s3: S3Server, tmp_path: Path) -> None:
     out = f"{s3.new_bucket()}/some/prefix"
     context = build_in(out, local)
     assert packed(f"{out}/small/anneal") == packed(local)
@@ -71,6 +72,9 @@ def test_a_build_in_a_bucket_has_the_bytes_of_a_local_one(local: Path, s3: S3Ser
     # A list for each stage, two for leases and one for each folder that is published.
     assert s3.requests["LIST"] <= len(again.states) + len(again.folders) + 1
     assert s3.requests["GET"] - s3.requests["LIST"] <= 1.5 * made + 3 * len(again.folders) + 2 * len(again.states)
+    tokenizer, how = known_tokenizer(again, tmp_path)
+    assert how.endswith("of the last build"), "a plan finds it there"
+    assert tokenizer is not None and sha256_file(tokenizer) == manifest.tokenizer.sha256
 
 
 def test_requests_for_a_unit_are_three_and_one_for_each_output_more(s3: S3Server, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ NASTY = (
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     file = tmp_path_factory.mktemp("encoder") / "tokenizer.json"
-    file.write_text(canonical(train([*TEXTS, *HOSTILE], 600, "gpt4")), encoding="utf-8")
+    file.write_text(canonical(train([*TEXTS, *HOSTILE], 600, "gpt4")[0]), encoding="utf-8")
     return str(file)
 
 

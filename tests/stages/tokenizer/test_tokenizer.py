@@ -111,7 +111,7 @@ def test_same_bytes_in_another_process_with_other_threads(trained):
         "from stages.hashing import is_validation, sample\n"
         "order = [x for x in t.TEXTS if not is_validation([t.document_id(x)])[0]]\n"
         "order.sort(key=lambda x: int(sample([t.document_id(x)])[0]))\n"
-        "print(hashlib.sha256(canonical(train(order, 400, 'gpt4')).encode()).hexdigest())\n"
+        "print(hashlib.sha256(canonical(train(order, 400, 'gpt4')[0]).encode()).hexdigest())\n"
     )
     env = {"RAYON_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PATH": ""}
     out = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True, check=True)
@@ -266,7 +266,7 @@ def test_defaults_of_a_recipe():
 
 def foreign(path, change=lambda d: None):
     """A tokenizer.json in the form of GPT-2's: merges as text, specials last, `<|endoftext|>` between documents."""
-    tokenizer = bpe.train([*TEXTS, *HOSTILE], 500, "gpt2")
+    tokenizer, _ = bpe.train([*TEXTS, *HOSTILE], 500, "gpt2")
     definition = json.loads(tokenizer.to_str())
     names = {t["content"] for t in definition["added_tokens"]}
     vocab = [t for t, _ in sorted(definition["model"]["vocab"].items(), key=lambda x: x[1]) if t not in names]
