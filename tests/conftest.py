@@ -1,13 +1,17 @@
-"""For every test: what the processes that it starts may keep, and the order of the files."""
+"""For every test: what the processes that it starts may keep, the order of the files, and a server of buckets."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from s3_server import S3Server
+
+from train import bucket
 
 # Some hundred processes are started. Where the environment forbids them to keep compiled modules, compiling the project
 # is a third of what each does.
@@ -26,3 +30,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow_tests[item.path])
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[S3Server]:
+    """A server of buckets for the tests of a file; moto is in requirements.lock."""
+    pytest.importorskip("moto", reason="moto, of the extra dev, is not installed")
+    pytest.importorskip("obstore", reason="obstore, of the extra s3, is not installed")
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, with nothing counted and no faults, and its address in the environment."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket, "_user", 0)  # and again at the end: later tests may fork
+    s3_server.reset()
+    yield s3_server
+    s3_server.reset()

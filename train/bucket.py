@@ -114,14 +114,19 @@ class Bucket:
 
         return again(got)
 
-    def download(self, path: str, target: Path) -> None:
-        """Write an object to a file of this machine. Raises FileNotFoundError; an object cut short is transient."""
+    def download(self, path: str, target: Path, stops: Callable[[], bool] = lambda: False) -> None:
+        """Write an object to a file of this machine. Raises FileNotFoundError; an object cut short is asked for again.
+
+        stops: is asked at each PART; once it says yes, InterruptedError is raised.
+        """
 
         def downloaded() -> None:
             with self._request(path) as client, target.open("wb") as file:
                 reply = client.get(self._client, self.key(path))
                 for chunk in reply.stream(min_chunk_size=PART):
                     file.write(chunk)
+                    if stops():
+                        raise InterruptedError(f"{path}: its download was stopped")
             if (size := target.stat().st_size) != reply.meta["size"]:
                 raise UnavailableError(f"{path}: {size:,} of its {reply.meta['size']:,} bytes came")
 

@@ -246,6 +246,18 @@ class TrainConfig(Keys):
         "Allow to resume on another build of the data, from the checkpoint's step of its order.",
         fixed_by=None,
     )
+    cache: str | None = key(
+        None,
+        "Folder for copies of shards that lie in a bucket, shared by all runs of a machine; null: shardmill in "
+        "$XDG_CACHE_HOME or ~/.cache.",
+        fixed_by=None,
+    )
+    cache_gb: float | None = key(
+        None,
+        "Gigabytes of such copies at most; null: half of the room on the folder's disk.",
+        above=0,
+        fixed_by=None,
+    )
     epochs: float = key(
         1.0, "Passes over the mixture that training may make; more is an error.", above=0, fixed_by=None
     )

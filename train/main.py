@@ -46,8 +46,9 @@ from train.checkpoint.run_folder import claim_folder, run_identity
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data import sampler
 from train.data.loader import Loader, check_hashes
-from train.data.manifest import Manifest, ManifestError, load_manifest
+from train.data.manifest import Manifest, ManifestError
 from train.data.prefetch import Prefetcher
+from train.data.remote import RemoteManifest, copied, fetch_ahead, open_manifest
 from train.distributed import hardware, launch_env
 from train.distributed.runtime import PeerLostError, Runtime, join_processes, stop_requests
 from train.eval.multiple_choice import MultipleChoice
@@ -86,15 +87,19 @@ def run(
     and None elsewhere. stop() is asked on rank 0 after each step, for launchers whose signals do not get here.
     Raises ManifestError and TrainError, whose texts are for people.
     """
-    manifest = load_manifest(manifest_path)
+    manifest = open_manifest(manifest_path)
     model_cfg, cfg = configs(manifest.recipe, manifest.phase, overrides, str(manifest_path))
     parameters = check_parameters(model_cfg, manifest.tokenizer.vocab_size)
     sampler.check_epochs(manifest, cfg)
     if cfg.deterministic:
         use_deterministic_kernels()
-    with stop_requests() as signalled, join_processes() as rt:
+    with stop_requests() as signalled, join_processes() as rt, copied(manifest, cfg):
+        check_same_build(rt, manifest)
         run = build_run(rt, manifest, model_cfg, cfg, on_save)
         report.print_start(run, manifest, parameters)
+        if isinstance(manifest, RemoteManifest):
+            run.loader.begin_step = manifest.cache.begin_step
+            fetch_ahead(manifest, cfg, run.step)
 
         def should_stop() -> bool:
             return signalled() or (stop is not None and rt.is_rank0 and stop())
@@ -111,7 +116,16 @@ def run(
                 rt.print_rank0(f"stopped by a signal after step {run.step}, {saved}")
                 rt.print_rank0(f"this continues: {continue_command({'command': given, 'world_size': rt.world_size})}")
                 return {"status": "stopped", "step": run.step, "folder": str(run.folder)}
+            if isinstance(manifest, RemoteManifest):
+                manifest.cache.stop()  # what is scored now is not in the order of the steps
             return report.finish_run(run, manifest, parameters)
+
+
+def check_same_build(rt: Runtime, manifest: Manifest) -> None:
+    """Raise TrainError, on all ranks, where another build was published in a bucket while they read the manifest."""
+    first = rt.broadcast_from_rank0(lambda: manifest.build_id)
+    differs = TrainError(f"{manifest.folder}: published anew while this run started; start it again")
+    rt.raise_if_any(differs if first != manifest.build_id else None)
 
 
 def use_deterministic_kernels() -> None:
@@ -177,6 +191,9 @@ def build_run(
 def build_loader(rt: Runtime, manifest: Manifest, cfg: TrainConfig) -> Loader:
     """Return the reader of training batches, its shards checked."""
     loader = Loader(manifest, cfg, rt.rank, rt.world_size, rt.device)
+    if isinstance(manifest, RemoteManifest):  # each file is hashed when it comes
+        loader.verified = True
+        return loader
     loader.verified = check_hashes(manifest, rt.rank, rt.world_size, loader.watch)
     if not loader.verified:
         rt.print_rank0("note: shards above 1 GiB are not hashed at the start; `python -m pipeline verify` does it")

@@ -192,10 +192,18 @@ class Forked:
     """As `start` gives it, a process of its own, forked from a server that has loaded torch once: that takes longer
     than most runs here. It has the parts of `subprocess.Popen` that tests use."""
 
-    def __init__(self, manifest: Path, overrides: list[str], variables: dict[str, str], program: str = "train/main.py"):
+    def __init__(
+        self,
+        manifest: Path | str,
+        overrides: list[str],
+        variables: dict[str, str],
+        program: str = "train/main.py",
+        home: Path | None = None,
+    ):
+        """home: where it runs; by default above the manifest."""
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["torch", "torch.distributed", "safetensors.torch"])
-        self.said = Path(tempfile.mkdtemp(dir=manifest.parents[1])) / "said"
+        self.said = Path(tempfile.mkdtemp(dir=home or Path(manifest).parents[1])) / "said"
         argv = [str(ROOT / program), "--manifest", str(manifest), "--set", *overrides]
         self.process = server.Process(target=_forked, args=(argv, variables, str(self.said)))
         self.process.start()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine_harness import Work, new_work
-from s3_server import S3Server
-
-from train import bucket
 
 
 @pytest.fixture
@@ -50,24 +46,3 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Work:
 def packed(reference: Work, tmp_path: Path) -> Work:
     """A copy of `reference`, which a test may change; its corpus stays as it is."""
     return copy_of(reference, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[S3Server]:
-    """A server of buckets for the tests of a file; moto is in requirements.lock."""
-    pytest.importorskip("moto", reason="moto, of the extra dev, is not installed")
-    pytest.importorskip("obstore", reason="obstore, of the extra s3, is not installed")
-    server = S3Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """The server, with nothing counted and no faults, and its address in the environment."""
-    for name, value in s3_server.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(bucket, "_user", 0)  # and again at the end: later tests may fork
-    s3_server.reset()
-    yield s3_server
-    s3_server.reset()

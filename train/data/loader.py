@@ -29,7 +29,7 @@ from torch import Tensor
 from train.config import TrainConfig, TrainError
 from train.data.format import check_shard, map_tokens
 from train.data.index import MappedIndex
-from train.data.manifest import Manifest, ManifestError, Shard
+from train.data.manifest import HASH_LIMIT, Manifest, ManifestError, Shard
 from train.data.sampler import I64, row_order, stretches, windows_per_shard
 from train.data.tokens import Tokens, token_dtype
 from train.data.watch import FileWatch
@@ -37,7 +37,6 @@ from train.files import sha256_file
 from train.model.loss import IGNORE
 from train.model.masks import to_device
 
-HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
 LONG = 1024  # tokens a row, from which on Python's microsecond a row is less than a second copy
 OPEN_SHARDS = 2**15  # mapped at once, if half the descriptors of the process are as many: a map holds one
 
@@ -210,8 +209,9 @@ class Loader:
         held = max_mapped_shards()
         half = held // 2  # an index is mapped too
         indexed = self.padded or cfg.document_mask
-        self.watch = FileWatch()
-        self._paths = [[str(manifest.file(s.path)), *([str(manifest.file(s.index))] * indexed)] for s in self.shards]
+        self.watch = FileWatch(manifest.restore)
+        self._paths = [[str(manifest.path(s.path)), *([str(manifest.path(s.index))] * indexed)] for s in self.shards]
+        self.begin_step: Callable[[int], None] = lambda step: None  # is told which step is read
         self._tokens = LRUCache(lambda s: open_shard(manifest, self.shards[s], self.watch), half if indexed else held)
         self._indices = LRUCache(lambda s: MappedIndex(manifest, self.shards[s], self.watch), half)
         self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
@@ -232,6 +232,7 @@ class Loader:
         Raises ManifestError when a shard read is not the one that the manifest names, or no longer, or holds an id
         it cannot hold.
         """
+        self.begin_step(step)
         shard, first, by_shard = self._order.rows(step)
         read = set(shard.tolist())
         if self.cfg.order == "sequential":

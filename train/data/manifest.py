@@ -14,12 +14,13 @@ import json
 import os
 import shlex
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 RECIPE = "recipe.json"  # in <out>/<recipe>: the file that its results were last made of, and the settings
+HASH_LIMIT = 2**30  # bytes of shards whose sha256 is checked at the start: about a second. Beyond, `verify` does it
 SCHEMA_VERSION = 1  # of manifest.json
 OLD_LICENSE_KEY = "licence"  # what manifests written before version 0.2 call `license`
 
@@ -192,15 +193,18 @@ class Manifest:
         return files
 
     def file(self, relative: str) -> Path:
-        """Return the path of a file that the manifest names.
+        """Return the path of a file that the manifest names; one of a bucket is copied to this machine first.
 
         Raises ManifestError when it is not below the manifest's folder: a manifest may be a stranger's.
         """
-        folder = Path(self.folder)
-        path = folder / relative
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ManifestError(f"{folder / 'manifest.json'}: names {relative!r}, which leads out of its folder")
-        return path
+        return self.path(relative)
+
+    def path(self, relative: str) -> Path:
+        """Return where a file that the manifest names lies, or will once it is copied. Raises as `file` does."""
+        return path_below(Path(self.folder), relative)
+
+    def restore(self, path: str) -> None:
+        """Bring back the copy at `path` of a file in a bucket; what never was a copy is not brought back."""
 
     def beside(self, folder: str) -> Mapping[str, Path]:
         """Return name -> path of the files in another published folder of the recipe; none if it is not there."""
@@ -242,6 +246,14 @@ class Manifest:
                 del value[key]
         value["tokenizer"] = self.tokenizer.to_dict()
         return value
+
+
+def path_below(folder: Path, relative: str) -> Path:
+    """Return the path of what a manifest names. Raises ManifestError when it is not below the manifest's `folder`."""
+    path = folder / relative
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ManifestError(f"{folder / 'manifest.json'}: names {relative!r}, which leads out of its folder")
+    return path
 
 
 def manifest_digest(value: dict[str, Any]) -> str:
@@ -321,19 +333,30 @@ def options_noted(noted: Any, out: str) -> str:
 def load_manifest(path: str | Path) -> Manifest:
     """Read a manifest.json (or the folder that holds one). Raises ManifestError with the way to mend it."""
     if "://" in str(path) and not Path(path).exists():
-        raise ManifestError(f"{path}: manifests are read from folders of this machine; copy its folder here first")
+        raise ManifestError(
+            f"{path}: read from folders of this machine here; `python -m pipeline fetch {path} DIR` copies it to one"
+        )
     # abspath, not resolve: the published folder is a link, and phases are found beside the link.
     file = Path(path).absolute()
     if file.is_dir():
         file = file / "manifest.json"
     folder = file.parent if file.suffix == ".json" else file
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        raw = file.read_bytes()
     except FileNotFoundError:
         raise ManifestError(f"{file}: no such manifest; build one with `{pack_command(folder)}`") from None
+    return parse_manifest(raw, str(file), lambda: pack_command(folder))
+
+
+def parse_manifest(raw: bytes, file: str, again: Callable[[], str]) -> Manifest:
+    """Return the manifest in the bytes of `file`, a path or an address; `again` says which command makes it anew.
+
+    Raises ManifestError.
+    """
+    try:
+        value = json.loads(raw)
     except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, a thousand deep
-        again = f"build it again with `{pack_command(folder)} --force`"
-        raise ManifestError(f"{file}: not valid JSON ({error}); {again}") from None
+        raise ManifestError(f"{file}: not valid JSON ({error}); build it again with `{again()} --force`") from None
     if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
         found = value.get("schema_version") if isinstance(value, dict) else None
         raise ManifestError(f"{file}: schema version {found}, this program reads {SCHEMA_VERSION}")
@@ -352,7 +375,7 @@ def load_manifest(path: str | Path) -> Manifest:
                 "evals": [
                     EvalSet(**{**e, "files": [SourceFile(**f) for f in e["files"]]}) for e in value.get("evals", [])
                 ],
-                "folder": str(file.parent),
+                "folder": file.rpartition("/")[0],
             }
         )
         check_types(manifest, Manifest, "")

@@ -30,6 +30,7 @@ from train.data.manifest import Manifest
 ROUNDS = 6  # of the Feistel network; 4 are the proven least for pseudo-randomness (Luby-Rackoff). Even: see Permutation
 CHUNK = 2**12  # positions that go through the network at once: 32 KB an array, so that they stay in the nearest cache
 BLOCK = 2**16  # rows whose order is worked out at once by `Sampler`: a few milliseconds, 3 MB
+LOOK_AHEAD = 1000  # steps whose rows tell which shards are needed first
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
@@ -286,6 +287,28 @@ def row_order(manifest: Manifest, cfg: TrainConfig, rank: int, world_size: int) 
     if cfg.order == "sequential":
         return Stream([s.tokens for s in manifest.split("train")], cfg, rank, world_size)
     return Sampler(windows_per_shard(manifest, cfg.seq_len), cfg, rank, world_size)
+
+
+def shards_in_order_of_need(manifest: Manifest, cfg: TrainConfig, step: int) -> Iterator[int]:
+    """Yield the number of each training shard once, as the steps from 0-based `step` on need it first.
+
+    In shuffled order those that LOOK_AHEAD steps do not read come last.
+    """
+    counts = windows_per_shard(manifest, cfg.seq_len)
+    if cfg.order == "sequential":
+        first = int(Stream([s.tokens for s in manifest.split("train")], cfg).rows(step)[0][0])
+        yield from ((first + i) % len(counts) for i in range(len(counts)))
+        return
+    sampler = Sampler(counts, cfg, 0, 1)
+    left = {number for number, count in enumerate(counts) if count}
+    for later in range(step, min(cfg.steps, step + LOOK_AHEAD)):
+        for number in sampler.rows(later)[0].tolist():
+            if number in left:
+                left.remove(number)
+                yield number
+        if not left:
+            return
+    yield from sorted(left)
 
 
 def rows_of_step(manifest: Manifest, cfg: TrainConfig, step: int) -> list[tuple[str, int]]:

@@ -10,7 +10,7 @@ touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from train.data.manifest import ManifestError
@@ -24,8 +24,10 @@ REMEDY = "put the file back or pack again; the same command with train.resume=au
 class FileWatch:
     """The files that were mapped, and what they were then."""
 
-    def __init__(self) -> None:
+    def __init__(self, restore: Callable[[str], None] = lambda path: None) -> None:
+        """restore: brings a file back that is gone, by its path, where it was a copy."""
         self.files: dict[str, tuple[Stamp, str]] = {}  # the stamp and the sha256 by path
+        self.restore = restore
 
     def add(self, path: Path, sha256: str) -> None:
         """Watch a file, from before it is first checked. One that is missing is left to that check."""
@@ -35,8 +37,15 @@ class FileWatch:
     def check(self, paths: Iterable[str] | None = None) -> None:
         """Compare files that are watched, by default all. Raises ManifestError naming the first that has changed."""
         for path in self.files if paths is None else paths:
-            if path in self.files and stamp_of(path) != self.files[path][0]:
+            if path in self.files and self._stamp(path) != self.files[path][0]:
                 self._check_contents(path)
+
+    def _stamp(self, path: str) -> Stamp:
+        try:
+            return stamp_of(path)
+        except ManifestError:
+            self.restore(path)
+            return stamp_of(path)
 
     def _check_contents(self, path: str) -> None:
         before, sha256 = self.files[path]

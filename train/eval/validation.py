@@ -144,7 +144,7 @@ class Validation:
         self.memory_in_front = counting != "pr352" or self.stride < seq_len
         self.text_bytes = TextBytes(manifest.tokenizer)
         self.vocab_size = manifest.tokenizer.vocab_size
-        self.watch = FileWatch()
+        self.watch = FileWatch(manifest.restore)
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
         self.counted: list[slice | I64] = []  # the targets of each that count: not at padding, nor counted before
         self.starts: list[I64] | None = [] if document_mask else None  # where documents begin in each, after its first

@@ -17,6 +17,7 @@ from train import page
 from train.checkpoint import run_folder
 from train.data import sampler
 from train.data.manifest import Manifest
+from train.data.remote import RemoteManifest, is_address
 from train.distributed import hardware
 from train.eval.validation import Score, sample_texts
 from train.files import write_atomic
@@ -46,6 +47,8 @@ def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
         f"data       {manifest.tokens:,} tokens in {len(run.loader.shards)} shard(s): {order}; "
         f"{manifest.val_tokens:,} for validation"
     )
+    if isinstance(manifest, RemoteManifest):
+        rt.print_rank0(f"           {manifest.cache.describe()}")
     rt.print_rank0(
         f"training   {cfg.steps} steps of {cfg.batch_size} x {cfg.seq_len} = {cfg.batch_size * cfg.seq_len:,} tokens: "
         f"{epochs:.2f} epochs; {cfg.optimizer}, {', '.join([cfg.schedule.kind, *run.averages.by_name])}"
@@ -109,7 +112,7 @@ def run_facts(run: Run, manifest: Manifest, path: str, overrides: list[str]) -> 
     """Return what run.json says of this start: all that replaying the data order needs, and what the page tells."""
     cfg, model, rt = run.cfg, run.model, run.rt
     return {
-        "manifest": os.path.relpath(Path(path).absolute(), run.folder.absolute()),
+        "manifest": path if is_address(path) else os.path.relpath(Path(path).absolute(), run.folder.absolute()),
         "command": given_command(run, path, overrides),
         "name": manifest.name,
         "build_id": manifest.build_id,
@@ -173,6 +176,7 @@ def log_step(run: Run, metrics: Metrics | None, loss: Tensor, norm: Tensor) -> d
         "lr_adamw": cfg.adamw.lr * run.lr_factor,
         "grad_norm": grad_norm,
         "waiting_for_data": round(waited / seconds, 4),
+        "seconds_waited": round(waited, 4),
         "tokens": run.step * cfg.batch_size * cfg.seq_len,
         "tokens_per_second": round(speed, 1),
         **rates,
