@@ -33,7 +33,8 @@ import torch
 import torch._dynamo
 
 from benchmarks import measure
-from benchmarks.gpu_checks import ceilings, checks, synchronize
+from benchmarks.gpu_ceilings import ceilings, synchronize
+from benchmarks.gpu_checks import checks, run_check
 from benchmarks.gpu_profile import profiled, shares
 from benchmarks.gpu_systems import SYSTEMS, Setting, Variant, setting, write_mixture
 from train.config import ModelConfig
@@ -228,7 +229,8 @@ def measured(names: list[str], device: torch.device, tiny: bool, minutes: float)
         "systems": {name: {**s._asdict(), "goals": SYSTEMS[name].goals} for name, s in settings.items()},
     }
     print(f"{result['device']}: {result['ceilings']}", flush=True)
-    result["checks"] = checks(device, {name: (model_config(s), s.vocab) for name, s in settings.items()})
+    todo = checks(device, {name: (model_config(s), s.vocab) for name, s in settings.items()})
+    result["checks"] = {name: run_check(check) for name, check in todo.items()}
     print(json.dumps(result["checks"], indent=1), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         say: Callable[[str], None] = lambda text: print(f"{time.monotonic() - begun:5.0f} s  {text}", flush=True)  # noqa: E731

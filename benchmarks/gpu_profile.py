@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.gpu_checks import synchronize
+from benchmarks.gpu_ceilings import synchronize
 from train.model import transformer
 from train.model.loss import head_loss
 from train.run import Run
