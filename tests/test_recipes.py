@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -10,12 +11,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pipeline.commands.plan import parameters
 from pipeline.recipe import load_recipe, parse_recipe, shipped
+from train.artefact import code_files, size_of
+from train.artefact_file import pack
 from train.checkpoint.gemma3 import unlike_gemma3
-from train.model.transformer import count_parameters
+from train.model.transformer import build, count_parameters
+from train.optim.optimizer import Optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARD_PARAMETERS = 54_538_752  # the card's figure
@@ -90,6 +95,49 @@ def test_golf_recipes_are_the_records_and_mended(name, trained, exported, own):
         assert count_parameters(recipe.model.without_training_parts(), 1024) == exported
     a, b = leaves(fixed.to_dict()), leaves(record.to_dict())
     assert {key for key in a | b if a.get(key) != b.get(key)} == BOTH_RECORDS | own
+
+
+@pytest.fixture(scope="module", params=["golf_int5_sp1024", "golf_memory_tokens"])
+def golf(request):
+    """A golf recipe and its model at full size, as it is drawn."""
+    recipe = load_recipe(request.param)
+    return recipe, build(recipe.model, 1024, seed=1337)
+
+
+def artefact_bytes(recipe, weights) -> int:
+    """Return the size of the artefact and of the code that is counted."""
+    exported = {name: w for name, w in weights.items() if not name.startswith("mtp.")}
+    header = {"model": recipe.model.fixed_by_run(), "vocab_size": 1024, "bos_id": 1, "provenance": {}}
+    packed = pack(exported, recipe.train["pretrain"].artefact)
+    return size_of(packed, header, "bytes") + sum(file.stat().st_size for file in code_files())
+
+
+HEADROOM = 150_000  # bytes: what the code may grow by
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["as drawn", "normal"])
+def test_a_golf_artefact_is_below_its_limit_on_random_weights(golf, start):
+    """As drawn, zeros aside: uniform values have the most entropy. Normal: what many updates of Muon add up to."""
+    recipe, model = golf
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, w in model.named_parameters():
+        drawn = w.ndim < 2 or (start == "as drawn" and w.any())
+        weights[name] = w.detach() if drawn else torch.randn(w.shape, generator=generator) * 0.02
+    assert artefact_bytes(recipe, weights) < recipe.train["pretrain"].artefact.limit - HEADROOM
+
+
+@pytest.mark.slow
+def test_a_golf_artefact_is_below_its_limit_after_a_step_of_its_optimizer(golf):
+    """At the recipe's rates, with random gradients, which move every row of every table."""
+    recipe, model = golf[0], copy.deepcopy(golf[1])
+    optimizer = Optimizer(model, recipe.train["pretrain"])
+    optimizer.grads.normal_(generator=torch.Generator().manual_seed(0))
+    optimizer.step(1.0)
+    assert not any(model.get_parameter(name).eq(0).all() for name in optimizer.muon_names)
+    weights = {name: w.detach() for name, w in model.named_parameters()}
+    assert artefact_bytes(recipe, weights) < recipe.train["pretrain"].artefact.limit - HEADROOM
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
