@@ -26,25 +26,29 @@ import argparse
 import contextlib
 import datetime
 import functools
-import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import measure
+from benchmarks import measure, training_runs
 from benchmarks.paired import compare
 from benchmarks.processes import run_pipeline
-from train.model.transformer import count_parameters
-from train.overrides import configs
+from benchmarks.training_runs import (
+    DIFFERENCES,
+    Runs,
+    Settings,
+    TimeIsOverError,
+    difference_rows,
+    digest_of,
+    web_source,
+)
 
 SHARED = measure.SHARED.parent
 VOCAB = 8192
@@ -126,15 +130,7 @@ def levers(rates: Rates) -> dict[str, Lever]:
 def level(settings: tuple[str, ...]) -> tuple[str, ...]:
     """Return the settings with the width of the MLP that gives the model the baseline's number of parameters."""
     recipe = {"model": MODEL, "train": {"pretrain": TRAIN}}
-
-    def count(*more: str) -> int:
-        return count_parameters(configs(recipe, "pretrain", [*settings, *more], "levers")[0], VOCAB)
-
-    hidden = MODEL["mlp_hidden"]
-    wanted = count_parameters(configs(recipe, "pretrain", [], "levers")[0], VOCAB)
-    unit = count(f"model.mlp_hidden={hidden + 1}") - count()
-    more = round((wanted - count()) / unit)
-    return (*settings, f"model.mlp_hidden={hidden + more}") if more else settings
+    return (*settings, *training_runs.level(recipe, [], list(settings), VOCAB))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,16 +139,9 @@ def level(settings: tuple[str, ...]) -> tuple[str, ...]:
 
 def recipe(data: Path, steps: int) -> dict[str, Any]:
     """Web text and mathematics from `data` (laid out as the shared text), else the text of installed packages."""
+    sources: dict[str, Any] = {"web": web_source(data), "maths": {"from": "installed_docs", "packages": ["sympy"]}}
     if data.is_dir():
-        sources: dict[str, Any] = {
-            "web": {"from": "parquet", "path": f"{data}/web/*.parquet"},
-            "maths": {"from": "parquet", "path": f"{data}/math/*.parquet"},
-        }
-    else:
-        sources = {
-            "web": {"from": "installed_docs", "packages": ["stdlib", "numpy", "torch"]},
-            "maths": {"from": "installed_docs", "packages": ["sympy"]},
-        }
+        sources["maths"] = {"from": "parquet", "path": f"{data}/math/*.parquet"}
     tokens = steps * TRAIN["batch_size"] * TRAIN["seq_len"] + 20_000  # type: ignore[operator]  # the tail of a shard
     return {
         "name": "levers",
@@ -173,86 +162,32 @@ def build(folder: Path, data: Path, steps: int) -> Path:
     return out / "levers" / "pretrain" / "manifest.json"
 
 
-def digest_of(manifest: Path) -> str:
-    """Return a hash of the tokens of a mixture, those held out included."""
-    shards = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
-    return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
+def train(manifest: Path, folder: Path, settings: Settings) -> dict[str, Any]:
+    """Train with `settings` in a process of one thread. Returns what the run's folder says; it is not kept."""
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        command = [sys.executable, "train/main.py", "--manifest", str(manifest), "--set", f"train.out={out}"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        done = subprocess.run([*command, *settings], cwd=measure.ROOT, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"error: {' '.join(settings)}: {done.stderr.strip()}")
+        return result_of(Path(out))
 
 
-class TimeIsOverError(Exception):
-    """Runs were left for another time."""
-
-
-class Runs:
-    """Runs by their settings, each made once and kept in a file with what `about` says of all of them."""
-
-    def __init__(self, file: Path, about: dict[str, Any], manifest: Path, folder: Path, deadline: float) -> None:
-        """Raises SystemExit where the file holds runs of other data or length."""
-        self.file, self.about, self.manifest, self.folder, self.deadline = file, about, manifest, folder, deadline
-        self.lock = threading.Lock()
-        self.known: dict[tuple[str, ...], dict[str, Any]] = {}
-        if file.exists():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            for name in ("steps", "data"):
-                if before.get(name) != about[name]:
-                    raise SystemExit(
-                        f"error: {file} has runs with {name} = {before.get(name)}, not {about[name]}, which cannot be "
-                        "compared: name another file with --out"
-                    )
-            self.known = {tuple(run["settings"]): run for run in before["runs"]}
-
-    def all(self, jobs: int, wanted: list[list[str]]) -> list[dict[str, Any]]:
-        """Return the results of runs with these settings, made `jobs` at a time on one thread each.
-
-        Raises TimeIsOverError where one would begin behind the deadline.
-        """
-        new = list(dict.fromkeys(tuple(settings) for settings in wanted if tuple(settings) not in self.known))
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(self._run, new))
-        if any(settings not in self.known for settings in new):
-            raise TimeIsOverError
-        return [self.known[tuple(settings)] for settings in wanted]
-
-    def _run(self, settings: tuple[str, ...]) -> None:
-        if time.monotonic() > self.deadline:
-            return
-        begun = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=self.folder) as out:
-            command = [sys.executable, "train/main.py", "--manifest", str(self.manifest), "--set", f"train.out={out}"]
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            done = subprocess.run([*command, *settings], cwd=measure.ROOT, env=env, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"error: {' '.join(settings)}: {done.stderr.strip()}")
-            result = {"settings": list(settings), **self._result(Path(out))}
-        result["seconds"] = round(time.monotonic() - begun)
-        print(f"{result['bits_per_byte']:.4f}  {result['seconds']:4} s  {' '.join(settings)}", flush=True)
-        with self.lock:
-            self.known[settings] = result
-            self.save()
-
-    @staticmethod
-    def _result(out: Path) -> dict[str, Any]:
-        """Return what the folder of a run says of it."""
-        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        losses = [line["loss"] for line in lines if "loss" in line]
-        events = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
-        bits = summary["after"]["bits_per_byte"]
-        bits = math.nan if bits is None else bits
-        return {
-            "bits_per_byte": bits,
-            "parameters": summary["parameters"],
-            "finite": all(map(math.isfinite, [*losses, bits])),
-            "spikes": sum("spike" in event for event in events),
-            "last_loss": losses[-1],
-        }
-
-    def save(self, **more: Any) -> None:
-        """Write all that is known."""
-        text = json.dumps({**self.about, **more, "runs": list(self.known.values())}, indent=1)
-        beside = self.file.with_suffix(".tmp")
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(self.file)
+def result_of(out: Path) -> dict[str, Any]:
+    """Return what the folder of a run says of it."""
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    events = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
+    bits = summary["after"]["bits_per_byte"]
+    bits = math.nan if bits is None else bits
+    return {
+        "bits_per_byte": bits,
+        "parameters": summary["parameters"],
+        "finite": all(map(math.isfinite, [*losses, bits])),
+        "spikes": sum("spike" in event for event in events),
+        "last_loss": losses[-1],
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -302,20 +237,7 @@ def report(runs: Runs, rates: Rates, seeds: int) -> None:
     table = compare(scores, {name: lever.against for name, lever in every.items()})
     base = [round(score, 4) for score in scores[BASELINE].values()]
     print(f"{BASELINE}: {', '.join(map(str, base))} bits/byte ({' '.join(rates.settings())})")
-    measure.show(
-        ("lever", "bits/byte - baseline's", "error", "seeds", "p, Holm", "verdict"),
-        [
-            (
-                name,
-                f"{row['mean']:+.4f}",
-                "-" if row["error"] is None else f"{row['error']:.4f}",
-                len(row["differences"]),
-                "-" if row["p_holm"] is None else f"{row['p_holm']:.3f}",
-                row["verdict"],
-            )
-            for name, row in sorted(table.items(), key=lambda item: item[1]["mean"])
-        ],
-    )
+    measure.show(("lever", *DIFFERENCES), difference_rows(table))
     missing = [f"{name} ({len(s)} of {seeds} seeds)" for name, s in scores.items() if len(s) < seeds]
     print(f"not measured: {'; '.join(missing) or 'nothing'}")
     runs.save(baseline=scores[BASELINE], rates=rates._asdict(), table=table, not_measured=missing)
@@ -365,7 +287,7 @@ def run(options: argparse.Namespace) -> None:
             "data": digest_of(manifest),
             "machine": measure.machine(("torch",)),
         }
-        runs = Runs(file, about, manifest, folder, deadline)
+        runs = Runs(file, about, ("steps", "data"), functools.partial(train, manifest, folder), deadline)
         made = functools.partial(runs.all, options.jobs)
         with contextlib.suppress(TimeIsOverError):
             if options.search:

@@ -16,6 +16,15 @@ def p_value(t: float, df: int) -> float:
     return float(density[angles >= math.atan(abs(t) / math.sqrt(df))].sum() / density.sum())
 
 
+def t_quantile(level: float, df: int) -> float:
+    """Return the t beyond which, on both sides together, 1 - `level` of Student's distribution lies."""
+    low, high = 0.0, 1e4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if p_value(middle, df) > 1 - level else (low, middle)
+    return high
+
+
 def holm(p: dict[str, float]) -> dict[str, float]:
     """Return p corrected for their number by Holm's rule."""
     corrected, least = {}, 0.0
@@ -28,6 +37,8 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 def compare(scores: dict[str, dict[int, float]], against: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Return each lever's paired differences, negative where it helps, their mean, its error and a verdict.
 
+    `half_width` is that of the mean's interval of 95 %, over seeds; it has no correction for the number of levers.
+
     scores: bits per byte by lever and seed. against: what each lever is held against.
     """
     table: dict[str, dict[str, Any]] = {}
@@ -38,8 +49,10 @@ def compare(scores: dict[str, dict[int, float]], against: dict[str, str]) -> dic
             error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
             mean = statistics.fmean(differences)
             table[name] = {"against": other, "differences": differences, "mean": mean, "error": error}
+            df = len(differences) - 1
+            table[name]["half_width"] = None if error is None else error * t_quantile(0.95, df)
             if error:
-                table[name]["p"] = p_value(mean / error, len(differences) - 1)
+                table[name]["p"] = p_value(mean / error, df)
     corrected = holm({name: row["p"] for name, row in table.items() if "p" in row})
     for name, row in table.items():
         row["p_holm"] = corrected.get(name)

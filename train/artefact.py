@@ -145,8 +145,8 @@ class Report:
         return lines
 
 
-def make_artefact(trained: TrainedModel, cfg: TrainConfig, scorer: Scorer, out: Path) -> Report:
-    """Write the artefact of `trained` to `out`, read it back and score it."""
+def make_artefact(trained: TrainedModel, cfg: TrainConfig, scorer: Scorer, out: Path, costs: bool = True) -> Report:
+    """Write the artefact of `trained` to `out`, read it back and score it; `costs`: find those of each rule too."""
     weights, header = trained.weights(), header_of(trained)
     before = scorer.score(model_with(trained, weights))
     packed = pack(weights, cfg.artefact)
@@ -158,7 +158,7 @@ def make_artefact(trained: TrainedModel, cfg: TrainConfig, scorer: Scorer, out: 
         entry[0], entry[1] = entry[0] + 1, entry[1] + weights[name].numel()
     packing = min(sizes, key=lambda name: sizes[name])
     rules = {}
-    for rule, variant in rules_left_out(cfg.artefact).items():
+    for rule, variant in rules_left_out(cfg.artefact).items() if costs else ():
         without = pack(weights, variant)
         count = sum(kind != packed.kinds[name] for name, kind in without.kinds.items())
         score = next(iter(scorer.score(model_with(trained, without.weights()), plain_only=True).values()))

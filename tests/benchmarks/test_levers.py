@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import levers, measure
 from benchmarks.gpu_systems import Setting, write_mixture
-from benchmarks.paired import compare, holm, p_value
+from benchmarks.paired import compare, holm, p_value, t_quantile
 from train.model.transformer import count_parameters
 from train.overrides import configs
 
@@ -82,6 +82,7 @@ def test_an_unknown_lever_is_named_before_anything_is_built(command):
 def test_p_of_students_t(df, t):
     """The tables' quantiles of 5 and 1 per cent; of two degrees of freedom there is a closed form."""
     assert p_value(t, df) == pytest.approx(0.05 if t not in (9.925, 3.250) else 0.01, rel=5e-3)
+    assert t_quantile(0.99 if t in (9.925, 3.250) else 0.95, df) == pytest.approx(t, rel=2e-3)
     assert p_value(-t, df) == p_value(t, df) and p_value(0, df) == pytest.approx(1, abs=1e-3)
     assert p_value(1.7, 2) == pytest.approx(1 - 1.7 / math.sqrt(2 + 1.7**2), rel=1e-3)
 
@@ -110,12 +111,13 @@ def test_differences_are_paired_by_seed():
     assert table["helps"]["differences"] == pytest.approx([-0.1, -0.099, -0.1])
     assert table["helps"]["mean"] == pytest.approx(-0.0997, abs=1e-4)
     assert table["helps"]["error"] == pytest.approx(0.001 / 3)
+    assert table["helps"]["half_width"] == pytest.approx(4.3027 * 0.001 / 3, rel=1e-3)
     assert table["once"]["error"] is None and table["once"]["p_holm"] is None
 
 
-def test_results_that_were_saved_are_read_back(tmp_path):
+def test_results_that_were_saved_are_read_back():
     """The results of this repository have the form that the command goes on from."""
     for path in sorted(measure.RESULTS.glob("*-levers.json"))[1:]:  # the first is of an older form
         saved = json.loads(path.read_text())
-        runs = levers.Runs(path, {"steps": saved["steps"], "data": saved["data"]}, path, tmp_path, 0.0)
+        runs = levers.Runs(path, saved, ("steps", "data"), lambda settings: {}, 0.0)
         assert list(runs.known) == [tuple(run["settings"]) for run in saved["runs"]]
