@@ -77,9 +77,12 @@ def rows_table(manifest: Manifest, shard: Shard, columns: list[str] | None = Non
     try:
         table = pq.read_table(path, columns=columns, partitioning=None)
         table.validate(full=True)
+        for name in columns or ROWS.names:
+            if table.schema.field(name) != ROWS.field(name):
+                raise ValueError(f"its column {name} is {table.schema.field(name).type}")
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {mend(manifest)}") from None
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         raise DataError(f"{path} is damaged ({str(error).partition(chr(10))[0][:200]}); {mend(manifest)}") from None
     return table
 

@@ -18,7 +18,7 @@ from train import loop
 from train.checkpoint.checkpoint import find_checkpoint, list_checkpoints
 from train.checkpoint.run_folder import claim_folder
 from train.config import ConfigError, TrainError
-from train.data.manifest import ManifestError, load_manifest
+from train.data.manifest import ManifestError, load_manifest, manifest_text
 from train.distributed.runtime import Runtime
 from train.eval import validation
 from train.eval.validation import Validation
@@ -199,7 +199,7 @@ def test_init_from(pretrain, undisturbed, tmp_path):
         ({"val_ids": good["val_ids"] | {"rule": "another"}}, "val_rule"),
         ({"tokenizer": good["tokenizer"] | {"sha256": "0" * 64}}, "tokenizer_sha256"),
     ):
-        anneal.write_text(json.dumps(good | change))
+        anneal.write_text(manifest_text(good | change))
         with pytest.raises(TrainError, match=message):
             run(link, sets(out=str(tmp_path / "d")))
 

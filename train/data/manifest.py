@@ -168,7 +168,7 @@ class Manifest:
     evals: list[EvalSet] = field(default_factory=list)  # left out of the file where there are none
     # The shards were made elsewhere, by nobody knows what of nobody knows which documents. Left out where false.
     adopted: bool = False
-    digest: str = ""  # of all the above, so that `verify` sees a figure changed by hand
+    digest: str = ""  # of all the above, so that a figure changed by hand is seen
     folder: str = field(default="", compare=False)
 
     def split(self, name: str, source: str = "") -> list[Shard]:
@@ -229,15 +229,6 @@ class Manifest:
         """Return the text of manifest.json: sorted keys, so that equal manifests are equal bytes."""
         return manifest_text(self._to_dict())
 
-    def digest_matches(self) -> bool:
-        """Return whether `digest` is of what the manifest says, so that a figure changed by hand is seen."""
-        value = self._to_dict()
-        if self.digest == manifest_digest(value):
-            return True
-        for entry in _licensed_entries(value):
-            entry[OLD_LICENSE_KEY] = entry.pop("license")
-        return self.digest == manifest_digest(value)
-
     def _to_dict(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
@@ -259,7 +250,7 @@ def path_below(folder: Path, relative: str) -> Path:
 def manifest_digest(value: dict[str, Any]) -> str:
     """Return the sha256 of a manifest's values, its own digest left out, as hex."""
     rest = {key: item for key, item in value.items() if key != "digest"}
-    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()
+    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return hashlib.sha256(canonical).hexdigest()
 
 
@@ -360,6 +351,15 @@ def parse_manifest(raw: bytes, file: str, again: Callable[[], str]) -> Manifest:
     if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
         found = value.get("schema_version") if isinstance(value, dict) else None
         raise ManifestError(f"{file}: schema version {found}, this program reads {SCHEMA_VERSION}")
+    if value.get("digest") != manifest_digest(value):
+        raise ManifestError(
+            f"{file}: was changed after it was written: its digest is of other contents; "
+            + (
+                "delete it and adopt its shards again"
+                if value.get("adopted")
+                else f"write it again with `{again()} --force`"
+            )
+        )
     try:
         for entry in _licensed_entries(value):
             if OLD_LICENSE_KEY in entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -131,6 +132,24 @@ def test_a_forged_rows_table_is_seen(folder, tmp_path):
     start = table["token_start"].to_pylist()
     found = [p[0] for p in rows_of_spans(forged, [(forged.shards[0].path, start[i], start[i] + 1) for i in (2, 3, 4)])]
     assert [t.proven for t in trace(forged, found)] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ROWS.names)
+@pytest.mark.parametrize("damage", ["renamed", "retyped"])
+def test_a_rows_table_of_other_columns_is_damaged(manifest, tmp_path, name, damage):
+    copy = copy_of(Path(manifest.folder), tmp_path / "pretrain")
+    path = copy / manifest.shards[0].rows
+    table = pq.read_table(path)
+    if damage == "renamed":
+        table = table.rename_columns([f"{n}_" if n == name else n for n in table.column_names])
+    else:
+        at = ROWS.names.index(name)
+        table = table.set_column(at, name, pa.array([[1]] * len(table)))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    replace(path, sink.getvalue().to_pybytes())
+    with pytest.raises(DataError, match=rf"rows\.parquet is damaged .*{name}.*; mend it with `python -m"):
+        rows_table(load_manifest(copy), manifest.shards[0])
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

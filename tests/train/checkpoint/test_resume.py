@@ -30,7 +30,7 @@ from train.checkpoint.checkpoint import (
 )
 from train.checkpoint.load_model import open_trained_model
 from train.config import TrainError
-from train.data.manifest import load_manifest
+from train.data.manifest import load_manifest, manifest_text
 from train.eval.validation import Validation
 from train.main import run
 
@@ -314,7 +314,7 @@ def test_only_the_build_may_differ(pretrain, rebuilt, tmp_path):
     changed = tmp_path / "m"
     shutil.copytree(rebuilt.parent, changed)
     for change, word in (({"val_ids": good["val_ids"] | {"rule": "another"}}, "val_rule"), ({}, "train.seed")):
-        (changed / "manifest.json").write_text(json.dumps(good | change))
+        (changed / "manifest.json").write_text(manifest_text(good | change))
         more = {} if change else {"seed": 3}
         with pytest.raises(TrainError, match=rf"another run \(differs in build_id .*{word}"):
             run(changed, sets(out=str(folder), steps=4, resume="auto", allow_new_manifest=True, **more))
