@@ -95,7 +95,7 @@ class Bucket:
             if "NoSuchBucket" in str(error):
                 raise BucketError(f"{self.base}: there is no such bucket; make it first") from None
             raise FileNotFoundError(errno.ENOENT, "no such object", path) from None
-        except errors.AlreadyExistsError:
+        except (errors.AlreadyExistsError, errors.PreconditionError):
             raise FileExistsError(errno.EEXIST, "the object exists", path) from None
         except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
             raise BucketError(
@@ -132,17 +132,18 @@ class Bucket:
 
         again(downloaded)
 
-    def put(self, path: str, contents: bytes | Path, *, create: bool = False) -> str:
+    def put(self, path: str, contents: bytes | Path, *, create: bool = False, replaces: str = "") -> str:
         """Write an object, at once and whole. Returns its etag.
 
-        create: only if there is none. Raises FileExistsError if there is one, which may be our own, where the store's
-        answer to an earlier attempt was lost; and NotImplementedError where the store cannot tell.
+        create: only if there is none. replaces: only in the place of the one with this etag. Raises FileExistsError if
+        there is another one, which may be our own, where the store's answer to an earlier attempt was lost; and
+        NotImplementedError where the store cannot tell.
         """
         if isinstance(contents, Path):
             part = max(PART, contents.stat().st_size // 9000)
         else:
             part = max(PART, len(contents) + 1)
-        mode = "create" if create else "overwrite"
+        mode: Any = "create" if create else {"e_tag": replaces} if replaces else "overwrite"
 
         def put() -> str:
             with self._request(path) as client:
@@ -154,7 +155,7 @@ class Bucket:
                     raise BucketError(f"{self.base}: there is no such bucket; make it first") from None
                 return str(reply["e_tag"])
 
-        return again(put) if create else put()  # where there was no answer, the client leaves it to us
+        return again(put) if create or replaces else put()  # where there was no answer, the client leaves it to us
 
     def head(self, path: str) -> StoredObject:
         """Return the facts of an object. Raises FileNotFoundError."""

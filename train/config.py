@@ -235,7 +235,9 @@ class TrainConfig(Keys):
         "A phase, or the path of a run, a checkpoint or transformers' folder of a Gemma 3, whose weights are the first "
         "ones; none: fresh weights.",
     )
-    out: str | None = key(None, "The run's folder; null: a new folder under runs/.", fixed_by=None)
+    out: str | None = key(
+        None, "The run's folder, or its address in a bucket; null: a new folder under runs/.", fixed_by=None
+    )
     resume: str = key(
         "refuse",
         "auto, never, or the path of a checkpoint to go on from. refuse: a folder that holds a run is an error.",

@@ -52,7 +52,7 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
         prepare(run)
         if not make_steps(run, metrics, should_stop, should_give_up):
             rt.raise_if_any(run.data_error)
-            rt.broadcast_from_rank0(lambda: run.singular_values.check(run.folder))
+            rt.broadcast_from_rank0(lambda: run.singular_values.check(run.place))
             return False
         if run.after is None:  # a run that was at its end already
             score_run(run, should_give_up)

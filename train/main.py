@@ -40,8 +40,10 @@ from torch import Tensor
 
 from train import loop, micro_batch
 from train.checkpoint import gemma3
+from train.checkpoint.background import BackgroundWriter
 from train.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_score
-from train.checkpoint.resume import RunStart, open_run
+from train.checkpoint.mirror import Mirror, is_remote_out, mirrored
+from train.checkpoint.resume import RunStart, on_this_machine, open_run
 from train.checkpoint.run_folder import claim_folder, run_identity
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data import sampler
@@ -93,9 +95,9 @@ def run(
     sampler.check_epochs(manifest, cfg)
     if cfg.deterministic:
         use_deterministic_kernels()
-    with stop_requests() as signalled, join_processes() as rt, copied(manifest, cfg):
+    with stop_requests() as signalled, join_processes() as rt, copied(manifest, cfg), mirrored(rt, cfg) as mirror:
         check_same_build(rt, manifest)
-        run = build_run(rt, manifest, model_cfg, cfg, on_save)
+        run = build_run(rt, manifest, model_cfg, cfg, on_save, mirror)
         report.print_start(run, manifest, parameters)
         if isinstance(manifest, RemoteManifest):
             run.loader.begin_step = manifest.cache.begin_step
@@ -112,10 +114,10 @@ def run(
         ):
             if not loop.train(run, metrics, should_stop):
                 given = report.given_command(run, str(manifest_path), overrides)
-                saved = f"saved in {run.folder}" if run.step else "nothing to save"
+                saved = f"saved in {run.place}" if run.step else "nothing to save"
                 rt.print_rank0(f"stopped by a signal after step {run.step}, {saved}")
                 rt.print_rank0(f"this continues: {continue_command({'command': given, 'world_size': rt.world_size})}")
-                return {"status": "stopped", "step": run.step, "folder": str(run.folder)}
+                return {"status": "stopped", "step": run.step, "folder": run.place}
             if isinstance(manifest, RemoteManifest):
                 manifest.cache.stop()  # what is scored now is not in the order of the steps
             return report.finish_run(run, manifest, parameters)
@@ -140,16 +142,24 @@ def use_deterministic_kernels() -> None:
 
 
 def build_run(
-    rt: Runtime, manifest: Manifest, model_cfg: ModelConfig, cfg: TrainConfig, on_save: OnSave | None = None
+    rt: Runtime,
+    manifest: Manifest,
+    model_cfg: ModelConfig,
+    cfg: TrainConfig,
+    on_save: OnSave | None = None,
+    mirror: Mirror | None = None,
 ) -> Run:
     """Return a run that is ready for its next step: data checked, weights drawn or read, run folder opened.
+
+    mirror: on rank 0, of a run whose folder is in a bucket.
 
     Raises ManifestError and TrainError where the data, the folder or the checkpoint cannot be used.
     """
     loader = build_loader(rt, manifest, cfg)
     validation = build_validation(rt, manifest, model_cfg, cfg)
     identity = run_identity(manifest, model_cfg, cfg)
-    start = rt.broadcast_from_rank0(lambda: open_run(manifest, model_cfg, cfg, identity))
+    start = rt.broadcast_from_rank0(lambda: open_run(manifest, model_cfg, cfg, identity, mirror))
+    start = on_this_machine(start, cfg)
     resumed = read_checkpoint(start.checkpoint) if start.checkpoint and start.resumes else None
     weights = read_first_weights(start, resumed, model_cfg, manifest.tokenizer.vocab_size)
     model = build_model(rt, manifest, model_cfg, cfg, weights)
@@ -169,6 +179,8 @@ def build_run(
         batches=Prefetcher(loader) if rt.device.type == "cuda" else loader,
         validation=validation,
         folder=start.folder,
+        address=cfg.out if cfg.out and is_remote_out(cfg.out) else "",
+        writer=BackgroundWriter(mirror.push) if mirror else BackgroundWriter(),
         identity=identity,
         builds=start.builds,
         anomalies=anomalies,
@@ -183,7 +195,7 @@ def build_run(
         progress=Progress() if resumed is None else restored_progress(resumed, start.best),
     )
     if start.checkpoint is not None:
-        rt.print_rank0(f"{'continuing' if resumed else 'weights from'} {start.checkpoint}")
+        rt.print_rank0(f"{'continuing' if resumed else 'weights from'} {start.address or start.checkpoint}")
     loader.micro_batch_size = micro_batch.choose(run, resumed.state if resumed else {})
     return run
 

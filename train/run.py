@@ -86,6 +86,7 @@ class Run:
     step_timer: StepTimer | None = None  # where schedule.seconds ends the run
     fake_quant: FakeQuant | None = None  # where train.qat is on
     dead_parts: DeadPartWatch | None = None  # on rank 0
+    address: str = ""  # in a bucket, of which `folder` is the copy here
     on_save: OnSave | None = None
     progress: Progress = field(default_factory=Progress)
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
@@ -103,3 +104,8 @@ class Run:
     def step(self) -> int:
         """Updates made."""
         return self.progress.step
+
+    @property
+    def place(self) -> str:
+        """Where people find the run."""
+        return self.address or str(self.folder)

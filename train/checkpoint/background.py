@@ -26,7 +26,9 @@ from train.config import TrainError
 class BackgroundWriter:
     """The thread that writes, when there is one, and the buffers that it reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: Callable[[], None] = lambda: None) -> None:
+        """after: is called in the thread once a write is done."""
+        self.after = after
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.buffers: dict[tuple[int, str], Tensor] = {}  # by group and name
@@ -67,6 +69,7 @@ class BackgroundWriter:
                 return
             try:
                 work()
+                self.after()
             except BaseException as error:  # whatever it is, `wait` raises it where somebody listens
                 self.error = error
 

@@ -49,7 +49,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "schedule": (dict,),
 }
 LATEST, BEST, DECAY_START = "latest", "best", "decay_start"  # files that name a checkpoint
-SCORE = "score.json"  # beside state.json, once the checkpoint was scored
+STATE, SCORE = "state.json", "score.json"  # the second once the checkpoint was scored
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 RNG_RULE = "stateless: weights from seed, order from (seed, epoch), dropout from (seed, step, rank)"
 
@@ -96,7 +96,7 @@ def save_checkpoint(
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
             files[name] = {"bytes": (part / name).stat().st_size, "sha256": sha256_file(part / name)}
         value = {"step": step, "rng": RNG_RULE, **state, "files": files}
-        (part / "state.json").write_text(run_file_text(value), encoding="utf-8")
+        (part / STATE).write_text(run_file_text(value), encoding="utf-8")
         for path in (*part.iterdir(), part):
             fsync_path(path)
         part.rename(final)
@@ -146,6 +146,11 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint by its folder's name; None for any other name."""
+    return int(name[5:]) if name.startswith("step_") and name[5:].isdigit() else None
+
+
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (0: none), the best one, and the one where the decay began.
 
@@ -161,7 +166,12 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 def pointer_target(folder: Path, pointer: str) -> str:
     """The name in one of the files LATEST, BEST and DECAY_START of a checkpoints/; empty when it is not there."""
     path = folder / pointer
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    return first_word(path.read_bytes()) if path.is_file() else ""
+
+
+def first_word(pointer: bytes) -> str:
+    """The name in the contents of LATEST, BEST or DECAY_START; in a bucket LATEST has more words."""
+    return next(iter(pointer.decode(errors="replace").split()), "")
 
 
 def delete_partial_checkpoints(folder: Path) -> None:
@@ -174,14 +184,14 @@ def delete_partial_checkpoints(folder: Path) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's checkpoints/, newest first, intact or not."""
-    found = [p for p in folder.glob("step_*") if p.name[5:].isdigit() and p.is_dir()] if folder.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+    steps = {step_of(path.name): path for path in folder.glob("step_*") if path.is_dir()} if folder.is_dir() else {}
+    return [path for step, path in sorted((s, p) for s, p in steps.items() if s is not None)][::-1]
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`. Raises TrainError, in one line, when it is missing, cut or damaged."""
     try:
-        state = read_run_file(folder / "state.json")
+        state = read_run_file(folder / STATE)
         check_state(folder, state)
         files = state["files"]
         for name in TENSOR_FILES:
@@ -230,7 +240,7 @@ def locate_checkpoint(path: Path, name: str, advice: str) -> Path:
     inside = path / "checkpoints" if list_checkpoints(path / "checkpoints") else path
     by_name = {folder.name: folder for folder in list_checkpoints(inside)}
     if not by_name:
-        if name == LATEST and (path / "state.json").exists():
+        if name == LATEST and (path / STATE).exists():
             return path
         raise TrainError(f"{path}: no checkpoint there; {advice}")
     wanted = next(iter(by_name)) if name == LATEST else pointer_target(inside, name) or name

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,14 @@ from train.checkpoint.checkpoint import (
     pointer_target,
     read_checkpoint,
     read_score,
+    step_of,
 )
+from train.checkpoint.fetched_run import fetch_run
+from train.checkpoint.mirror import Mirror
 from train.checkpoint.run_folder import differences, read_run, short
 from train.config import ConfigError, ModelConfig, TrainConfig, TrainError
 from train.data.manifest import Manifest
+from train.data.remote import is_address
 from train.files import write_atomic
 from train.keys import keys_fixed_by_weights
 from train.optim.schedule import StepTimer, decay_start, settled
@@ -45,13 +49,44 @@ class RunStart:
     checkpoint: Path | None = None  # or a folder of transformers, whose weights are taken
     resumes: bool = False  # whether all of the checkpoint is continued, and not its weights alone taken
     best: dict[str, Any] | None = None  # the best score so far: step, val_loss, tokens
+    address: str = ""  # of the checkpoint in a bucket, for machines that do not see its folder
 
 
-def open_run(manifest: Manifest, model: ModelConfig, cfg: TrainConfig, ours: dict[str, Any]) -> RunStart:
-    """Decide and check where a run writes and what it starts from. Raises TrainError where the contract says no."""
+def open_run(
+    manifest: Manifest, model: ModelConfig, cfg: TrainConfig, ours: dict[str, Any], mirror: Mirror | None = None
+) -> RunStart:
+    """Decide and check where a run writes and what it starts from. Raises TrainError where the contract says no.
+
+    mirror: of the run's folder, where that is in a bucket.
+    """
+    if mirror is None:
+        return _open_folder(manifest, model, cfg, ours, None)
+    try:
+        start = _open_folder(manifest, model, cfg, ours, mirror.folder)
+    except TrainError as error:
+        raise mirror.explain(error) from None
+    mirror.own()
+    if start.resumes and start.checkpoint and not start.address:
+        start = replace(start, address=f"{mirror.address}/checkpoints/{start.checkpoint.name}")
+    return start
+
+
+def on_this_machine(start: RunStart, cfg: TrainConfig) -> RunStart:
+    """Return `start` with its checkpoint where this process can read it: on another machine than rank 0's a copy."""
+    if start.checkpoint is None or start.checkpoint.exists() or not start.address:
+        return start
+    (copy,) = list_checkpoints(fetch_run(start.address, root=cfg.cache) / "checkpoints")
+    return replace(start, checkpoint=copy)
+
+
+def _open_folder(
+    manifest: Manifest, model: ModelConfig, cfg: TrainConfig, ours: dict[str, Any], copy: Path | None
+) -> RunStart:
+    """Open the run. copy: the folder here of one in a bucket."""
     if cfg.resume == "auto" and cfg.out is None:
         raise ConfigError("train.resume=auto needs train.out=FOLDER, the run to continue")
-    folder = _new_folder(manifest) if cfg.out is None else Path(cfg.out)
+    folder = copy or (_new_folder(manifest) if cfg.out is None else Path(cfg.out))
+    address = ""
     if folder.exists() and not folder.is_dir():
         raise TrainError(f"train.out: {folder} is a file; name a folder")
     point = None
@@ -60,7 +95,8 @@ def open_run(manifest: Manifest, model: ModelConfig, cfg: TrainConfig, ours: dic
     elif cfg.resume in ("refuse", "never"):
         _refuse_used(folder, ours, cfg.resume == "never")
     else:
-        point = _resume_path(folder, Path(cfg.resume), ours, cfg)
+        address = cfg.resume if is_address(cfg.resume) else ""
+        point = _resume_path(folder, _local(cfg.resume, cfg), ours, cfg)
     weights = None if point else _initial_weights(manifest, model, cfg, ours)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -68,9 +104,9 @@ def open_run(manifest: Manifest, model: ModelConfig, cfg: TrainConfig, ours: dic
         raise TrainError(f"train.out: {folder} cannot be made: {error.strerror}; name another folder") from None
     builds = builds_after(point, manifest.build_id)
     if point is None:
-        return RunStart(folder, builds, weights)
+        return RunStart(folder, builds, weights, address=_weights_address(manifest, cfg))
     best = _best_so_far(folder / "checkpoints", point, manifest.build_id)
-    return RunStart(folder, builds, point.folder, resumes=True, best=best)
+    return RunStart(folder, builds, point.folder, resumes=True, best=best, address=address)
 
 
 def builds_after(point: Checkpoint | None, build_id: str) -> list[dict[str, Any]]:
@@ -141,7 +177,7 @@ def _refuse_used(folder: Path, ours: dict[str, Any], never: bool) -> None:
         return
     if theirs == ours:
         raise TrainError(
-            f"{folder} holds this very run{f', saved at step {int(held[0].name[5:])}' if held else ''}\n"
+            f"{folder} holds this very run{f', saved at step {step_of(held[0].name)}' if held else ''}\n"
             "continue it with --set train.resume=auto, or choose another train.out"
         )
     what = f"differs in {', '.join(differences(ours, theirs)[:4])}" if theirs else "it has checkpoints but no run.json"
@@ -187,7 +223,7 @@ def _resume_path(folder: Path, path: Path, ours: dict[str, Any], cfg: TrainConfi
     same = theirs in (None, ours) or (cfg.allow_new_manifest and _other_build(ours, theirs or {}))
     if not same or (held and theirs is None):
         raise TrainError(f"{folder} holds another run, never overwritten: choose another train.out")
-    if held and int(held[0].name[5:]) > chosen.step:
+    if held and (step_of(held[0].name) or 0) > chosen.step:
         raise TrainError(f"{folder} holds {held[0].name}, later than {chosen.folder}: choose another train.out")
     return chosen
 
@@ -267,9 +303,9 @@ def _initial_weights(manifest: Manifest, model: ModelConfig, cfg: TrainConfig, o
     name = cfg.init_from
     if name == "none":
         return None
-    path = Path(name)
-    phases = manifest.recipe.get("train") or {}
-    if name in phases or not (path.exists() or "/" in name):
+    address = _weights_address(manifest, cfg)
+    path = _local(address or name, cfg)
+    if not address and _is_phase(manifest, name):
         # beside the link that the manifest was reached through, not beside what it points to
         path = Path(manifest.folder).parent / "train" / name
         if not list_checkpoints(path / "checkpoints"):
@@ -295,6 +331,25 @@ def _initial_weights(manifest: Manifest, model: ModelConfig, cfg: TrainConfig, o
     if wrong:
         raise TrainError(f"train.init_from={name}: {chosen.folder} holds another model: {', '.join(wrong[:4])}")
     return chosen.folder
+
+
+def _is_phase(manifest: Manifest, name: str) -> bool:
+    """Return whether train.init_from names a phase: one of the recipe, or a word that is no path."""
+    return name in (manifest.recipe.get("train") or {}) or not (Path(name).exists() or "/" in name)
+
+
+def _weights_address(manifest: Manifest, cfg: TrainConfig) -> str:
+    """Return the address in a bucket of the run that train.init_from names; "" where it is on this machine."""
+    if is_address(cfg.init_from):
+        return cfg.init_from
+    if cfg.init_from == "none" or not is_address(manifest.folder) or not _is_phase(manifest, cfg.init_from):
+        return ""
+    return f"{manifest.folder.rpartition('/')[0].removesuffix('/builds')}/train/{cfg.init_from}"
+
+
+def _local(path: str, cfg: TrainConfig) -> Path:
+    """Return a path of this machine for that of a run or a checkpoint, which is copied here from a bucket."""
+    return fetch_run(path, root=cfg.cache) if is_address(path) else Path(path)
 
 
 def _check_gemma3(folder: Path, manifest: Manifest, model: ModelConfig) -> None:

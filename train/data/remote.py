@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from train.data.manifest import (
 )
 from train.data.sampler import shards_in_order_of_need
 from train.data.shard_cache import CachedFile, ShardCache, check_size
+from train.sealed import parse_sealed
 
 BUILDS = "builds"  # <recipe>/builds/<name>/ holds a build, and <recipe>/<mixture>.json names the one that is published
 
@@ -131,8 +131,7 @@ def remote_pack_command(bucket: Bucket, folder: str) -> str:
 
 
 def read_json(bucket: Bucket, path: str) -> dict[str, Any]:
-    """Return a small object of JSON; nothing where there is none, or no such thing."""
-    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
-        value = json.loads(bucket.get(path))
-        return value if isinstance(value, dict) else {}
+    """Return what a small object of JSON says; nothing where there is none, or it is damaged."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return parse_sealed(bucket.get(path))
     return {}

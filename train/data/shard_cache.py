@@ -69,8 +69,7 @@ class ShardCache:
             raise TrainError(
                 f"{folder}: shards cannot be kept there ({error.strerror}); name a folder with --set train.cache=FOLDER"
             ) from None
-        free = shutil.disk_usage(folder).free
-        self.limit = int(gigabytes * 1e9) if gigabytes else int(SHARE * (free + bytes_below(folder)))
+        self.limit = int(gigabytes * 1e9) if gigabytes else default_limit(folder)
 
     @property
     def folder(self) -> Path:
@@ -218,7 +217,7 @@ class ShardCache:
             fcntl.flock(lock, fcntl.LOCK_EX)
             over = bytes_below(self.folder.parent) + size - self.limit
             if over > 0:
-                over -= self._delete_unused_builds(over)
+                over -= delete_unused(self.folder.parent, over, self.folder)
             # a step ago first: another process may still be there
             order = list(self.order(max(0, self.step - 1)))
             kept = order.index(relative) + 1 if ahead else 0
@@ -234,19 +233,6 @@ class ShardCache:
             )
         return over <= 0
 
-    def _delete_unused_builds(self, wanted: int) -> int:
-        """Delete builds that no process uses, until so many bytes are free. Returns how many became free."""
-        freed = 0
-        others = [used for used in self.folder.parent.glob(f"*/{USED}") if used.parent != self.folder]
-        for used in sorted(others, key=lambda path: path.stat().st_mtime):
-            if freed >= wanted:
-                break
-            with used.open("a") as lock, contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                freed += bytes_below(used.parent)
-                shutil.rmtree(used.parent, ignore_errors=True)
-        return freed
-
 
 def hold_used(folder: Path) -> IO[str]:
     """Make the folder of a build, and mark it as used until the file that is returned is closed. Raises OSError."""
@@ -258,6 +244,25 @@ def hold_used(folder: Path) -> IO[str]:
             os.utime(used.fileno())
             return used
         used.close()
+
+
+def default_limit(root: Path) -> int:
+    """Return the bytes that a cache of no given size may take: SHARE of what it has and what is free on its disk."""
+    return int(SHARE * (shutil.disk_usage(root).free + bytes_below(root)))
+
+
+def delete_unused(root: Path, wanted: int, spared: Path) -> int:
+    """Delete folders of a cache that no process uses, but `spared`, until so many bytes are free. Returns how many."""
+    freed = 0
+    others = [used for used in root.glob(f"*/{USED}") if used.parent != spared]
+    for used in sorted(others, key=lambda path: path.stat().st_mtime):
+        if freed >= wanted:
+            break
+        with used.open("a") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            freed += bytes_below(used.parent)
+            shutil.rmtree(used.parent, ignore_errors=True)
+    return freed
 
 
 def check_size(manifest: Manifest, cfg: TrainConfig, limit: int) -> None:

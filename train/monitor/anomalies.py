@@ -116,21 +116,21 @@ class AnomalyDetector:
         self.step_seconds.append(each)
         return events
 
-    def check(self, events: list[dict[str, Any]], folder: Path) -> None:
+    def check(self, events: list[dict[str, Any]], folder: Path, place: str) -> None:
         """Raise TrainError when the run cannot or shall not go on after `events`."""
         for event in events:
             is_broken = event["event"] in (NAMES[NOT_FINITE], NO_GRADIENT) and self.cfg.on_spike == "warn"
             is_forbidden = "batch" in event and self.cfg.on_spike == "stop"
             if is_broken or is_forbidden:
                 raise TrainError(
-                    f"step {event['step']}: {event_text(event)}; its batch and gradients are in {folder}/events.jsonl\n"
-                    f"see its documents with `{trace_command(self.manifest.folder, str(folder), event['step'])}`; "
+                    f"step {event['step']}: {event_text(event)}; its batch and gradients are in {place}/events.jsonl\n"
+                    f"see its documents with `{trace_command(self.manifest.folder, place, event['step'])}`; "
                     f"go on without it with {skip_command(folder)}; "
                     "or train anew with lower rates or a longer train.schedule.warmup"
                 )
         if self.skipped >= SKIPS_IN_A_ROW:
             raise TrainError(
-                f"{self.skipped} steps in a row were skipped: it is not their batches; see {folder}/events.jsonl\n"
+                f"{self.skipped} steps in a row were skipped: it is not their batches; see {place}/events.jsonl\n"
                 "give an earlier checkpoint's weights (train.init_from) to a run with lower rates"
             )
 

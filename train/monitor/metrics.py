@@ -22,13 +22,17 @@ PROJECT = "shardmill"  # in wandb, where train.wandb says only `true`
 class Metrics:
     """The writers of one start, on the first rank. As a context, it closes them all, however the run ends."""
 
-    def __init__(self, folder: Path, step: int, cfg: TrainConfig, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, step: int, cfg: TrainConfig, facts: dict[str, Any], writes_step: bool = False
+    ) -> None:
         """Drops the lines after `step`, the checkpoint continued from, and a line that a kill cut.
 
-        facts: of run.json. `wandb` is for it too: the id of the run there, also of an earlier start; "" for none.
+        facts: of run.json. writes_step: the line of `step` itself is written again, with its score. `wandb` is for
+        run.json too: the id of the run there, also of an earlier start; "" for none.
         Raises TrainError when wandb refuses.
         """
-        self.file, self.events = (_opened(folder / name, step) for name in ("metrics.jsonl", "events.jsonl"))
+        self.file = _opened(folder / "metrics.jsonl", step, writes_step)
+        self.events = _opened(folder / "events.jsonl", step)
         self.board = _tensorboard(folder, step) if cfg.tensorboard else None
         self.wandb = _earlier_id(folder)
         self.online = _wandb(folder, cfg.wandb, self.wandb, facts) if cfg.wandb else None
@@ -76,10 +80,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _opened(path: Path, step: int) -> TextIO:
-    """A file of JSON lines to append to, without those after `step`."""
+def _opened(path: Path, step: int, writes_step: bool = False) -> TextIO:
+    """A file of JSON lines to append to, without those after `step`, or from it on."""
     # step 0 is scored before the first step: a start from 0 scores it again
-    kept = [value for value in read_json_lines(path) if value["step"] <= step] if step else []
+    kept = [value for value in read_json_lines(path) if value["step"] <= step - writes_step] if step else []
     write_atomic(path, "".join(json.dumps(value) + "\n" for value in kept))
     return path.open("a", encoding="utf-8")
 

@@ -64,7 +64,7 @@ def print_start(run: Run, manifest: Manifest, parameters: int) -> None:
     if rt.device.type == "cuda" and run.meter.peak is None:
         name = hardware.device_name(rt.device)
         rt.print_rank0(f"note: no peak is known for {name}, so MFU is left out; name one with train.peak_tflops")
-    rt.print_rank0(f"folder     {run.folder}")
+    rt.print_rank0(f"folder     {run.place}")
 
 
 def print_model(run: Run, parameters: int) -> None:
@@ -95,7 +95,7 @@ def open_metrics(run: Run, manifest: Manifest, path: str, overrides: list[str]) 
         yield None
         return
     facts = run_facts(run, manifest, path, overrides)
-    with Metrics(run.folder, run.step, run.cfg, facts) as metrics:
+    with Metrics(run.folder, run.step, run.cfg, facts, run.progress.unscored is not None) as metrics:
         if metrics.wandb:
             facts["wandb"] = metrics.wandb
         start = {"step": run.step, "world_size": run.rt.world_size}
@@ -105,14 +105,14 @@ def open_metrics(run: Run, manifest: Manifest, path: str, overrides: list[str]) 
 
 def given_command(run: Run, path: str, overrides: list[str]) -> dict[str, Any]:
     """Return what `continue_command` makes the command of: the manifest's path, the run's folder, the settings."""
-    return {"manifest": path, "folder": str(run.folder), "set": overrides}
+    return {"manifest": path, "folder": run.place, "set": overrides}
 
 
 def run_facts(run: Run, manifest: Manifest, path: str, overrides: list[str]) -> dict[str, Any]:
     """Return what run.json says of this start: all that replaying the data order needs, and what the page tells."""
     cfg, model, rt = run.cfg, run.model, run.rt
     return {
-        "manifest": path if is_address(path) else os.path.relpath(Path(path).absolute(), run.folder.absolute()),
+        "manifest": manifest_place(run, path),
         "command": given_command(run, path, overrides),
         "name": manifest.name,
         "build_id": manifest.build_id,
@@ -138,6 +138,14 @@ def run_facts(run: Run, manifest: Manifest, path: str, overrides: list[str]) -> 
         "device_name": hardware.device_name(rt.device),
         "peak_tflops": run.meter.peak,
     }
+
+
+def manifest_place(run: Run, path: str) -> str:
+    """Return where the manifest is, as run.json says it: relative to the run's folder, if both are on this machine."""
+    if is_address(path):
+        return path
+    file = Path(path).absolute()
+    return str(file) if run.address else os.path.relpath(file, run.folder.absolute())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,7 +203,7 @@ def report_events(run: Run, metrics: Metrics | None, events: list[dict[str, Any]
         run.rt.print_rank0(f"step {event['step']}: {event_text(event)}")
         if metrics is not None:
             metrics.event(event)
-    run.anomalies.check(events, run.folder)
+    run.anomalies.check(events, run.folder, run.place)
 
 
 def announce_score(run: Run) -> None:
@@ -289,7 +297,7 @@ def run_summary(
         "after": after.to_dict(),
         "averages": averages,
         "samples": samples,
-        "folder": str(run.folder),
+        "folder": run.place,
     }
 
 
@@ -320,7 +328,7 @@ def print_end(
     speed = run.step * run.cfg.batch_size * run.cfg.seq_len / max(seconds, 1e-9)
     rt.print_rank0(f"done       {run.step} steps in {seconds:.1f} s: {speed:,.0f} tokens/s")
     for name in ("summary.md", "metrics.jsonl", "checkpoints/"):
-        rt.print_rank0(f"           {run.folder / name}")
+        rt.print_rank0(f"           {run.place}/{name}")
 
 
 def dead_part_lines(run: Run, dead: DeadParts | None) -> list[str]:
