@@ -20,6 +20,8 @@ from train.config import AdamWConfig, GroupConfig, TrainConfig
 from train.optim.adamw import AdamWGroup
 from train.optim.muon import MuonGroup
 
+NORM_PIECE = 2**22  # values
+
 
 class Optimizer:
     """Both update rules over one model, the flat weights, and the flat gradient they read.
@@ -83,13 +85,13 @@ class Optimizer:
     def norms(self) -> Tensor:
         """Return the L2 norm of each module's gradient, (modules,) in the order of `modules`. Stays on the device."""
         pieces = [torch.linalg.vector_norm(group.grads, dim=(1, 2)) for group in self.muon_groups]
-        pieces += [torch.stack([run.norm() for run in self._runs]), self.grads.new_zeros(1)]
+        pieces += [torch.stack([flat_norm(run) for run in self._runs]), self.grads.new_zeros(1)]
         return torch.linalg.vector_norm(torch.cat(pieces)[self._pieces], dim=1)
 
     @torch.no_grad()
     def clip(self) -> Tensor:
         """Scale the gradient down to a norm of at most grad_clip. Returns its L2 norm before, on the device."""
-        norm = self.grads.norm()
+        norm = flat_norm(self.grads)
         if self.cfg.grad_clip > 0:
             self.grads.mul_((self.cfg.grad_clip / (norm + 1e-6)).clamp_(max=1.0))
         return norm
@@ -154,6 +156,17 @@ class Optimizer:
         """Return this rank's state by name, as views."""
         groups: list[MuonGroup | AdamWGroup] = [*self.muon_groups, *self.adamw_groups]
         return {name: tensor for group in groups for name, tensor in group.state()}
+
+
+def flat_norm(values: Tensor) -> Tensor:
+    """Return the L2 norm of flat `values`, fp32, as a scalar on their device.
+
+    On a CPU torch adds up squares in a few fp32 sums, however many there are: a thread's norm of 4 million normal
+    values is 0.009 % low, of 54.5 million 0.42 %. So more than NORM_PIECE are taken in pieces, in the same time.
+    """
+    if values.is_cuda or len(values) <= NORM_PIECE:
+        return values.norm()
+    return torch.stack([piece.norm() for piece in values.split(NORM_PIECE)]).norm()
 
 
 def module_of(name: str) -> str:
