@@ -6,7 +6,7 @@ round trip, bytes with the code, and what each rule of it costs. Schedules and a
 to its record's steps; the clock that ends a record's run is left out. All count every target once, so that variants can
 be held against each other.
 
-At a small size (4 layers of width 64, 8 rows of 128 tokens) each part is switched off in turn, those that both recipes
+At a small size (4 layers of width 64, 8 rows of 64 tokens) each part is switched off in turn, those that both recipes
 have in the first of them but for the bigram, at equal parameters to within one hidden unit, with the same batches and
 paired by seed. What is compared is what would be shipped: the average of the weights, if the recipe has one, behind the
 artefact's round trip. Intervals are over seeds alone; they say what holds on this held-out text, at this size and
@@ -14,7 +14,7 @@ length of training, and nothing beyond them.
 
 Each result is written as soon as it is there; the same command goes on where it was interrupted.
 
-    python -m benchmarks.golf [--data FOLDER] [--steps 16] [--small-steps 120] [--seeds 3] [--minutes 30] [--out FILE]
+    python -m benchmarks.golf [--data FOLDER] [--steps 8] [--small-steps 120] [--seeds 3] [--minutes 30] [--out FILE]
 
 --data FOLDER holds web/ of parquet files with a column `text`, in the place of the hub's. --build FOLDER keeps the
 packed mixtures. One thread. Exits 1 where an artefact is above its limit, or scores more than 0.01 bits per byte worse
@@ -106,14 +106,14 @@ SYSTEMS = {
     ),
 }
 FULL = ["train.batch_size=8", "train.seq_len=256", "train.eval_seq_len=256", "train.eval_stride=128"]
-SMALL = ["train.batch_size=8", "train.seq_len=128", "train.eval_stride=null", "train.artefact.keep_numel=1024"]
+SMALL = ["train.batch_size=8", "train.seq_len=64", "train.eval_stride=null", "train.artefact.keep_numel=1024"]
 SMALL += ["model.dim=64", "model.n_layers=4", "model.n_heads=4", "model.n_kv_heads=2", "model.mlp_hidden=192"]
-SMALL += ["model.max_seq_len=128", "model.bigram_buckets=512", "model.bigram_dim=16", "model.expect_params=null"]
+SMALL += ["model.max_seq_len=64", "model.bigram_buckets=512", "model.bigram_dim=16", "model.expect_params=null"]
 SMALL_MEMORY = ["model.memory_tokens=4", "model.rope_dims=8"]
 ALWAYS = ["train.schedule.seconds=null", "train.schedule.overrun=false", "train.kernel_warmup=0", "train.eval_every=0"]
 ALWAYS += ["train.eval_tokens=1000", "train.eval_counting=once", "train.checkpoint_every=0", "train.sample_tokens=0"]
 ALWAYS += ["train.rank_loss.every=0"]
-SCORED = {"full": 4096, "small": 20_000}  # targets, of an artefact
+SCORED = {"full": 2048, "small": 20_000}  # targets, of an artefact
 
 
 def shortened(cfg: TrainConfig, record_steps: int, steps: int, layers: int) -> list[str]:
@@ -229,7 +229,7 @@ def _of_scores(keys: list[str]) -> list[str]:
 
 def full_runs(plan: Plan) -> list[list[str]]:
     """Return the runs at full size."""
-    return [plan.settings(name, variant, "full", []) for name in SYSTEMS for variant in VARIANTS]
+    return [plan.settings(name, variant, "full", []) for variant in VARIANTS for name in SYSTEMS]
 
 
 def small_runs(plan: Plan, seed: int) -> dict[tuple[str, str], list[str]]:
@@ -295,7 +295,7 @@ def report(runs: Runs, plan: Plan, seeds: int) -> None:
 def main() -> None:
     """Command line."""
     options = measure.parser(
-        __doc__, data=str(SHARED), steps=16, small_steps=120, seeds=3, minutes=math.inf, out=None, build=None
+        __doc__, data=str(SHARED), steps=8, small_steps=120, seeds=3, minutes=math.inf, out=None, build=None
     ).parse_args()
     deadline, data = time.monotonic() + 60 * options.minutes, Path(options.data)
     file = Path(options.out or measure.RESULTS / f"{datetime.date.today().isoformat()}-golf.json")
