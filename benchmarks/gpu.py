@@ -35,12 +35,10 @@ import torch._dynamo
 from benchmarks import measure
 from benchmarks.gpu_ceilings import ceilings, synchronize
 from benchmarks.gpu_checks import checks, run_check
+from benchmarks.gpu_dry import dry, prepared, pretend, shortened
 from benchmarks.gpu_profile import profiled, shares
 from benchmarks.gpu_systems import SYSTEMS, Setting, Variant, setting, write_mixture
 from train.config import ModelConfig
-from train.data.manifest import load_manifest
-from train.distributed.runtime import Runtime
-from train.main import build_run
 from train.model.flops import flops_per_token
 from train.monitor.dead_parts import graphs_compiled
 from train.overrides import configs
@@ -48,14 +46,6 @@ from train.run import Run
 from train.step import train_step
 
 STEPS, STEPS_OF_STOCK, WARM = 10, 17, 3  # timed, of the first variant, whose loss is looked at, and ahead of them
-
-
-def ready(path: Path, settings: dict[str, Any], out: Path, device: torch.device) -> Run:
-    """A run as the trainer sets it up."""
-    manifest = load_manifest(path)
-    sets = [f"train.{key}={json.dumps(value)}" for key, value in {**settings, "out": str(out)}.items()]
-    model_cfg, cfg = configs(manifest.recipe, manifest.phase, sets, str(path))
-    return build_run(Runtime(0, 1, device, None), manifest, model_cfg, cfg, None)
 
 
 def advance(run: Run, steps: int) -> list[float]:
@@ -75,7 +65,7 @@ def timed(path: Path, variant: Variant, out: Path, device: torch.device, warm: i
     torch._dynamo.reset()
     with variant.around():
         begun = time.perf_counter()
-        run = ready(path, variant.settings, out, device)
+        run = prepared(path, variant.settings, out, device)
         if variant.hook is not None:
             variant.hook(run)
         if device.type == "cuda":
@@ -251,10 +241,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8, help="no variant is begun that may end later")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes: tries the script, measures nothing")
+    parser.add_argument("--dry", action="store_true", help="try everything once, time nothing (benchmarks/gpu_dry.py)")
     given = parser.parse_args(arguments)
     names = given.systems.split(",")
     if unknown := [name for name in names if name not in SYSTEMS]:
         parser.error(f"--systems {unknown[0]}: write some of {','.join(SYSTEMS)}")
+    if given.dry:
+        pretend()
     if given.device == "cuda" and not torch.cuda.is_available():
         print("not measured: no CUDA device")
         print(table({name: {} for name in names}))
@@ -262,6 +255,9 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda", 0) if given.device == "cuda" else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
+    if given.dry:
+        short = {name: shortened(setting(SYSTEMS[name], given.tiny)) for name in names}
+        return dry(short, {name: (model_config(s), s.vocab) for name, s in short.items()}, device)
     result = measured(names, device, given.tiny, given.minutes)
     print(table({name: result["systems"][name]["variants"] for name in names}))
     bad = [name for name, check in result["checks"].items() if not check["passed"]]

@@ -209,9 +209,12 @@ def setting(system: System, tiny: bool) -> Setting:
 
 
 def write_mixture(folder: Path, tokens: int, setting: Setting) -> Path:
-    """A mixture of random tokens, most of them low ids, so that there is something to learn; its manifest's path."""
+    """A mixture of random tokens, most of them low ids, so that there is something to learn; its manifest's path.
+
+    Documents have all lengths.
+    """
     ids = (np.random.default_rng(0).random(tokens) ** 4 * (setting.vocab - 1)).astype(token_dtype(setting.vocab))
-    path = write_shards(folder, ids, 5, setting.vocab)
+    path = write_shards(folder, ids, 5, setting.vocab, np.random.default_rng(1))
     made = load_manifest(path)
     shards = [dataclasses.replace(s, sha256=sha256_file(folder / s.path)) for s in made.shards]
     shards[-1] = dataclasses.replace(shards[-1], split="val")

@@ -46,10 +46,13 @@ VOCAB, BOS, DOCUMENT = 8192, 8191, 1000  # tokens a document
 BUILD_ID = hashlib.sha256(b"the reader's benchmark").hexdigest()
 
 
-def write_shards(folder: Path, tokens: np.ndarray, count: int, vocab: int = VOCAB) -> Path:
+def write_shards(
+    folder: Path, tokens: np.ndarray, count: int, vocab: int = VOCAB, lengths: np.random.Generator | None = None
+) -> Path:
     """`count` shards with equal shares of `tokens`, their indexes and a manifest in `folder`. Returns its path.
 
-    tokens: of the type that `vocab` ids take; the last id is BOS.
+    tokens: of the type that `vocab` ids take; the last id is BOS. lengths: draws those of documents, log-normal with a
+    median of half of DOCUMENT; None: all have DOCUMENT tokens.
     """
     folder.mkdir()
     dtype, bos = token_dtype(vocab), vocab - 1
@@ -57,6 +60,10 @@ def write_shards(folder: Path, tokens: np.ndarray, count: int, vocab: int = VOCA
     shards = []
     for i, part in enumerate(np.array_split(tokens, count)):
         starts = np.arange(0, len(part), DOCUMENT)
+        if lengths is not None:
+            drawn = lengths.lognormal(np.log(DOCUMENT / 2), 1.2, 2 + 4 * len(starts)).astype(np.int64) + 1
+            starts = np.append(0, np.cumsum(drawn))
+            starts = starts[starts < len(part)]
         counts = np.diff(np.append(starts, len(part)))
         part[starts] = bos
         name, n = f"b_train_{i:06}", len(starts)

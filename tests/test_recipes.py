@@ -19,6 +19,7 @@ from pipeline.recipe import load_recipe, parse_recipe, shipped
 from train.artefact import code_files, size_of
 from train.artefact_file import pack
 from train.checkpoint.gemma3 import unlike_gemma3
+from train.data.loader import rows_of_rank
 from train.model.transformer import build, count_parameters
 from train.optim.optimizer import Optimizer
 
@@ -41,6 +42,15 @@ def test_every_shipped_recipe_loads_and_names_itself(name, variant):
     for phase, config in recipe.train.items():
         tokens = config.steps * config.batch_size * config.seq_len
         assert tokens <= config.epochs * recipe.mixtures[config.mixture or phase].tokens, phase
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_every_phase_of_a_shipped_recipe_is_shared_by_up_to_eight_processes(name, variant, ranks):
+    recipe = load_recipe(name, [f"variant={variant}"] if variant else [])
+    for phase, config in recipe.train.items():
+        share, micro_batch = rows_of_rank(config, ranks)
+        assert share * ranks == config.batch_size and micro_batch == share, phase
 
 
 def test_shard_40m_is_the_seeds_model():

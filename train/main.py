@@ -197,6 +197,8 @@ def build_run(
     if start.checkpoint is not None:
         rt.print_rank0(f"{'continuing' if resumed else 'weights from'} {start.address or start.checkpoint}")
     loader.micro_batch_size = micro_batch.choose(run, resumed.state if resumed else {})
+    if rt.device.type == "cuda":  # where it is compiled, and larger passes are faster
+        validation.use_graph_of_training(loader.micro_batch_size)
     return run
 
 

@@ -104,8 +104,8 @@ def count_step(run: Run) -> None:
     run.averages.update(run.step, run.lr_factor)
     turn_on_fake_quant(run)
     run.singular_values.after_step(run.step)
-    if run.dead_parts is not None:
-        run.dead_parts.end_step(run.step)
+    if run.dead_parts is not None and (warning := run.dead_parts.end_step(run.step)):
+        run.rt.print_rank0(f"warning: step {run.step}: {warning}")
     if run.step_timer is not None:
         run.step_timer.step()
         run.total_steps = planned_steps(run)

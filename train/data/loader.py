@@ -169,6 +169,27 @@ class LRUCache(Generic[T]):
         return self.values[key]
 
 
+def rows_of_rank(cfg: TrainConfig, world_size: int) -> tuple[int, int]:
+    """Return the sequences that each of `world_size` processes takes of a step, and of a forward pass.
+
+    Raises TrainError where they cannot be shared.
+    """
+    if cfg.batch_size % world_size:
+        near = max(world_size, cfg.batch_size // world_size * world_size)
+        raise TrainError(
+            f"train.batch_size = {cfg.batch_size} sequences cannot be shared by {world_size} processes: set "
+            f"train.batch_size={near}, or start a number of processes that divides {cfg.batch_size}"
+        )
+    share = cfg.batch_size // world_size
+    micro_batch = cfg.micro_batch or share
+    if share % micro_batch:
+        raise TrainError(
+            f"train.micro_batch = {micro_batch} does not divide the {share} sequences that each of "
+            f"{world_size} processes takes of train.batch_size = {cfg.batch_size}; take a divisor of {share}"
+        )
+    return share, micro_batch
+
+
 class Loader:
     """Rows of any step for one rank. Shards are opened when first read; the state is the step: the caller has it."""
 
@@ -180,19 +201,7 @@ class Loader:
         world_size: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        if cfg.batch_size % world_size:
-            near = max(world_size, cfg.batch_size // world_size * world_size)
-            raise TrainError(
-                f"train.batch_size = {cfg.batch_size} sequences cannot be shared by {world_size} processes: set "
-                f"train.batch_size={near}, or start a number of processes that divides {cfg.batch_size}"
-            )
-        share = cfg.batch_size // world_size
-        self.micro_batch_size = cfg.micro_batch or share
-        if share % self.micro_batch_size:
-            raise TrainError(
-                f"train.micro_batch = {self.micro_batch_size} does not divide the {share} sequences that each of "
-                f"{world_size} processes takes of train.batch_size = {cfg.batch_size}; take a divisor of {share}"
-            )
+        share, self.micro_batch_size = rows_of_rank(cfg, world_size)
         if cfg.document_mask and manifest.adopted:
             raise TrainError(
                 f"train.document_mask: {manifest.folder} was adopted, and where its documents begin is not known; "

@@ -34,10 +34,12 @@ from train.eval.passes import passes_of_rank
 from train.eval.text_bytes import TextBytes
 from train.eval.windows import sliding_windows
 from train.generate import generate
+from train.model.masks import to_device
 from train.model.transformer import Model
 from train.tokenizer import MissingPackageError, TextTokenizer
 
 EVAL_TOKENS = 8192  # targets a forward pass, about; an evaluation holds no gradients, so it may be coarse
+SETTLE_TOKENS = 2**20  # scored before the host waits for the device: their losses are 4 MB
 COUNT_TOKENS = 2**24  # tokens counted at once for the unigram: 32 MB
 
 Number = TypeVar("Number", np.float64, np.int64)
@@ -159,12 +161,25 @@ class Validation:
                 "hundred; pack a mixture of more documents"
             )
         self.documents = sum(s.documents for s in manifest.split("val"))  # held out of the mixture
+        self.as_in_training = False
         largest = max(g.stop - g.start for g in self.groups.values())
-        self.rows = min(max(1, (pass_tokens or EVAL_TOKENS) // seq_len), largest)
-        self.passes: list[range] = []  # the windows of each forward pass
-        for g in self.groups.values():
-            for i in range(g.start, g.stop, self.rows):
-                self.passes.append(range(i, min(i + self.rows, g.stop)))
+        self._cut_into_passes(min(max(1, (pass_tokens or EVAL_TOKENS) // seq_len), largest))
+
+    def _cut_into_passes(self, rows: int) -> None:
+        self.rows = rows  # of a forward pass
+        self.passes = [  # the windows of each
+            range(i, min(i + rows, group.stop))
+            for group in self.groups.values()
+            for i in range(group.start, group.stop, rows)
+        ]
+
+    def use_graph_of_training(self, rows: int) -> None:
+        """Score by the graph that was compiled for micro-batches of `rows`: in passes as large, gradients on.
+
+        What such a pass keeps for a backward pass is let go at once, and fits as that of a micro-batch does.
+        """
+        self.as_in_training = True
+        self._cut_into_passes(rows)
 
     def _add_group(self, manifest: Manifest, source: str, limit: int) -> None:
         """Append the windows of one group, if they have a target that counts."""
@@ -223,26 +238,41 @@ class Validation:
     def _nats_of_windows(
         self, model: Model, device: torch.device, should_stop: Callable[[], bool] | None
     ) -> NDArray[np.float64]:
-        """Return the nats of each window, (windows,): 0 for those that are another rank's to score."""
+        """Return the nats of each window, (windows,): 0 for those that are another rank's to score.
+
+        The host waits for the device once in SETTLE_TOKENS. The sums are made here and not there, so that they are in
+        one order on every device.
+        """
         sums = np.zeros(len(self.windows))
-        hidden = 0 if self.memory_in_front else model.cfg.memory_tokens
+        waiting: list[tuple[range, int, Tensor]] = []  # windows of a pass, their first target that was scored, nats
         for windows in passes_of_rank(self.passes, self.rank, self.world_size, should_stop):
             # padded with 0 to one shape: attention is causal, so what follows a target cannot change it
             batch = np.zeros((self.rows, self.seq_len + 1), np.int64)
             for row, w in enumerate(windows):
                 batch[row, : len(self.windows[w])] = self.windows[w]
-            ids = torch.from_numpy(batch).to(device)
-            cu_seqlens = self._cu_seqlens(windows)
+            ids = to_device(torch.from_numpy(batch), device)
             # the head is spared what is ahead of what counts
             first = min(_first(self.counted[w]) for w in windows) if self.stride < self.seq_len else 0
-            scored = model.score(ids[:, :-1], ids[:, 1:], cu_seqlens, self.memory_in_front, first)
+            scored = model.score(
+                ids[:, :-1], ids[:, 1:], self._cu_seqlens(windows), self.memory_in_front, first, self.as_in_training
+            )
+            waiting.append((windows, first, scored[: len(windows)]))
+            if len(waiting) * batch.size >= SETTLE_TOKENS:
+                self._settle(waiting, sums, model.cfg.memory_tokens)
+        self._settle(waiting, sums, model.cfg.memory_tokens)
+        return sums
+
+    def _settle(self, waiting: list[tuple[range, int, Tensor]], sums: NDArray[np.float64], memory_tokens: int) -> None:
+        """Sum the nats of each window of `waiting` into `sums`, and empty it."""
+        hidden = 0 if self.memory_in_front else memory_tokens
+        for windows, first, scored in waiting:
             losses = np.zeros((len(windows), self.seq_len))
-            losses[:, first:] = scored[: len(windows)].cpu().double().numpy()
+            losses[:, first:] = scored.cpu().double().numpy()
             for row, w in enumerate(windows):
                 nats = losses[row, self.counted[w]]
                 # PR 352 takes the mean of what memory leaves for the mean of all, whose bytes it counts
                 sums[w] = nats[hidden:].mean() * len(nats) if hidden else nats.sum()
-        return sums
+        waiting.clear()
 
     def _cu_seqlens(self, windows: range) -> Tensor | None:
         """Return where documents begin in a pass, as `Batch.cu_seqlens`."""

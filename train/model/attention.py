@@ -144,7 +144,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | N
     from torch.nn.attention.varlen import varlen_attn
 
     B, _, T, _ = q.shape
-    gqa: dict[str, Any] = {"enable_gqa": True} if shares_heads(q, k) else {}  # not every torch that has windows has it
+    # torch 2.11 takes shared heads without being told, and later ones refuse them then
+    tells = shares_heads(q, k) and "enable_gqa" in (varlen_attn.__kwdefaults__ or {})
+    gqa: dict[str, Any] = {"enable_gqa": True} if tells else {}
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B * T, H, D)
     before = -1 if window is None else window - 1
     # max_q = T whatever the documents' lengths are: it is part of the compiled code

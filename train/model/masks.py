@@ -5,8 +5,8 @@ one document. `mask_mod` says this once, and the masks for every kernel are made
 row: a document that begins in its middle does not start at 0. Rotary scores depend on i - j alone, so that changes
 nothing.
 
-Masks are made once for a batch and serve all its layers. Their shapes do not depend on the documents, so that a
-compiled model stays as it is.
+Masks are made once for a batch and serve all its layers. Their shapes do not depend on the documents, but for varlen's
+list of where they begin, whose length is marked as one that changes: so a compiled model stays as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from train.model.config import ModelConfig
@@ -135,7 +134,6 @@ class MaskBuilder:
     def __init__(self, cfg: ModelConfig, kernel: str = "sdpa") -> None:
         self.window = cfg.sliding_window if cfg.has_sliding_layers else sys.maxsize
         self.kernel = kernel
-        self.capacity = 0  # documents that varlen's tensor holds; it only grows, as each size is a compilation
 
     def __call__(self, ids: Tensor, cu_seqlens: Tensor | None = None) -> Masks:
         """Make the masks for ids (B, T).
@@ -164,13 +162,10 @@ class MaskBuilder:
         self, rows: int, length: int, window: int | None, cu_seqlens: Tensor | None, device: torch.device
     ) -> Masks:
         row_ends = torch.arange(rows + 1, dtype=torch.int32) * length
-        ends = to_device(row_ends if cu_seqlens is None else self._padded(cu_seqlens), device)
+        ends = to_device(row_ends if cu_seqlens is None else cu_seqlens, device)
+        if cu_seqlens is not None:
+            torch._dynamo.mark_dynamic(ends, 0)  # any number of documents is one graph, and none is computed in vain
         return Masks(Mask(cu_seqlens=ends, window=window), Mask(cu_seqlens=ends))
-
-    def _padded(self, cu_seqlens: Tensor) -> Tensor:
-        """Return `cu_seqlens` with empty documents at the end, up to a power of two."""
-        self.capacity = max(self.capacity, 1 << (len(cu_seqlens) - 1).bit_length())
-        return F.pad(cu_seqlens, (0, self.capacity - len(cu_seqlens)), value=int(cu_seqlens[-1]))
 
 
 def document_ids(cu_seqlens: Tensor, rows: int, device: torch.device) -> Tensor:

@@ -44,6 +44,8 @@ from train.model.mlp import MLP
 from train.model.mtp import FurtherTokens
 from train.model.smear import Smear
 
+RECOMPILE_LIMIT = 64  # graphs of one function; torch's default is 8
+
 
 class Block(nn.Module):
     """Attention and MLP, each on a normed copy, added to the stream."""
@@ -135,6 +137,8 @@ class Model(nn.Module):
 
     def compile_parts(self) -> None:
         """Compile the trunk, and on a GPU what lies between the loss's products; one shape, one graph."""
+        # the sizes that are tried for a micro-batch, and lengths of evaluations; past the limit a run would end
+        torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
         self.run_trunk = torch.compile(self.trunk, dynamic=False, fullgraph=True)
         if self.embed.weight.is_cuda:
             self.chunk_values = torch.compile(chunk_values_pure, dynamic=False, fullgraph=True)
@@ -255,12 +259,16 @@ class Model(nn.Module):
         cu_seqlens: Tensor | None = None,
         memory_in_front: bool = False,
         first: int = 0,
+        as_in_training: bool = False,
     ) -> Tensor:
         """Return (B, T - first) cross-entropy of every token from `first` on in nats, fp32.
 
-        Arguments as in `hidden_states` and `forward`.
+        as_in_training: with gradients on, as a compiled trunk has them in training: else it is compiled once more.
+        Where it is longer than in training, by memory in front, it is another graph anyway.
+        Other arguments as in `hidden_states` and `forward`.
         """
-        h = self.hidden_states(ids, cu_seqlens, memory_in_front)
+        with torch.set_grad_enabled(as_in_training and not (memory_in_front and self.cfg.memory_tokens)):
+            h = self.hidden_states(ids, cu_seqlens, memory_in_front).detach()
         if first:
             h = h.view(*ids.shape, -1)[:, first:].flatten(0, 1)
         losses = token_losses(h, self.head_weight, targets[:, first:].flatten(), self.cfg.lm_head_logit_cap)

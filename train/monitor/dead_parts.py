@@ -60,11 +60,16 @@ class DeadPartWatch:
         """Note what is compiled already."""
         self.graphs = graphs_compiled()
 
-    def end_step(self, step: int) -> None:
-        """Note whether the step that is now the `step`-th of the run compiled anything."""
+    def end_step(self, step: int) -> str | None:
+        """Note whether the step that is now the `step`-th of the run compiled anything; return the warning if it did.
+
+        What the first step of a start compiles is noted only if it is timed.
+        """
         self.steps += 1
-        if graphs_compiled() > self.graphs and (self.steps > 1 or self.first_is_timed):
-            self.compiled.append(step)
+        if graphs_compiled() == self.graphs or (self.steps == 1 and not self.first_is_timed):
+            return None
+        self.compiled.append(step)
+        return f"a graph was compiled inside this step, which takes long: {reason_to_compile()}"
 
     @torch.no_grad()
     def look_at_gradients(self) -> None:
@@ -134,6 +139,13 @@ def parts_without_effect(model: Model, ids: Tensor) -> list[str]:
         for hook in hooks:
             hook.remove()
     return sorted(name for name in {*found} if not any(name.startswith(f"{outer}.") for outer in found))
+
+
+def reason_to_compile() -> str:
+    """Return why torch.compile made its last graph, as it says itself: which guard of an earlier one failed."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    metrics = utils.get_compilation_metrics() if utils is not None else []
+    return str((metrics[-1].recompile_reason if metrics else None) or "there was none for this code").strip()
 
 
 def graphs_compiled() -> int:

@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from trainer_harness import BOS, MODEL, VOCAB
 
 from train.config import ModelConfig
 from train.data.loader import open_shard
+from train.eval import validation
 from train.eval.validation import Validation, sample_texts
 from train.generate import Generated
 from train.model.transformer import build
+from train.monitor.dead_parts import graphs_compiled
 
 
 @pytest.fixture
@@ -110,3 +113,42 @@ def test_records_count_whole_rows_alone(manifest, model):
     v = Validation(manifest, 16, 90, None, 0, 1, stride=4, counting="pr352", row=32)
     assert v.groups[""].tokens == 64 - 12
     assert v.score(model, torch.device("cpu")).tokens == 52
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_compiled_trunk_is_not_compiled_again_for_the_score(manifest, documents):
+    torch._dynamo.reset()
+    plain = Validation(manifest, 32, 0, None, 0, 1, document_mask=documents)
+    as_trained = Validation(manifest, 32, 0, None, 0, 1, document_mask=documents)
+    as_trained.use_graph_of_training(5)
+    model = build(ModelConfig(**MODEL), VOCAB, 0)
+    want = plain.score(model, torch.device("cpu"))
+    model.run_trunk = torch.compile(model.trunk, dynamic=False, fullgraph=True, backend="aot_eager")
+    for step in range(2):
+        tokens = torch.randint(0, VOCAB, (5, 33), generator=torch.Generator().manual_seed(step))
+        borders = torch.tensor([0, 7 + step, *range(32, 161, 32)], dtype=torch.int32) if documents else None
+        model(tokens[:, :-1], tokens[:, 1:], None, borders)[0].backward()
+    grads = [parameter.grad.clone() for parameter in model.parameters()]
+    compiled = graphs_compiled()
+    score = as_trained.score(model, torch.device("cpu"))
+    assert graphs_compiled() == compiled and len(as_trained.passes) != len(plain.passes)
+    assert (score.tokens, score.bytes) == (want.tokens, want.bytes)
+    assert score.nats == pytest.approx(want.nats, rel=1e-6)
+    assert all(torch.equal(a, p.grad) for a, p in zip(grads, model.parameters(), strict=True))
+    assert plain.score(model, torch.device("cpu")).nats == pytest.approx(want.nats, rel=1e-6)
+    assert graphs_compiled() > compiled  # the same without gradients, in passes of another size, is another graph
+    torch._dynamo.reset()
+
+
+def test_the_host_waits_once_for_many_passes(manifest, model, monkeypatch):
+    """And sums alike however often."""
+    scores = []
+    for tokens in (1, 100, 2**20):
+        monkeypatch.setattr(validation, "SETTLE_TOKENS", tokens)
+        v = Validation(manifest, 32, 0, None, 0, 1, pass_tokens=64)
+        settled = []
+        settle = v._settle
+        monkeypatch.setattr(v, "_settle", lambda w, *rest, of=settle, n=settled: (n.append(len(w)), of(w, *rest)))
+        scores.append(v.score(model, torch.device("cpu")))
+        assert max(settled) == {1: 1, 100: 2, 2**20: len(v.passes)}[tokens] and sum(settled) == len(v.passes)
+    assert scores[0] == scores[1] == scores[2]

@@ -112,9 +112,25 @@ def test_graphs_compiled_inside_the_clock_are_told(pretrain, tmp_path, monkeypat
     monkeypatch.setattr(step, "backward", compiling)
     run(pretrain, sets(out=str(tmp_path / "r"), steps=4, kernel_warmup=warmup))
     assert told(tmp_path / "r")["compiled"] == steps
-    assert (
-        f"compiled inside the clock: in {len(steps)} step(s): {', '.join(map(str, steps))};" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"compiled inside the clock: in {len(steps)} step(s): {', '.join(map(str, steps))};" in said
+    assert [f"warning: step {n}: a graph was compiled" in said for n in range(1, 5)] == [
+        n in steps for n in range(1, 5)
+    ]
+
+
+def test_a_graph_that_is_compiled_again_is_told_with_the_reason():
+    torch._dynamo.reset()
+    watch = dead_parts.DeadPartWatch({"w": torch.ones(3)}, first_is_timed=False)
+    double = torch.compile(lambda x: 2 * x, dynamic=False, backend="eager")
+    warnings = []
+    for number, size in enumerate((3, 3, 4), 1):
+        watch.begin_step()
+        double(torch.ones(size))
+        warnings.append(watch.end_step(number))
+    assert warnings[:2] == [None, None] and "size mismatch at index 0. expected 3, actual 4" in warnings[2]
+    assert watch.compiled == [3]
+    torch._dynamo.reset()
 
 
 def test_a_run_that_makes_no_step_tells_nothing(pretrain, tmp_path, capsys):
