@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 
 DEFAULT_RECIPE, DEFAULT_OUT = "quickstart", "build"
+TERMINATED = 128 + signal.SIGTERM  # as shells say it
 
 StageArgument = Annotated[str, typer.Argument(help="A stage; see `list`.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe that ships, or a YAML file.")]
@@ -435,7 +436,7 @@ def recipe_name(recipe: str) -> str:
 def main() -> None:
     """Run a command: people get a line, programs an exit status, and --debug the stack trace."""
     without_pandas()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         check_arguments(sys.argv[1:])
         arguments = split_settings(sys.argv[1:]) or ["--help"]
@@ -445,6 +446,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as end:
+        if end.code == TERMINATED:
+            print("terminated; the same command continues where it stopped", file=sys.stderr)
+        raise
     except Exception as error:
         sys.exit(report_error(error, "--debug" in sys.argv))
     sys.exit(status if isinstance(status, int) else 0)
