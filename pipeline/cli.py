@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import DISK_FULL, Stopped, UsageError, UserError
+from pipeline.executors.last_word import say_goodbye
 from pipeline.executors.no_pandas import without_pandas
 from stages.errors import DataError, TransientError
 from train.data.manifest import Manifest, ManifestError
@@ -72,6 +73,7 @@ def make_context(
     from pipeline.engine.store import open_store
     from pipeline.executors.choose import KINDS, choose_executor
     from pipeline.executors.forkserver import ForkServer
+    from pipeline.executors.last_word import fork_driver
     from pipeline.recipe import find_recipe, load_recipe
 
     find_stage(stage)
@@ -79,7 +81,11 @@ def make_context(
     kind = executor or ("ray" if address else loaded.executor)
     if kind not in KINDS:
         raise UsageError(f"--executor {kind}: allowed are {', '.join(KINDS)}")
+    if kind in ("auto", "ray") and not address and os.environ.get("RAY_ADDRESS", "local") != "local":
+        kind, address = "ray", "auto"  # as Ray does itself; `ray job submit` sets it
     forkserver = ForkServer() if kind in ("auto", "local") and not dry else None  # before there are threads
+    if kind == "ray" and not dry:
+        fork_driver()
     progress = Progress(quiet)
 
     def make_executor() -> Executor:
@@ -171,7 +177,9 @@ def run(
     overrides: SetOption = None,
     out: OutOption = DEFAULT_OUT,
     executor: ExecutorOption = None,
-    address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster to join.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join: ray://host:10001; on a node of it host:6379 or auto.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run STAGE's units again, whatever is cached.")] = False,
     debug: DebugOption = False,
@@ -443,6 +451,7 @@ def main() -> None:
         status = app(arguments, standalone_mode=False)  # typer turns Ctrl-C into a status and returns it
         if status == 130:
             raise KeyboardInterrupt
+        sys.exit(status if isinstance(status, int) else 0)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)
@@ -452,7 +461,9 @@ def main() -> None:
         raise
     except Exception as error:
         sys.exit(report_error(error, "--debug" in sys.argv))
-    sys.exit(status if isinstance(status, int) else 0)
+    finally:
+        sys.stderr.flush()
+        say_goodbye()
 
 
 def split_settings(arguments: list[str]) -> list[str]:

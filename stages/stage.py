@@ -53,6 +53,8 @@ class Record:
     started: float
     finished: float
     attempt: str
+    node: str = ""  # the host that ran it, and of a cluster the node's id: host/id
+    tries: list[str] = field(default_factory=list)  # why earlier attempts of the same run came to nothing
     cached: bool = False  # found, not run; never stored
 
     def output(self, name: str) -> Artifact:

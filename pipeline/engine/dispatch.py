@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
-from pipeline.engine.executor import Executor, Fault, UnitSpec, WorkerLost
+from pipeline.engine.executor import Executor, Fault, NodeLost, UnitSpec, WorkerLost
 from pipeline.engine.locks import run_lock
 from pipeline.engine.progress import Progress
 from pipeline.engine.signals import StopSignals
@@ -18,6 +18,8 @@ from stages.stage import Record
 
 RETRIES = 5  # of transient errors, after pauses of 1, 2, 4, 8 and 16 s
 LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
+NODE_RETRIES = 50  # nodes die for reasons of their own
+LOOK_EVERY = 1.0  # seconds between two looks at the executor's slots
 NEWS_EVERY = 10.0  # seconds between the lines of a long unit
 
 
@@ -32,7 +34,9 @@ class Dispatcher:
         self.fatal: UnitFailed | None = None  # ends the run: no other unit is started
         self._make_executor = make_executor
         self._executor: Executor | None = None
-        self._slots: asyncio.Semaphore | None = None
+        self._follower: asyncio.Task[None] | None = None
+        self._busy = 0  # units in flight
+        self._turn = asyncio.Condition()  # to be one
         self._lock = contextlib.ExitStack()  # holds the run's lock while there is an executor
         self._command = command
 
@@ -41,24 +45,48 @@ class Dispatcher:
         """Whether anything had to run."""
         return self._executor is not None
 
-    def _start(self) -> tuple[Executor, asyncio.Semaphore]:
-        if self._executor is None or self._slots is None:
+    def _start(self) -> Executor:
+        if self._executor is None:
             self._lock.enter_context(run_lock(self.store, self._command))
             self._executor = self._make_executor()
-            self._slots = asyncio.Semaphore(self._executor.slots)
             self.progress.line(f"executor {self._executor.name}, {self._executor.slots} slots")
-        return self._executor, self._slots
+            self._follower = asyncio.ensure_future(self._follow_slots(self._executor))
+        return self._executor
+
+    async def _follow_slots(self, executor: Executor) -> None:
+        """Let units in as the executor gets more slots."""
+        slots = executor.slots
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if executor.slots != slots:
+                slots = executor.slots
+                async with self._turn:
+                    self._turn.notify_all()
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, executor: Executor) -> AsyncIterator[None]:
+        """Wait until a unit may be in flight, and be one inside."""
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._busy < executor.slots)
+            self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            async with self._turn:
+                self._turn.notify()
 
     async def submit(self, spec: UnitSpec) -> Record:
         """Run one unit to its record. Raises UnitFailed when it failed for good, and Stopped after a signal."""
         stage, label = spec["stage"], spec["label"]
         await asyncio.sleep(0)  # let the window fill: `auto` chooses the executor by the bytes planned so far
-        executor, slots = self._start()
+        executor = self._start()
         spec["executor"] = executor.name
-        transient = lost = 0
+        tries = spec["tries"] = []
+        transient = lost = nodes = 0
         while True:
             try:
-                async with slots:
+                async with self._slot(executor):
                     if self.fatal:
                         raise self.fatal
                     if self.signals.received:
@@ -67,9 +95,10 @@ class Dispatcher:
                     with self._following(spec):
                         reply = await executor.submit(spec)
             except WorkerLost as error:
-                lost += 1
-                if lost > LOST_RETRIES:
-                    raise UnitFailed(stage, label, f"its worker died {lost} times; last: {error}") from None
+                tries.append(str(error))
+                nodes, lost = (nodes + 1, lost) if isinstance(error, NodeLost) else (nodes, lost + 1)
+                if lost > LOST_RETRIES or nodes > NODE_RETRIES:
+                    raise UnitFailed(stage, label, f"its worker died {len(tries)} times; last: {error}") from None
                 self.progress.line(f"{stage} {label}: {error}; trying again")
                 continue
             if "record" in reply:
@@ -78,6 +107,7 @@ class Dispatcher:
             self._raise_if_final(spec, fault, transient)
             pause = 2**transient * (0.5 + random.random())
             transient += 1
+            tries.append(fault["message"])
             self.progress.line(f"{stage} {label}: {fault['message']}; trying again in {pause:.0f} s")
             await asyncio.sleep(pause)
 
@@ -121,6 +151,8 @@ class Dispatcher:
 
     def close(self) -> None:
         """Stop the executor, if one was started."""
+        if self._follower is not None:
+            self._follower.cancel()
         if self._executor is not None:
             self._executor.close()
         self._lock.close()

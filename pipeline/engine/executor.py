@@ -26,6 +26,8 @@ class UnitSpec(TypedDict):
     places: dict[str, str]
     cpus: int
     executor: NotRequired[str]  # name of the executor that runs it
+    node: NotRequired[str]  # where it runs: a host, and of a cluster the node's id
+    tries: NotRequired[list[str]]  # why earlier attempts of this run came to nothing
 
 
 class Fault(TypedDict):
@@ -45,14 +47,21 @@ class Reply(TypedDict, total=False):
 
 
 class WorkerLost(Exception):  # noqa: N818 - reads as what happened
-    """The worker died in the middle of a unit: killed, out of memory, or its node is gone."""
+    """The worker died in the middle of a unit: killed, or out of memory."""
+
+
+class NodeLost(WorkerLost):
+    """The node that ran a unit is gone, which says nothing against the unit."""
 
 
 class Executor(Protocol):
     """Runs units somewhere. It starts nothing until the first unit is submitted."""
 
     name: str
-    slots: int  # units that may be in flight
+
+    @property
+    def slots(self) -> int:
+        """Units that may be in flight; it may change while they are."""
 
     async def submit(self, spec: UnitSpec) -> Reply:
         """Run one unit. Raises WorkerLost when the process that ran it died."""

@@ -17,7 +17,7 @@ import os
 import platform
 import sys
 from importlib import metadata
-from importlib.util import cache_from_source
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,21 @@ PROJECT = ("pipeline", "stages", "train")
 CACHE = Path(cache_from_source(__file__)).with_suffix(".json")
 
 
+@functools.cache
+def _package(name: str) -> Path:
+    """Return the folder of a project package: in a clone they lie together, on a node of a cluster each by itself."""
+    if (ROOT / name).is_dir():
+        return ROOT / name
+    spec = find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else ROOT / name
+
+
 def _module_file(name: str) -> Path | None:
     """Return the file of a project module, or None for anything else (or for a name inside a module)."""
-    if name.split(".")[0] not in PROJECT:
+    package, *rest = name.split(".")
+    if package not in PROJECT:
         return None
-    base = ROOT.joinpath(*name.split("."))
+    base = _package(package).joinpath(*rest)
     for file in (base.with_suffix(".py"), base / "__init__.py"):
         if file.is_file():
             return file

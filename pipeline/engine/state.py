@@ -18,6 +18,7 @@ from stages.stage import Record
 
 NO_VALUES: dict[str, Any] = {}  # shared by all compact records
 NO_INPUTS: list[str] = []
+NO_TRIES: list[str] = []
 
 
 class LastBuild(NamedTuple):
@@ -82,5 +83,7 @@ def compact_record(record: Record, label: str, cached: bool = False) -> Record:
         inputs=NO_INPUTS,
         versions=NO_VALUES,
         attempt="",
+        node="",
+        tries=NO_TRIES,
         outputs=outputs,
     )

@@ -27,7 +27,7 @@ def choose_executor(
 ) -> Executor:
     """Return the executor for `kind`; `auto` is local for small inputs without an address. Raises UsageError.
 
-    show: is called with each line that workers of this machine write to standard error.
+    show: prints a line; it is called with each that workers of this machine write to standard error.
     """
     if kind == "auto":
         kind = "ray" if address or input_bytes > SMALL_INPUT else "local"
@@ -35,4 +35,4 @@ def choose_executor(
         raise UsageError("--address needs --executor ray")
     if kind == "inline":
         return InlineExecutor()
-    return RayExecutor(address, workers) if kind == "ray" else LocalExecutor(workers, forkserver, show)
+    return RayExecutor(address, workers, show) if kind == "ray" else LocalExecutor(workers, forkserver, show)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import secrets
 import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.engine.executor import Reply, UnitSpec, WorkerLost
+from pipeline.engine.executor import NodeLost, Reply, UnitSpec, WorkerLost
 from pipeline.engine.fingerprint import PROJECT, ROOT
 from pipeline.engine.signals import kept_handlers
 from pipeline.errors import UserError
 from pipeline.executors import ray_cleanup
-from pipeline.executors.worker import run_unit
+from pipeline.executors.last_word import typed_command
+from pipeline.executors.ray_address import CLIENT, resolve
+from pipeline.executors.ray_node import announced, run_on_node
+from pipeline.executors.ray_nodes import Nodes
 from train.distributed.launch_env import cores
 
 ENVIRONMENT = {
@@ -23,8 +31,35 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # Torch's threads must sleep while they wait: a spinning one costs a busy machine tenfold.
     "OMP_WAIT_POLICY": "passive",
+    # Ray ends the process 60 s after the head is gone, with a line of its own; here `Nodes` notices, and we say it.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
 }
 OBJECT_STORE_BYTES = 128 << 20  # data goes through files, so Ray's object store holds only records
+HEAD_PATIENCE = 30.0  # seconds without an answer, after which the head is given up
+NODE_PATIENCE = 10.0  # seconds in which Ray may say itself what becomes of the units of a node that died
+LOOK_EVERY = 1.0  # seconds
+LEAST_WAITING = 4  # units that wait in a cluster: one that grows does so by what waits
+MEMORY_MARGIN = 1.2  # of what a stage's units have needed so far, to ask for
+
+
+@dataclass(eq=False)
+class Flight:
+    """A unit that was handed to Ray: the node it began on, once it has, and where its loss is said."""
+
+    lost: asyncio.Future[Reply]
+    node: str = ""
+
+
+@dataclass
+class Memory:
+    """What units of a stage have needed, in MB, and what was found to be too little."""
+
+    needed: float = 0.0
+    too_little: float = 0.0
+
+    def ask(self, most: float) -> int:
+        """Return the bytes to ask for, of a node that has `most` at best; 0 while nothing is known."""
+        return int(min(max(MEMORY_MARGIN * self.needed, 2 * self.too_little) * 1e6, most))
 
 
 class RayExecutor:
@@ -32,65 +67,163 @@ class RayExecutor:
 
     name = "ray"
 
-    def __init__(self, address: str | None = None, workers: int | None = None):
-        self.address, self.workers = address, workers
-        self.slots = workers or cores()
-        self.remote: Any = None  # `run_unit` as a Ray function, once Ray has started
+    def __init__(self, address: str | None = None, workers: int | None = None, show: Callable[[str], None] = print):
+        """address: of a cluster, as `--address` has it. workers: units at a time, at most. show: prints a line."""
+        self.address, self.workers, self.show = address, workers, show
         self.cleanup: subprocess.Popen[bytes] | None = None  # ends our Ray if we are killed
-
-    def start(self) -> None:
-        """Join the cluster at `address`, or start a Ray of our own on this machine. Raises UserError."""
+        self.flights: set[Flight] = set()
+        self.memory: dict[str, Memory] = {}  # by stage
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        target = resolve(address) if address else "local"
+        self._start(target)
+        self.nodes = Nodes()
+        # Retries are the engine's business: it knows a lost worker from a bad row. Ray Client has no generators.
+        self._announced = not target.startswith(CLIENT)
+        import ray
+
+        self._run: Any = ray.remote(num_cpus=1, max_retries=0)(announced if self._announced else run_on_node)
+        self._watcher = asyncio.ensure_future(self._watch())
+        if address:
+            self.show(f"cluster at {target}: {self.nodes}")
+
+    @property
+    def slots(self) -> int:
+        """Units that may be in flight: one for each CPU, and as many that wait for one; follows the cluster."""
+        if not self.address:
+            return self.workers or cores()
+        return min(self.nodes.cpus + max(self.nodes.cpus, LEAST_WAITING), self.workers or sys.maxsize)
+
+    def _start(self, target: str) -> None:
+        """Join the cluster at `target`, or start a Ray of our own on this machine. Raises UserError."""
+        os.environ["PYTHONPATH"] = python_path()
         if not self.address:
             # A Ray that no other machine is to join listens on the loopback interface alone. Read as ray is imported.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ["PYTHONPATH"] = python_path()
+            # And takes orders from us alone. Without a token Ray writes one into the home.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         import ray
 
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        options: dict[str, Any] = {"address": target, "logging_level": logging.ERROR, "log_to_driver": False}
         if self.address:
             # The three packages alone: beside them lies a clone's build folder, or all of site-packages.
-            modules = [str(ROOT / package) for package in PROJECT]
-            options |= {"address": self.address, "runtime_env": {"py_modules": modules}}
+            options["runtime_env"] = {"py_modules": [str(ROOT / package) for package in PROJECT]}
         else:
             self.cleanup = ray_cleanup.start(dict(os.environ))
-            options |= {"address": "local", "num_cpus": self.slots, "object_store_memory": OBJECT_STORE_BYTES}
-            options["include_dashboard"] = False
+            options |= {
+                "num_cpus": self.workers or cores(),
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+            }
         try:
             with kept_handlers():
                 ray.init(**options)
-            if self.address:
-                self.slots = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             where = f"at {self.address}" if self.address else "on this machine"
             raise UserError(f"no Ray {where}: {' '.join(str(error).split())}; try --executor local") from None
-        # Retries are the engine's business: it knows a lost worker from a bad row.
-        self.remote = ray.remote(num_cpus=1, max_retries=0)(run_unit)
 
     async def submit(self, spec: UnitSpec) -> Reply:
-        """Run one unit as a Ray task. Raises WorkerLost, and UserError when Ray does not start."""
-        if self.remote is None:
-            self.start()
+        """Run one unit as a Ray task. Raises WorkerLost, and UserError when the head is gone."""
+        flight = Flight(asyncio.get_running_loop().create_future())
+        self.flights.add(flight)
+        reply = asyncio.ensure_future(self._reply(spec, flight))
+        try:
+            await asyncio.wait({reply, flight.lost}, return_when=asyncio.FIRST_COMPLETED)
+            return (reply if reply.done() else flight.lost).result()
+        finally:
+            self.flights.discard(flight)
+            reply.cancel()
+            flight.lost.cancel()
+
+    async def _reply(self, spec: UnitSpec, flight: Flight) -> Reply:
+        """Hand a unit to Ray and wait for what comes back."""
         import ray
 
+        stage = spec["stage"]
+        memory = self.memory.setdefault(stage, Memory())
+        asked = memory.ask(self.nodes.most_memory)
+        task = self._run.options(name=f"{stage} {spec['label']}", num_cpus=spec["cpus"], memory=asked or None)
         try:
-            task = self.remote.options(name=f"{spec['stage']} {spec['label']}", num_cpus=spec["cpus"])
-            reply: Reply = await task.remote(spec)
+            returned = task.remote(spec)
+            if self._announced:
+                flight.node = await (await anext(returned))
+            # The generator must live until its last value is here.
+            reply: Reply = await (await anext(returned) if self._announced else returned)
+        except ray.exceptions.OutOfMemoryError:
+            memory.too_little = max(memory.too_little, asked / 1e6, memory.needed)
+            raise WorkerLost(
+                f"{self._place(flight)}memory ran out there, and Ray ended it; {self._memory(spec, asked)}"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            return {"error": {"kind": "permanent", "message": last_line(error), "trace": str(error)}}
+        except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):
+            raise NodeLost(f"{self._place(flight)}the node is gone") from None
+        except ray.exceptions.WorkerCrashedError:
+            raise WorkerLost(
+                f"{self._place(flight)}its process was ended from outside, as the system does when memory runs out; "
+                f"{self._memory(spec, asked)}"
+            ) from None
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise WorkerLost(" ".join(str(error).split())[:300]) from None
+            raise WorkerLost(f"{self._place(flight)}{' '.join(str(error).split())[:300]}") from None
+        if "record" in reply:
+            memory.needed = max(memory.needed, reply["record"]["peak_mb"])
         return reply
+
+    def _place(self, flight: Flight) -> str:
+        return f"on node {flight.node}: " if flight.node else ""
+
+    def _memory(self, spec: UnitSpec, asked: int) -> str:
+        """Say how much memory a unit has asked for, and what others of its stage have needed."""
+        needed = self.memory[spec["stage"]].needed
+        known = f", others of {spec['stage']} have needed up to {needed / 1e3:.1f} GB" if needed else ""
+        return f"it had asked for {asked / 1e9:.1f} GB{known}" if asked else f"it had asked for no share of it{known}"
+
+    async def _watch(self) -> None:
+        """Say how the cluster changes, and end the wait for units whose node, or whose head, is gone."""
+        nodes, said, warned = self.nodes, str(self.nodes), False
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            silent = nodes.silent()
+            if silent > HEAD_PATIENCE:
+                self._lose(self.flights, lambda: UserError(self._head_gone()))
+            elif silent > HEAD_PATIENCE / 3 and not warned:
+                self.show(f"the head of the cluster does not answer; waiting for it for {HEAD_PATIENCE:.0f} s")
+            warned = silent > HEAD_PATIENCE / 3
+            dead = nodes.dead_for(NODE_PATIENCE)
+            gone = {flight for flight in self.flights if flight.node.rpartition("/")[2] in dead}
+            self._lose(gone, lambda: NodeLost("its node does not answer any more"))
+            if self.address and str(nodes) != said:
+                said = str(nodes)
+                self.show(f"the cluster has changed: {said}")
+
+    def _lose(self, flights: set[Flight], error: Callable[[], Exception]) -> None:
+        for flight in flights:
+            if not flight.lost.done():
+                flight.lost.set_exception(error())
+
+    def _head_gone(self) -> str:
+        at = f"of the cluster at {self.address}" if self.address else "of our own Ray"
+        return (
+            f"the head {at} has not answered for {HEAD_PATIENCE:.0f} s; what is done is kept, and once there is a "
+            f"cluster this goes on: {typed_command()}"
+        )
 
     def close(self) -> None:
         """Leave the cluster; stop a Ray of our own."""
-        if self.remote is not None:
-            import ray
+        import ray
 
+        self._watcher.cancel()
+        self.nodes.stop()
+        if self.nodes.silent() < HEAD_PATIENCE / 3:  # else Ray would end this process before our last line
             ray.shutdown()
-            self.remote = None
         if self.cleanup is not None and self.cleanup.stdin:
             self.cleanup.stdin.close()
             self.cleanup = None
+
+
+def last_line(error: Exception) -> str:
+    """Return what a trace ends with."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
 def python_path() -> str:

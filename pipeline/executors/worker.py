@@ -78,6 +78,8 @@ def _run(store: Store, spec: UnitSpec, attempt: str, folder: Path) -> Record:
         started=started,
         finished=finished,
         attempt=attempt,
+        node=spec.get("node") or socket.gethostname(),
+        tries=spec.get("tries", []),
     )
     return store.put_record(record)
 

@@ -176,9 +176,9 @@ class Work:
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def fails(self, *arguments: str, status: int = 1) -> str:
+    def fails(self, *arguments: str, status: int = 1, **environment: str) -> str:
         """The message of a command that must fail with one or two lines and no stack trace."""
-        done = self.cli(*arguments)
+        done = self.cli(*arguments, **environment)
         assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr, done.stderr
         message = done.stderr[done.stderr.index("error: ") :] if "error: " in done.stderr else ""

@@ -1,0 +1,232 @@
+"""A build on a real Ray cluster of several nodes, its sources and its results in a bucket: the bytes of a local run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_harness import REPO, Work, copy_project, edit, kill, new_work, wait_for
+from ray_cluster import RayCluster, free_port
+from s3_server import S3Server
+
+from pipeline.commands.open_build import open_build
+from pipeline.commands.stored_records import StoredRecords
+from pipeline.engine.fingerprint import PROJECT, fingerprint, versions
+from pipeline.executors.ray_node import difference
+from stages.stage import Record
+from train.files import sha256_file
+
+pytestmark = pytest.mark.slow
+
+CPUS = (1, 2)  # of the head, and of the node that is there from the start
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: S3Server) -> Iterator[RayCluster]:
+    """A cluster whose workers can reach the bucket."""
+    pytest.importorskip("grpc", reason="grpcio, of ray[client], is not installed")
+    cluster = RayCluster(CPUS, s3_server.environment(), client=True)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """A mixture packed on this machine, by a project that cuts finely and whose tokenizer takes a second a unit."""
+    folder = tmp_path_factory.mktemp("cluster")
+    root = copy_project(folder, unit_bytes=30_000)
+    sleep = '__import__("time").sleep(1)\n'
+    edit(root / "stages/tokenize/work.py", "    encoded = encode", f"    {sleep}    encoded = encode")
+    work = new_work(folder, root)
+    work.run("pack_pretrain", "--workers", "8")
+    return work
+
+
+def upload(work: Work, server: S3Server, folder: Path) -> Work:
+    """A recipe in `folder` whose corpus is in a new bucket, built by the project of `work`."""
+    fsspec = pytest.importorskip("s3fs", reason="s3fs, of the extra s3, is not installed").S3FileSystem
+    bucket = server.new_bucket()
+    fsspec(endpoint_url=server.address, key="test", secret="test").put(str(work.corpus), bucket, recursive=True)
+    remote = Work(folder, work.root, work.corpus)
+    recipe = remote.write()
+    for source in recipe["sources"].values():
+        source["path"] = source["path"].replace(str(work.corpus), f"{bucket}/corpus")
+    remote.write(sources=recipe["sources"])
+    return remote
+
+
+def packed(folder: str) -> list[tuple[str, str]]:
+    """The files of a build with their sha256, as they are."""
+    manifest = open_build(folder)
+    return [(name, sha256_file(manifest.file(name))) for name, _ in manifest.packed_files()]
+
+
+def tokenized(out: str) -> list[Record]:
+    """The records of the stage whose units take a second."""
+    return list(StoredRecords(open_build(f"{out}/small/pretrain")).records("tokenize"))
+
+
+def at_once(records: list[Record]) -> Counter[str]:
+    """Node -> most of these units that ran there at the same time."""
+    most: Counter[str] = Counter()
+    for record in records:
+        there = [other for other in records if other.node == record.node]
+        running = sum(other.started <= record.started < other.finished for other in there)
+        most[record.node.rpartition("/")[2]] = max(most[record.node.rpartition("/")[2]], running)
+    return most
+
+
+def finish(work: Work, driver: subprocess.Popen[str], seconds: float = 200) -> str:
+    """Wait for a driver, which must succeed, and return what it said."""
+    try:
+        status = driver.wait(seconds)
+    finally:
+        kill(driver.pid)
+    said = (work.folder / "stderr").read_text()
+    assert status == 0, said
+    return said
+
+
+def test_a_build_on_three_nodes_has_the_bytes_of_a_local_one(
+    local: Work, cluster: RayCluster, s3: S3Server, tmp_path: Path
+) -> None:
+    """The third node comes while the build runs, has none of our packages, and is used like the others."""
+    work, out = upload(local, s3, tmp_path), f"{s3.new_bucket()}/out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    options = ("--address", cluster.address, "--out", out)
+    driver = work.start("run", "pack_pretrain", *options, **cluster.driver_environment())
+    wait_for(lambda: "executor ray" in (tmp_path / "stderr").read_text(), "the driver", 60)
+    mark = cluster.add_altered(2, {local.root / package: empty for package in PROJECT})
+    said = finish(work, driver)
+    assert "the cluster has changed: 5 CPUs on 3 nodes" in said
+    assert packed(f"{out}/small/pretrain") == packed(str(local.out / "small/pretrain"))
+    most = at_once(tokenized(out))
+    assert sorted(most.values()) == [1, 2, 2], (most, said)
+    cluster.remove_altered(mark)
+
+
+ADDRESSES = """
+import json, os, sys, time
+from pipeline.errors import UserError
+from pipeline.executors.ray_address import resolve
+for address, environment in json.loads(sys.argv[1]):
+    os.environ.update(environment)
+    began = time.monotonic()
+    try:
+        said = resolve(address)
+    except UserError as error:
+        said = f"{error.exit_code} {error}"
+    print(json.dumps([said, time.monotonic() - began]))
+"""
+
+
+def test_an_address_is_understood_or_refused_in_a_line(cluster: RayCluster) -> None:
+    """In a process of its own: the threads of grpc do not go with later forks of this one."""
+    head, client = cluster.address.rpartition(":")[2], cluster.client_port
+    token = {"RAY_AUTH_TOKEN": cluster.token}
+    closed = free_port()
+    cases: list[tuple[str, dict[str, str], str]] = [
+        (f"127.0.0.1:{head}", token, f"127.0.0.1:{head}$"),
+        (f"ray://localhost:{client}", token, f"ray://localhost:{client}$"),
+        ("auto", {"RAY_ADDRESS": f"127.0.0.1:{head}"}, f"127.0.0.1:{head}$"),
+        (f"127.0.0.1:{client}", token, f"1 .*is that of Ray Client; write --address ray://127.0.0.1:{client}$"),
+        (f"ray://127.0.0.1:{head}", token, f"1 .*port {head} is the head's own"),
+        (f"127.0.0.1:{closed}", token, "1 .*nobody listens there"),
+        (f"ray://127.0.0.1:{closed}", token, "1 .*nobody listens there"),
+        ("auto", {"RAY_ADDRESS": f"127.0.0.1:{closed}"}, f"1 RAY_ADDRESS=127.0.0.1:{closed}: nobody listens"),
+        ("no-such-host.invalid:6379", token, "1 .*no such host is known here"),
+        ("127.0.0.1", token, "2 .*a port is missing; forms are ray://host:10001"),
+        ("http://127.0.0.1:8265", token, "2 .*a dashboard, which starts drivers: `ray job submit"),
+        (f"127.0.0.1:{head}", {"RAY_AUTH_TOKEN": "x" * 40}, "1 .*asks for a token, and ours is not its; set RAY_AUTH"),
+        (f"ray://127.0.0.1:{client}", {"RAY_AUTH_TOKEN": "x" * 40}, "1 .*asks for a token, and ours is not its"),
+        (f"127.0.0.1:{head}", {"RAY_AUTH_MODE": "disabled"}, "1 .*asks for a token, and there is none"),
+    ]
+    asked = json.dumps([(address, environment) for address, environment, _ in cases])
+    environment = {**os.environ, **cluster.driver_environment(), "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", ADDRESSES, asked]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(cases), done.stderr
+    for (address, _, wanted), (said, seconds) in zip(cases, answers, strict=True):
+        assert re.match(wanted, said) and "\n" not in said, (address, said)
+        assert seconds < 6, (address, said)
+
+
+def test_a_node_of_another_version_is_refused_by_name(local: Work, cluster: RayCluster, tmp_path: Path) -> None:
+    """Its site-packages say that they have another."""
+    text = metadata.distribution("pyarrow").read_text("METADATA") or ""
+    (file,) = (file for file in metadata.files("pyarrow") or () if file.name == "METADATA")
+    (tmp_path / "METADATA").write_text(re.sub(r"(?m)^Version: .*$", "Version: 0.1.2", text, count=1))
+    mark = cluster.add_altered(4, {Path(str(file.locate())): tmp_path / "METADATA"})
+    work = Work(tmp_path, local.root, local.corpus)
+    work.write()
+    said = work.fails(
+        "run", "filter", "--executor", "ray", "--address", cluster.address, **cluster.driver_environment()
+    )
+    version = metadata.version("pyarrow")
+    assert re.search(rf"node \S+/[0-9a-f]{{8}} .*: pyarrow is 0\.1\.2, the driver's {version}; install req", said), said
+    cluster.remove_altered(mark)
+
+
+def test_what_a_node_lacks_is_named() -> None:
+    module = "stages.filter.work"
+    spec: Any = {"work": f"{module}:work", "code": fingerprint(module), "versions": versions(("numpy",))}
+    assert difference(spec) == ""
+    assert difference({**spec, "code": "0" * 64}).startswith(f"the code of {module} is not the driver's")
+    spec["versions"] = {"python": "2.7", "no-such-library": "1.0"}
+    ours = spec["versions"] and versions(())["python"]
+    assert difference(spec) == f"no-such-library is not installed, the driver's 1.0; python is {ours}, the driver's 2.7"
+
+
+def test_a_killed_node_driver_and_failing_store_change_no_byte(
+    local: Work, cluster: RayCluster, s3: S3Server, tmp_path: Path
+) -> None:
+    """The account of it is in the records: which units were tried again, where, and why."""
+    work, out = upload(local, s3, tmp_path), f"{s3.new_bucket()}/out"
+    options = ("pack_pretrain", "--address", cluster.address, "--out", out)
+    s3.fault_rate = 0.1
+    node = cluster.add(2)
+    first = work.start("run", *options, **cluster.driver_environment())
+    wait_for(lambda: "/out/store/tokenize/" in " ".join(s3.paths[-200:]), "the tokenizer", 100)
+    kill(first.pid)
+    first.wait()
+    driver = work.start("run", *options, **cluster.driver_environment())
+    wait_for(lambda: cluster.busy_workers(node, "tokenize"), "units on the node", 60)
+    cluster.remove(node)
+    said = finish(work, driver)
+    s3.fault_rate = 0.0
+    assert f"/{node}: the node is gone; trying again" in said
+    assert packed(f"{out}/small/pretrain") == packed(str(local.out / "small/pretrain"))
+    again = [record for record in tokenized(out) if record.tries]
+    assert any(f"/{node}: the node is gone" in why for record in again for why in record.tries)
+
+
+def test_the_last_line_is_ours_when_the_head_dies(local: Work, cluster: RayCluster, tmp_path: Path) -> None:
+    """It names the whole command, and what was done is kept."""
+    work = Work(tmp_path, local.root, local.corpus)
+    work.write()
+    options = ("pack_pretrain", "--address", cluster.address)
+    driver = work.start("run", *options, **cluster.driver_environment())
+    wait_for(lambda: list(work.out.glob("store/tokenize/??/*/record.json")), "the tokenizer", 100)
+    cluster.kill_head()
+    status = driver.wait(120)
+    said = (tmp_path / "stderr").read_text()
+    assert status == 1, said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"error: the head of the cluster at {cluster.address} has not answered for 30 s"), said
+    assert last.endswith(f"goes on: {shlex.join(['python', '-m', *work.command('run', *options)[2:]])}"), last
+    done = work.records()
+    work.run("pack_pretrain", "--workers", "8")
+    assert all(work.records()[unit]["attempt"] == record["attempt"] for unit, record in done.items())
+    assert work.results() == local.results()
