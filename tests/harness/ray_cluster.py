@@ -82,8 +82,8 @@ class RayCluster:
         return [pid for pid, command in below.items() if command.startswith(f"ray::{stage} ")]
 
     def kill_head(self) -> None:
-        """Kill the process that knows the cluster (GCS)."""
-        self.do("gcs")
+        """Kill all processes of the head, the node that drivers here are on."""
+        self.do("kill head")
 
     def add_altered(self, cpus: int, instead: dict[Path, Path]) -> str:
         """Add a node that sees other files: `instead` are path -> what lies there for it. Returns its mark.
@@ -149,7 +149,7 @@ def serve(client_port: int) -> None:
         elif what == "raylet":
             nodes[arguments[0]].kill_raylet()
         else:
-            cluster.head_node.kill_gcs_server()
+            cluster.remove_node(cluster.head_node, allow_graceful=False)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
