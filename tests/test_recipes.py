@@ -6,13 +6,13 @@ import copy
 import dataclasses
 import json
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import python
 
 from pipeline.commands.plan import parameters
 from pipeline.recipe import load_recipe, parse_recipe, shipped
@@ -150,8 +150,14 @@ def test_a_golf_artefact_is_below_its_limit_after_a_step_of_its_optimizer(golf):
     assert artefact_bytes(recipe, weights) < recipe.train["pretrain"].artefact.limit - HEADROOM
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return python(words, cwd, seconds=300)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    """A store for all recipes of this file: what one has made of the same text, the next one finds."""
+    return tmp_path_factory.mktemp("recipes") / "out"
 
 
 @pytest.mark.slow
@@ -187,7 +193,7 @@ GEMMA_SHRUNK = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma3_270m", "gemma3_270m_seed"])
-def test_gemma3_trains_in_small_from_raw_text_to_an_export(name, tmp_path):
+def test_gemma3_trains_in_small_from_raw_text_to_an_export(name, out, tmp_path):
     """The shipped recipe by --set alone, but for where its text comes from."""
     raw = yaml.safe_load((ROOT / "manifests" / f"{name}.yaml").read_text())
     sources = {
@@ -202,10 +208,10 @@ def test_gemma3_trains_in_small_from_raw_text_to_an_export(name, tmp_path):
     words += ["train.pretrain.seq_len=64", "train.pretrain.sample_tokens=0"]
     words += [f"{group}.{key}={value}" for group, keys in GEMMA_SHRUNK.items() for key, value in keys.items()]
     command = ["-m", "pipeline", "run", "train", "--recipe", str(recipe), "--executor", "local", "--set", *words]
-    done = run(*command, "--out", str(tmp_path / "out"), cwd=ROOT)
+    done = run(*command, "--out", str(out), cwd=ROOT)
     assert done.returncode == 0, done.stderr + done.stdout
     assert ("the learning rate rises to 5 times" in " ".join((done.stdout + done.stderr).split())) == ("seed" in name)
-    folder = tmp_path / "out" / name / "train" / "pretrain"
+    folder = out / name / "train" / "pretrain"
     losses = [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len([loss for loss in losses if loss is not None]) == 4
     done = run("-m", "train.export", str(folder), "--format", "hf", "--out", str(tmp_path / "hf"), cwd=ROOT)
@@ -223,7 +229,7 @@ GOLF_STEPS += ["swa.every=1", "ema.every=1", "eval_seq_len=128", "artefact.keep_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), [(n, v) for n, v in VARIANTS if n.startswith("golf")])
-def test_golf_recipes_run_in_small_from_raw_text_to_an_artefact(name, variant, tmp_path):
+def test_golf_recipes_run_in_small_from_raw_text_to_an_artefact(name, variant, out, tmp_path):
     """The shipped recipe by --set alone, but for where its text comes from; then on its shards, adopted."""
     pytest.importorskip("sentencepiece")
     raw = yaml.safe_load((ROOT / "manifests" / f"{name}.yaml").read_text())
@@ -233,11 +239,9 @@ def test_golf_recipes_run_in_small_from_raw_text_to_an_artefact(name, variant, t
     steps = [*GOLF_STEPS, "qat.start_frac=0.6"] if name == "golf_memory_tokens" else GOLF_STEPS
     chosen = [*([f"variant={variant}"] if variant else []), *GOLF_SHRUNK, *(f"train.pretrain.{step}" for step in steps)]
     given = ["--recipe", str(recipe), "--set", *chosen]
-    done = run(
-        "-m", "pipeline", "run", "train", "--executor", "local", *given, "--out", str(tmp_path / "out"), cwd=ROOT
-    )
+    done = run("-m", "pipeline", "run", "train", "--executor", "local", *given, "--out", str(out), cwd=ROOT)
     assert done.returncode == 0, done.stderr + done.stdout
-    results = tmp_path / "out" / (f"{name}_{variant}" if variant else name)
+    results = out / (f"{name}_{variant}" if variant else name)
     summary = json.loads((results / "train" / "pretrain" / "summary.json").read_text())
     is_dead = "bigram.embed.weight" in json.dumps(summary["dead_parts"])
     assert is_dead == (name == "golf_memory_tokens" and variant == "record"), summary["dead_parts"]

@@ -1,6 +1,6 @@
 """What the engine's tests share: a seeded corpus, a small recipe, the command line, and snapshots of a store.
 
-Everything goes through `python -m pipeline` in a process of its own, as users have it.
+Everything goes through `python -m pipeline` in a process of its own, as users have it; see commands.py.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-
-REPO = Path(__file__).resolve().parent.parent.parent
-LIMIT = 120  # seconds that any one command may take
+from commands import LIMIT, REPO, python
 
 
 def words(rng: random.Random, n: int) -> list[str]:
@@ -159,15 +157,11 @@ class Work:
             )
 
     def cli(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end."""
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-        )
+        """Run one command to its end; one of this project is forked, unless it says how Python itself is to start."""
+        command, variables = self.command(*arguments), self.environment(**environment)
+        if self.root == REPO and not any(name.startswith("PYTHON") for name in environment):
+            return python(command[1:], self.folder, variables)
+        return subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=LIMIT)
 
     def run(self, stage: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`run STAGE` on the pool of processes; it must succeed."""
@@ -233,7 +227,7 @@ def copy_project(folder: Path, unit_bytes: int | None = None) -> Path:
     """A copy of the project that a test may edit; with `unit_bytes`, one that cuts its input finer."""
     root = folder / "project"
     for package in ("pipeline", "stages", "train", "manifests"):
-        shutil.copytree(REPO / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPO / package, root / package)  # with the compiled modules, which hold as long as times do
     if unit_bytes:
         edit(root / "stages/sources/base.py", "UNIT_BYTES = 128 << 20", f"UNIT_BYTES = {unit_bytes}")
     return root

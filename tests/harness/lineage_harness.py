@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 from built import build, texts
-from stage_harness import REPO
 
 from train.data.manifest import Manifest, load_manifest
 
@@ -86,11 +82,6 @@ def published(folder: Path) -> Path:
     return folder / "build" / NAME / "pretrain"
 
 
-def environment(root: Path) -> dict[str, str]:
-    """Of a command line that runs anywhere."""
-    return {**os.environ, "PYTHONPATH": str(root), "COLUMNS": "200"}
-
-
 def points(manifest: Manifest, n: int, seed: int = 0) -> list[tuple[str, int, int]]:
     """Random tokens of random shards, every token as likely as any other."""
     rng = random.Random(seed)
@@ -104,9 +95,3 @@ def run_folder(manifest: Manifest, folder: Path, **keys: Any) -> str:
     facts = {"build_id": manifest.build_id, "seed": 11, "batch_size": 8, "seq_len": 48, "steps": 40, "world_size": 2}
     (folder / "run.json").write_text(json.dumps({**facts, **keys}))
     return str(folder)
-
-
-def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m pipeline` with these arguments, in the repository."""
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, cwd=REPO, env=environment(REPO), capture_output=True, text=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import cli
 from engine_harness import Work, copy_project, edit, new_work
 
 from pipeline.cli import split_settings
@@ -144,13 +143,7 @@ def test_two_recipe_files_of_one_name_are_told_of(packed: Work) -> None:
     other.write_bytes(mine.read_bytes())
     arguments = ("--recipe", str(other), "--out", str(packed.out))
     for command in ("plan", "run"):
-        done = subprocess.run(
-            [sys.executable, "-m", "pipeline", command, "download", *arguments],
-            cwd=packed.folder,
-            env=packed.environment(),
-            capture_output=True,
-            text=True,
-        )
+        done = cli(command, "download", *arguments, cwd=packed.folder)
         assert done.returncode == 0, done.stderr
         said = done.stdout + done.stderr
         assert f"warning: {other} has the name of {mine}, small, and both write their results to" in said

@@ -5,17 +5,15 @@ part fails here, on real text and through the command line.
 """
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
-from stage_harness import REPO, SHARED, needs_shared
+from commands import cli
+from stage_harness import SHARED, needs_shared
 from tokenizers import Tokenizer
 
 from stages.pack.verify import verify
@@ -78,9 +76,8 @@ def out(tmp_path_factory):
     """The folder that one command built."""
     folder = tmp_path_factory.mktemp("five")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-    command = [sys.executable, "-m", "pipeline", "run", "pack_anneal_mix", "--recipe", str(folder / "recipe.yaml")]
-    command += ["--out", str(folder / "build"), "--executor", "local"]
-    done = subprocess.run(command, cwd=REPO, env={**os.environ}, capture_output=True, text=True, timeout=300)
+    given = ["--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "build")]
+    done = cli("run", "pack_anneal_mix", *given, "--executor", "local")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "build" / "five_sources"
 
@@ -184,9 +181,8 @@ def original(name, file, number, cache):
 
 def test_inspect_decodes_a_window_of_real_text(out, manifest, rows):
     row = next(r for r in rows if r["shard"] == 2 and r["source"] == "numina" and r["token_count"] > 40)
-    command = [sys.executable, "-m", "pipeline", "inspect", str(out / "anneal" / "manifest.json"), "--shard", "2"]
-    command += ["--token", str(row["token_start"] + 1), "--length", "20"]
-    said = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    place = ["--shard", "2", "--token", str(row["token_start"] + 1), "--length", "20"]
+    said = cli("inspect", str(out / "anneal" / "manifest.json"), *place).stdout
     tokens = read_shard(manifest.file(manifest.shards[2].path))[1][row["token_start"] + 1 :][:20]
     tokenizer = Tokenizer.from_file(str(manifest.file("tokenizer.json")))
     assert tokenizer.decode(np.array(tokens).tolist(), skip_special_tokens=False) in said

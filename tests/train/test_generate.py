@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 
 import golf_toy
 import pytest
 import torch
+from commands import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import assert_near
@@ -166,9 +165,7 @@ def test_the_command_continues_prompts_and_says_how_fast(pretrain, tmp_path, cap
     # BOS and the characters of each prompt: nine and seven
     assert "2 text(s), 41,376 parameters" in err and "18 tokens read in" in err and "tokens/s" in err
     step = str(tmp_path / "r/checkpoints/step_000002")
-    done = subprocess.run(
-        [sys.executable, "-m", "train.generate", step, *more], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = python(["-m", "train.generate", step, *more], ROOT)
     assert done.returncode == 0 and done.stdout == out
     assert main([str(tmp_path / "r/checkpoints/step_000002"), "--manifest", str(pretrain), *more]) == 0
     (tmp_path / "link").symlink_to(tmp_path / "r")

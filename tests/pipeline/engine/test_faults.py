@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from commands import cli
 from engine_harness import LIMIT, Work, documents, new_work, small_recipe, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -246,9 +247,9 @@ def test_a_read_only_store_says_so(work: Work) -> None:
 def test_a_recipe_from_another_folder(work: Work, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    command = [*work.command("run", "filter"), "--executor", "local"]
-    command[command.index(str(work.recipe))] = os.path.relpath(work.recipe, elsewhere)
-    done = subprocess.run(command, cwd=elsewhere, env=work.environment(), capture_output=True, text=True, timeout=LIMIT)
+    recipe = os.path.relpath(work.recipe, elsewhere)
+    given = ["--recipe", recipe, "--out", str(work.out), "--executor", "local"]
+    done = cli("run", "filter", *given, cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     assert list(elsewhere.iterdir()) == []
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from built import RECIPE, Inline, build, copy_of, edit, flip, small, texts
+from commands import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stage_harness import REPO, SHARED, identify, needs_shared, rows_of, run_unit
+from stage_harness import SHARED, identify, needs_shared, rows_of, run_unit
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.commands import rebuild
@@ -307,9 +306,9 @@ def test_what_is_built_is_kept_and_a_new_prompt_only_encodes(built):
 @pytest.mark.slow
 def test_two_workers_give_the_same_bytes(built, tmp_path):
     (tmp_path / "r.yaml").write_text(json.dumps(load_manifest(built[1]).recipe))
-    run = [*("run", "encode_evals", "--recipe", str(tmp_path / "r.yaml")), "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "pipeline", *run, "--executor", "local", "--workers", "2"]
-    subprocess.run(command, cwd=REPO, check=True, capture_output=True)
+    given = ["--recipe", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")]
+    done = cli("run", "encode_evals", *given, "--executor", "local", "--workers", "2")
+    assert done.returncode == 0, done.stderr
     records = [json.loads(path.read_text()) for path in (tmp_path / "out/store/encode_evals").rglob("record.json")]
     made = {output["sha256"] for record in records for output in record["outputs"]}
     assert made == {asked.sha256 for asked in load_manifest(built[1]).evals}

@@ -9,7 +9,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 from built import build, copy_of, small, texts
-from lineage_harness import cli
+from commands import cli
 
 from stages.lineage import diff as module
 from stages.lineage.diff import ABSENT, changes, diff

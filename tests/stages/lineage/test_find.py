@@ -10,7 +10,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 from built import build, copy_of, texts
-from lineage_harness import LONG, cli, points, published, recipe, run_folder
+from commands import cli
+from lineage_harness import LONG, points, published, recipe, run_folder
 
 from pipeline.commands.find import add_steps, explain_curated
 from pipeline.commands.stored_records import StoredRecords

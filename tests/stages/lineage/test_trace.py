@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from built import copy_of, patch_hashes, replace
-from lineage_harness import cli, every, points, published, run_folder
+from commands import cli
+from lineage_harness import every, points, published, run_folder
 
 from pipeline.commands.rebuild import recipe_of
 from pipeline.commands.trace import open_run, spans_of_step

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from built import edit
-from lineage_harness import cli
+from commands import cli
 from trainer_harness import BOS, PAD, losses, sets, text, write_tokenizer
 
 from stages.errors import DataError

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from built import copy_of, edit, flip, patch_hashes, replace, small
+from commands import cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stage_harness import REPO
 
 from stages.pack.format import ROWS
 from stages.pack.verify import verify
@@ -63,14 +61,10 @@ def test_a_missing_file(folder, name):
 
 @pytest.mark.slow
 def test_the_command_line_says_so(folder):
-    def run():
-        command = [sys.executable, "-m", "pipeline", "verify", str(folder / "manifest.json")]
-        return subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-
-    clean = run()
+    clean = cli("verify", str(folder / "manifest.json"))
     assert clean.returncode == 0 and "30,000 training" in clean.stdout
     flip(folder / "small_anneal_train_000000.bin", 2000)
-    damaged = run()
+    damaged = cli("verify", str(folder / "manifest.json"))
     assert damaged.returncode == 1 and "sha256 differs" in damaged.stdout
     assert damaged.stderr.startswith("error: ") and "1 differences" in damaged.stderr
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from built import RECIPE, copy_of, edit, small
-from lineage_harness import cli
+from commands import cli
 from readers import MegatronIndexed
 from tokenizers import Tokenizer
 from trainer_harness import losses, sets
@@ -110,17 +110,27 @@ def test_ten_steps_on_four_byte_ids(published, tmp_path):
     assert traced.returncode == 0 and {json.loads(line)["row"] for line in traced.stdout.splitlines()} == set(range(8))
 
 
-@pytest.mark.parametrize("long", [1, 1024])
-def test_rows_padding_and_borders_of_four_byte_ids(tmp_path, monkeypatch, long):
-    """The same batches as a plain read of the files gives, with windows filled up and documents told."""
-    write_wide_tokenizer(tmp_path / "tokenizer.json")
-    definition = json.loads((tmp_path / "tokenizer.json").read_text())
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """The mixture with windows filled up."""
+    folder = tmp_path_factory.mktemp("padded")
+    write_wide_tokenizer(folder / "tokenizer.json")
+    definition = json.loads((folder / "tokenizer.json").read_text())
     definition["added_tokens"].append({**definition["added_tokens"][0], "id": 65_793, "content": "<|pad|>"})
-    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
     mixtures = {"anneal": {**RECIPE["mixtures"]["anneal"], "packing": "best_fit", "window": 128}}
-    folder = small(tmp_path / "wide", tokenizer={"from": str(tmp_path / "tokenizer.json")}, mixtures=mixtures)
-    manifest = load_manifest(folder)
-    assert list(verify(manifest)) == [] and any(s.padding for s in manifest.shards)
+    return small(folder / "wide", tokenizer={"from": str(folder / "tokenizer.json")}, mixtures=mixtures)
+
+
+def test_shards_of_four_byte_ids_with_padding_verify(padded):
+    assert list(verify(load_manifest(padded))) == []
+
+
+@pytest.mark.parametrize("long", [1, 1024])
+def test_rows_padding_and_borders_of_four_byte_ids(padded, monkeypatch, long):
+    """The same batches as a plain read of the files gives, with windows filled up and documents told."""
+    folder, manifest = padded, load_manifest(padded)
+    assert any(s.padding for s in manifest.shards)
     monkeypatch.setattr("train.data.loader.LONG", long)
     stream = {s.path: np.fromfile(folder / s.path, "<u4", offset=1024) for s in manifest.split("train")}
     for order in ("shuffled", "sequential"):

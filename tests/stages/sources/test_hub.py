@@ -6,10 +6,8 @@ import email.utils
 import hashlib
 import io
 import json
-import os
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
+from commands import cli
 from huggingface_hub import HfFileSystem, constants
 from loopback_hub import FAULTS, Dataset, Hub
 from pydantic import TypeAdapter, ValidationError
 from seven import FINEWEB, parquet, seven, web, words
-from stage_harness import REPO, LocalContext, build, recipe, rows_of, run_unit
+from stage_harness import LocalContext, build, recipe, rows_of, run_unit
 
 from stages.errors import DataError, TransientError
 from stages.lineage.reread import read_again
@@ -387,9 +386,8 @@ RECIPE = {
 
 def run(folder: Path, server: Hub, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, with the hub and a token."""
-    environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_TOKEN": TOKEN, "PYTHONPATH": str(REPO), **more}
-    command = [sys.executable, "-m", "pipeline", *arguments, "--out", str(folder / "out")]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    environment = {"HF_ENDPOINT": server.endpoint, "HF_TOKEN": TOKEN, **more}
+    return cli(*arguments, "--out", str(folder / "out"), cwd=folder, **environment)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 from built import small
+from commands import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lineage_harness import cli
 from trainer_harness import losses, sets
 
 from pipeline.errors import UserError
