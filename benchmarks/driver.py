@@ -174,7 +174,8 @@ async def graph(context: Context, units: int) -> None:
         record = await context.run(STAGES["filter"], unit)
         return record.output("docs")
 
-    async def source_of(source: str) -> list[TokenizedUnit]:  # keeps what the stages keep
+    async def source_of(source: str) -> list[TokenizedUnit]:
+        """Make all units of a source up to its tokens; it keeps what the stages keep."""
         filtered = await context.gather(fetch_and_filter(source, i) for i in range(each))
         drops = [
             Artifact("dedup/x/drops.parquet", f"{source:>8}{i:056x}", "drops", 1, rows_from=i, rows_to=i + 9)

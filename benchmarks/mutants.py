@@ -251,6 +251,7 @@ def source_recipe(name: str, path: Path) -> dict[str, object]:
 
 
 def write_recipe(folder: Path, value: dict[str, object]) -> Path:
+    """Write a recipe into `folder`; return its path."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(value, sort_keys=False))
     return path
@@ -469,6 +470,7 @@ def warm_up() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Read mutants of each kind, and print what is wrong. Returns 1 where anything is."""
     given = parser(__doc__, count=1000, kind="", seed=0).parse_args(arguments)
     warm_up()
     folder = Path(tempfile.mkdtemp(prefix="mutants-"))

@@ -114,10 +114,12 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, w: Tensor, rounded: Tensor) -> Tensor:
+        """Return `rounded`."""
         return rounded
 
     @staticmethod
     def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient as w's."""
         return grads[0], None
 
 

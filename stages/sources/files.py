@@ -339,6 +339,7 @@ def whole_file_units(
 
 
 def batch_unit(batch: list[Artifact], params: dict[str, Any]) -> SourceUnit:
+    """Return the unit that reads some small files."""
     names = [a.name for a in batch]
     more = f"+{len(names) - 1}" if len(names) > 1 else ""
     return SourceUnit(names[0] + more, batch, {**params, "files": names}, sum(a.bytes for a in batch))

@@ -249,6 +249,7 @@ def substitutions(tree: ast.Module) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
 
     def value(node: ast.AST) -> dict[str, str]:
+        """Return the dictionary that an expression makes, as far as it can be read; {} for others."""
         match node:
             case ast.Name(id=name):
                 return found.get(name, {})

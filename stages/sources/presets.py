@@ -91,6 +91,7 @@ def fill_keys(name: str, preset: Preset) -> Callable[[Any, Any], Any]:
     """Return a validator that fills in the keys of a dataset where the recipe gives none."""
 
     def fill(cls: Any, value: Any) -> Any:
+        """Return the keys of a source with those of the preset in the place of what is missing."""
         if not isinstance(value, Mapping):
             return value
         keys: dict[str, Any] = {"license": preset.license, **preset.keys}

@@ -72,6 +72,7 @@ def with_retries(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
     """
 
     def sending(request: Any, *, stream: bool = False, **options: Any) -> Any:
+        """Send a request, again after a pause as long as the answer is that of a server in trouble."""
         given = request.extensions.get("timeout") or {}
         limits = {what: given.get(what) or TIMEOUT for what in ("connect", "read", "write", "pool")}
         request.extensions["timeout"] = limits

@@ -156,6 +156,7 @@ class _ChunkedLoss(torch.autograd.Function):
         num_targets: int | None,
         values: ChunkValues,
     ) -> tuple[Tensor, Tensor]:
+        """Return total and cross-entropy of hidden states h (N, dim), and keep the gradients of `total`."""
         n = h.shape[0] if num_targets is None else max(1, num_targets)
         w = weight.to(h.dtype)
         dh = torch.empty_like(h)
@@ -176,6 +177,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of h and weight."""
         dh, dw = ctx.saved_tensors
         # in fp32: rounded to bf16 the factor would be up to 0.4 % off, for all of the trunk and not for the head
         return (dh.float() * grads[0]).to(dh.dtype), dw * grads[0], None, None, None, None, None
