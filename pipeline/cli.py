@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shlex
 import signal
 import sys
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipeline.errors import DISK_FULL, Stopped, UsageError, UserError
+from pipeline.errors import UsageError, UserError
 from pipeline.executors.last_word import say_goodbye
 from pipeline.executors.no_pandas import without_pandas
-from stages.errors import DataError, TransientError
-from train.data.manifest import Manifest, ManifestError
+from pipeline.exit_status import report_error
+from pipeline.options import (
+    DEFAULT_OUT,
+    DEFAULT_RECIPE,
+    DebugOption,
+    ExecutorOption,
+    JsonOption,
+    ManifestArgument,
+    OutOption,
+    PlacesOption,
+    RecipeOption,
+    RunOption,
+    SetOption,
+    StageArgument,
+    check_arguments,
+    given_options,
+    split_settings,
+)
+from train.data.manifest import Manifest
 from train.monitor.text import printable
-from train.redact import without_secrets
-
-if TYPE_CHECKING:
-    from pipeline.engine.context import Context
-    from stages.recipe import Recipe
 
 app = typer.Typer(
     help="Shardmill: from raw text to a trained small language model, with every token accounted for.",
@@ -33,87 +42,7 @@ app = typer.Typer(
     add_completion=Path(sys.argv[0]).stem == "shardmill",  # a shell completes a command, not `python -m pipeline`
     pretty_exceptions_enable=False,
 )
-
-DEFAULT_RECIPE, DEFAULT_OUT = "quickstart", "build"
 TERMINATED = 128 + signal.SIGTERM  # as shells say it
-
-StageArgument = Annotated[str, typer.Argument(help="A stage; see `list`.")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe that ships, or a YAML file.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe: a.b=value.")]
-OutOption = Annotated[str, typer.Option("--out", help="Folder, or s3://bucket/prefix, for store and results.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show stack traces.")]
-ManifestArgument = Annotated[str, typer.Argument(help="A manifest.json, or the folder that holds it.")]
-PlacesOption = Annotated[list[str] | None, typer.Option("--source", help="Where a source's files are now: NAME=PATH.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-ExecutorOption = Annotated[
-    str | None, typer.Option("--executor", help="auto, ray, local or inline; the recipe's by default.")
-]
-RunOption = Annotated[str | None, typer.Option("--run", help="The folder of a training run.")]
-
-
-def make_context(
-    stage: str,
-    recipe: str | Recipe,
-    overrides: list[str] | None,
-    out: str,
-    executor: str | None = None,
-    address: str | None = None,
-    workers: int | None = None,
-    *,
-    dry: bool = False,
-    quiet: bool = False,
-    force: bool = False,
-    debug: bool = False,
-) -> Context:
-    """Return the Context of one command that builds `stage`; `force` runs its units again. Raises UserError."""
-    from pipeline.engine.context import Context
-    from pipeline.engine.executor import Executor
-    from pipeline.engine.graph import find_stage
-    from pipeline.engine.progress import Progress
-    from pipeline.engine.store import open_store
-    from pipeline.executors.choose import KINDS, choose_executor
-    from pipeline.executors.forkserver import ForkServer
-    from pipeline.executors.last_word import fork_driver
-    from pipeline.recipe import find_recipe, load_recipe
-
-    find_stage(stage)
-    loaded = load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe
-    kind = executor or ("ray" if address else loaded.executor)
-    if kind not in KINDS:
-        raise UsageError(f"--executor {kind}: allowed are {', '.join(KINDS)}")
-    if kind in ("auto", "ray") and not address and os.environ.get("RAY_ADDRESS", "local") != "local":
-        kind, address = "ray", "auto"  # as Ray does itself; `ray job submit` sets it
-    forkserver = ForkServer() if kind in ("auto", "local") and not dry else None  # before there are threads
-    if kind == "ray" and not dry:
-        fork_driver()
-    progress = Progress(quiet)
-
-    def make_executor() -> Executor:
-        return choose_executor(kind, address, workers, progress.known_bytes(), progress.line, forkserver)
-
-    forced = frozenset([stage]) if force else frozenset()
-    options = given_options(recipe if isinstance(recipe, str) else DEFAULT_RECIPE, out)
-    file = str(find_recipe(recipe).resolve()) if isinstance(recipe, str) else ""
-    context = Context(
-        loaded,
-        open_store(out),
-        make_executor,
-        progress,
-        dry=dry,
-        force=forced,
-        debug=debug,
-        options=options,
-        recipe_file=file,
-        settings=overrides or (),
-    )
-    context.warn_of_shared_name()
-    return context
-
-
-def given_options(recipe: str, out: str) -> str:
-    """Return ` --recipe R --out O` as a shell reads them, without those that are as by default."""
-    given = (("--recipe", recipe, DEFAULT_RECIPE), ("--out", out, DEFAULT_OUT))
-    return "".join(f" {name} {shlex.quote(value)}" for name, value, default in given if value != default)
 
 
 def print_version(wanted: bool) -> None:
@@ -164,6 +93,7 @@ def plan(
 ) -> None:
     """Dry run: the graph, what is cached, what would run and why, the mixture solved."""
     from pipeline.commands.plan import print_plan
+    from pipeline.make_context import make_context
 
     context = make_context(stage, recipe, overrides, out, dry=True, quiet=True, debug=debug)
     if wrong := print_plan(context, stage):
@@ -190,6 +120,7 @@ def run(
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
     from pipeline.engine.locks import store_lock, suppress_read_only
+    from pipeline.make_context import make_context
     from stages.estimate.forecast import check_inputs
     from stages.estimate.mixtures import check_mixtures
 
@@ -381,6 +312,7 @@ def rebuild_mixture(
     from pipeline.engine.context import drive
     from pipeline.engine.graph import find_stage
     from pipeline.engine.locks import store_lock
+    from pipeline.make_context import make_context
     from stages.registry import packing_stage
 
     loaded, moved = open_manifest(manifest), parse_source_paths(places)
@@ -464,60 +396,3 @@ def main() -> None:
     finally:
         sys.stderr.flush()
         say_goodbye()
-
-
-def split_settings(arguments: list[str]) -> list[str]:
-    """Return `--set a=1 b=2` as `--set a=1 --set b=2`, so that it means here what it means to train/main.py."""
-    result: list[str] = []
-    after_set = False
-    for argument in arguments:
-        if argument.startswith("-"):
-            after_set = argument == "--set"
-        elif after_set and "=" in argument and result[-1] != "--set":
-            result.append("--set")
-        result.append(argument)
-    return result
-
-
-def check_arguments(arguments: list[str]) -> None:
-    """Raise UsageError at an argument that is no UTF-8, which neither records nor manifests could repeat."""
-    from stages.paths import escaped, is_utf8
-
-    for argument in arguments:
-        if not is_utf8(argument):
-            raise UsageError(f"argument '{escaped(argument)}' is no UTF-8; rename what it names, or write it in UTF-8")
-
-
-def complain(text: str) -> None:
-    """Print an error, which may repeat text of others and addresses, without what a terminal would obey and secrets."""
-    from stages.paths import escaped
-
-    print(printable(escaped(without_secrets(text))), file=sys.stderr)
-
-
-def report_error(error: Exception, debug: bool) -> int:
-    """Print what a person should know of an error, and return the exit status."""
-    if isinstance(error, typer.Abort):
-        return 1
-    if isinstance(error, BrokenPipeError):  # nobody reads our output any more, and Python flushes it at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    if hasattr(error, "format_message"):  # one of click's usage errors
-        at = getattr(error, "ctx", None)
-        complain(f"error: {error.format_message()}{f' (`{at.command_path} --help` has more)' if at else ''}")
-        return 2
-    if debug:
-        traceback.print_exception(error)
-    if isinstance(error, UserError | DataError | TransientError | ManifestError):
-        complain(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}")
-        return getattr(error, "exit_code", 1)
-    if isinstance(error, OSError):
-        where = f" ({Path(error.filename)})" if isinstance(error.filename, str) else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f": {DISK_FULL}"
-        complain(f"error: {error.strerror or error}{where}")
-        return 1
-    if not debug:
-        fault = f"{type(error).__name__}: {error} (a fault of ours; --debug shows where)"
-        complain(f"error: {fault}")
-    return 1

@@ -14,7 +14,7 @@ import torch
 import yaml
 from commands import python
 
-from pipeline.commands.plan import parameters
+from pipeline.commands.plan_rows import parameters
 from pipeline.recipe import load_recipe, parse_recipe, shipped
 from train.artefact import code_files, size_of
 from train.artefact_file import pack

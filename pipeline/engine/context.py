@@ -17,11 +17,10 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.engine import fingerprint, quarantine
+from pipeline.engine import fingerprint, quarantine, window
 from pipeline.engine.changes import Facts, KeyHistory, reason_to_run, short_digest
 from pipeline.engine.dispatch import Dispatcher
 from pipeline.engine.executor import Executor, UnitSpec, work_name
@@ -37,16 +36,8 @@ from stages.task import Artifact
 from train.data.manifest import RECIPE, SourceFile
 from train.redact import without_secrets
 
-WINDOW = 256  # units prepared ahead of the executor; bounds the driver's memory
-
 Result = TypeVar("Result")
 BUILDING: ContextVar[Stage[Any] | None] = ContextVar("building", default=None)  # the stage whose `build` runs
-
-
-class Missing(Enum):
-    """What stands for a result that is not there (yet): `gather` leaves it out."""
-
-    MISSING = 0
 
 
 class Context:
@@ -155,40 +146,11 @@ class Context:
         on, and the first failure beyond that is raised once all have ended. In a dry run every unit is looked at
         before NotBuilt is raised.
         """
-        window = asyncio.Semaphore(WINDOW)
-        results: list[Result | Missing] = []
-        errors: dict[bool, NotBuilt | UnitFailed] = {}  # the first that might be tolerated, the first that is not
-        faults: list[Exception] = []
-        running: set[asyncio.Task[None]] = set()
-
-        async def wait_for(number: int, awaitable: Awaitable[Result]) -> None:
-            try:
-                results[number] = await awaitable
-            except (NotBuilt, UnitFailed) as error:
-                errors.setdefault(may_be_lost(error), error)
-            except Exception as error:
-                faults.append(error)
-            finally:
-                window.release()
-
-        for number, awaitable in enumerate(awaitables):
-            await window.acquire()
-            # A task of its own, so that it ends cleanly when it is cancelled before its turn.
-            inner = asyncio.ensure_future(awaitable)
-            results.append(Missing.MISSING)
-            task = asyncio.ensure_future(wait_for(number, inner))
-            running.add(task)
-            task.add_done_callback(running.discard)
-            if faults or self.dispatcher.fatal:
-                break
-        while running and not faults:
-            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        if faults:
-            raise faults[0]
+        results, errors = await window.gather(awaitables, lambda: self.dispatcher.fatal is not None, may_be_lost)
         for lost, error in errors.items():
             if not lost or self._lost_units() > self.recipe.quarantine.files:
                 raise error
-        return [result for result in results if not isinstance(result, Missing)]
+        return results
 
     def was_built(self, stage: Stage[Any]) -> bool:
         """Whether a build before this one left results of `stage`."""

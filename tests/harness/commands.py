@@ -27,8 +27,8 @@ from typing import IO
 REPO = Path(__file__).resolve().parents[2]
 LIMIT = 120  # seconds that any one command may take
 # What commands, runs and workers import when they are under way.
-MODULES = ("pipeline.cli", "pipeline.engine.context", "pipeline.engine.quarantine", "pipeline.recipe", "train.main")
-MODULES += ("pipeline.executors.choose", "pipeline.executors.worker", "stages.estimate.mixtures", "train.artefact")
+MODULES = ("pipeline.cli", "pipeline.engine.quarantine", "pipeline.make_context", "train.main")
+MODULES += ("pipeline.executors.worker", "stages.estimate.mixtures", "train.artefact")
 MOST = 1 << 20  # bytes of a request
 
 

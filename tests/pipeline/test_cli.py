@@ -10,9 +10,9 @@ import pytest
 from commands import cli
 from engine_harness import Work, copy_project, edit, new_work
 
-from pipeline.cli import split_settings
 from pipeline.engine.locks import run_lock, store_lock
 from pipeline.engine.store import open_store
+from pipeline.options import split_settings
 
 pytestmark = pytest.mark.slow
 

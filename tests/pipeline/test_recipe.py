@@ -13,8 +13,8 @@ import yaml
 from engine_harness import Work, small_recipe
 from pydantic import TypeAdapter
 
-from pipeline.cli import check_arguments
 from pipeline.errors import UsageError
+from pipeline.options import check_arguments
 from pipeline.recipe import load_recipe, parse_recipe, shipped
 from stages.quantities import quantity, ratio
 from stages.recipe import Recipe

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from engine_harness import REPO, Work
 
-from pipeline.commands.plan import about, loader_note, time_line
+from pipeline.commands.plan_rows import about, loader_note, time_line
 from pipeline.recipe import load_recipe
 from stages.errors import DataError
 from stages.estimate.deadline import call_all

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import app, given_options
+from pipeline.cli import app
 from pipeline.errors import UserError
+from pipeline.options import given_options
 
 RECIPE = """name: q
 sources:

@@ -13,10 +13,11 @@ import pytest
 from engine_harness import Work, copy_project, edit, new_work, small_recipe
 from rich.console import Console
 
-from pipeline.engine.context import WINDOW, Context, drive
+from pipeline.engine.context import Context, drive
 from pipeline.engine.executor import WorkerLost
 from pipeline.engine.progress import ECHO, Progress, Row
 from pipeline.engine.store import open_store
+from pipeline.engine.window import WINDOW
 from pipeline.errors import Stopped, UnitFailed
 from pipeline.recipe import parse_recipe
 from stages.filter import work as apply_rules

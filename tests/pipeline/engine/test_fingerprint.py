@@ -154,8 +154,9 @@ def test_a_function_that_holds_nothing_but_its_docstring(tmp_path: Path) -> None
 
 GRAPH = """
 import json, sys
-from pipeline.cli import make_context
-from pipeline.commands.plan import stage_rows, survey_of
+from pipeline.make_context import make_context
+from pipeline.commands.plan import survey_of
+from pipeline.commands.plan_rows import stage_rows
 target, recipe, out = sys.argv[1:]
 context = make_context(target, recipe, None, out, dry=True, quiet=True)
 survey_of(context, target)

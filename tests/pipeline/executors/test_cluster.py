@@ -224,7 +224,9 @@ def test_the_last_line_is_ours_when_the_head_dies(local: Work, cluster: RayClust
     said = (tmp_path / "stderr").read_text()
     assert status == 1, said
     last = said.splitlines()[-1]
-    assert last.startswith((f"error: the head of the cluster at {cluster.address} has not", "error: the driver was ended"))
+    assert last.startswith(
+        (f"error: the head of the cluster at {cluster.address} has not", "error: the driver was ended")
+    )
     assert last.endswith(f"goes on: {shlex.join(['python', '-m', *work.command('run', *options)[2:]])}"), last
     done = work.records()
     work.run("pack_pretrain", "--workers", "8")

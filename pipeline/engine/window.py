@@ -1,0 +1,63 @@
+"""Awaiting many results, some of them at a time: the driver's memory does not grow with their number."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from enum import Enum
+from typing import TypeVar
+
+from pipeline.errors import NotBuilt, UnitFailed
+
+WINDOW = 256  # results awaited at a time
+
+Result = TypeVar("Result")
+
+
+class Missing(Enum):
+    """What stands for a result that is not there (yet)."""
+
+    MISSING = 0
+
+
+async def gather(
+    awaitables: Iterable[Awaitable[Result]],
+    is_over: Callable[[], bool],
+    may_be_lost: Callable[[NotBuilt | UnitFailed], bool],
+) -> tuple[list[Result], dict[bool, NotBuilt | UnitFailed]]:
+    """Await many results that hold units, WINDOW at a time; no more are begun once `is_over`.
+
+    Returns those that came, in order, and of the units that did not the first error of those that may be lost and of
+    the others, in the order in which they came. Any other error is raised, and nothing more is awaited.
+    """
+    window = asyncio.Semaphore(WINDOW)
+    results: list[Result | Missing] = []
+    errors: dict[bool, NotBuilt | UnitFailed] = {}
+    faults: list[Exception] = []
+    running: set[asyncio.Task[None]] = set()
+
+    async def wait_for(number: int, awaitable: Awaitable[Result]) -> None:
+        try:
+            results[number] = await awaitable
+        except (NotBuilt, UnitFailed) as error:
+            errors.setdefault(may_be_lost(error), error)
+        except Exception as error:
+            faults.append(error)
+        finally:
+            window.release()
+
+    for number, awaitable in enumerate(awaitables):
+        await window.acquire()
+        # A task of its own, so that it ends cleanly when it is cancelled before its turn.
+        inner = asyncio.ensure_future(awaitable)
+        results.append(Missing.MISSING)
+        task = asyncio.ensure_future(wait_for(number, inner))
+        running.add(task)
+        task.add_done_callback(running.discard)
+        if faults or is_over():
+            break
+    while running and not faults:
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    if faults:
+        raise faults[0]
+    return [result for result in results if not isinstance(result, Missing)], errors
