@@ -31,9 +31,11 @@ class FurtherTokens(nn.Module):
         losses = []
         for k, head in enumerate(self.heads, 1):
             assert isinstance(head, Linear)
-            own = targets[:, k : k + rows]
+            # all positions, of which the last do not count: one shape with the main loss, so one compiled graph
+            own = torch.full_like(targets, IGNORE)
+            own[:, :rows] = targets[:, k : k + rows]
             left = rows - max(0, self.hidden_targets - k)
             count = len(h) * max(0, left) if all_count else int((own != IGNORE).sum())
-            states = h[:, :rows].flatten(0, 1)
+            states = h.flatten(0, 1)
             losses.append(head_loss(states, head.used_weight(), own.flatten(), self.cap, 0.0, count, values)[0])
         return torch.stack(losses).mean()
