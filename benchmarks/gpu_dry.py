@@ -109,6 +109,8 @@ def tried(path: Path, variant: Variant, out: Path, device: torch.device) -> dict
         first, late = graphs_compiled(), []
         for step in range(1, STEPS + 1):
             before = graphs_compiled()
+            if step == STEPS // 2 and run.fake_quant is not None and not run.fake_quant.is_on:
+                run.fake_quant.turn_on()  # as late in a run, where nothing may be compiled for it
             train_step(run)
             if step > SETTLED and graphs_compiled() > before:
                 late.append(f"step {step}: {reason_to_compile()}")
