@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 
 from benchmarks import measure
 from stages.tokenizer.encoder import ENGINES, HOSTILE, Engine, attempt, difference, hostile, open_encoder, reference
-from stages.tokenizer.spec import SPECIALS, special_ids, text_definition, token_texts
+from stages.tokenizer.spec import SPECIALS
 from stages.tokenizer.work import GPT2_SPLIT, GPT4_SPLIT, canonical, train
+from train.tokenizer.vocabulary import read_vocabulary, text_definition
 
 VOCAB = 8192
 TRAINED_ON = 20  # MB
@@ -53,8 +54,9 @@ def tiktoken(path: str, pattern: str = GPT4_SPLIT) -> Any:
     """The tokenizer at `path` as tiktoken's Encoding: bytes by rank, merged in the order of their ids."""
     from tiktoken import Encoding
 
-    ranks = {text: i for i, text in token_texts(path).items()}
-    return Encoding("trained", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_ids(path))
+    vocabulary = read_vocabulary(path)
+    ranks = {text: i for i, text in vocabulary.texts.items()}
+    return Encoding("trained", pat_str=pattern, mergeable_ranks=ranks, special_tokens=vocabulary.special_ids)
 
 
 # -- speed ---------------------------------------------------------------------------------------------

@@ -215,6 +215,9 @@ def adopt(
         str, typer.Option(help="That they were made with: tokenizer.json, its folder, or owner/name of the hub.")
     ],
     bos: Annotated[str | None, typer.Option(help="Its token between documents, if not a known name.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Ids of the model, where the tokenizer has special ones beyond.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Whose model and training settings to take.")] = None,
     overrides: SetOption = None,
 ) -> None:
@@ -224,7 +227,8 @@ def adopt(
 
     if overrides and not recipe:
         raise UsageError("adopt: --set changes keys of --recipe; name one")
-    adopted = adopt_shards(folder, tokenizer, bos, load_recipe(recipe, overrides) if recipe else None)
+    whose = load_recipe(recipe, overrides) if recipe else None
+    adopted = adopt_shards(folder, tokenizer, bos, whose, vocab_size)
     train, ids = len(adopted.split("train")), adopted.tokenizer.vocab_size
     print(f"{folder}: {adopted.tokens:,} tokens in {train} shards to train on, {adopted.val_tokens:,} held out")
     print(f"all of them are within the {ids:,} ids, and hashed; which documents they are is not known")

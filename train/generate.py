@@ -34,7 +34,8 @@ from train.model.masks import row_mask
 from train.model.transformer import Model
 from train.monitor.text import printable
 from train.redact import without_secrets
-from train.tokenizer import MissingPackageError, TextTokenizer
+from train.tokenizer.pieces import TokenizerError
+from train.tokenizer.text import TextTokenizer
 
 TEMPERATURE, TOP_P = 0.7, 0.9  # the seed's card
 PIECE = 1024  # columns of a prompt read at once: masks are then PIECE wide, not as the prompt is long
@@ -202,7 +203,7 @@ def continue_texts(trained: TrainedModel, prompts: list[str], given: argparse.Na
     """Print each prompt with its continuation; the speed goes to stderr."""
     try:
         tokenizer = TextTokenizer(trained.tokenizer)
-    except MissingPackageError as error:
+    except TokenizerError as error:
         raise TrainError(str(error)) from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = trained.model(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -213,8 +214,8 @@ def continue_texts(trained: TrainedModel, prompts: list[str], given: argparse.Na
         note = f"note: {longest:,} tokens, trained on windows of {trained.seq_len:,}: it may lose itself beyond them"
         print(note, file=sys.stderr)
     made = generate(model, ids, given.tokens, bos, given.temperature, given.top_p, given.seed)
-    for prompt, new in zip(prompts, made.ids, strict=True):
-        print(prompt + tokenizer.decode(new))
+    for prompt, behind, new in zip(prompts, ids, made.ids, strict=True):
+        print(prompt + tokenizer.decode(new, behind[-1]))
         if len(prompts) > 1:
             print("---")
     sys.stdout.flush()

@@ -16,8 +16,8 @@ from stages.tokenizer import work as tokenizer_work
 from stages.tokenizer.config import TokenizerConfig
 from stages.tokenizer.encoder import open_encoder
 from stages.tokenizer.long_words import LongWords, long_words_line
-from stages.tokenizer.pieces import SUFFIX
-from stages.tokenizer.spec import SPECIALS, token_bytes
+from stages.tokenizer.spec import SPECIALS, open_vocabulary
+from train.tokenizer.pieces import SUFFIX
 
 FETCHING = 30.0  # seconds that a tokenizer of the hub may take
 BYTES_PER_TOKEN = 4.0  # where a sample cannot say: an 8192 BPE on English text
@@ -89,7 +89,7 @@ def known_tokenizer(context: BuildContext, folder: Path) -> tuple[Path | None, s
         return path, f"tokens counted with {source}"
     ending = SUFFIX if config.kind == "sentencepiece" else ".json"
     built = context.published_file("tokenizer", f"tokenizer{ending}")
-    if built is not None and len(token_bytes(built)) == config.vocab_size:
+    if built is not None and open_vocabulary(built).size == config.vocab_size:
         return Path(built), "tokens counted with the tokenizer of the last build"
     return None, ""
 

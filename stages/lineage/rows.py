@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from stages.errors import DataError
 from stages.pack.format import ROWS
 from stages.schemas import ID
-from stages.tokenizer.spec import as_stored, token_texts
+from stages.tokenizer.spec import open_vocabulary
 from train.data.format import read_shard
 from train.data.manifest import Manifest, Shard
 from train.data.tokens import Tokens
@@ -137,12 +137,12 @@ class Decoder:
         self.manifest = manifest
         path = manifest.file(manifest.tokenizer.path)
         try:
-            texts = token_texts(str(path))
+            self.vocabulary = open_vocabulary(path)
         except FileNotFoundError:
             raise DataError(f"{path} is missing; {mend(manifest)}") from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{path} is damaged ({error}); {mend(manifest)}") from None
-        self.table = [texts.get(i, b"") for i in range(manifest.tokenizer.vocab_size)]
+        except DataError as error:
+            raise DataError(f"{error}; {mend(manifest)}") from None
+        self.table = [self.vocabulary.texts.get(i, b"") for i in range(manifest.tokenizer.vocab_size)]
         self._tokens: dict[str, Tokens] = {}
 
     def tokens(self, shard: str) -> Tokens:
@@ -157,18 +157,15 @@ class Decoder:
 
     def token_bytes(self, shard: str, start: int, stop: int) -> list[bytes]:
         """Return the bytes of each token of [start, stop); special tokens have none."""
-        table = self.table
-        return [table[token] for token in self.tokens(shard)[start:stop].tolist()]
-
-    def as_stored(self, text: str) -> str:
-        """Return a text as its tokens give it back."""
-        return as_stored(self.manifest.tokenizer.path, text)
+        tokens = self.tokens(shard)
+        behind = int(tokens[start - 1]) if start else None  # a document whose BOS is not there goes on
+        return self.vocabulary.spell(tokens[start:stop].tolist(), behind)
 
     def text(self, shard: str, start: int, stop: int) -> str:
         """Return tokens [start, stop) as text for people, special tokens by name."""
         names = {i: name.encode() for name, i in self.manifest.tokenizer.special_ids.items()}
-        tokens = self.tokens(shard)[start:stop].tolist()
-        return b"".join(names.get(token, self.table[token]) for token in tokens).decode("utf-8", "replace")
+        spelled = zip(self.tokens(shard)[start:stop].tolist(), self.token_bytes(shard, start, stop), strict=True)
+        return b"".join(names.get(token, text) for token, text in spelled).decode("utf-8", "replace")
 
     def decode(self, row: ShardRow) -> bytes:
         """Return the bytes of a row's tokens."""

@@ -123,7 +123,9 @@ class PackedDocuments:
         self.parts.setdefault(key, {})[row.part] = row
         if text is None:
             return
-        if row.part or (not row.truncated and self.decoder.decode(row) != self.decoder.as_stored(text).encode()):
+        if row.part or (
+            not row.truncated and self.decoder.decode(row) != self.decoder.vocabulary.as_stored(text).encode()
+        ):
             self.incomplete.add(key)
 
     def read_other_parts(self) -> None:
@@ -138,7 +140,7 @@ class PackedDocuments:
 
     def compare(self, row: ShardRow, text: str) -> Comparison:
         """Compare the row's document, as far as it is in the mixture, with a text."""
-        expected = self.decoder.as_stored(text).encode()
+        expected = self.decoder.vocabulary.as_stored(text).encode()
         parts = [part for _, part in sorted(self.parts[self.key(row)].items())]
         packed = b"".join(self.decoder.decode(part) for part in parts)
         many = f", in {len(parts)} parts" if len(parts) > 1 else ""

@@ -18,24 +18,26 @@ import numpy as np
 
 from stages.errors import DataError
 from stages.recipe import Recipe
-from stages.tokenizer.external import boundary_ids, check_accountable, locate, own_bos, read_unchanged
-from stages.tokenizer.pieces import SUFFIX
-from stages.tokenizer.spec import space_ids, special_ids, token_bytes
+from stages.tokenizer.external import boundary_ids, check_accountable, limited, locate, own_bos, read_unchanged
+from stages.tokenizer.spec import open_vocabulary
 from train.data.format import HEADER_BYTES, read_shard
 from train.data.manifest import SCHEMA_VERSION, Manifest, Shard, Tokenizer, ValidationIds, load_manifest
 from train.data.tokens import token_dtype
 from train.files import sha256_file, write_atomic
+from train.tokenizer.pieces import SUFFIX
 
 MIXTURE = "pretrain"
 HELD_OUT = ValidationIds(path="", sha256="", count=0, rule="files named *_val_*.bin")
 BLOCK_BYTES = 16 << 20  # read at a time
 
 
-def adopt(folder: Path, tokenizer: str, bos: str | None, recipe: Recipe | None) -> Manifest:
+def adopt(
+    folder: Path, tokenizer: str, bos: str | None, recipe: Recipe | None, vocab_size: int | None = None
+) -> Manifest:
     """Write `folder`/manifest.json for the shards that lie there, and the tokenizer beside it; return what it says.
 
-    recipe: whose model and training it shall have; None: the defaults. Raises DataError and ManifestError
-    naming the file that cannot be used.
+    recipe: whose model and training it shall have; None: the defaults. vocab_size: ids of the model, where the
+    tokenizer has special ones beyond. Raises DataError and ManifestError naming the file that cannot be used.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name the one that the shards are in")
@@ -53,7 +55,7 @@ def adopt(folder: Path, tokenizer: str, bos: str | None, recipe: Recipe | None) 
         raise DataError(f"{copy}: is there already, and is another tokenizer than {tokenizer}; move it away")
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / copy.name).write_bytes(data)
-        described = describe_tokenizer(Path(scratch) / copy.name, tokenizer, bos, own_bos(file))
+        described = describe_tokenizer(Path(scratch) / copy.name, tokenizer, bos, own_bos(file), vocab_size)
     shards = [read_foreign(path, split, described) for split, found in paths.items() for path in found]
     check_held_out(folder, shards)
     tokens = {split: sum(shard.tokens for shard in shards if shard.split == split) for split in paths}
@@ -110,24 +112,24 @@ def training_keys(recipe: Recipe | None, phase: str) -> dict[str, Any]:
     return {"model": value["model"], "train": value["train"] or {phase: {}}}
 
 
-def describe_tokenizer(path: Path, source: str, bos: str | None, own: str | None) -> Tokenizer:
+def describe_tokenizer(path: Path, source: str, bos: str | None, own: str | None, vocab_size: int | None) -> Tokenizer:
     """Return the manifest's entry for the tokenizer at `path`, which `source` names.
 
     own: the token that it says begins a document. Raises DataError when it cannot be accounted for.
     """
     if path.suffix != SUFFIX:  # nothing is encoded with it here, so such a model may change texts
         check_accountable(str(path), source, [])
-    bos_id, pad_id = boundary_ids(str(path), source, bos, own)
-    lengths = token_bytes(str(path))
+    vocabulary = limited(open_vocabulary(path), source, vocab_size)
+    bos_id, pad_id = boundary_ids(vocabulary, source, bos, own)
     return Tokenizer(
         path=path.name,
         sha256=sha256_file(path),
-        vocab_size=len(lengths),
+        vocab_size=vocabulary.size,
         bos_id=bos_id,
         pad_id=bos_id if pad_id is None else pad_id,
-        special_ids=special_ids(str(path)),
-        token_bytes=lengths,
-        space_ids=space_ids(str(path)),
+        special_ids=vocabulary.special_ids,
+        token_bytes=vocabulary.token_bytes,
+        space_ids=vocabulary.space_ids,
     )
 
 

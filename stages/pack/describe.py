@@ -146,6 +146,7 @@ def describe_tokenizer(context: BuildContext, record: Record) -> Tokenizer:
         pad_id=artifact.meta["pad_id"],
         special_ids=report["special_ids"],
         token_bytes=report["token_bytes"],
+        space_ids=report.get("space_ids", []),
     )
 
 

@@ -20,12 +20,14 @@ from stages.pack.best_fit import best_fit
 from stages.pack.format import ROWS
 from stages.schemas import table_digest
 from stages.sources.questions import EvalConfig
-from stages.tokenizer.spec import BOS, PAD, space_ids, special_ids, token_bytes
+from stages.tokenizer.spec import BOS, PAD
 from train.data.evalset import read_evalset
 from train.data.format import FORMAT_VERSION, check_shard, read_index, read_shard, shard_bytes
 from train.data.manifest import Manifest, ManifestError, PackedFile, Shard, Source
 from train.data.tokens import Tokens, token_dtype
 from train.files import sha256_file
+from train.tokenizer.pieces import TokenizerError
+from train.tokenizer.vocabulary import read_vocabulary
 
 
 @dataclass
@@ -192,15 +194,20 @@ def expected_evals(name: str, value: dict[str, Any]) -> tuple[str, ...]:
 
 def verify_tokenizer(manifest: Manifest) -> Iterator[str]:
     """What the manifest says of the tokenizer is what its file says."""
-    said, path = manifest.tokenizer, str(manifest.file(manifest.tokenizer.path))
-    specials, lengths = special_ids(path), token_bytes(path)
+    said = manifest.tokenizer
+    try:
+        vocabulary = read_vocabulary(manifest.file(said.path)).limited(said.vocab_size)
+    except TokenizerError as error:
+        yield f"manifest: {said.path}: {error}"
+        return
+    specials = vocabulary.special_ids
     # A tokenizer that was not trained here has other names.
     bos_id, pad_id = specials.get(BOS, said.bos_id), specials.get(PAD, said.pad_id)
     known = {bos_id, pad_id} <= {*specials.values()}
     if said.special_ids != specials or (said.bos_id, said.pad_id) != (bos_id, pad_id) or not known:
         yield f"manifest: special ids are not those of {said.path}"
-    if said.token_bytes != lengths or said.vocab_size != len(lengths) or said.space_ids != space_ids(path):
-        yield f"manifest: vocabulary size, token_bytes or space_ids are not those of {said.path}"
+    if (said.token_bytes, said.space_ids) != (vocabulary.token_bytes, vocabulary.space_ids):
+        yield f"manifest: token_bytes or space_ids are not those of {said.path}"
 
 
 def verify_ids(manifest: Manifest, listed: list[bytes]) -> Iterator[str]:

@@ -38,6 +38,7 @@ async def build(context: BuildContext) -> dict[str, list[TokenizedUnit]]:
         "seed": context.recipe.seed,
         "shard_tokens": context.recipe.shard_tokens,
         "bos_id": tokenizer.meta["bos_id"],
+        "vocab_size": tokenizer.meta["vocab_size"],
     }
     slices = [(name, *part_slice) for name, parts in curated.items() for part_slice in slices_of(parts)]
 

@@ -30,7 +30,7 @@ from stages.tokenize.token_file import (
     write_histogram,
 )
 from stages.tokenizer.encoder import open_encoder
-from train.data.tokens import UINT16, Tokens
+from train.data.tokens import UINT16, Tokens, token_dtype
 
 BATCH_BYTES = 8 << 20  # text encoded at a time
 LINEAGE = ("document_id", "source_file", "source_row", "url")
@@ -64,11 +64,11 @@ class DocumentParts:
 
 
 def work(task: Task) -> None:
-    """Tokenize a slice of a part. Inputs: the curated part, the tokenizer. Params: seed, shard_tokens, bos_id, slice.
+    """Tokenize a slice of a part. Inputs: the curated part, the tokenizer.
 
-    Outputs: `tokens` (raw, little-endian), `docs` (TOKENIZED, in the same order) and `histogram` (.npy,
-    int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens, documents, text_bytes and the engine
-    that encoded.
+    Params: seed, shard_tokens, bos_id, vocab_size, slice. Outputs: `tokens` (raw, little-endian), `docs` (TOKENIZED, in
+    the same order) and `histogram` (.npy, int64 [4, 4096], see BY_POSITION). Counts tokens, train_tokens, val_tokens,
+    documents, text_bytes and the engine that encoded.
     """
     seed = task.params["seed"]
     encoded = encode_slice(task)
@@ -116,7 +116,7 @@ def encode_slice(task: Task) -> Encoded:
                 texts = column.to_pylist()
                 encoder = encoder or open_encoder(task.path(task.inputs[1]), texts[:100])
                 batch_tokens, batch_counts = encoder.encode(texts)
-                tokens.append(batch_tokens)
+                tokens.append(batch_tokens.astype(token_dtype(task.params["vocab_size"])))
                 counts.append(batch_counts)
                 text_bytes += utf8_bytes(column)
     if encoder:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.config import Count, Model
-from stages.tokenizer.spec import MOST_IDS, PIECE_SPECIALS, SPECIALS
+from stages.tokenizer.spec import PIECE_SPECIALS, SPECIALS
+from train.tokenizer.vocabulary import MOST_IDS
 
 
 class TokenizerConfig(Model):
@@ -30,8 +31,8 @@ class TokenizerConfig(Model):
     bos: str | None = Field(None, description="With `from`: the special token between documents, if not a known name.")
     vocab_size: Count | None = Field(
         None,
-        description="Ids in all: specials, 256 bytes and merges. Default 8192, or what `from` has. Above 65,536 each "
-        "is stored in four bytes instead of two.",
+        description="Ids in all: specials, 256 bytes and merges. Default 8192, or what `from` has, whose special ids "
+        "beyond may be left out. Above 65,536 each is stored in four bytes instead of two.",
     )
     split: Literal["gpt4", "gpt2", "gpt4_marks"] = Field(
         "gpt4",

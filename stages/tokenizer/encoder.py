@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import DataError
-from stages.tokenizer.pieces import SUFFIX
-from stages.tokenizer.spec import SPECIALS, special_ids, text_definition, token_bytes
-from train.data.tokens import Tokens, token_dtype
+from stages.tokenizer.spec import SPECIALS, open_vocabulary
 from train.files import sha256_file
+from train.tokenizer.pieces import SUFFIX
+from train.tokenizer.vocabulary import text_definition
 
 CHECK_CHARS = 100_000  # of the first caller's text, compared with the reference when the file is opened
 AGAIN_CHARS = 10_000  # and of every later caller's
@@ -39,6 +39,7 @@ HOSTILE = (
     "".join(SPECIALS),
     "<|bos|> in the middle <|end|>",
     "<|<|bos|>|> <|bos |> <|BOS|> <|bos|",
+    "<0xE4><0x41> <0x0A",  # how tokens that are bytes are called
     "".join(FOREIGN_SPECIALS),
     "\x00\x01\r\n\r\n \t\u00a0\u2028 x  ",
     "naïve café e\u0301 \U0001f469\u200d\U0001f52c \u202eright to left\ufeff",
@@ -153,8 +154,7 @@ class Encoder:
 
     def __init__(self, path: str):
         self.library = "sentencepiece" if path.endswith(SUFFIX) else "tokenizers"
-        self.dtype = token_dtype(len(token_bytes(path)))
-        specials = special_ids(path)
+        specials = open_vocabulary(path).special_ids
         if self.library == "sentencepiece":
             self.truth, self.candidates = sentencepiece(path), []
         else:
@@ -206,14 +206,14 @@ class Encoder:
             self.pass_over(why)
             self.next_engine()
 
-    def encode(self, texts: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
+    def encode(self, texts: list[str]) -> Flat:
         """Return (ids of all texts in a row, number of ids of each text). No BOS; no text yields a special id.
 
         A batch that the engine fails on goes to the reference, and
         `note` says so. Raises DataError when that fails too, as it does on ten million blanks in a row.
         """
         if not texts:
-            return np.empty(0, self.dtype), np.empty(0, np.int64)
+            return np.empty(0, np.uint32), np.empty(0, np.int64)
         why, encoded = attempt(lambda: self.flat(texts))
         if why:
             self.passed_over.append(f"{self.engine} on one batch: {why}")
@@ -222,7 +222,7 @@ class Encoder:
             shown = max(texts, key=len)[:60]
             raise DataError(f"no engine can encode a batch of texts ({why}); the longest begins {shown!r}: drop it")
         ids, counts = encoded
-        return ids.astype(self.dtype), counts
+        return ids, counts
 
 
 def attempt(call: Callable[[], Any]) -> tuple[str, Any]:

@@ -12,12 +12,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.errors import DataError
 from stages.paths import local_path
 from stages.task import Artifact
-from stages.tokenizer.encoder import attempt, hostile, sentencepiece
-from stages.tokenizer.pieces import SUFFIX, PieceType, read_pieces, text_changes
-from stages.tokenizer.spec import as_stored, byte_alphabet, load_text_encoder, special_ids, token_texts
+from stages.tokenizer.encoder import attempt, hostile, open_encoder
+from stages.tokenizer.spec import load_text_encoder
+from train.tokenizer.pieces import SPACE, SUFFIX, PieceType, TokenizerError, read_model
+from train.tokenizer.vocabulary import (
+    Vocabulary,
+    byte_alphabet,
+    is_space_replacement,
+    prepends,
+    read_vocabulary,
+    steps,
+)
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # What separates documents, by the names tokenizers give it; the first that the file has is taken.
@@ -33,7 +43,8 @@ KNOWN_BOS = (
     "</s>",
 )
 KNOWN_PAD = ("<|pad|>", "<pad>", "<|padding|>", "[PAD]")
-LOSSLESS = ("Split", "ByteLevel", "Digits", "Punctuation", "UnicodeScripts")  # steps that only cut
+LOSSLESS = ("Split", "ByteLevel", "Metaspace", "Digits", "Punctuation", "UnicodeScripts")  # steps that only cut
+MOST_NAMES = 100  # added tokens written in the texts of the check: Gemma has 6,000
 
 
 def locate(source: str) -> Artifact:
@@ -109,88 +120,129 @@ def read_unchanged(artifact: Artifact) -> bytes:
     return data
 
 
-def steps(component: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
-    """Return the steps of a normalizer or a pre-tokenizer; `inside` is where a sequence keeps its own."""
-    if not component:
-        return []
-    if component["type"] != "Sequence":
-        return [component]
-    return [step for nested in component[inside] for step in steps(nested, inside)]
-
-
 def faults(definition: dict[str, Any]) -> list[str]:
     """Return why text could not be had back from ids, or bytes not be counted; one phrase each."""
-    model = definition["model"]
+    model, added = definition["model"], [token for token in definition["added_tokens"] if not token["special"]]
     if model.get("type", "BPE") != "BPE":
-        return [f"its model is {model['type']}, not byte-level BPE"]
+        return [f"its model is {model['type']}, not BPE"]
     cuts = steps(definition.get("pre_tokenizer"), "pretokenizers")
-    if not any(step["type"] == "ByteLevel" for step in cuts):
-        kinds = ", ".join(step["type"] for step in cuts) or "none"
-        return [f"it is not byte-level (pre-tokenizer: {kinds}), so that bytes cannot be counted by token"]
-    reasons = [
-        f"its normalizer {step['type']} changes text" for step in steps(definition.get("normalizer"), "normalizers")
-    ]
+    byte_level = any(step["type"] == "ByteLevel" for step in cuts)
+    reasons = byte_level_faults(definition) if byte_level else piece_faults(definition, cuts, [*map(name_of, added)])
     for step in cuts:
         if step["type"] not in LOSSLESS or step.get("behavior") == "Removed":
             reasons.append(f"its pre-tokenizer {step['type']} drops or changes characters")
-        elif step.get("add_prefix_space"):
+        elif step["type"] == "ByteLevel" and step.get("add_prefix_space"):
             reasons.append("add_prefix_space puts a blank in front of every text")
-    if (definition.get("decoder") or {}).get("type") != "ByteLevel":
-        reasons.append("its decoder is not ByteLevel")
-    missing = sum(c not in model["vocab"] for c in byte_alphabet())
-    if missing:
-        reasons.append(f"{missing} of the 256 bytes have no token")
     if model.get("dropout"):
         reasons.append("its dropout makes ids random")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             reasons.append(f"{key} {model[key]!r} is not text")
-    eaters = [t["content"] for t in definition["added_tokens"] if not t["special"] and (t["lstrip"] or t["rstrip"])]
-    if eaters:
+    if eaters := [name_of(token) for token in added if token["lstrip"] or token["rstrip"]]:
         reasons.append(f"added tokens {eaters[:3]} swallow the blanks beside them")
+    return reasons
+
+
+def name_of(token: dict[str, Any]) -> str:
+    """Return what an added token is called."""
+    return str(token["content"])
+
+
+def byte_level_faults(definition: dict[str, Any]) -> list[str]:
+    """Return `faults` that a byte-level BPE alone can have."""
+    reasons = [
+        f"its normalizer {step['type']} changes text" for step in steps(definition.get("normalizer"), "normalizers")
+    ]
+    if (definition.get("decoder") or {}).get("type") != "ByteLevel":
+        reasons.append("its decoder is not ByteLevel")
+    missing = sum(character not in definition["model"]["vocab"] for character in byte_alphabet())
+    return [*reasons, f"{missing} of the 256 bytes have no token"] if missing else reasons
+
+
+def piece_faults(definition: dict[str, Any], cuts: list[dict[str, Any]], added: list[str]) -> list[str]:
+    """Return `faults` that a BPE of characters alone can have, such as SentencePiece's; added: its tokens for text."""
+    model, changes = definition["model"], steps(definition.get("normalizer"), "normalizers")
+    front = [step for step in changes if step["type"] == "Prepend" and step["prepend"] == SPACE]
+    reasons = [
+        f"its normalizer {step['type']} changes text"
+        for step in changes
+        if step not in front and not is_space_replacement(step)
+    ]
+    metaspaces = [step for step in cuts if step["type"] == "Metaspace"]
+    reasons += [f"it writes a space as {m['replacement']!r}" for m in metaspaces if m["replacement"] != SPACE]
+    if added and (front or any(prepends(step) == "always" for step in metaspaces)):
+        reasons.append(f"it puts a blank behind added tokens such as {added[:3]}, which no text has")
+    if not model.get("byte_fallback"):
+        return [*reasons, "it is not byte-level and has no byte_fallback, so that not every text has ids"]
+    missing = sum(f"<0x{byte:02X}>" not in model["vocab"] for byte in range(256))
+    if missing:
+        reasons.append(f"{missing} of the 256 bytes have no token")
+    if (metaspaces or any(is_space_replacement(step) for step in changes)) and SPACE not in model["vocab"]:
+        reasons.append(f"it writes a space as {SPACE!r}, which is no token")
     return reasons
 
 
 def check_accountable(path: str, source: str, texts: list[str]) -> None:
     """Raise DataError, naming what is wrong, for a tokenizer that cannot be accounted for."""
-    if path.endswith(SUFFIX):
-        return check_pieces(path, source, texts)
-    why, definition = attempt(lambda: json.loads(Path(path).read_text(encoding="utf-8")))
-    if why or not {"model", "added_tokens"} <= set(definition):
-        raise DataError(f"tokenizer.from: {source} is not a tokenizer.json of the tokenizers library")
-    if reasons := faults(definition):
-        raise DataError(f"tokenizer.from: {source} cannot be used: {'; '.join(reasons)}; choose a byte-level tokenizer")
+    try:
+        vocabulary = read_vocabulary(path)
+    except TokenizerError as error:
+        raise DataError(f"tokenizer.from: {str(error).replace(path, source)}") from None
+    definition = None if path.endswith(SUFFIX) else json.loads(Path(path).read_text(encoding="utf-8"))
+    if reasons := faults(definition) if definition else model_faults(path):
+        raise DataError(f"tokenizer.from: {source} cannot be used: {'; '.join(reasons)}; choose another tokenizer")
+    names = [*vocabulary.special_ids]
+    if definition:
+        names += check_added(path, source, definition["added_tokens"])[:MOST_NAMES]
+    strings = [*texts, *hostile(names)]
+    ids, counts = open_encoder(path).truth(strings)
+    bos = next(iter(vocabulary.special_ids.values()), None)  # one of them: texts begin behind it
+    for text, part in zip(strings, np.split(ids, np.cumsum(counts)[:-1]), strict=True):
+        if b"".join(vocabulary.spell(part.tolist(), bos)) != vocabulary.as_stored(text).encode():
+            raise DataError(f"tokenizer.from: {source} does not give text back as it was, such as {text[:60]!r}")
+
+
+def check_added(path: str, source: str, added: list[dict[str, Any]]) -> list[str]:
+    """Return the names of added tokens that stand for text. Raises DataError for ids that are not the library's."""
     why, encoder = attempt(lambda: load_text_encoder(path))
     if why:
         raise DataError(f"tokenizer.from: the tokenizers library cannot read {source}: {why}")
-    moved = [t["content"] for t in definition["added_tokens"] if encoder.token_to_id(t["content"]) != t["id"]]
+    moved = [name_of(token) for token in added if encoder.token_to_id(token["content"]) != token["id"]]
     if moved:
         raise DataError(f"tokenizer.from: {source} states other ids for {moved[:3]} than the tokenizers library gives")
-    strings = [*texts, *hostile(special_ids(path))]
-    for text, encoding in zip(strings, encoder.encode_batch(strings, add_special_tokens=False), strict=True):
-        if encoder.decode(encoding.ids, skip_special_tokens=False) != text:
-            raise DataError(f"tokenizer.from: {source} does not give text back as it was, such as {text[:60]!r}")
+    return [name_of(token) for token in added if not token["special"]]
 
 
-def check_pieces(path: str, source: str, texts: list[str]) -> None:
-    """As `check_accountable`, of a SentencePiece model."""
-    reasons = text_changes(path)
-    if sum(piece.type == PieceType.BYTE for piece in read_pieces(path)) < 256:
+def model_faults(path: str) -> list[str]:
+    """Return `faults` of a SentencePiece model."""
+    model = read_model(path)
+    reasons = ["its normalizer has rules"] if model.rewrites else []
+    if model.drops_blanks:
+        reasons.append("remove_extra_whitespaces drops blanks")
+    if sum(piece.type == PieceType.BYTE for piece in model.pieces) < 256:
         reasons.append("it has no byte_fallback, so that not every text has ids")
-    if reasons:
-        raise DataError(f"tokenizer.from: {source} cannot be used: {'; '.join(reasons)}; train one with kind")
-    encode, given = sentencepiece(path), token_texts(path)
-    for text in [*texts, *hostile(special_ids(path))]:
-        if b"".join(given[i] for i in encode([text])[0].tolist()).decode() != as_stored(path, text):
-            raise DataError(f"tokenizer.from: {source} does not give text back as it was, such as {text[:60]!r}")
+    return reasons
 
 
-def boundary_ids(path: str, source: str, bos: str | None, own: str | None = None) -> tuple[int, int | None]:
+def limited(vocabulary: Vocabulary, source: str, size: int | None) -> Vocabulary:
+    """Return the first `size` ids of what `source` names, all of them without one.
+
+    Raises DataError where texts need the others, or there are not so many.
+    """
+    try:
+        return vocabulary.limited(vocabulary.size if size is None else size)
+    except TokenizerError as error:
+        raise DataError(f"{source}: {error}; write another vocab_size, or leave it out") from None
+
+
+def boundary_ids(
+    vocabulary: Vocabulary, source: str, bos: str | None, own: str | None = None
+) -> tuple[int, int | None]:
     """Return (BOS id, pad id or None): `bos` by name, else its `own`, else the first known name.
 
     Raises DataError if none is there.
     """
-    specials = special_ids(path)
+    specials = vocabulary.special_ids
     names = [name for name in ([bos] if bos else [own, *KNOWN_BOS]) if name in specials]
     if not names:
         have = ", ".join(specials) or "none"

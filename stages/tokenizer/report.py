@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from stages.task import Task
 from stages.tokenizer.encoder import Encoder, open_encoder
-from stages.tokenizer.pieces import SUFFIX
 from stages.tokenizer.sample import Sample, SampledDocument, sampled_texts
-from stages.tokenizer.spec import special_ids, token_bytes, token_texts
+from train.tokenizer.pieces import SUFFIX
+from train.tokenizer.vocabulary import Vocabulary
 
 SHOWN = 20  # tokens listed of each kind
 ODD_BYTES = 8  # a token of blanks, or of one character, is odd from this length on
@@ -84,21 +84,21 @@ def oddest(texts: Mapping[int, bytes], times: NDArray[np.int64]) -> dict[str, li
     }
 
 
-def write_report(path: str, chosen: Sample, origin: dict[str, Any], task: Task) -> None:
+def write_report(path: str, chosen: Sample, origin: dict[str, Any], vocabulary: Vocabulary, task: Task) -> None:
     """Write `report` and what `transformers` needs, for the tokenizer at `path`. Counts the sample's bytes and tokens.
 
     `origin` is where it comes from, with `bos_id` and `pad_id`.
     """
     encoder = open_encoder(path, sampled_texts(chosen, 20))
-    lengths, specials, texts = token_bytes(path), special_ids(path), token_texts(path)
-    times = np.zeros(len(lengths), np.int64)
+    specials, texts = vocabulary.special_ids, vocabulary.texts
+    times = np.zeros(vocabulary.size, np.int64)
     sources = {name: measure(encoder, documents, times) for name, documents in chosen.items()}
     unused = [i for i in sorted(texts) if not times[i]]
     sample_bytes = sum(sizes["text_bytes"] for sizes in sources.values())
     sample_tokens = sum(sizes["tokens"] for sizes in sources.values())
     report = {
         **origin,
-        "vocab_size": len(lengths),
+        "vocab_size": vocabulary.size,
         "special_ids": specials,
         "sample_bytes": sample_bytes,
         "sample_tokens": sample_tokens,
@@ -106,7 +106,8 @@ def write_report(path: str, chosen: Sample, origin: dict[str, Any], task: Task) 
         "bytes_per_token": {name: s["bytes_per_token"] for name, s in sources.items() if s["tokens"]},
         "unused": {"count": len(unused), "ids": unused},
         **oddest(texts, times),
-        "token_bytes": lengths,
+        "token_bytes": vocabulary.token_bytes,
+        **({"space_ids": vocabulary.space_ids} if vocabulary.space_ids else {}),
     }
     write_json(task, "report", report)
     if not path.endswith(SUFFIX):  # transformers has no class that reads such a model as it is

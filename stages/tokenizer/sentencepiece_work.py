@@ -15,9 +15,9 @@ from typing import Any
 
 from stages.errors import DataError
 from stages.task import Task
-from stages.tokenizer.external import check_pieces
+from stages.tokenizer.external import check_accountable
 from stages.tokenizer.sample import draw_sample, sampled_texts
-from stages.tokenizer.spec import special_ids, token_bytes
+from stages.tokenizer.spec import open_vocabulary
 from stages.tokenizer.work import CHECKED, finish
 
 SPECIAL = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}  # PIECE_SPECIALS
@@ -35,11 +35,13 @@ def work(task: Task) -> None:
     texts = sampled_texts(chosen)
     path = task.output("tokenizer.model")
     Path(path).write_bytes(train(texts, params["vocab_size"], params["model_type"], params["reserved"]))
-    check_pieces(path, "the model that was trained", texts[:CHECKED])
-    assert len(token_bytes(path)) == params["vocab_size"]
-    assert [*special_ids(path).values()] == [*range(len(SPECIAL) + len(params["reserved"]))]
+    check_accountable(path, "the model that was trained", texts[:CHECKED])
+    vocabulary = open_vocabulary(path)
+    assert vocabulary.size == params["vocab_size"]
+    assert [*vocabulary.special_ids.values()] == [*range(len(SPECIAL) + len(params["reserved"]))]
     trainer = f"sentencepiece {params['package']}, {params['model_type']}"
-    finish(task, path, chosen, {"trainer": trainer, "bos_id": SPECIAL["bos_id"], "pad_id": SPECIAL["pad_id"]})
+    origin = {"trainer": trainer, "bos_id": SPECIAL["bos_id"], "pad_id": SPECIAL["pad_id"]}
+    finish(task, path, chosen, origin, vocabulary)
 
 
 def train(texts: list[str], vocab_size: int, model_type: str, reserved: list[str]) -> bytes:

@@ -47,6 +47,11 @@ async def build(context: BuildContext) -> Record:
     own = None if config.bos else await asyncio.to_thread(external.own_bos, file)
     params |= {"bos": config.bos, **({"own_bos": own} if own else {})}
     record = await context.run(BUILD_TOKENIZER, Unit(adopt, params, [file, *parts], config.source, weight=weight))
+    if record.counts.get("front_blank_lost"):
+        context.warn(
+            f"tokenizer.from: {config.source} puts a blank in front of a text that has none there, so that a text with "
+            "one comes back without it"
+        )
     if not (config.bos or own):
         context.warn(
             f"tokenizer.from: {config.source} does not say which token begins a document, so id "

@@ -19,10 +19,11 @@ from stages.task import Task
 from stages.tokenizer import external
 from stages.tokenizer.encoder import attempt, hostile
 from stages.tokenizer.long_words import LongWords, cut_long_words, find_long_words
-from stages.tokenizer.pieces import SUFFIX
 from stages.tokenizer.report import write_report
 from stages.tokenizer.sample import Sample, draw_sample, sampled_texts
-from stages.tokenizer.spec import BOS, PAD, SPECIALS, load_text_encoder, special_ids, token_bytes
+from stages.tokenizer.spec import BOS, PAD, SPECIALS, load_text_encoder, open_vocabulary
+from train.tokenizer.pieces import SUFFIX
+from train.tokenizer.vocabulary import Vocabulary
 
 # Llama 3's spelling of the GPT-4 split, and GPT-2's: every fast tokenizer knows them.
 GPT4_SPLIT = (
@@ -60,7 +61,7 @@ def work(task: Task) -> None:
         origin["cut_words"] = long_words._asdict()
         task.count("cut_words", long_words.number)
         task.count("longest_word", long_words.longest)
-    finish(task, path, chosen, origin)
+    finish(task, path, chosen, origin, open_vocabulary(path))
 
 
 def adopt(task: Task) -> None:
@@ -74,22 +75,19 @@ def adopt(task: Task) -> None:
     Path(path).write_bytes(external.read_unchanged(file))
     chosen = draw_sample(task, parts)
     external.check_accountable(path, source, sampled_texts(chosen)[:CHECKED])
-    size = len(token_bytes(path))
-    if params["vocab_size"] not in (None, size):
-        raise DataError(
-            f"tokenizer.vocab_size is {params['vocab_size']:,}, but {source} has {size:,} ids; write that, "
-            "or leave it out"
-        )
-    bos_id, pad_id = external.boundary_ids(path, source, params["bos"], params.get("own_bos"))
-    finish(task, path, chosen, {"sha256": file.digest, "bos_id": bos_id, "pad_id": pad_id})
+    vocabulary = external.limited(open_vocabulary(path), source, params["vocab_size"])
+    bos_id, pad_id = external.boundary_ids(vocabulary, source, params["bos"], params.get("own_bos"))
+    if vocabulary.front == "missing blank":
+        task.count("front_blank_lost")
+    finish(task, path, chosen, {"sha256": file.digest, "bos_id": bos_id, "pad_id": pad_id}, vocabulary)
 
 
-def finish(task: Task, path: str, chosen: Sample, origin: dict[str, Any]) -> None:
+def finish(task: Task, path: str, chosen: Sample, origin: dict[str, Any], vocabulary: Vocabulary) -> None:
     """Register the tokenizer, and describe it. Its meta says which ids are BOS and pad (BOS where it has none)."""
     bos_id, pad_id = origin["bos_id"], origin["pad_id"]
-    meta = {"bos_id": bos_id, "pad_id": bos_id if pad_id is None else pad_id, "vocab_size": len(token_bytes(path))}
+    meta = {"bos_id": bos_id, "pad_id": bos_id if pad_id is None else pad_id, "vocab_size": vocabulary.size}
     task.add("tokenizer", path, **meta)
-    write_report(path, chosen, origin, task)
+    write_report(path, chosen, origin, vocabulary, task)
 
 
 def splitter(split: str, digits: int | None) -> pre_tokenizers.PreTokenizer:
@@ -157,8 +155,9 @@ def canonical(tokenizer: Tokenizer) -> str:
 
 def check_trained(path: str, texts: list[str], vocab_size: int, specials: Sequence[str]) -> None:
     """Assert what every later stage relies on; a failure is a defect of this program, so AssertionError."""
-    assert special_ids(path) == {name: i for i, name in enumerate(specials)}, "special tokens do not come first"
-    assert len(token_bytes(path)) == vocab_size
+    vocabulary = open_vocabulary(path)
+    assert vocabulary.special_ids == {name: i for i, name in enumerate(specials)}, "special tokens do not come first"
+    assert vocabulary.size == vocab_size
     encoder = load_text_encoder(path)
     strings = [*texts[:CHECKED], *hostile(specials)]
     for text, encoding in zip(strings, encoder.encode_batch(strings, add_special_tokens=False), strict=True):

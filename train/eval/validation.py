@@ -36,7 +36,8 @@ from train.eval.windows import sliding_windows
 from train.generate import generate
 from train.model.masks import to_device
 from train.model.transformer import Model
-from train.tokenizer import MissingPackageError, TextTokenizer
+from train.tokenizer.pieces import TokenizerError
+from train.tokenizer.text import TextTokenizer
 
 EVAL_TOKENS = 8192  # targets a forward pass, about; an evaluation holds no gradients, so it may be coarse
 SETTLE_TOKENS = 2**20  # scored before the host waits for the device: their losses are 4 MB
@@ -329,7 +330,7 @@ def sample_texts(
         return []
     try:
         tokenizer = TextTokenizer(path)
-    except MissingPackageError as error:
+    except TokenizerError as error:
         print(f"warning: no samples: {error}", flush=True)
         return []
     bos = manifest.tokenizer.bos_id
@@ -338,4 +339,7 @@ def sample_texts(
         print(f"warning: no samples: a prompt fills model.max_seq_len = {model.cfg.max_seq_len}", flush=True)
         return []
     texts = generate(model, ids, count, bos, seed=seed).ids
-    return [{"prompt": prompt, "text": tokenizer.decode(text)} for prompt, text in zip(prompts, texts, strict=True)]
+    return [
+        {"prompt": prompt, "text": tokenizer.decode(text, behind[-1])}
+        for prompt, behind, text in zip(prompts, ids, texts, strict=True)
+    ]

@@ -220,7 +220,7 @@ def test_the_driver_runs_nothing_again_and_work_its_units(built: Work) -> None:
 @pytest.mark.slow
 def test_a_helper_of_two_stages_runs_those_two_again(built: Work) -> None:
     helper = built.root / "stages/tokenizer/spec.py"
-    edit(helper, "def special_ids(", "UNUSED = 1\n\n\ndef special_ids(")
+    edit(helper, "def open_vocabulary(", "UNUSED = 1\n\n\ndef open_vocabulary(")
     assert plan(built, "pack_pretrain")["build_tokenizer"] == ("1", "code stages.tokenizer.spec changed")
     tokenised = rerun(built, "pack_pretrain")
     units = {(r["stage"], r["label"]) for r in built.records().values() if r["stage"] == "tokenize"}

@@ -17,13 +17,13 @@ from trainer_harness import losses, sets
 
 from stages.pack.verify import verify
 from stages.tokenizer.encoder import open_encoder
-from stages.tokenizer.spec import byte_alphabet
 from train.config import TrainConfig
 from train.data.format import read_header
 from train.data.loader import Loader
 from train.data.manifest import ManifestError, load_manifest
 from train.data.tokens import UINT16, UINT32, token_dtype
 from train.main import run
+from train.tokenizer.vocabulary import byte_alphabet
 
 pytestmark = pytest.mark.slow
 MODEL = {"dim": 16, "n_layers": 2, "n_heads": 2, "max_seq_len": 64, "sliding_window": 16}

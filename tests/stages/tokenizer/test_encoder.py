@@ -17,8 +17,9 @@ from benchmarks.measure import every_text
 from stages.errors import DataError
 from stages.tokenizer import encoder as module
 from stages.tokenizer.encoder import CHECK_CHARS, HOSTILE, Encoder, hostile, open_encoder
-from stages.tokenizer.spec import SPECIALS, load_text_encoder, text_definition
+from stages.tokenizer.spec import SPECIALS, load_text_encoder
 from stages.tokenizer.work import GPT4_SPLIT, canonical, train
+from train.tokenizer.vocabulary import text_definition
 
 TEXTS = [f"Text {i}: " + " ".join(f"{n * n} word{n % 17}'ll größer" for n in range(i, i + 40)) for i in range(200)]
 NASTY = (
@@ -54,7 +55,7 @@ def reference(path, texts):
 
 def check(encoder, path, texts):
     ids, counts = encoder.encode(texts)
-    assert (ids.dtype, counts.dtype) == (np.uint16, np.int64)
+    assert (ids.dtype, counts.dtype) == (np.uint32, np.int64)
     want = reference(path, texts)
     assert counts.tolist() == [len(w) for w in want]
     assert ids.tolist() == [i for w in want for i in w]

@@ -25,7 +25,7 @@ from stages.pack.verify import verify
 from stages.tokenizer.encoder import open_encoder
 from stages.tokenizer.external import check_accountable
 from stages.tokenizer.sentencepiece_work import train
-from stages.tokenizer.spec import special_ids, token_bytes, token_texts
+from stages.tokenizer.spec import open_vocabulary
 from train.data.manifest import load_manifest
 from train.eval.text_bytes import TextBytes
 from train.main import run
@@ -50,8 +50,8 @@ def test_the_scripts_of_the_competition_find_what_they_ask_for(model):
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(model))
     assert theirs.vocab_size() == 305
     assert (theirs.pad_id(), theirs.bos_id(), theirs.eos_id(), theirs.unk_id()) == (0, 1, 2, 3)
-    assert special_ids(str(model)) == {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<|user|>": 4}
-    lengths = token_bytes(str(model))
+    assert open_vocabulary(model).special_ids == {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<|user|>": 4}
+    lengths = open_vocabulary(model).token_bytes
     for i in range(305):
         if theirs.is_control(i) or theirs.is_unknown(i) or theirs.is_unused(i):
             expected = 0
@@ -61,7 +61,7 @@ def test_the_scripts_of_the_competition_find_what_they_ask_for(model):
             piece = theirs.id_to_piece(i)
             assert "\u2581" not in piece[1:], "their count would take an inner one for three bytes"
             expected = piece.startswith("\u2581") + len(piece.removeprefix("\u2581").encode())
-        assert lengths[i] == expected == len(token_texts(str(model)).get(i, b""))
+        assert lengths[i] == expected == len(open_vocabulary(model).texts.get(i, b""))
 
 
 @settings(max_examples=80)
@@ -70,8 +70,9 @@ def test_any_text_comes_back_from_the_package_s_own_ids(model, texts):
     encoder = open_encoder(str(model))
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(model))
     ids, counts = encoder.encode(texts)
-    assert ids.dtype == np.uint16 and ids.tolist() == [i for text in texts for i in theirs.encode(text)]
-    given_back, lengths = token_texts(str(model)), token_bytes(str(model))
+    assert ids.tolist() == [i for text in texts for i in theirs.encode(text)]
+    vocabulary = open_vocabulary(model)
+    given_back, lengths = vocabulary.texts, vocabulary.token_bytes
     for text, part in zip(texts, np.split(ids, np.cumsum(counts)[:-1]) if texts else [], strict=True):
         stored = text.replace("\u2581", " ")  # all that is normalized
         assert b"".join(given_back[i] for i in part.tolist()).decode() == stored
@@ -81,7 +82,6 @@ def test_any_text_comes_back_from_the_package_s_own_ids(model, texts):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"add_dummy_prefix": True}, "add_dummy_prefix puts a blank in front"),
         ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces drops blanks"),
         ({"normalization_rule_name": "nmt_nfkc"}, "its normalizer has rules"),
         ({"byte_fallback": False}, "no byte_fallback"),

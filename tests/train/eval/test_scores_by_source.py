@@ -82,7 +82,7 @@ def test_bytes_are_those_of_the_text(tmp_path):
     """With a real BPE, text of many alphabets, and a text that spells a special token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    from stages.tokenizer.spec import token_bytes
+    from train.tokenizer.vocabulary import read_vocabulary
 
     texts = {
         "latin": ["plain words, plain words", "naïve café — “quotes”\n\ttabs"],
@@ -96,7 +96,7 @@ def test_bytes_are_those_of_the_text(tmp_path):
     tokenizer.train_from_iterator([t for group in texts.values() for t in group], trainer)
     tokenizer.encode_special_tokens = True
     tokenizer.save(str(tmp_path / "bpe.json"))
-    lengths, bos = token_bytes(str(tmp_path / "bpe.json")), tokenizer.token_to_id("<|bos|>")
+    lengths, bos = read_vocabulary(tmp_path / "bpe.json").token_bytes, tokenizer.token_to_id("<|bos|>")
     assert lengths[bos] == 0 and max(lengths) > 1
 
     folder = tmp_path / "m"

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from stages.errors import DataError
-from stages.tokenizer.pieces import Piece, PieceType, piece_bytes, read_pieces
-from stages.tokenizer.spec import byte_alphabet, special_ids, token_bytes
 from train.data.manifest import Tokenizer
 from train.eval.text_bytes import TextBytes
+from train.tokenizer.pieces import UNIGRAM, Piece, PieceModel, PieceType, TokenizerError, read_model
+from train.tokenizer.vocabulary import Vocabulary, byte_alphabet, of_model, read_vocabulary
 
 DOCUMENTS = [
     "The small model reads every token once, and then again.",
@@ -30,8 +29,8 @@ DOCUMENTS = [
 SIZE = sum(len(text.encode()) for text in DOCUMENTS)
 
 
-def manifest_tokenizer(lengths: list[int], space_ids: list[int], bos: int) -> Tokenizer:
-    return Tokenizer("", "", len(lengths), bos, bos, {}, lengths, space_ids)
+def manifest_tokenizer(vocabulary: Vocabulary, bos: int) -> Tokenizer:
+    return Tokenizer("", "", vocabulary.size, bos, bos, {}, vocabulary.token_bytes, vocabulary.space_ids)
 
 
 def bytes_of_stream(tokenizer: Tokenizer, documents: list[list[int]]) -> int:
@@ -51,7 +50,7 @@ def byte_level(tmp_path: Path, name: str, split: pre_tokenizers.PreTokenizer) ->
     tokenizer.train_from_iterator(DOCUMENTS, trainer)
     path = str(tmp_path / "tokenizer.json")
     tokenizer.save(path)
-    made = manifest_tokenizer(token_bytes(path), [], special_ids(path)[name])
+    made = manifest_tokenizer(vocabulary := read_vocabulary(path), vocabulary.special_ids[name])
     assert bytes_of_stream(made, [tokenizer.encode(text).ids for text in DOCUMENTS]) == SIZE
     return made
 
@@ -99,6 +98,8 @@ WORDS = [
     "é",
 ]
 PIECES = [*SPECIALS, *BYTES, *(Piece(word, PieceType.NORMAL) for word in WORDS), Piece("🙂", PieceType.USER_DEFINED)]
+PIECES = [piece._replace(score=-1.5) for piece in PIECES]
+MODEL = PieceModel(PIECES, UNIGRAM, rewrites=False, adds_blank=True, drops_blanks=True)  # as the library defaults
 
 
 def varint(value: int) -> bytes:
@@ -108,7 +109,7 @@ def varint(value: int) -> bytes:
 def model_file(path: Path, pieces: list[Piece]) -> Path:
     """A .model file of these pieces: text, score and type, as the library writes them, and a field it has beside."""
     entries = b""
-    for text, kind in pieces:
+    for text, kind, _ in pieces:
         entry = b"\x0a" + varint(len(text.encode())) + text.encode() + b"\x15" + struct.pack("<f", -1.5)
         entry += b"" if kind == PieceType.NORMAL else b"\x18" + varint(kind)
         entries += b"\x0a" + varint(len(entry)) + entry
@@ -117,35 +118,34 @@ def model_file(path: Path, pieces: list[Piece]) -> Path:
 
 
 def test_pieces_are_read_from_the_file(tmp_path):
-    assert read_pieces(model_file(tmp_path / "a.model", PIECES)) == PIECES
+    assert read_model(model_file(tmp_path / "a.model", PIECES)) == MODEL
 
 
-def test_pieces_are_the_size_of_the_text(tmp_path):
-    pieces = read_pieces(model_file(tmp_path / "a.model", PIECES))
-    lengths, space_ids = piece_bytes(pieces)
-    words = {text: i for i, (text, _) in enumerate(pieces)}
+def test_pieces_are_the_size_of_the_text():
+    words = {piece.text: i for i, piece in enumerate(PIECES)}
     # The library's own pieces and fallback to bytes, by another implementation: a unigram model of tokenizers.
     tokenizer = Tokenizers(
-        models.Unigram([(text, -1.0 - len(text)) for text, _ in pieces], unk_id=0, byte_fallback=True)
+        models.Unigram([(piece.text, -1.0 - len(piece.text)) for piece in PIECES], unk_id=0, byte_fallback=True)
     )
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
     documents = [tokenizer.encode("\u2581" + text).ids for text in DOCUMENTS]
     assert not {i for ids in documents for i in ids} & {0, 1, 2, 3}
     assert {words["\u2581the"], words["\u2581model"], words["é"]} <= {i for ids in documents for i in ids}
-    assert bytes_of_stream(manifest_tokenizer(lengths, space_ids, 1), documents) == SIZE
+    assert bytes_of_stream(manifest_tokenizer(of_model(MODEL), 1), documents) == SIZE
 
 
 def test_the_toy_of_the_records():  # golf.md 5: ids, bytes and spaces of its tokenizer; 320 targets, 819 bytes
     stream = toy_stream(*SHARDS["toy_val_000000"])
     assert stream[:5] == [0, 48, 61, 36, 40]
-    sizes = TextBytes(manifest_tokenizer(*toy_text_bytes(), BOS)).count(np.array(stream))
+    lengths, space_ids = toy_text_bytes()
+    toy = Tokenizer("", "", len(lengths), BOS, BOS, {}, lengths, space_ids)
+    sizes = TextBytes(toy).count(np.array(stream))
     assert sizes[:VAL_TARGETS].sum() == VAL_BYTES
 
 
 def test_a_space_counts_behind_text_alone():
-    lengths, space_ids = piece_bytes(PIECES)
-    count = TextBytes(manifest_tokenizer(lengths, space_ids, 1)).count
-    word, blank, byte = (PIECES.index(piece) for piece in (PIECES[260], PIECES[261], BYTES[7]))
+    count = TextBytes(manifest_tokenizer(of_model(MODEL), 1)).count
+    word, blank, byte = (PIECES.index(piece) for piece in (PIECES[260], PIECES[261], PIECES[11]))
     assert PIECES[word].text == "\u2581the" and PIECES[blank].text == "\u2581"
     assert count(np.array([1, word, word, byte, word, blank, word, 0, word, 2, blank])).tolist() == [
         *(3, 4, 1, 4, 1, 4, 0, 3, 0, 0)
@@ -155,10 +155,10 @@ def test_a_space_counts_behind_text_alone():
 def test_with_the_library_itself(tmp_path):
     library = pytest.importorskip("sentencepiece")
     corpus = [text for text in DOCUMENTS for _ in range(20)]
-    model = io.BytesIO()
+    written = io.BytesIO()
     library.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
-        model_writer=model,
+        model_writer=written,
         vocab_size=400,
         model_type="bpe",
         byte_fallback=True,
@@ -167,11 +167,11 @@ def test_with_the_library_itself(tmp_path):
         hard_vocab_limit=False,
     )
     path = tmp_path / "tokenizer.model"
-    path.write_bytes(model.getvalue())
+    path.write_bytes(written.getvalue())
     processor = library.SentencePieceProcessor(model_file=str(path))
-    pieces = read_pieces(path)
-    assert [piece.text for piece in pieces] == [processor.id_to_piece(i) for i in range(processor.vocab_size())]
-    made = manifest_tokenizer(*piece_bytes(pieces), processor.bos_id())
+    model = read_model(path)
+    assert [piece.text for piece in model.pieces] == [processor.id_to_piece(i) for i in range(processor.vocab_size())]
+    made = manifest_tokenizer(of_model(model), processor.bos_id())
     assert bytes_of_stream(made, [processor.encode(text) for text in DOCUMENTS]) == SIZE
 
 
@@ -180,6 +180,6 @@ def test_a_file_that_is_no_model_is_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("models") / "a.model"
     path.write_bytes(data)
     try:
-        assert read_pieces(path)
-    except DataError as error:
+        assert read_model(path).pieces
+    except TokenizerError as error:
         assert "no SentencePiece model" in str(error)
