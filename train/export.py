@@ -39,6 +39,8 @@ from train.keys import keys_fixed_by_weights
 from train.model.transformer import count_parameters
 from train.monitor.text import printable
 from train.redact import without_secrets
+from train.tokenizer.convert import converted
+from train.tokenizer.pieces import SUFFIX, TokenizerError
 
 HERE = Path(__file__).parent
 MODELING = "modeling_shard"  # what export_hf_model.py is called in an export, as transformers wants it
@@ -147,13 +149,20 @@ def hf_tokenizer_config(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any
     }
 
 
+def tokenizer_definition(path: Path) -> dict[str, Any]:
+    """Return the tokenizer at `path` as a tokenizer.json. Raises TrainError for a model that has none of its ids."""
+    if path.suffix != SUFFIX:
+        definition: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return definition
+    try:
+        return converted(path)
+    except TokenizerError as error:
+        raise TrainError(f"{error}; --format safetensors takes the model as it is") from None
+
+
 def hf_tokenizer(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return tokenizer.json whose texts begin with BOS, as in training, where it stands in front of each."""
-    if path.suffix == ".model":
-        raise TrainError(
-            f"{path}: a SentencePiece model is not exported to transformers; --format safetensors has the weights"
-        )
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    value = tokenizer_definition(path)
     bos = next(name for name, i in tokenizer.special_ids.items() if i == tokenizer.bos_id)
 
     def behind_bos(sequence: str, type_id: int) -> list[dict[str, Any]]:
@@ -218,7 +227,10 @@ def write_card(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, ou
     (out / "models").mkdir()
     value = {"cfg": seed_config(trained), "model": weights, "step": trained.point.step, "trained": trained.provenance()}
     torch.save(value, out / "models/model.pt")
-    shutil.copyfile(trained.tokenizer, out / "models/tokenizer.json")
+    if trained.tokenizer.suffix == SUFFIX:
+        write_definition(out / "models/tokenizer.json", tokenizer_definition(trained.tokenizer))
+    else:
+        shutil.copyfile(trained.tokenizer, out / "models/tokenizer.json")
     (out / "code/train/model").mkdir(parents=True)
     for path in (path for pattern in CARD_MODULES for path in HERE.glob(pattern)):
         shutil.copyfile(path, out / "code/train" / path.relative_to(HERE))
@@ -282,8 +294,9 @@ def write_hf(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out:
     drawn = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
     write_json(out / "generation_config.json", {**special_ids(tokenizer), **drawn})
     write_json(out / "tokenizer_config.json", hf_tokenizer_config(tokenizer, trained.cfg.max_seq_len))
-    text = json.dumps(hf_tokenizer(trained.tokenizer, tokenizer), ensure_ascii=False)  # its order has a meaning
-    (out / "tokenizer.json").write_text(text, encoding="utf-8")
+    write_definition(out / "tokenizer.json", hf_tokenizer(trained.tokenizer, tokenizer))
+    if trained.tokenizer.suffix == SUFFIX:  # train.init_from knows its tokenizer by this file
+        shutil.copyfile(trained.tokenizer, out / trained.tokenizer.name)
     if has_code:
         shutil.copyfile(HERE / "export_hf_model.py", out / f"{MODELING}.py")
     (out / "README.md").write_text(readme(trained, has_code), encoding="utf-8")
@@ -308,6 +321,11 @@ def export(trained: TrainedModel, form: str, out: Path, dtype: str = "float32") 
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_definition(path: Path, definition: dict[str, Any]) -> None:
+    """Write a tokenizer.json, whose order has a meaning."""
+    path.write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
