@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from pipeline.commands.report import TextConsole, grid
-from pipeline.engine.locks import active_runs, named
+from pipeline.engine.locks import named, noted_runs
 from pipeline.engine.state import LastBuild, read_last_build
 from pipeline.engine.store import Store
 from stages.registry import STAGES
+from stages.stage import Record
+
+REASONS = 12  # for trying units again, that are shown
 
 
 def print_status(store: Store, recipe: str, options: str = "") -> None:
@@ -18,13 +23,14 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     """
     console = TextConsole()
     states = dict(build_states(store, recipe))
-    for run in active_runs(store):
-        console.print(f"running: {run['command']} ({named(run)})", markup=False)
+    for run, alive in noted_runs(store):
+        console.print(f"{'running' if alive else 'killed'}: {run['command']} ({named(run)})", markup=False)
     if not states:
         start = f"start with `python -m pipeline run STAGE{options}`"
         console.print(f"{recipe}: nothing is built in {store.out}; {start}", markup=False)
         return
     rows = []
+    account = Account()
     quarantined = 0
     for stage, state in states.items():
         done = size = 0
@@ -35,6 +41,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
             if record is not None:
                 done += 1
                 seconds += record.seconds
+                account.add(record)
                 quarantined += record.counts.get("quarantined", 0)
                 bytes_by_path = {output.path: output.bytes for output in record.outputs}  # slices share a file
                 size += sum(bytes_by_path.values())
@@ -43,9 +50,44 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     console.print(f"quarantined rows: {quarantined:,}", markup=False)
     if quarantined:
         console.print(f"`python -m pipeline quarantined{options}` shows them", markup=False)
+    account.print(console)
     for stage, state in states.items():
         for label, message in state.failed.items():
             console.print(f"failed: {stage} {label}: {message}", markup=False)
+
+
+@dataclass
+class Account:
+    """What ran where, and what was tried again and why, summed over records."""
+
+    units: Counter[str] = field(default_factory=Counter)  # by node
+    seconds: Counter[str] = field(default_factory=Counter)  # by node, rounded
+    tried: int = 0  # units that were tried more than once
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> a unit
+
+    def add(self, record: Record) -> None:
+        """Add a record."""
+        self.units[record.node] += 1
+        self.seconds[record.node] += round(record.seconds)
+        self.tried += bool(record.tries)
+        self.reasons.update(record.tries)
+        for why in record.tries:
+            self.examples.setdefault(why, f"{record.stage} {record.label}")
+
+    def print(self, console: TextConsole) -> None:
+        """Print a line a node, where there were several, and a line a reason."""
+        nodes = [(node or "not noted", self.units[node], self.seconds[node]) for node in sorted(self.units)]
+        if len(nodes) > 1:
+            console.print(grid("where units ran", ("node", "units", "seconds"), nodes))
+        if self.tried:
+            console.print(f"tried again: {self.tried:,} units", markup=False)
+        for why, count in self.reasons.most_common(REASONS):
+            console.print(f"  {count:,} times, as {self.examples[why]}: {why}", markup=False)
+        if len(self.reasons) > REASONS:
+            console.print(
+                f"  and for {len(self.reasons) - REASONS:,} more reasons, in `tries` of records", markup=False
+            )
 
 
 def build_states(store: Store, recipe: str) -> Iterator[tuple[str, LastBuild]]:

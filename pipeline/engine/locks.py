@@ -92,24 +92,33 @@ def run_lock(store: Store, command: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def active_runs(store: Store) -> list[ActiveRun]:
-    """Return the runs that are using a store now: those whose lock is held, or whose lease is alive."""
-    runs: list[ActiveRun] = []
+def noted_runs(store: Store) -> Iterator[tuple[ActiveRun, bool]]:
+    """Yield each run that said it is at work, and whether it is: its lock is held, or its lease is alive.
+
+    One that is not was killed; `clean` forgets it.
+    """
     if isinstance(store, ObjectStore):
-        for lease in leases.alive(leases.all_leases(store), datetime.now(UTC)):
+        found = leases.all_leases(store)
+        alive = set(leases.alive(found, datetime.now(UTC)))
+        for lease in sorted(found):
             with contextlib.suppress(FileNotFoundError, ValueError):
-                runs.append(json.loads(store.read(lease)))
-        return runs
+                yield json.loads(store.read(lease)), lease in alive
+        return
     for path in sorted(Path(store.root).glob(f"{RUNNING}/*.json")):
-        try:
-            with path.open(encoding="utf-8") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    runs.append(json.load(file))
-        except (FileNotFoundError, ValueError):
-            continue  # it has just ended, or just begun
-    return runs
+        with contextlib.suppress(FileNotFoundError, ValueError), path.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                killed = path.exists()  # else it has just ended
+            except BlockingIOError:
+                killed = False
+                yield json.load(file), True
+            if killed:
+                yield json.load(file), False
+
+
+def active_runs(store: Store) -> list[ActiveRun]:
+    """Return the runs that are using a store now."""
+    return [run for run, alive in noted_runs(store) if alive]
 
 
 def forget_ended_runs(store: Store) -> None:

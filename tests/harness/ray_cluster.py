@@ -36,6 +36,7 @@ class RayCluster:
         self.token = secrets.token_hex(32)
         self.client_port = free_port() if client else 0
         self.environment = environment or {}
+        self.orphans: set[int] = set()
         self.altered: dict[str, subprocess.Popen[bytes]] = {}
         ours = {"SHARDMILL_TEST": self.mark, **self.environment}
         self.process = subprocess.Popen(
@@ -74,12 +75,14 @@ class RayCluster:
 
     def kill_raylet(self, node: str) -> None:
         """Kill the process that speaks for a node; its workers go on."""
+        self.orphans |= descendants(int(self.do("pid", node))).keys()
         self.do("raylet", node)
 
     def busy_workers(self, node: str, stage: str) -> list[int]:
-        """Return the processes of a node that run units of `stage` now."""
+        """Return the processes of a node that run units now, of one stage or (an empty text) of any."""
         below = descendants(int(self.do("pid", node)))
-        return [pid for pid, command in below.items() if command.startswith(f"ray::{stage} ")]
+        named = (f"ray::{stage}", "ray::IDLE")
+        return [pid for pid, said in below.items() if said.startswith(named[0]) and not said.startswith(named[1])]
 
     def kill_head(self) -> None:
         """Kill all processes of the head, the node that drivers here are on."""
@@ -113,9 +116,12 @@ class RayCluster:
         assert gone(mark) == {}
 
     def close(self) -> None:
-        """End all of it."""
+        """End all of it: workers show another environment than they were started with, so not by their mark alone."""
+        below = descendants(self.process.pid).keys()
         kill(self.process.pid)
         self.process.wait()
+        for pid in below | self.orphans:
+            kill(pid)
         for mark in list(self.altered):
             self.remove_altered(mark)
         for pid in marked(self.mark):

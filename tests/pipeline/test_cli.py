@@ -98,6 +98,7 @@ def test_a_lock_left_by_a_killed_run_holds_up_nobody(tmp_path: Path) -> None:
     stale = work.out / "store/running/dead.json"
     stale.parent.mkdir(parents=True)
     stale.write_text(json.dumps({"pid": 1, "command": "run"}))
+    assert "killed: run (process 1)" in work.cli("status").stdout
     assert work.cli("clean").returncode == 0
     assert not stale.exists()
 
