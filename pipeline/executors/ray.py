@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.executors import ray_cleanup
 from pipeline.executors.last_word import typed_command
 from pipeline.executors.ray_address import CLIENT, resolve
-from pipeline.executors.ray_node import announced, run_on_node
+from pipeline.executors.ray_node import ID_DIGITS, announced, run_on_node
 from pipeline.executors.ray_nodes import Nodes
 from train.distributed.launch_env import cores
 
@@ -156,7 +157,9 @@ class RayExecutor:
             ) from None
         except ray.exceptions.RayTaskError as error:
             return {"error": {"kind": "permanent", "message": last_line(error), "trace": str(error)}}
-        except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):
+        except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
+            if not flight.node and (named := re.search(rf"node ID: ([0-9a-f]{{{ID_DIGITS}}})", str(error))):
+                flight.node = named[1]  # it died before the unit could say where it is
             raise NodeLost(f"{self._place(flight)}the node is gone") from None
         except ray.exceptions.WorkerCrashedError:
             raise WorkerLost(

@@ -206,12 +206,12 @@ def test_a_killed_node_driver_and_failing_store_change_no_byte(
     cluster.remove(node)
     said = finish(work, driver)
     s3.fault_rate = 0.0
-    assert f"/{node}: the node is gone; trying again" in said
+    assert f"{node}: the node is gone; trying again" in said
     assert packed(f"{out}/small/pretrain") == packed(str(local.out / "small/pretrain"))
     again = [record for record in tokenized(out) if record.tries]
-    assert any(f"/{node}: the node is gone" in why for record in again for why in record.tries)
+    assert any(f"{node}: the node is gone" in why for record in again for why in record.tries)
     status = work.cli("status", "--out", out).stdout
-    assert f"/{node}: the node is gone" in status and "where units ran" in status, status
+    assert f"{node}: the node is gone" in status and "where units ran" in status, status
 
 
 def test_the_last_line_is_ours_when_the_head_dies(local: Work, cluster: RayCluster, tmp_path: Path) -> None:
