@@ -202,7 +202,7 @@ class Forked:
     ):
         """home: where it runs; by default above the manifest."""
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["torch", "torch.distributed", "safetensors.torch"])
+        server.set_forkserver_preload(["torch", "torch.distributed", "safetensors.torch", "train.main"])
         self.said = Path(tempfile.mkdtemp(dir=home or Path(manifest).parents[1])) / "said"
         argv = [str(ROOT / program), "--manifest", str(manifest), "--set", *overrides]
         self.process = server.Process(target=_forked, args=(argv, variables, str(self.said)))

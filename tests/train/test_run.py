@@ -265,8 +265,9 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, laun
     saved = find_checkpoint(folder, "k").step
     assert 3 <= saved < 500 and f"stopped by a signal after step {saved}" in out
     assert max(losses(folder)) == saved
-    run(pretrain, command)
-    assert list(losses(folder)) == list(range(1, 501))
+    if number == signal.SIGTERM:  # from there on all signals are the same
+        run(pretrain, command)
+        assert list(losses(folder)) == list(range(1, 501))
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def test_light_edits_of_a_passage_that_everybody_copies(tmp_path, edit):
 
 
 @pytest.mark.slow
-def test_boilerplate_in_thousands_of_documents_is_no_evidence(tmp_path):
+def test_boilerplate_in_a_thousand_documents_is_no_evidence(tmp_path):
     """A license header before a task, an instruction before a question, a short question that everybody asks."""
     rng = random.Random(6)
     header, instruction = prose(rng, 150), prose(rng, 11)
@@ -124,10 +124,10 @@ def test_boilerplate_in_thousands_of_documents_is_no_evidence(tmp_path):
         {"passages": json.dumps({"prompt": f"{instruction} {question}"})},
         {"passages": json.dumps({"prompt": asked})},
     ]
-    documents = [around(rng, rng.choice([header, instruction, asked])) for _ in range(3000)]
+    documents = [around(rng, rng.choice([header, instruction, asked])) for _ in range(1000)]
     documents += [around(rng, f"{header} {code}"), around(rng, f"{instruction} {question}")] * 12
     documents += [around(rng, code)] * 9
-    assert found(tmp_path, items, documents) == set(range(3000, 3033)), "but what goes with it is"
+    assert found(tmp_path, items, documents) == set(range(1000, 1033)), "but what goes with it is"
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def mixtures(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(mixture=mixtures(), units=st.integers(1, 4))
 def test_every_document_appears_as_often_as_it_should(mixture, units):
     sources, targets, seed, shard_tokens, val_tokens = mixture

@@ -48,7 +48,7 @@ documents = st.lists(st.tuples(st.binary(max_size=12), st.integers(0, 5)), min_s
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_borders_and_padding_are_those_a_scan_finds(data):
     seq_len, world = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))

@@ -74,7 +74,7 @@ def logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cfg=configurations, seed=st.integers(0, 99), position=st.integers(1, 11), pieces=st.lists(st.integers(1, 5)))
 def test_any_combination_is_causal_and_the_same_with_a_cache(cfg, seed, position, pieces):
     model, ids = moved(cfg), some_ids(2, 12, seed)
@@ -97,7 +97,7 @@ def test_any_combination_is_causal_and_the_same_with_a_cache(cfg, seed, position
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cfg=configurations)
 def test_any_combination_is_counted_as_it_is_built_and_all_of_it_trains(cfg):
     model = moved(cfg).train()
