@@ -254,6 +254,18 @@ def verify(manifest: ManifestArgument) -> None:
         print("their lineage is unknown: they were made elsewhere and adopted")
 
 
+@app.command()
+def fetch(
+    manifest: ManifestArgument,
+    folder: Annotated[Path, typer.Argument(help="A new folder, or one that an earlier fetch began to fill.")],
+) -> None:
+    """Copy a build from a bucket to a folder, for machines without its client; given again, it goes on where it was."""
+    from pipeline.commands.fetch import fetch_build
+
+    fetch_build(manifest, folder)
+    print(f"torchrun train/main.py --manifest {shlex.quote(str(folder / 'manifest.json'))}")
+
+
 @app.command("trace")
 def trace_tokens(
     manifest: ManifestArgument,

@@ -161,6 +161,9 @@ class BuildContext(Protocol):
     def temporary_folder(self) -> AbstractContextManager[Path]:
         """Give a new local folder, which is deleted at the end, and with this process however that ends."""
 
+    def place(self, artifact: Artifact) -> str:
+        """Return the full path of an artifact, or its address in a bucket."""
+
     def command(self, words: str) -> str:
         """Return the whole command line of another command on this recipe's results, to be typed as it is."""
 

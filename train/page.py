@@ -284,10 +284,15 @@ def _figure(value: float | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m train.page", description="Make a run's summary page again.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("run", metavar="RUN", help="the folder of a run")
     given = parser.parse_args(arguments)
     try:
-        print(write_page(given.run))
+        if "://" in given.run:
+            raise TrainError(
+                f"{given.run}: in a bucket the page is {given.run.rstrip('/')}/summary.md; to make it again "
+                "copy the run's folder to this machine"
+            )
+        print(write_page(Path(given.run)))
     except (TrainError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

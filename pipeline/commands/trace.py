@@ -6,15 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.commands.report import TextConsole
 from pipeline.errors import UsageError, UserError
 from stages.lineage.rows import Decoder, Span, find_shard, rows_of_spans
 from stages.lineage.trace import Trace, trace
+from stages.paths import is_remote
+from train.bucket import Bucket
 from train.config import TrainConfig
 from train.data.manifest import Manifest
 from train.data.sampler import stretches_of_step
-from train.sealed import read_run_file
+from train.sealed import parse_sealed, read_run_file
 
 SHOWN = 240  # characters of a text, unless all of it is asked for
 
@@ -34,9 +37,9 @@ class Run:
 
 def open_run(manifest: Manifest, folder: str) -> Run:
     """Read run.json. Raises UserError when it is not there, or the run never read this build."""
-    path = Path(folder) / "run.json"
+    path = f"{folder.rstrip('/')}/run.json"
     try:
-        value = read_run_file(path)
+        value = read_remote_run(folder) if is_remote(folder) else read_run_file(Path(path))
         seed, batch_size, seq_len, steps = (int(value[key]) for key in ("seed", "batch_size", "seq_len", "steps"))
         order = value.get("train", {}).get("order", "shuffled")
         history = value.get("builds") or [{"build_id": value["build_id"], "from_step": 0}]
@@ -52,6 +55,14 @@ def open_run(manifest: Manifest, folder: str) -> Run:
             f"{manifest.build_id[:16]}; name the manifest that run.json names"
         )
     return Run(folder, config, builds)
+
+
+def read_remote_run(address: str) -> dict[str, Any]:
+    """Return what run.json of a run in a bucket says. Raises FileNotFoundError and ValueError."""
+    from train.checkpoint.fetched_run import resolve  # it needs torch
+
+    bucket = Bucket(address)
+    return parse_sealed(bucket.get(f"{resolve(bucket, address, '')[0]}/run.json"))
 
 
 def parse_source_paths(options: list[str] | None) -> dict[str, str]:

@@ -200,6 +200,10 @@ class Context:
         """Give a new local folder, which is deleted at the end, and with this process however that ends."""
         return self.store.scratch.temporary_folder()
 
+    def place(self, artifact: Artifact) -> str:
+        """Return the full path of an artifact, or its address in a bucket."""
+        return self.store.absolute(artifact)
+
     @property
     def local_store(self) -> bool:
         """Whether results are kept in a local folder, and not in an object store."""
@@ -278,7 +282,7 @@ class Context:
             "key": key,
             "label": label,
             "out": self.store.out,
-            "places": dict(unit.places),
+            "places": {**unit.places, "folder": self.store.folder(stage.name, key)},
             "cpus": stage.cpus,
             "inputs": [{**artifact.to_dict(), "path": self.store.absolute(artifact)} for artifact in unit.inputs],
         }

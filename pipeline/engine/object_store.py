@@ -152,7 +152,13 @@ class ObjectStore(Store):
         A file of the build that is not the one that was copied, by size and etag, is copied again.
         """
         if isinstance(files, str):
-            raise ValueError(f"{self.out} is in a bucket, which has no link to {files}")
+            link = f"{self.out}/{recipe}/{folder}.json"
+            text = sealed_text({"run": f"{self.root}/{files}"})
+            with contextlib.suppress(FileNotFoundError):
+                if self.read(link) == text.encode():
+                    return False
+            self.write(link, text)
+            return True
         hashes = json.dumps({name: artifact.sha256 for name, artifact in sorted(files.items())})
         name = f"{folder.replace('/', '-')}-{hashlib.sha256(hashes.encode()).hexdigest()[:16]}"
         base, build = f"{self.out}/{recipe}", f"{self.out}/{recipe}/{BUILDS}/{name}"

@@ -13,11 +13,14 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.engine.executor import UnitSpec
+from stages.paths import is_remote
+from train.bucket import Bucket
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -30,19 +33,23 @@ class StopSignals:
         self.say = say
         self.received = False
         self.interrupted = False  # by Ctrl-C, and waiting for what is saved
-        self.stop_files: set[Path] = set()  # a file for each unit at work that can be asked
+        self.stop_files: set[str] = set()  # a file, or an object in a bucket, for each unit at work that can be asked
 
     @contextlib.contextmanager
     def stop_file(self, spec: UnitSpec, folder: str) -> Iterator[None]:
         """Ask the unit of `spec` to stop when a signal comes inside: `places.stop` names the file it looks for."""
-        file = Path(folder) / f"stop-{uuid.uuid4().hex}"
-        spec["places"] = {**spec["places"], "stop": str(file)}
+        file = f"{folder}/stop-{uuid.uuid4().hex}"
+        spec["places"] = {**spec["places"], "stop": file}
         self.stop_files.add(file)
         try:
             yield
         finally:
             self.stop_files.discard(file)
-            file.unlink(missing_ok=True)
+            if not is_remote(file):
+                Path(file).unlink(missing_ok=True)
+            elif self.received:
+                with contextlib.suppress(OSError):  # an empty object that means nothing to the next run
+                    Bucket(file).delete([file])
 
     def handle(self, number: int, frame: object = None) -> None:
         """Answer a signal: ask the units at work to stop, or exit if none can be asked.
@@ -58,8 +65,11 @@ class StopSignals:
             self._say_later("stopping: training ends its step and saves; Ctrl-C again ends at once")
         self.received = True
         for file in self.stop_files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
+            if is_remote(file):  # a request may take long, and a handler must not
+                threading.Thread(target=Bucket(file).put, args=(file, b""), daemon=True).start()
+            else:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+                Path(file).touch()
 
     def _say_later(self, line: str) -> None:
         """Print a line once the handler has returned: the signal may have come inside another write."""

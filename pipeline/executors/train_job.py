@@ -1,4 +1,4 @@
-"""Starting a training job from a unit: child processes on this machine, or Ray Train on the cluster.
+"""Starting a training job from a unit: child processes on this machine, or Ray Train (pipeline/executors/ray_train.py).
 
 The trainer knows neither: both call `train.main` with the same manifest and the same overrides.
 """
@@ -16,9 +16,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from pipeline.engine.fingerprint import ROOT
+from pipeline.executors.ray_train import train_with_ray
 from stages.errors import DataError
 
 Launch = Callable[[str, list[str], int, Path], bool]  # (manifest, overrides, ranks, stop) -> whether it ended
@@ -136,49 +137,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _ray_worker(config: dict[str, Any]) -> None:
-    """Train as one rank under Ray Train, which has made the process group already."""
-    import ray.train
-
-    sys.path.insert(0, config["root"])
-    from train.main import run
-
-    def on_save(metrics: dict[str, Any], path: str | None) -> None:
-        # A barrier for all ranks. The checkpoint stays where the trainer put it: no second copy.
-        ray.train.report({**metrics, "checkpoint": str(path or "")})
-
-    run(config["manifest"], config["overrides"], on_save=on_save, stop=Path(config["stop"]).exists)
-
-
-def train_with_ray(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bool:
-    """Train with `ranks` ranks through Ray Train; a lost worker resumes from the last checkpoint.
-
-    False when it was stopped by the file `stop`, which the first rank looks for at each step: in a worker of Ray the
-    loop is not in the main thread, so signals do not reach it, and SIGTERM to a worker ends that worker.
-    Raises DataError.
-    """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    gpus = ray.cluster_resources().get("GPU", 0) >= ranks
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // ranks)
-    resources = {"CPU": 1} if gpus else {"CPU": cpus}
-    prefix = "train.out="
-    out = next(text.removeprefix(prefix) for text in overrides if text.startswith(prefix))
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"root": str(ROOT), "manifest": manifest, "overrides": overrides, "stop": str(stop)},
-        scaling_config=ScalingConfig(num_workers=ranks, use_gpu=gpus, resources_per_worker=resources),
-        run_config=RunConfig(
-            name="ray", storage_path=str(Path(out).parent), failure_config=FailureConfig(max_failures=3)
-        ),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray Train wraps whatever the loop raised
-        cause = str(error).strip().splitlines()
-        raise DataError(f"training under Ray Train failed: {cause[-1] if cause else error!r}") from error
-    return (Path(out) / "summary.json").exists()

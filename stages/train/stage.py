@@ -12,10 +12,11 @@ from typing import Any
 
 from stages.errors import DataError
 from stages.pack.stage import PACK
+from stages.paths import is_remote
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
 from stages.train.report import report
-from stages.train.work import work
+from stages.train.work import RUN, work
 
 
 async def build(context: BuildContext) -> dict[str, Record]:
@@ -23,10 +24,6 @@ async def build(context: BuildContext) -> dict[str, Record]:
     recipe = context.recipe
     if not recipe.train:
         raise DataError(f"recipe {recipe.name} has no train: phases; add one to train")
-    if not context.local_store:
-        raise DataError(
-            "train needs a local --out for its run folder; fetch the packed folder and use torchrun train/main.py"
-        )
     for phase, config in recipe.train.items():
         for text in config.warnings():
             context.warn(f"{phase}: {text}")
@@ -40,8 +37,9 @@ async def build(context: BuildContext) -> dict[str, Record]:
         if init in records:
             model = records[init].output("model")
             inputs.append(model)
-            start = str(Path(context.artifact_path(model)).parent)
-        elif start != "none" and not Path(start).exists():
+            place, _, _ = context.place(model).rpartition("/")
+            start = place if context.local_store else f"{place}/{RUN}"
+        elif start != "none" and not is_remote(start) and not Path(start).exists():
             raise DataError(f"train.{phase}.init_from is {init!r}: no phase before it and no such path")
         resolved = recipe.to_dict()
         params = {
@@ -61,11 +59,12 @@ async def build(context: BuildContext) -> dict[str, Record]:
 
 
 def publish(records: dict[str, Record]) -> dict[str, str]:
-    """Publish each phase's run folder, as a link."""
+    """Publish each phase's run folder: as a link, in a bucket by an object that names it."""
     links: dict[str, str] = {}
     for phase, record in records.items():
-        model: Artifact = record.output("model")
-        links[f"train/{phase}"] = model.path.split("/checkpoints/")[0]
+        model: Artifact = record.output("model")  # on a disk in the run's folder, in a bucket a copy beside it
+        stage, digits, key, *_ = model.path.split("/")
+        links[f"train/{phase}"] = f"{stage}/{digits}/{key}/{RUN}"
     return links
 
 

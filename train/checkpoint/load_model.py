@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.checkpoint.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from train.checkpoint.checkpoint import LATEST, Checkpoint, locate_checkpoint, read_checkpoint
+from train.checkpoint.fetched_run import fetch_run
 from train.checkpoint.run_folder import read_run
 from train.config import ModelConfig, TrainError
-from train.data.manifest import Manifest, load_manifest
+from train.data.manifest import Manifest
+from train.data.remote import is_address, open_manifest
 from train.files import sha256_file
 from train.model.transformer import Model
 from train.overrides import from_dict
@@ -89,18 +91,20 @@ def to_inference(model: Model, device: torch.device, dtype: torch.dtype) -> Mode
 
 
 def open_trained_model(
-    path: Path, manifest: Path | None = None, average: str = "", name: str = "latest"
+    path: Path | str, manifest: Path | str | None = None, average: str = "", name: str = "latest"
 ) -> TrainedModel:
-    """Open the model that `path` names: a step's folder, or of a run the checkpoint `name`.
+    """Open the model that `path` names: a step's folder, or of a run the checkpoint `name`; an address is copied here.
 
     manifest: where the one that run.json names is now. average: whose weights to take, `ema` or `swa`.
 
     Raises TrainError or ManifestError: no whole checkpoint, no manifest, another tokenizer than the model's.
     """
-    folder = locate_checkpoint(path, name, "name a run's folder, or a step's inside its checkpoints/")
+    if is_address(path):
+        path, name = fetch_run(str(path), name), LATEST
+    folder = locate_checkpoint(Path(path), name, "name a run's folder, or a step's inside its checkpoints/")
     point = read_checkpoint(folder)
     identity = point.state["identity"]
-    found = load_manifest(manifest or _manifest_of(folder.absolute().parents[1]))
+    found = open_manifest(manifest or _manifest_of(folder.absolute().parents[1]))
     tokenizer = found.file(found.tokenizer.path)
     if found.tokenizer.sha256 != identity["tokenizer_sha256"]:
         raise TrainError(f"{found.folder}: its tokenizer is not the one {folder} was trained with; name its manifest")
@@ -112,10 +116,12 @@ def open_trained_model(
 
 def add_model_arguments(parser: argparse.ArgumentParser, averages: tuple[str, ...] = ("ema", "swa")) -> None:
     """What names a trained model on a command line; `model_from_arguments` reads them."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one step of its checkpoints/")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run's folder, or one step of its checkpoints/; on this machine or in a bucket"
+    )
     parser.add_argument("--checkpoint", default="latest", metavar="NAME", help="of a run: latest, best or step_000120")
     parser.add_argument("--average", choices=averages, default="", help="its weights, where the run held one")
-    parser.add_argument("--manifest", type=Path, metavar="M", help="where the run's mixture is now, if it was moved")
+    parser.add_argument("--manifest", metavar="M", help="where the run's mixture is now, if it was moved")
 
 
 def model_from_arguments(given: argparse.Namespace) -> TrainedModel:
@@ -123,11 +129,13 @@ def model_from_arguments(given: argparse.Namespace) -> TrainedModel:
     return open_trained_model(given.run, given.manifest, given.average, given.checkpoint)
 
 
-def _manifest_of(run: Path) -> Path:
+def _manifest_of(run: Path) -> Path | str:
     """The manifest that a run's run.json names."""
     relative = read_run(run).get("manifest")
     if relative is None:
         raise TrainError(f"{run / 'run.json'}: does not say which manifest; give --manifest M")
+    if is_address(str(relative)):
+        return str(relative)
     # as the system reads it, and as it was written, which differ where the run was reached through a link
     for path in (run / str(relative), Path(os.path.normpath(run / str(relative)))):
         if path.exists():

@@ -41,6 +41,10 @@ class RemoteManifest(Manifest):
         """Return where the copy of a file lies, or will."""
         return self.cache.path(relative)
 
+    def pack_command(self) -> str:
+        """Return the command that packs this mixture."""
+        return remote_pack_command(self.cache.bucket, self.folder)
+
     def restore(self, path: str) -> None:
         """Copy a file here again that was deleted, to make room or by others."""
         self.cache.fetch(str(Path(path).relative_to(self.cache.folder)))
@@ -74,7 +78,7 @@ def open_manifest(path: str | Path) -> Manifest:
     manifest = RemoteManifest(**{f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)})
     files = {file.path: CachedFile(file.sha256) for file in loaded.packed_files()}
     files |= {shard.path: CachedFile(shard.sha256, shard.bytes) for shard in loaded.shards}
-    cache = ShardCache(bucket, build, hashlib.sha256(raw).hexdigest()[:16], files, again)
+    cache = ShardCache(bucket, build, hashlib.sha256(raw).hexdigest()[:16], files, manifest.pack_command)
     for attribute, value in (("folder", folder), ("cache", cache)):
         object.__setattr__(manifest, attribute, value)  # Manifest is frozen
     return manifest
