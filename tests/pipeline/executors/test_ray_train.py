@@ -60,7 +60,12 @@ def test_no_room_is_said_with_what_each_node_has(nodes: list[tuple[int, int]], s
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without CPUs and two nodes of two, all in this process's care, on the loopback interface."""
-    variables = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    variables = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "RAY_worker_niceness": "0",
+    }
     os.environ.update(variables)
     import ray
     from ray.cluster_utils import Cluster
