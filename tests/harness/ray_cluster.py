@@ -145,7 +145,7 @@ def serve(client_port: int) -> None:
             cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": arguments[0], **SIZE, **port})
             answer = cluster.address
         elif what == "add":
-            node = cluster.add_node(num_cpus=arguments[0], **SIZE)
+            node = cluster.add_node(wait=False, num_cpus=arguments[0], **SIZE)
             answer = node.node_id[:8]
             nodes[answer] = node
         elif what == "remove":
