@@ -135,11 +135,19 @@ def token_losses(h: Tensor, weight: Tensor, targets: Tensor, cap: float | None) 
 
 
 def _chunks(h: Tensor, weight: Tensor) -> list[slice]:
-    """Cut the rows into chunks; on a GPU of one size as near as can be, because each size is compiled."""
-    size = max(1, (CHUNK_CUDA if h.is_cuda else CHUNK_CPU) // weight.shape[0])
-    if h.is_cuda:
-        size = -(-h.shape[0] // -(-h.shape[0] // size))
-    return [slice(i, i + size) for i in range(0, h.shape[0], size)]
+    """Cut the rows into chunks; on a GPU of one size wherever that can be, because each size is compiled."""
+    rows, most = h.shape[0], max(1, (CHUNK_CUDA if h.is_cuda else CHUNK_CPU) // weight.shape[0])
+    size = even_size(rows, most) if h.is_cuda else most
+    return [slice(i, i + size) for i in range(0, rows, size)]
+
+
+def even_size(rows: int, most: int) -> int:
+    """Return the size, at most `most`, of the fewest equal parts of `rows`; if they are twice as many as needed: of
+    parts that are equal but for the last.
+    """
+    fewest = max(1, -(-rows // most))
+    count = next((n for n in range(fewest, 2 * fewest) if rows % n == 0), fewest)
+    return max(1, -(-rows // count))
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -18,6 +18,24 @@ def gradients(f, h, w, *rest):
     return total.detach(), ce.detach(), a.grad, b.grad
 
 
+@pytest.mark.parametrize(
+    ("rows", "vocab", "size"),
+    [
+        (32_768, 262_144, 512),
+        (32_768, 50_257, 2048),
+        (4096, 70_000, 1024),
+        (98_304, 1024, 98_304),
+        (4093, 70_000, 1365),
+    ],
+)
+def test_chunks_on_a_gpu_are_of_one_size(rows, vocab, size):
+    """Each size is a compilation; 4,093 rows have no equal parts. No size is above what is held, or tiny."""
+    most = module.CHUNK_CUDA // vocab
+    assert module.even_size(rows, most) == size <= most
+    for n in range(1, 200):
+        assert min(n, 30) / 4 < module.even_size(n, 30) <= 30
+
+
 @pytest.mark.parametrize("cap", [None, 2.0, 30.0, 100.0])
 @pytest.mark.parametrize("z_weight", [0.0, 1e-4, 0.3])
 @pytest.mark.parametrize("values", [chunk_values, chunk_values_pure])
