@@ -11,8 +11,8 @@ Packing "bytes" has each q in a byte of its own, of which zstd's Huffman codes m
 bits of each, in order, lowest first. The smaller file is kept. fp16 and fp32 lie in planes, all first bytes and then
 all second ones, because signs and exponents compress and the rest does not.
 
-Nothing that is read is executed. What a file can make us allocate is bounded by `MOST_BYTES` and by its own header,
-which is checked before the payload is read; the model is built only where its shapes are those of the tensors.
+Nothing that is read is executed. What a file can make us allocate is bounded by its own size and by its header, which
+is checked before the payload is read; the model is built only where its shapes are those of the tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.config import ArtefactConfig, Kind, ModelConfig, TrainError
+from train.config import ArtefactConfig, ConfigError, Kind, ModelConfig, TrainError
 from train.files import fsync_path
 from train.model.transformer import Model, on_meta_device
 from train.overrides import from_dict
@@ -45,10 +45,11 @@ FORMAT = 1
 # the time.
 LEVEL, MIN_MATCH, WINDOW_LOG = 22, 7, 18
 MOST_BYTES = 1 << 29  # of a payload; an artefact is meant to be 30 times smaller
+MOST_RATIO, SMALL_BYTES = 64, 1 << 26  # a payload is at most so many times the file, or small: weights are no zeros
 MOST_HEADER_BYTES = 1 << 22
 MOST_IDS = 1 << 20  # of a vocabulary
 MOST_ANGLES = 1 << 26  # of a table of rotary positions: 1,048,576 of them with 64 channels that rotate
-PIECE = 1 << 20  # bytes read at once
+PIECE = 1 << 20  # bytes read, and numbers unpacked, at once
 
 Packing = Literal["bytes", "bits"]
 
@@ -101,9 +102,14 @@ def pack_bits(q: NDArray[np.int8], largest: int) -> bytes:
 def unpack_bits(data: bytes, count: int, largest: int) -> NDArray[np.int8]:
     """Return the `count` numbers that `pack_bits` was given."""
     width = largest.bit_length() + 1
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * width, bitorder="little").reshape(count, width)
-    codes = (bits << np.arange(width, dtype=np.uint8)).sum(1, dtype=np.uint8)
-    return (codes.astype(np.int16) - largest).astype(np.int8)
+    q = np.empty(count, np.int8)
+    for start in range(0, count, PIECE):  # a byte for each bit: no more than of a piece at a time
+        size = min(PIECE, count - start)
+        source = np.frombuffer(data, np.uint8, offset=start * width // 8)
+        bits = np.unpackbits(source, count=size * width, bitorder="little").reshape(size, width)
+        codes = (bits << np.arange(width, dtype=np.uint8)).sum(1, dtype=np.uint8)
+        q[start : start + size] = codes.astype(np.int16) - largest
+    return q
 
 
 def q_size(count: int, kind: str, packing: Packing) -> int:
@@ -219,7 +225,8 @@ def read_artefact(path: Path) -> Artefact:
             magic, head_bytes, payload_bytes = PREFIX.unpack(file.read(PREFIX.size))
             if magic != MAGIC:
                 raise ValueError("it does not begin as one does")
-            if head_bytes > MOST_HEADER_BYTES or payload_bytes > MOST_BYTES:
+            most = min(MOST_BYTES, max(SMALL_BYTES, MOST_RATIO * os.fstat(file.fileno()).st_size))
+            if head_bytes > MOST_HEADER_BYTES or payload_bytes > most:
                 raise ValueError(f"{head_bytes:,} + {payload_bytes:,} bytes are more than an artefact has")
             reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(file, read_across_frames=True)
             header = json.loads(_read_exactly(reader, head_bytes))
@@ -266,6 +273,8 @@ def _check_header(header: Any, payload_bytes: int) -> list[dict[str, Any]]:
             raise ValueError(f"a tensor {name!r} of kind {kind!r}")
         if not all(type(n) is int and 0 <= n <= payload_bytes for n in [*shape, entry["offset"], *_scale_of(entry)]):
             raise ValueError(f"{name!r}: a shape or a place that is no number, or beyond the payload")
+        if math.prod(max(1, n) for n in shape) > MOST_BYTES:  # of no values too
+            raise ValueError(f"{name!r}: a shape that no tensor has")
         for start, size in _ranges(entry, header["packing"]):
             total += size
             if start + size > payload_bytes:
@@ -317,11 +326,11 @@ def model_of(artefact: Artefact, path: Path) -> Model:
     """
     where = f"{path}: its model"
     header = artefact.header
-    cfg, size, bos_id = (
-        from_dict(ModelConfig, header.get("model"), where),
-        header.get("vocab_size"),
-        header.get("bos_id"),
-    )
+    try:
+        cfg = from_dict(ModelConfig, header.get("model"), "model")
+    except ConfigError as error:
+        raise TrainError(f"{path}: {error}; the file is damaged") from None
+    size, bos_id = header.get("vocab_size"), header.get("bos_id")
     if type(size) is not int or type(bos_id) is not int or not 0 <= bos_id < size <= MOST_IDS:
         raise TrainError(f"{where}: {size!r} ids and BOS {bos_id!r} are no vocabulary's; the file is damaged")
     positions = cfg.max_seq_len + cfg.memory_tokens

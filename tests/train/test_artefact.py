@@ -204,6 +204,8 @@ def head(*entries: object, **changed: object) -> dict:
         (file_of(head(entry(shape=[True, 2])), b"abcd"), "a shape or a place"),
         (file_of(head(entry(kind="pickle")), b"abcd"), "of kind 'pickle'"),
         (file_of(head(entry(shape=[1] * 9)), b"abcd"), "a tensor 'w'"),
+        (file_of(head(entry(shape=[1 << 22] * 3 + [0])), bytes(1 << 22)), "a shape that no tensor has"),
+        (file_of(head(entry(shape=[1 << 26])), b"", payload_bytes=1 << 27), "bytes are more than an artefact has"),
         (file_of(head(entry(), entry()), b"abcdabcd"), "two tensors of one name"),
         (file_of(head(entry(), entry(name="v")), b"abcd"), "share their bytes"),
         (file_of(head(entry(kind="int5", shape=[4])), b"abcdef"), "'scale'"),
@@ -233,6 +235,38 @@ def test_damage_is_an_error_and_never_other_weights(whole, tmp_path_factory, pla
     with pytest.raises(TrainError, match="is no artefact, or damaged") as caught:
         model_of(read_artefact(path), path)
     assert str(path) in str(caught.value)
+
+
+SHAPES = ([], [1], [[]], [None], [0, 2**29], [2**29, 2**29, 0])
+TEXTS = ("", "global", "int5", "\ud800", ["sliding"] * 2, {}, {"a": 1})
+NUMBERS = (None, True, 0, 1, -1, 3, 2**31, 2**64, 10**30, 0.5, 1e308, float("nan"), float("inf"))
+ODD = st.sampled_from([*NUMBERS, *TEXTS, *SHAPES])
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_value_of_any_field_of_the_header_is_an_error_of_a_line_or_the_same_model(tmp_path_factory, data):
+    """Behind a checksum that is right: as somebody writes a file who means harm, or has another version."""
+    packing = data.draw(st.sampled_from(["bytes", "bits"]))
+    text, payload = encode(pack(weights(), RULES), header(), packing)
+    value = json.loads(text)
+    models = st.tuples(
+        st.just(value["model"]), st.sampled_from([field.name for field in dataclasses.fields(ModelConfig)])
+    )
+    entries = st.tuples(
+        st.sampled_from(value["tensors"]), st.sampled_from(["name", "kind", "shape", "offset", "scale"])
+    )
+    tops = st.tuples(st.just(value), st.sampled_from([*value]))
+    for place, key in data.draw(st.lists(models | entries | tops, min_size=1, max_size=3)):
+        place[key] = data.draw(ODD)
+    path = tmp_path_factory.mktemp("odd") / "a"
+    path.write_bytes(file_of(value, payload))
+    try:
+        made = model_of(read_artefact(path), path)
+    except TrainError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error), error
+    else:
+        assert {name: p.shape for name, p in made.named_parameters()} == {n: w.shape for n, w in weights().items()}
 
 
 def test_a_small_file_takes_no_more_memory_than_it_may(tmp_path, monkeypatch):
