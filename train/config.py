@@ -12,7 +12,7 @@ Defaults on which the seed is silent are marked "ours".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from train.keys import ConfigError, Keys, TrainError, check, key
 from train.model.config import ModelConfig
@@ -53,6 +53,7 @@ __all__ = [
 
 
 SPANS = 8  # of a step in sequential order
+ROUNDING = ("rules", "keep_numel", "int8_floor")  # keys of the artefact that late rounding goes by
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,13 @@ class TrainConfig(Keys):
         if self.eval_tokens is not None:
             return self.eval_tokens
         return min(1_000_000, max(10_000, self.steps * self.batch_size * self.seq_len // 10))
+
+    def fixed_by_run(self) -> dict[str, Any]:
+        """Return what `Keys.fixed_by_run` does, and the artefact's keys that training goes by where it rounds."""
+        values = super().fixed_by_run()
+        if self.qat.start_frac and self.qat.rule == "artefact":
+            values["artefact"] = {name: getattr(self.artefact, name) for name in ROUNDING}
+        return values
 
     def warnings(self) -> list[str]:
         """Return what a run with these keys does and few would want, a line each; `plan` and the run print them."""

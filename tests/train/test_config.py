@@ -7,7 +7,16 @@ import re
 
 import pytest
 
-from train.config import AdamWConfig, ConfigError, ModelConfig, MuonConfig, ScheduleConfig, TrainConfig
+from train.config import (
+    AdamWConfig,
+    ArtefactConfig,
+    ConfigError,
+    ModelConfig,
+    MuonConfig,
+    QATConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from train.keys import Keys, keys_fixed_by_weights
 from train.overrides import apply_overrides, configs, from_dict
 
@@ -140,6 +149,14 @@ def test_what_a_run_is_fixed_by():
     train = TrainConfig().fixed_by_run()
     assert {"seed", "batch_size", "muon"} <= {*train} and not {"steps", "rank_loss", "out"} & {*train}
     assert "kind" in train["schedule"] and "seconds" not in train["schedule"]
+
+
+def test_what_the_artefact_rounds_is_fixed_where_training_rounds_so():
+    rules = ArtefactConfig(rules=("int6 *",), limit=7)
+    assert "artefact" not in TrainConfig(artefact=rules).fixed_by_run()
+    assert "artefact" not in TrainConfig(artefact=rules, qat=QATConfig(0.1, "int6")).fixed_by_run()
+    fixed = TrainConfig(artefact=rules, qat=QATConfig(0.1)).fixed_by_run()
+    assert fixed["artefact"] == {"rules": ("int6 *",), "keep_numel": 65536, "int8_floor": 0.0}
 
 
 def test_with_every_part_off_checkpoints_say_what_they_said():

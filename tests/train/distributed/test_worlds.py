@@ -144,6 +144,20 @@ def test_a_checkpoint_of_two_continues_with_two_to_the_bit_and_with_one_and_four
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
+def test_sequential_order_goes_on_where_it_was_with_any_number(pretrain, tmp_path):
+    """From the sixth step of a run of two on; what it read before, and another order, would give other losses."""
+    keys = {"order": "sequential", "steps": 10, "checkpoint_every": 6, "schedule__kind": "constant"}
+    together(2, run, pretrain, sets(**keys, out=str(tmp_path / "whole")))
+    wanted = losses(tmp_path / "whole")
+    for world in WORLDS:
+        start, out = str(tmp_path / "whole/checkpoints/step_000006"), tmp_path / str(world)
+        together(world, run, pretrain, sets(**keys, out=str(out), resume=start))
+        got = losses(out)
+        assert list(got) == [7, 8, 9, 10] and max(abs(got[s] - wanted[s]) for s in got) < LOSS
+    run(pretrain, sets(**{**keys, "order": "shuffled", "steps": 10}, out=str(tmp_path / "other")))
+    assert max(abs(losses(tmp_path / "other")[s] - wanted[s]) for s in wanted) > 100 * LOSS
+
+
 def test_the_parts_of_training_are_the_same_for_any_number_and_a_warm_up_is_undone_by_all(pretrain, tmp_path):
     parts = {
         "muon__scale": "aspect",
