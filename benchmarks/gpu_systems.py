@@ -184,7 +184,7 @@ SYSTEMS = {
 TINY: dict[str, Any] = {
     "batch_size": 8,
     "micro_batch": 4,
-    "seq_len": 128,
+    "seq_len": 64,
     "log_every": 1,
     "compile": False,
     "eval_tokens": 128,
