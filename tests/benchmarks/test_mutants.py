@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from benchmarks import mutants
+from benchmarks import forked, mutants
 from benchmarks.damage import damage
 
 
@@ -18,7 +18,7 @@ def test_damage_changes_something(data):
 
 def test_each_way_to_fail_is_told_from_an_error_for_people():
     def ends(status: int, output: str = "") -> str:
-        return mutants.Outcome(status, output, 0.1).fault
+        return forked.Outcome(status, output, 0.1).fault
 
     assert ends(0) == ends(1, "error: a.jsonl: no such file") == ends(2) == ""
     assert ends(1, "Traceback (most recent call last):") == "trace"
@@ -32,14 +32,14 @@ def test_limits_end_a_command():
 
         time.sleep(60)
 
-    assert mutants.run(sleep, seconds=0.2).fault == "hang"
-    assert mutants.run(lambda: bytearray(1 << 30) and None, memory=1 << 28).fault == "memory"
+    assert forked.run(sleep, seconds=0.2).fault == "hang"
+    assert forked.run(lambda: bytearray(1 << 30) and None, memory=1 << 28).fault == "memory"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", mutants.KINDS)
 def test_no_damage_ends_in_a_trace_or_in_silence(kind, tmp_path):
-    mutants.warm_up()
+    forked.warm_up()
     wrong = [
         (case.file, case.damage, case.command, fault, outcome.output[-500:])
         for case, outcome, fault in mutants.faults(kind, 30, seed=1, folder=tmp_path)
