@@ -13,12 +13,15 @@ import pytest
 from s3_server import S3Server
 from trainer_harness import losses, sets
 
-from train import bucket
+from pipeline.commands.trace import open_run
+from train import bucket, page, score
 from train.bucket import Bucket, BucketError
 from train.checkpoint.checkpoint import LATEST, first_word, read_checkpoint
 from train.checkpoint.fetched_run import fetch_run
+from train.checkpoint.load_model import open_trained_model
 from train.checkpoint.mirror import Mirror
 from train.config import ConfigError, TrainError
+from train.data.manifest import load_manifest
 from train.main import run
 
 STEPS = 24
@@ -176,7 +179,7 @@ def test_who_started_last_owns_the_address(s3: S3Server, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_checkpoint_in_a_bucket_is_named_as_one_in_a_folder(
-    pretrain: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretrain: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = f"{s3.new_bucket()}/runs/a"
@@ -188,6 +191,11 @@ def test_a_checkpoint_in_a_bucket_is_named_as_one_in_a_folder(
         TrainError, match=r"no checkpoint 'step_000005' there; there are step_000004, step_000007, step_000008"
     ):
         fetch_run(out, "step_000005")
+    assert open_trained_model(out).point.step == 8
+    assert open_run(load_manifest(pretrain), out).config.steps == 8
+    assert open_trained_model(out, name="step_000004").manifest.folder == str(pretrain.parent)
+    assert score.main([out, "--tokens", "200"]) == 0, capsys.readouterr()
+    assert page.main([out]) == 1 and f"in a bucket the page is {out}/summary.md" in capsys.readouterr().err
     run(pretrain, sets(out=str(tmp_path / "more"), resume=f"{out}/checkpoints/step_000004", steps=8))
     run(pretrain, sets(out=str(tmp_path / "other"), init_from=out, steps=8))
     whole = losses(download(out, tmp_path / "there"))
