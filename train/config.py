@@ -251,7 +251,7 @@ class TrainConfig(Keys):
     )
     cache: str | None = key(
         None,
-        "Folder for copies of shards that lie in a bucket, shared by all runs of a machine; null: shardmill in "
+        "Folder for copies of shards that lie in a bucket, shared by all runs of a machine; null: shardmill/shards in "
         "$XDG_CACHE_HOME or ~/.cache.",
         fixed_by=None,
     )

@@ -279,8 +279,8 @@ def check_size(manifest: Manifest, cfg: TrainConfig, limit: int) -> None:
 
 
 def default_cache() -> Path:
-    """Return the folder for copies where none is named: shardmill in the user's folder for caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardmill"
+    """Return the folder for copies where none is named: shardmill/shards in the user's folder for caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardmill" / "shards"
 
 
 def bytes_below(folder: Path) -> int:
