@@ -97,6 +97,7 @@ def levers(rates: Rates) -> dict[str, Lever]:
         "smear": ["model.smear=true"],
         "relu2": ["model.mlp=relu2"],
         "bigram": ["model.bigram_buckets=1024", "model.bigram_dim=32"],
+        "bigram+relu2": ["model.bigram_buckets=1024", "model.bigram_dim=32", "model.mlp=relu2"],
         "branch_scales": ["model.branch_scales=true"],
         "qk_norm": ["model.qk_norm=rms"],
         "qk_norm+q_gain": ["model.qk_norm=rms", "model.q_gain=1.5"],
