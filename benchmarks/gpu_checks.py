@@ -2,8 +2,7 @@
 
 A check compares several things, values and gradients, and passes where each error is within its limit: {"errors":
 {what: [error, limit]}, "passed"}. An error is `apart`. Each fast path is an argument, so that a test can give a wrong
-one (tests/benchmarks/test_gpu_checks.py): a check that nothing fails says nothing. What cannot run here is noted with
-its traceback instead.
+one (tests/benchmarks/test_gpu_checks.py): a check that nothing fails says nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -310,11 +308,3 @@ def checks(device: torch.device, models: dict[str, tuple[ModelConfig, int]]) -> 
                 check = functools.partial(check_trunk, make_fast, cfg, vocab, dtype, True, device)
                 todo[f"{name}, compiled against eager, {kernel}"] = check
     return todo
-
-
-def run_check(check: Callable[[], Errors]) -> dict[str, Any]:
-    """Return what is written of a check, or of the error that ended it."""
-    try:
-        return checked(check())
-    except Exception as error:
-        return {"failed": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(), "passed": False}

@@ -17,6 +17,7 @@ from train.model import transformer
 from train.model.loss import head_loss
 from train.run import Run
 
+LONGEST = 30  # kernels that are named
 KINDS = (  # of a kernel outside the named ranges, by its name; the first that fits
     ("attention", r"flash|fmha|flex|attention|sdpa"),
     ("matrix products", r"gemm|cutlass|nvjet|cublas|xmma|splitk|wgmma|mma_"),
@@ -66,17 +67,22 @@ def shares(trace: dict[str, Any]) -> dict[str, Any]:
     if not kernels:
         return {}
     sums: dict[str, float] = defaultdict(float)
+    names: dict[str, float] = defaultdict(float)  # of attention's kernels: what really ran, whatever was asked for
     for kernel in kernels:
         middle = kernel["ts"] + kernel["dur"] / 2
         inside = (r["name"] for r in ranges if r["ts"] <= middle <= r["ts"] + r["dur"])
         by_name = next(kind for kind, pattern in KINDS if re.search(pattern, kernel["name"], re.IGNORECASE))
-        sums[next(inside, by_name)] += kernel["dur"]
+        kind = next(inside, by_name)
+        sums[kind] += kernel["dur"]
+        if kind == "attention":
+            names[kernel["name"][:120]] += kernel["dur"]
     busy = sum(sums.values())
     whole = max(k["ts"] + k["dur"] for k in kernels) - min(k["ts"] for k in kernels)
-    longest = sorted(kernels, key=lambda k: -k["dur"])[:12]
+    longest = sorted(kernels, key=lambda k: -k["dur"])[:LONGEST]
     return {
         "shares": {kind: round(s / busy, 4) for kind, s in sorted(sums.items(), key=lambda item: -item[1])},
         "kernels_ms": round(busy / 1000, 2),
         "idle": round(max(0.0, 1 - busy / whole), 4),
+        "attention_kernels_ms": {name: round(s / 1000, 3) for name, s in sorted(names.items(), key=lambda x: -x[1])},
         "longest_kernels_ms": [[k["name"][:120], round(k["dur"] / 1000, 3)] for k in longest],
     }

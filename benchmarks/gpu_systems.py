@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch._functorch.config
+import torch._inductor.config
+import torch.nn.attention.flex_attention
 import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -31,12 +34,16 @@ Hook = Callable[[Run], None]
 
 
 class Variant(NamedTuple):
-    """A run to time: settings of `train`, a change to the run, and what surrounds it."""
+    """A run to time: settings of `train`, a change to the run, what surrounds it, and what of the model is compiled.
+
+    compiles: "blocks" is a graph for each kind of block, in a tenth of the time that the whole trunk takes: to compare.
+    """
 
     settings: dict[str, Any] = {}  # noqa: RUF012
     hook: Hook | None = None
     around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-    profiled: bool = False
+    compiles: Literal["blocks", "trunk", "nothing"] = "blocks"
+    run: Literal["A", "B"] = "A"  # see benchmarks/gpu.py
 
 
 class System(NamedTuple):
@@ -59,6 +66,13 @@ class Setting(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Changes to a run
+
+
+def compile_blocks(run: Run) -> None:
+    """Compile each block of the run's model, instead of the whole trunk."""
+    run.model.run_trunk = run.model.trunk
+    for block in run.model.blocks:
+        block.compile(dynamic=False, fullgraph=True)
 
 
 def torch_muon(run: Run) -> None:
@@ -97,6 +111,29 @@ def cudnn_first() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def autotuned() -> Iterator[None]:
+    """Products by the fastest of cuBLAS's and Triton's kernels, each tried while compiling."""
+    with torch._inductor.config.patch(max_autotune_gemm=True):
+        yield
+
+
+@contextlib.contextmanager
+def flex_blocks(queries: int, keys: int) -> Iterator[None]:
+    """Sizes of the tiles that FlexAttention's kernels work on, forward."""
+    module = torch.nn.attention.flex_attention
+    plain: Any = module.flex_attention
+
+    def sized(*given: Any, **more: Any) -> Any:
+        return plain(*given, **more, kernel_options={"fwd_BLOCK_M": queries, "fwd_BLOCK_N": keys})
+
+    module.flex_attention = sized
+    try:
+        yield
+    finally:
+        module.flex_attention = plain
+
+
+@contextlib.contextmanager
 def deterministic() -> Iterator[None]:
     """train.deterministic: what a resume to the bit costs."""
     use_deterministic_kernels()
@@ -111,8 +148,15 @@ def deterministic() -> Iterator[None]:
 
 SHARD = "shard_40m"
 JORDAN = {"muon": {"ns": "jordan5"}}
-STOCK = Variant(profiled=True)
-VARLEN = Variant({"attention": "varlen"}, profiled=True)
+STOCK = Variant()
+VARLEN = Variant({"attention": "varlen"})
+WHOLE = "stock, the whole trunk compiled"
+EAGER = Variant({"compile": False}, compiles="nothing")
+B: dict[str, Variant] = {  # of run B, of each system
+    "autotuned products": Variant(around=autotuned, run="B"),
+    "flex, tiles of 128 x 64": Variant(around=functools.partial(flex_blocks, 128, 64), run="B"),
+    "flex, tiles of 64 x 64": Variant(around=functools.partial(flex_blocks, 64, 64), run="B"),
+}
 GOLF_GOALS = {"floor": 1.0e6, "goal": 1.15e6}  # the records ran .983 and 1.02 M on each of eight
 TINY_GOLF = {"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "mlp_hidden": 96, "max_seq_len": 128}
 TINY_GOLF |= {"bigram_buckets": 32, "bigram_dim": 16}
@@ -125,17 +169,20 @@ SYSTEMS = {
         {
             "stock": STOCK,
             "attention varlen": VARLEN,
-            "document masks, flex": Variant({"document_mask": True}),
             "attention flex, cuDNN for global layers": Variant(around=cudnn_first),
-            "without compile": Variant({"compile": False}),
+            "document masks, flex": Variant({"document_mask": True}),
+            "without compile": EAGER,
             "torch.optim.Muon": Variant(JORDAN, hook=torch_muon),
             "our Muon, jordan5": Variant(JORDAN),
             "document masks, varlen": Variant({"document_mask": True, "attention": "varlen"}),
             "deterministic": Variant(around=deterministic),
+            WHOLE: Variant(compiles="trunk"),
+            "Newton-Schulz in fp32": Variant({"muon": {"ns": "dsv4", "ns_dtype": "float32"}}),
             "attention sdpa, dense masks": Variant({"attention": "sdpa"}),
             "micro-batch 4": Variant({"micro_batch": 4}),
             "micro-batch 16": Variant({"micro_batch": 16}),
             "micro-batch 2": Variant({"micro_batch": 2}),
+            **B,
         },
         {"dim": 32, "n_layers": 2, "n_heads": 2, "head_dim": 16, "mlp_hidden": 96, "max_seq_len": 128}
         | {"sliding_window": 32, "vocab_size": 512},
@@ -149,7 +196,7 @@ SYSTEMS = {
             "attention varlen": VARLEN,
             "micro-batch 24": Variant({"micro_batch": 24}),
             "micro-batch 96": Variant({"micro_batch": 96}),
-            "without compile": Variant({"compile": False}),
+            "without compile": EAGER,
         },
         TINY_GOLF,
     ),
