@@ -19,7 +19,7 @@ from stages.paths import escaped
 from stages.sources.base import BadRow, Identify, Row, SourceUnit, TextConfig, text_params
 from stages.sources.contents import CHUNK, HEAD, check_format
 from stages.sources.files import ListedFile, files_of, open_source, whole_file_units
-from stages.sources.parquet import DAMAGE, columns_of, first_line, records, to_row, too_large
+from stages.sources.parquet import DAMAGE, first_line, found_columns, records, to_row, too_large
 from stages.sources.writer import write_parts
 from stages.task import Task
 
@@ -88,13 +88,7 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
             number = 0
             try:
                 reader = pa.ipc.open_stream(buffered)
-                there = reader.schema.names
-                wanted = columns_of(task.params, there)
-                if missing := sorted(set(wanted) - set(there)):
-                    raise DataError(
-                        f"{escaped(artifact.path)} has no column {' or '.join(map(repr, missing))}; its columns are "
-                        f"{', '.join(there)}"
-                    )
+                wanted = found_columns(task.params, reader.schema.names, artifact.path)
                 for batch in reader:
                     chosen = checked(batch.select(wanted))
                     for start in range(0, batch.num_rows, SLICE):

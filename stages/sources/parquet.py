@@ -26,6 +26,7 @@ from stages.sources.base import (
     SourceUnit,
     TextConfig,
     coerce,
+    excerpt,
     pick,
     template_fields,
     text_of,
@@ -79,12 +80,27 @@ def units(config: Config, identify: Identify, unit_bytes: int = 0) -> list[Sourc
 
 
 def columns_of(params: dict[str, Any], there: list[str]) -> list[str]:
-    """Return the top-level columns that a unit reads. `url` is read where it is there, unless another one is named."""
+    """Return the top-level columns that a unit reads, some of which a file may lack.
+
+    `url` is read where it is there, unless another one is named.
+    """
     fields = template_fields(params["template"]) if params["template"] is not None else [params["text"]]
     fields += [*params["meta"], *params.get("where", {}), *([params["url"]] if params["url"] else [])]
     if params["url"] is None and "url" in there:
         fields.append("url")
     return list(dict.fromkeys(f if f in there else f.split(".")[0] for f in fields))
+
+
+def found_columns(params: dict[str, Any], there: list[str], path: str) -> list[str]:
+    """Return `columns_of` a file that has the columns `there`. Raises DataError where one is missing or there twice."""
+    wanted = columns_of(params, there)
+    if missing := sorted(set(wanted) - set(there)):
+        raise DataError(
+            f"{escaped(path)} has no column {' or '.join(map(repr, missing))}; its columns are {', '.join(there)}"
+        )
+    if twice := [name for name in wanted if there.count(name) > 1]:
+        raise DataError(f"{escaped(path)} has several columns called {twice[0]!r}; give each a name of its own")
+    return wanted
 
 
 def units_over(
@@ -125,9 +141,7 @@ def row_group_ranges(artifact: Artifact, params: dict[str, Any], unit_bytes: int
     except DAMAGE:
         yield RowGroups(artifact, 0, -1, size)
         return
-    needed = set(columns_of(params, there))
-    if missing := sorted(needed - set(there)):
-        raise DataError(f"{full} has no column {' or '.join(map(repr, missing))}; its columns are {', '.join(there)}")
+    needed = found_columns(params, there, full)
     start = total = 0
     for group in range(footer.num_row_groups):
         info = footer.row_group(group)
@@ -292,5 +306,5 @@ def to_row(record: dict[str, Any], file: str, number: int, params: dict[str, Any
         meta = tuple(coerce(pick(values, c), kind, c) for c, kind in params["meta"].items())
         url = pick(values, params["url"]) if params["url"] else values.get("url")
     except FieldError as error:
-        return BadRow(file, number, str(error))
+        return BadRow(file, number, str(error), excerpt(record))
     return Row(file, number, text, url if isinstance(url, str) else None, meta)

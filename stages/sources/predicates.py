@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from stages.errors import DataError
 
+NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
 Where = Mapping[str, Mapping[str, Any]]
 
 
@@ -23,8 +24,11 @@ def may_match(group: pq.RowGroupMetaData, where: Where) -> bool:
     """Return whether a row group can hold a row to keep, as far as its statistics of numbers say."""
     for place in range(group.num_columns) if where else ():
         column = group.column(place)
-        test, known = where.get(column.path_in_schema, {}), column.statistics
-        if known is None or not known.has_min_max or not isinstance(known.min, int | float):
+        test, known = where.get(column.path_in_schema), column.statistics
+        # Those of a date or a time need not be readable.
+        if not test or known is None or not known.has_min_max or known.logical_type.type not in ("NONE", "INT"):
+            continue
+        if not isinstance(known.min, int | float):
             continue
         # Statistics may be float32's, a little beside the bound that they were written as.
         slack = 1e-6 * max(abs(known.min), abs(known.max)) if column.physical_type == "FLOAT" else 0
@@ -51,28 +55,23 @@ def matches(batch: pa.RecordBatch, name: str, test: Mapping[str, Any]) -> Any:
     """Return True for each row whose value of one column passes the test, else False; never null."""
     there = name if name in batch.schema.names else name.split(".")[0]
     values = batch.column(there)
-    if there != name:
-        values = pc.struct_field(values, name.split(".")[1:])
+    for field in name.split(".")[1:] if there != name else ():
+        if not pa.types.is_struct(values.type) or values.type.get_field_index(field) < 0:
+            raise DataError(f"where.{name}: column {there!r} has no field {field!r} in {values.type}; mend the recipe")
+        values = pc.struct_field(values, field)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.int8())
-    elif pa.types.is_decimal(values.type) or pa.types.is_float16(values.type):
-        values = values.cast(pa.float64())
     text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    if not (text if "in" in test else number):
+    if not (text if "in" in test else any(is_kind(values.type) for is_kind in NUMBERS)):
         need = "texts (in)" if "in" in test else "numbers (min, max)"
         raise DataError(f"where.{name} compares {need}, and the column is {values.type}; mend the recipe")
     if "in" in test:
         return pc.is_in(values, pa.array(test["in"], values.type))
+    if not pa.types.is_float32(values.type):
+        values = values.cast(pa.float64(), safe=False)  # as the rule does: a whole number beyond 2**53 is rounded
     mask = pc.is_valid(values)
     for bound, compare in (("min", pc.greater_equal), ("max", pc.less_equal)):
         if bound in test:
-            mask = pc.and_(mask, pc.fill_null(compare(values, as_stored(test[bound], values.type)), False))
+            stored = pa.scalar(float(test[bound]), values.type)  # in float32, .65 is not the double .65
+            mask = pc.and_(mask, pc.fill_null(compare(values, stored), False))
     return mask
-
-
-def as_stored(bound: float, kind: pa.DataType) -> pa.Scalar:
-    """Return a bound as a column of type `kind` would hold it: in float32, .65 is not the double .65."""
-    return pa.scalar(bound, kind if pa.types.is_float32(kind) else None)

@@ -142,6 +142,10 @@ def test_any_arrow_type_in_any_column_costs_at_most_its_rows(kind, place, column
         (pa.array([Decimal("0.65"), Decimal("0.5"), None], pa.decimal128(5, 2)), {"min": 0.65}, [0]),
         (pa.array([True, False, None]), {"min": 1}, [0]),
         (pa.array([3, 2, None]), {"min": 2.5}, [0]),
+        (pa.array([2**64 - 1, 1, None], pa.uint64()), {"min": 3}, [0]),
+        (pa.array([2**62 + 1, 1, None]), {"min": 2.5}, [0]),
+        (pa.array([3, 2, None], pa.int8()), {"min": 10**30}, []),
+        (pa.array([Decimal("9" * 70), Decimal(1), None], pa.decimal256(76, 0)), {"min": 3}, [0]),
         (pa.array(["en", "de", None], pa.string_view()), {"in": ["en"]}, [0]),
         (pa.array(["en", "de", None]).dictionary_encode(), {"in": ["en"]}, [0]),
     ],
@@ -157,6 +161,49 @@ def test_where_and_the_rule_agree_on_every_type(column, test, kept, tmp_path):
         for v in values
     ]
     assert [i for i, passed in enumerate(passes) if passed] == kept and not bad
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"score": {"min": 2}}, ""),  # a column beside it has statistics that no date can hold
+        ({"when": {"min": 2}}, "where.when compares numbers"),
+        ({"inside.b": {"min": 2}}, "where.inside.b: column 'inside' has no field 'b'"),
+        ({"several.a": {"min": 2}}, "where.several.a: column 'several' has no field 'a'"),
+        ({"score.a": {"min": 2}}, "where.score.a: column 'score' has no field 'a'"),
+    ],
+)
+def test_what_where_cannot_compare_is_a_mistake_of_the_recipe_and_no_damage(where, said, tmp_path):
+    columns = {
+        "text": ["a", "b"],
+        "score": [1, 2],
+        "when": pa.array([2**62, -(2**62)], pa.timestamp("us")),
+        "inside": [{"a": 1}, {"a": 2}],
+        "several": [[{"a": 1}], [{"a": 2}]],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    if said:
+        with pytest.raises(DataError, match=said):
+            download(tmp_path, kind="parquet", path=str(tmp_path), where=where)
+    else:
+        assert [row["text"] for row in download(tmp_path, kind="parquet", path=str(tmp_path), where=where)[0]] == ["b"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_that_is_there_twice_is_refused_and_a_bad_row_is_shown(kind, tmp_path):
+    def write_table(name, table):
+        if kind == "parquet":
+            pq.write_table(table, tmp_path / name)
+        else:
+            with pa.ipc.new_file(str(tmp_path / name), table.schema) as writer:
+                writer.write_table(table)
+
+    write_table("twice", pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]))
+    with pytest.raises(DataError, match="twice has several columns called 'text'"):
+        download(tmp_path, kind=kind, path=str(tmp_path / "twice"))
+    write_table("bad", pa.table({"text": [b"how it begins\xff", b"good"]}))
+    _, (bad,) = download(tmp_path, kind=kind, path=str(tmp_path / "bad"))
+    assert "how it begins" in bad["excerpt"]
 
 
 @pytest.mark.parametrize("template", ["{score:.1f}", "{text!r}", "{text:>9999999999}"])
