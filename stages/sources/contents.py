@@ -53,6 +53,9 @@ FORMATS = (
     (b"SQLite format 3\0", "an SQLite database", "export its rows as JSON lines"),
     (b"%PDF-", "a PDF", "extract its text first"),
     (b"Obj\x01", "an Avro file", "convert it to parquet"),
+    (b"FEA1", "a Feather file of version 1", "read it with pandas and write it as parquet"),
+    (b"\x89HDF\r\n", "an HDF5 file", "convert it to parquet"),
+    (b"\x93NUMPY", "an array of numpy, not text", "check `path`"),
     (b"\xff\xfe\0\0", "UTF-32", "convert it: iconv -f UTF-32 -t UTF-8"),
     (b"\0\0\xfe\xff", "UTF-32", "convert it: iconv -f UTF-32 -t UTF-8"),
     (b"\xff\xfe", "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
@@ -123,11 +126,11 @@ def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes
     """
     buffered = io.BufferedReader(stream, CHUNK)  # type: ignore[type-var]
     head = buffered.peek(HEAD)[:HEAD]
-    packing = next((kind for magic, kind in MAGIC if head.startswith(magic)), "")
+    packing = next((kind for magic, kind in MAGIC if head.startswith(magic)), "zstd" if is_skippable(head) else "")
     said = next((kind for ending, kind in ENDINGS.items() if name.lower().endswith(ending)), "")
     if said and not head:
         raise DataError(f"{escaped(name)} has 0 bytes, and an empty {said} file has some; fetch the file again")
-    if said and not packing and not (said == "zstd" and is_skippable(head)):
+    if said and not packing:
         raise DataError(
             f"{escaped(name)} is not valid {said}, whatever its name says: it is damaged, so fetch it again, or is not "
             "packed, so rename it"
@@ -136,7 +139,7 @@ def chunks(stream: IO[bytes], name: str, max_ratio: float = 0) -> Iterator[bytes
         yield from decompress_gzip(buffered, stream, name, max_ratio)
     elif packing in ("bz2", "xz"):
         yield from decompress(buffered, name, packing, max_ratio)
-    elif packing == "zstd" or said == "zstd":
+    elif packing == "zstd":
         yield from decompress_zstd(buffered, name, CHUNK, max_ratio)
     else:
         while chunk := buffered.read(CHUNK):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -45,13 +46,14 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
     params = task.params
     csv.field_size_limit(max(params["largest"], 1 << 17))
     for artifact, name in zip(task.inputs, params["files"], strict=True):
-        delimiter = params["delimiter"] or ("\t" if ".tsv" in name.lower() else ",")
+        delimiter = params["delimiter"] or ("\t" if ".tsv" in name.lower().rpartition("/")[2] else ",")
         with open_source(artifact, params.get("options")) as stream:
             data = recognized(chunks(stream, artifact.path, params["max_ratio"]), artifact.path, "csv")
             reader = csv.reader(text_lines(decoded(data)), delimiter=delimiter, strict=True)
             header: list[str] = []
             number = -1
             while True:
+                before = reader.line_num
                 try:
                     values = next(reader)
                 except StopIteration:
@@ -61,7 +63,10 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
                         raise DataError(f"{escaped(artifact.path)}: its header cannot be read ({error})") from error
                     number += 1
                     hint = "; see largest_document" if "limit" in str(error) else ""
-                    yield BadRow(name, number, f"broken CSV: {error}{hint}")
+                    read = reader.line_num - before  # a quote that is not closed takes what follows with it
+                    yield BadRow(
+                        name, number, f"broken CSV: {error}{hint}", f"({read:,} lines, from line {before + 1:,})"
+                    )
                     continue
                 if not values:
                     continue  # a blank line
@@ -74,8 +79,9 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
 
 def checked_header(values: list[str], path: str) -> list[str]:
     """Return the names of the columns. Raises DataError when two have one name."""
-    if twice := [value for value in values if values.count(value) > 1]:
-        raise DataError(f"{escaped(path)} has two columns called {twice[0]!r}; its first row must name the columns")
+    name, times = Counter(values).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{escaped(path)} has several columns called {name!r}; its first row must name the columns")
     return values
 
 
@@ -89,7 +95,8 @@ def record_row(header: list[str], values: list[str], file: str, number: int, par
             try:
                 record[column] = float(record[column]) if record[column] else None
             except ValueError:
-                return BadRow(file, number, f"field {column!r} is {record[column][:50]!r}, the rule needs a number")
+                reason = f"field {column!r} is {record[column][:50]!r}, the rule needs a number"
+                return BadRow(file, number, reason, excerpt(record))
     return row_of(record, file, number, params)
 
 

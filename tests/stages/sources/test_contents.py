@@ -123,6 +123,8 @@ WRONG = [
     ("parquet", bz2.compress(LINES), "is packed with bz2"),
     ("arrow", parquet_bytes(), "say `from: parquet`"),
     ("arrow", LINES, "say `from: jsonl`"),
+    ("arrow", b"FEA1" + bytes(60), "is a Feather file of version 1"),
+    ("csv", b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
 ]
 
 
@@ -251,8 +253,12 @@ def test_bad_rows_of_csv_leave_their_neighbours(tmp_path):
     rows, bad = download(tmp_path, kind="csv", path=str(tmp_path), rules=rules)
     assert [row["meta.n"] for row in rows] == [1.0]
     assert "field 'n' is 'x', the rule needs a number" in [row["reason"] for row in bad]
+    assert "(1 lines, from line 8)" in [row["excerpt"] for row in bad]
+    names = ",".join(f"c{i}" for i in range(50_000))
+    (tmp_path / "a.csv").write_text(f"{names}\n{names}\n")
+    assert "no field 'text'" in download(tmp_path, kind="csv", path=str(tmp_path))[1][0]["reason"]
     (tmp_path / "a.csv").write_bytes(b"text,text\n1,2\n")
-    with pytest.raises(DataError, match="two columns called 'text'"):
+    with pytest.raises(DataError, match="several columns called 'text'"):
         download(tmp_path, kind="csv", path=str(tmp_path))
 
 
