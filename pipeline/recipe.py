@@ -82,6 +82,7 @@ WRONG_TYPE = {
     "model": "must be a group of keys",
     "dataclass": "must be a group of keys",
     "string": "must be text",
+    "tuple": "must be a list",
 }
 # What is wrong, by pydantic's name for it, with its figures.
 WRONG_VALUE = {
@@ -93,6 +94,7 @@ WRONG_VALUE = {
     "too_short": "must have {min_length} or more",
     "too_long": "must have {max_length} at most",
     "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have {max_length} characters at most",
     "finite_number": "must be a finite number",
     "string_pattern_mismatch": "must match {pattern}",
 }
@@ -150,13 +152,13 @@ def _message(problem: ErrorDetails, location: Location, raw: dict[str, Any]) -> 
         phases = [str(phase) for phase, keys in raw["train"].items() if isinstance(keys, dict)]
         named = f"the phases here are {', '.join(phases)}" if phases else "such as pretrain"
         return f": keys of training stand in a phase, train.PHASE.{location[1]}; {named}"
-    if expected and kind.endswith(("_type", "_parsing", "_from_float")):
+    if expected and kind.endswith(("_type", "_parsing", "_parsing_size", "_from_float")):
         return f": {expected}, not {str(given)[:80]!r}{_read_as(given) if kind.startswith('string') else ''}"
     if kind in WRONG_VALUE:
-        return f": {WRONG_VALUE[kind].format(**problem['ctx'])}, not {str(given)[:80]!r}"
+        return f": {WRONG_VALUE[kind].format(**problem.get('ctx', {}))}, not {str(given)[:80]!r}"
     message = problem["msg"].removeprefix("Value error, ")
     says_what_is_given = kind == "value_error" or not isinstance(given, str | int | float)
-    return f": {message}" if says_what_is_given else f": {message} (got {given!r})"
+    return f": {message}" if says_what_is_given else f": {message} (got {str(given)[:80]!r})"
 
 
 def _read_as(given: Any) -> str:
@@ -308,6 +310,21 @@ def parse_recipe(raw: dict[str, Any], where: str) -> Recipe:
             except ValueError as error:
                 raise UsageError(f"{where}: {without_secrets(key)}: {error}") from None
     try:
-        return Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise UsageError(_explain(where, error, raw)) from None
+    for key in yes_or_no_as_numbers(raw, recipe.to_dict()):
+        raise UsageError(f"{where}: {key}: must be a number, and YAML reads yes, no, true, false, on and off as none")
+    return recipe
+
+
+def yes_or_no_as_numbers(raw: Any, read: Any, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys at which a yes or no in `raw` became a number in `read`, the same values as resolved."""
+    if isinstance(raw, bool) and type(read) in (int, float):
+        yield key
+    elif isinstance(raw, dict) and isinstance(read, dict):
+        for name in raw.keys() & read.keys():
+            yield from yes_or_no_as_numbers(raw[name], read[name], f"{key}.{name}" if key else str(name))
+    elif isinstance(raw, list) and isinstance(read, list):
+        for inner, inner_read in zip(raw, read, strict=False):
+            yield from yes_or_no_as_numbers(inner, inner_read, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -20,8 +21,8 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping. Raises YAMLError when a key is there twice, or is no text."""
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        names = [key.value for key in keys]
-        if twice := sorted({str(name) for name in names if names.count(name) > 1} - {"<<"}):
+        counts = Counter(str(key.value) for key in keys)
+        if twice := sorted({name for name, count in counts.items() if count > 1} - {"<<"}):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {twice[0]!r} is there twice")
         for key in keys:
             kind = key.tag.rpartition(":")[2]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import json
+import operator
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +62,11 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("train.pretrain.schedule.kind=x", "train.pretrain.schedule.kind", "'wsd', 'cosine', 'constant' or 'warmdown'"),
         ("executor=dask", "executor", "'auto', 'ray', 'local'"),
         ("seed=x", "seed: must be a whole number", "'x'"),
+        ("seed=1e+308", "seed: must be a whole number", "not '1e+308'"),
+        ("seed=yes", "seed: must be a number", "YAML reads yes"),
+        ("mixtures.pretrain.tokens=true", "mixtures.pretrain.tokens: must be a number", "YAML reads yes"),
+        ("mixtures.pretrain.temperature='nan'", "mixtures.pretrain.temperature: must be a finite", "'nan'"),
+        ("model.layer_kinds=abc", "model.layer_kinds: must be a list", "not 'abc'"),
         ("model=3", "model: must be a group of keys", "'3'"),
         ("sources={}", "sources", "must have 1 or more"),
         ("mixtures.pretrain.tokens=12Q", "mixtures.pretrain.tokens: '12Q' is not a quantity", "write 300000, 300k"),
@@ -89,6 +98,23 @@ def test_mistakes_name_file_key_and_what_is_allowed(tmp_path: Path, override: st
     assert text.startswith(str(tmp_path / "r.yaml") + ": ")
     assert key in text
     assert said in text
+
+
+def test_any_value_in_any_key_is_read_or_refused_in_our_words(tmp_path: Path) -> None:
+    def keys(group: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        for name, inner in group.items() if isinstance(group, dict) else ():
+            yield (*above, name)
+            yield from keys(inner, (*above, name))
+
+    base = parse_recipe(small_recipe(tmp_path), "r.yaml").to_dict()
+    values = itertools.cycle(["nan", "9" * 5000, 1e308, [[]], "10 MB"])
+    for *parents, last in keys(base):
+        raw = copy.deepcopy(base)
+        functools.reduce(operator.getitem, parents, raw)[last] = next(values)
+        try:
+            parse_recipe(raw, "r.yaml")
+        except UsageError as error:
+            assert not re.search(r"Input should|String should|Unable to|valid (integer|number|tuple)", str(error))
 
 
 @pytest.mark.parametrize(("override", "said"), [("seed", "a.b=value"), ("=3", "a.b=value"), ("name.a=3", "name")])
@@ -262,6 +288,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("".join(f"k{i}: 1\n" for i in range(49_000)) + "k0: 2\n", "key 'k0' is there twice"),
         (LAUGHS, "more than 100,000 values, aliases written out"),
         ("name: &a [*a]\n", "nested more than 50 deep"),
         ("name: " + "[" * 100 + "]" * 100, "nested more than 50 deep"),
