@@ -11,6 +11,7 @@ import glob
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -88,7 +89,8 @@ def file_system(path: str, options: Mapping[str, Any] | None = None) -> tuple[An
         fs, name = fsspec.core.url_to_fs(path, **(options or {}))
         return fs, name
     local = LocalFileSystem()
-    return local, local._strip_protocol(local_path(path))
+    name = local._strip_protocol(local_path(path))
+    return local, os.path.join(Path.cwd(), name)  # noqa: PTH118 - `~x.jsonl` is a name where there is no user x
 
 
 def split_pattern(fs: Any, name: str) -> tuple[str, str]:

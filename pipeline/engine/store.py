@@ -276,7 +276,7 @@ class Store(ABC):
 def open_store(out: str) -> Store:
     """Return the store at `out`, a folder or an address in a bucket; nothing is made yet.
 
-    Raises UserError for a name that is no UTF-8: records and manifests are written in it.
+    Raises UserError for an empty name, and for one that is no UTF-8: records and manifests are written in it.
     """
     from pipeline.engine.local_store import LocalStore  # both build on this module
     from pipeline.engine.object_store import ObjectStore
@@ -285,6 +285,8 @@ def open_store(out: str) -> Store:
         refuse_secrets(out)
     except ValueError as error:
         raise UserError(f"--out: {error}") from None
+    if not out:
+        raise UserError("--out is empty; name a folder, `.` for the one that you stand in")
     if not is_utf8(out):
         raise UserError(f"--out {escaped(out)}: the name is no UTF-8, which records and manifests are; name another")
     return ObjectStore(out) if is_remote(out) else LocalStore(file_system(out)[1])

@@ -42,6 +42,9 @@ def test_a_local_path_is_absolute_and_a_chain_is_none(tmp_path, monkeypatch):
     assert paths.file_system("exp::a")[1] == str(tmp_path / "exp::a")
     assert paths.file_system("file:///x/y/")[1] == "/x/y"
     assert paths.file_system("~/x")[1] == str(Path.home() / "x")
+    assert paths.file_system("~nobody.jsonl")[1] == str(tmp_path / "~nobody.jsonl")
+    with pytest.raises(UserError, match="--out is empty"):
+        open_store("")
 
 
 NAMES = st.text("ab[]*?!-{}", min_size=1, max_size=8).filter(lambda name: name not in (".", ".."))
