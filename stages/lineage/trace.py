@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from stages.decontaminate.cut import cut_out
 from stages.errors import DataError
@@ -211,11 +211,21 @@ class Origin:
 
 
 def source_config(manifest: Manifest, name: str, source_paths: Mapping[str, str]) -> Any:
-    """Return a source's configuration as the manifest's recipe has it, its files at `source_paths[name]` if given."""
+    """Return a source's configuration as the manifest's recipe has it, its files at `source_paths[name]` if given.
+
+    Raises DataError where it is no source's.
+    """
     entry = manifest.recipe_value("sources", name)
     if name not in source_paths:
         check_protocols(name, entry)
-    config: Any = TypeAdapter(SourceConfig).validate_python(entry)
+    try:
+        config: Any = TypeAdapter(SourceConfig).validate_python(entry)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise DataError(
+            f"{manifest.folder}/manifest.json: recipe.sources.{name} is none that a recipe has "
+            f"({'.'.join(map(str, wrong['loc'][1:]))} is {str(wrong['input'])[:80]!r}): it was edited; pack again"
+        ) from None
     revisions = {source.name: source.revision for source in manifest.sources}
     pin(config, revisions.get(name, ""))
     return with_path(config, source_paths[name]) if name in source_paths else config

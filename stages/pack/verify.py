@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from stages import hashing
 from stages.pack.adopt import HELD_OUT, adopted_build_id
 from stages.pack.allocate import rotate_positions
 from stages.pack.best_fit import best_fit
 from stages.pack.format import ROWS
+from stages.recipe import Recipe
 from stages.schemas import table_digest
 from stages.sources.questions import EvalConfig
 from stages.tokenizer.spec import BOS, PAD
@@ -63,6 +65,9 @@ def verify(manifest: Manifest) -> Iterator[str]:
     source tree, the recipe's other keys, the second half of the build id) cannot be known from the folder: for
     these only the manifest's own digest speaks, which is compared when it is read.
     """
+    if not manifest.adopted and (fault := recipe_fault(manifest)):
+        yield f"manifest: {fault}"
+        return  # what follows reads it
     yield from verify_adopted_manifest(manifest) if manifest.adopted else verify_manifest(manifest)
     damaged: set[str] = set()
     for file in manifest.packed_files():
@@ -96,6 +101,18 @@ def verify(manifest: Manifest) -> Iterator[str]:
                 yield f"{shard.path}: {error}"
     if not damaged:
         yield from verify_totals(manifest, totals)
+
+
+def recipe_fault(manifest: Manifest) -> str:
+    """Return what is wrong with the recipe in a manifest, "" where it is one and its mixtures are as resolved."""
+    try:
+        mixtures = Recipe.model_validate(manifest.recipe).to_dict()["mixtures"]
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        return f"recipe.{'.'.join(map(str, wrong['loc']))} is none that a recipe has: {str(wrong['input'])[:80]!r}"
+    written = manifest.recipe.get("mixtures", {})
+    changed = [name for name, keys in written.items() if mixtures[name] | keys != mixtures[name]]
+    return f"recipe.mixtures.{changed[0]} is not as a recipe is resolved" if changed else ""
 
 
 def verify_adopted_manifest(manifest: Manifest) -> Iterator[str]:
@@ -359,10 +376,12 @@ def verify_totals(manifest: Manifest, totals: Totals) -> Iterator[str]:
 def verify_copies(source: Source, totals: Totals) -> Iterator[str]:
     """A source is repeated whole, but for the last copy, in which one document at most is truncated."""
     copies, rest = divmod(source.tokens, source.available_tokens) if source.available_tokens else (0, source.tokens)
-    wanted = dict.fromkeys(range(copies), source.available_tokens)
+    by_copy = {copy: n for (split, name, copy), n in totals.tokens.items() if (split, name) == ("train", source.name)}
+    wanted = dict.fromkeys(
+        range(min(copies, len(by_copy) + 1)), source.available_tokens
+    )  # one more is enough to differ
     if rest:
         wanted[copies] = rest
-    by_copy = {copy: n for (split, name, copy), n in totals.tokens.items() if (split, name) == ("train", source.name)}
     if by_copy != wanted:
         yield f"manifest: tokens of {source.name} by copy are {by_copy}, not {wanted}"
     truncated = totals.truncated["train", source.name]

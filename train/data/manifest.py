@@ -276,8 +276,15 @@ def hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def is_countable(number: int) -> bool:
+    """Return whether a number is one that a count can be: of 63 bits, as the arrays that it is compared with."""
+    return -(2**63) <= number < 2**63
+
+
 def check_types(value: Any, hint: Any, where: str) -> None:
-    """Raises TypeError that names the key, `where`, whose JSON value is not of the type `hint`."""
+    """Raises TypeError that names the key, `where`, whose JSON value is not of the type `hint`, or beyond 63 bits."""
+    if type(value) is int and not is_countable(value):
+        raise TypeError(f"{where} is a number beyond 63 bits")
     if hint is Any or (hint in (int, float, str, bool) and type(value) is hint):
         return
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
@@ -289,7 +296,7 @@ def check_types(value: Any, hint: Any, where: str) -> None:
     elif kind is dict:
         for key, item in value.items():
             check_types(item, inner[1], f"{where}.{key}")
-    elif kind is list and any(type(item) is not inner[0] or inner[0] is not int for item in value):
+    elif kind is list and not (inner[0] is int and all(type(item) is int and is_countable(item) for item in value)):
         for number, item in enumerate(value):
             check_types(item, inner[0], f"{where}.{number}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -20,7 +21,7 @@ from pipeline.commands.trace import open_run, spans_of_step
 from pipeline.errors import UserError
 from stages.errors import DataError
 from stages.lineage.rows import find_shard, rows_of_spans, rows_table, shard_rows
-from stages.lineage.trace import trace
+from stages.lineage.trace import source_config, trace
 from stages.pack.format import ROWS
 from train.config import TrainConfig
 from train.data.loader import Loader
@@ -46,6 +47,10 @@ def test_a_recipe_that_lacks_a_key_is_named(manifest):
         left = {key: value for key, value in manifest.recipe.items() if key != gone}
         with pytest.raises(ManifestError, match=rf"manifest\.json: recipe\.{gone} is missing"):
             trace(dataclasses.replace(manifest, recipe=left), [piece])
+    recipe = copy.deepcopy(manifest.recipe)
+    recipe["sources"][piece.source]["max_ratio"] = "x"
+    with pytest.raises(DataError, match=rf"recipe\.sources\.{piece.source} is none .*max_ratio is 'x'"):
+        source_config(dataclasses.replace(manifest, recipe=recipe), piece.source, {})
     with pytest.raises(UserError, match=r"the manifest's recipe: .* is required and missing"):
         recipe_of(dataclasses.replace(manifest, recipe={}), {})
 

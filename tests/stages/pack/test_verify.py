@@ -312,7 +312,22 @@ def test_nonsense_with_a_matching_checksum_is_reported_not_raised(folder, name, 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("tokens", "x"), ("recipe", None), ("files", []), ("shards.0.tokens", "12"), ("seed", True)]
+    ("change", "said"),
+    [
+        (lambda value: value["recipe"]["mixtures"]["anneal"].update(window="/etc"), "recipe.mixtures.anneal.window"),
+        (lambda value: value["recipe"]["mixtures"]["anneal"].update(tokens="30k"), "recipe.mixtures.anneal is not as"),
+        (lambda value: value["recipe"]["evals"]["quiz"].update(items=-1), "recipe.evals.quiz"),
+        (lambda value: value["sources"][0].update(tokens=2**62, available_tokens=1), "by copy are"),
+    ],
+)
+def test_figures_and_recipes_of_a_stranger_are_said_to_be_wrong_at_once(folder, change, said):
+    edit(folder, change)
+    assert any(said in problem for problem in problems(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tokens", "x"), ("recipe", None), ("files", []), ("shards.0.tokens", "12"), ("seed", True), ("tokens", 10**30)],
 )
 def test_a_manifest_with_values_of_another_type_is_refused_by_name(folder, key, value):
     file = folder / "manifest.json"
