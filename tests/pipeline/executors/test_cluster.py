@@ -106,7 +106,7 @@ def test_a_build_on_three_nodes_has_the_bytes_of_a_local_one(
     empty.mkdir()
     options = ("--address", cluster.address, "--out", out)
     driver = work.start("run", "pack_pretrain", *options, **cluster.driver_environment())
-    wait_for(lambda: "executor ray" in (tmp_path / "stderr").read_text(), "the driver", 60)
+    wait_for(lambda: "executor ray" in (tmp_path / "stderr").read_text(), "the driver", 120)
     mark = cluster.add_altered(2, {local.root / package: empty for package in PROJECT})
     said = finish(work, driver)
     assert "the cluster has changed: 5 CPUs on 3 nodes" in said
@@ -189,6 +189,7 @@ def test_what_a_node_lacks_is_named() -> None:
     assert difference(spec) == f"no-such-library is not installed, the driver's 1.0; python is {ours}, the driver's 2.7"
 
 
+@pytest.mark.soak
 def test_a_killed_node_driver_and_failing_store_change_no_byte(
     local: Work, cluster: RayCluster, s3: S3Server, tmp_path: Path
 ) -> None:
@@ -198,11 +199,11 @@ def test_a_killed_node_driver_and_failing_store_change_no_byte(
     s3.fault_rate = 0.1
     node = cluster.add(2)
     first = work.start("run", *options, **cluster.driver_environment())
-    wait_for(lambda: "/out/store/tokenize/" in " ".join(s3.paths[-200:]), "the tokenizer", 100)
+    wait_for(lambda: "/out/store/tokenize/" in " ".join(s3.paths[-200:]), "the tokenizer", 240)
     kill(first.pid)
     first.wait()
     driver = work.start("run", *options, **cluster.driver_environment())
-    wait_for(lambda: cluster.busy_workers(node, "tokenize"), "units on the node", 60)
+    wait_for(lambda: cluster.busy_workers(node, "tokenize"), "units on the node", 240)
     cluster.remove(node)
     said = finish(work, driver)
     s3.fault_rate = 0.0
@@ -220,7 +221,7 @@ def test_the_last_line_is_ours_when_the_head_dies(local: Work, cluster: RayClust
     work.write()
     options = ("pack_pretrain", "--address", cluster.address)
     driver = work.start("run", *options, **cluster.driver_environment())
-    wait_for(lambda: list(work.out.glob("store/tokenize/??/*/record.json")), "the tokenizer", 100)
+    wait_for(lambda: list(work.out.glob("store/tokenize/??/*/record.json")), "the tokenizer", 240)
     cluster.kill_head()
     status = driver.wait(120)
     said = (tmp_path / "stderr").read_text()
