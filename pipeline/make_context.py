@@ -40,6 +40,7 @@ def make_context(
         raise UsageError(f"--executor {kind}: allowed are {', '.join(KINDS)}")
     if kind in ("auto", "ray") and not address and os.environ.get("RAY_ADDRESS", "local") != "local":
         kind, address = "ray", "auto"  # as Ray does itself; `ray job submit` sets it
+    store = open_store(out)
     forkserver = ForkServer() if kind in ("auto", "local") and not dry else None  # before there are threads
     if kind == "ray" and not dry:
         fork_driver()
@@ -53,7 +54,7 @@ def make_context(
     file = str(find_recipe(recipe).resolve()) if isinstance(recipe, str) else ""
     context = Context(
         loaded,
-        open_store(out),
+        store,
         make_executor,
         progress,
         dry=dry,

@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from typing import NoReturn
 
 from pipeline.engine.signals import SIGNALS
@@ -25,8 +26,13 @@ def typed_command() -> str:
 
 
 def fork_driver() -> None:
-    """Go on in a child; the parent waits for it, and never returns. Call it while there is one thread."""
+    """Go on in a child; the parent waits for it, and never returns.
+
+    Where this process has threads, which a child would lack, it stays one: then it is a program that calls a command.
+    """
     global _parent
+    if threading.active_count() > 1:
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
