@@ -16,7 +16,7 @@ from train.bucket import Bucket
 pytestmark = pytest.mark.slow
 PHASE = {"batch_size": 4, "seq_len": 32, "log_every": 1, "eval_tokens": 256, "sample_tokens": 0, "epochs": 9}
 TRAIN = {
-    "pretrain": {"mixture": "pretrain", "steps": 40, "checkpoint_every": 5, "eval_every": 0, **PHASE},
+    "pretrain": {"mixture": "pretrain", "steps": 200, "checkpoint_every": 5, "eval_every": 0, **PHASE},
     "anneal": {"mixture": "anneal", "init_from": "pretrain", "steps": 3, **PHASE},
 }
 
@@ -37,9 +37,10 @@ def test_a_recipe_is_trained_in_a_bucket(packed: Work, s3: S3Server, monkeypatch
 
     def some_steps() -> bool:
         time.sleep(0.5)  # the server is a thread of this process
-        return any(found.path.endswith("step_000005/state.json") for found in bucket.objects(f"{out}/store/train"))
+        paths = [found.path for found in bucket.objects(f"{out}/store/train")]
+        return any("/step_" in path and path.endswith("/state.json") for path in paths)
 
-    wait_for(some_steps, "a checkpoint", 300)
+    wait_for(some_steps, "a checkpoint", 120)
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(60) == 75, (packed.folder / "stderr").read_text()
     assert not [found.path for found in bucket.objects(out) if "/stop-" in found.path]

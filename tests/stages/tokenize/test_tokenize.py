@@ -30,7 +30,7 @@ def path(trained):
 
 def tokenized(tmp_path, trained, texts, shard_tokens=1000, seed=0, slice=(0, 1), **keys):
     inputs = [curated(tmp_path, "a", texts, **keys), trained.output("tokenizer")]
-    params = {"seed": seed, "shard_tokens": shard_tokens, "bos_id": 0, "slice": list(slice)}
+    params = {"seed": seed, "shard_tokens": shard_tokens, "bos_id": 0, "vocab_size": 8192, "slice": list(slice)}
     record = run_unit(tmp_path / "out", tokenize.work, params, inputs)
     tokens = np.fromfile(record.output("tokens").path, "<u2")
     return record, tokens, pq.read_table(record.output("docs").path).to_pylist()
