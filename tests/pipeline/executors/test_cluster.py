@@ -215,6 +215,7 @@ def test_a_killed_node_driver_and_failing_store_change_no_byte(
     assert f"{node}: the node is gone" in status and "where units ran" in status, status
 
 
+@pytest.mark.soak  # a minute, most of it waiting for the head
 def test_the_last_line_is_ours_when_the_head_dies(local: Work, cluster: RayCluster, tmp_path: Path) -> None:
     """It names the whole command, and what was done is kept."""
     work = Work(tmp_path, local.root, local.corpus)
