@@ -52,7 +52,7 @@ from train.data.manifest import Manifest, ManifestError
 from train.data.prefetch import Prefetcher
 from train.data.remote import RemoteManifest, copied, fetch_ahead, open_manifest
 from train.distributed import hardware, launch_env
-from train.distributed.runtime import PeerLostError, Runtime, join_processes, stop_requests
+from train.distributed.runtime import PeerLostError, Runtime, ignore_stop_requests, join_processes, stop_requests
 from train.eval.multiple_choice import MultipleChoice
 from train.eval.validation import Score, Validation
 from train.model.attention import choose_kernel
@@ -373,4 +373,6 @@ def tell_torchrun(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    ignore_stop_requests()
+    sys.exit(status)

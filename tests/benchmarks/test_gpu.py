@@ -39,6 +39,7 @@ def test_the_command_runs_every_variant_at_a_small_shape(tmp_path, capsys):
     assert ran >= {"loss", "Newton-Schulz", "products", "whole rows, FlashAttention-2"}
     assert all(part.endswith("flex") for part in ran if "window" in part or "documents" in part)  # by processor
     trained = first["training"]
+    assert "failed" not in trained, trained
     assert trained["exit_statuses"][-1] == 0 and trained["steps"] == 8 and trained["steps_that_compiled"] == []
     assert "floor 400,000: not reached" in said and "goal 320,000: not reached" in said
 

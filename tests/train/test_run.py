@@ -7,10 +7,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from built import edit
+from commands import REPO
 from rounding import LOSS
 from trainer_harness import MODEL, TRAIN, VOCAB, losses, make_mixture, metrics, sets, start_ranks, wait_for
 
@@ -268,6 +271,16 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(pretrain, laun
     if number == signal.SIGTERM:  # from there on all signals are the same
         run(pretrain, command)
         assert list(losses(folder)) == list(range(1, 501))
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_last_line_leaves_exit_status_0(pretrain, tmp_path):
+    command = [sys.executable, "train/main.py", "--manifest", str(pretrain), "--set", *sets(out=str(tmp_path / "r"))]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line.rstrip().endswith("checkpoints/") for line in process.stdout)
+        process.send_signal(signal.SIGTERM)  # while Python ends
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow

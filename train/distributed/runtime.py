@@ -180,3 +180,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in handlers_before.items():
             signal.signal(number, handler)
+
+
+def ignore_stop_requests() -> None:
+    """Let no signal of STOP_SIGNALS end this process, whose work is done and saved: Python itself takes time to end."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
