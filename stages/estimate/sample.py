@@ -33,7 +33,7 @@ from stages.sources import arrow
 from stages.sources.base import BadRow, BaseConfig, Row, SourceModule, SourceUnit
 from stages.sources.contents import FormatError
 from stages.sources.files import open_source
-from stages.sources.parquet import columns_of, other_format
+from stages.sources.parquet import columns_of, read_footer, what_is_wrong
 from stages.sources.registry import SOURCES
 from stages.sources.writer import rejection_reason, write_parts
 from stages.task import Artifact, Task
@@ -152,10 +152,9 @@ def read_groups(module: SourceModule, file: SamplingUnit, budget: float, draws: 
     path = file.artifact.path
     with open_source(file.artifact, file.params.get("options")) as stream:
         try:
-            footer = pq.ParquetFile(stream).metadata
+            footer = read_footer(stream)
         except (pa.ArrowException, OSError) as error:
-            what = other_format(file.artifact, file.params) or f"is damaged ({str(error)[:100]}); fetch the file again"
-            raise DataError(f"{path} {what}") from error
+            raise DataError(f"{path} {what_is_wrong(file.artifact, file.params, error)}") from error
     start, stop = file.params["groups"][0]
     stop = footer.num_row_groups if stop < 0 else stop
     if stop <= start:

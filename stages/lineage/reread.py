@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.errors import DataError, TransientError
 from stages.sources.base import BadRow, BaseConfig, FilesConfig, Row, SourceModule, SourceUnit
 from stages.sources.files import files_of, open_source
+from stages.sources.parquet import read_footer
 from stages.sources.registry import SOURCES
 from stages.task import Task
 
@@ -101,7 +101,7 @@ def only_row_groups(units: list[SourceUnit], numbers: set[int]) -> list[SourceUn
     if not all("groups" in unit.params for unit in units):
         return units
     with open_source(units[0].inputs[0], units[0].params.get("options")) as stream:
-        footer = pq.ParquetFile(stream).metadata
+        footer = read_footer(stream)
     narrowed, start = [], 0
     for group in range(footer.num_row_groups):
         stop = start + footer.row_group(group).num_rows

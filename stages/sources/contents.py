@@ -36,6 +36,7 @@ MAGIC = (
 ENDINGS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 FORMATS = (
     (b"PAR1", "a parquet file", "say `from: parquet`"),
+    (b"PARE", "a parquet file, but encrypted", "write it again without encryption"),
     (b"ARROW1", "an Arrow file", "say `from: arrow`"),
     (b"\xff\xff\xff\xff", "an Arrow stream", "say `from: arrow`"),
     (b"PK\x03\x04", "a zip archive", "unpack it first"),

@@ -6,10 +6,11 @@ a row that does not decode is quarantined and its neighbours are kept.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import IO, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +42,10 @@ from stages.task import Artifact, Task
 T = TypeVar("T")
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)  # what arrow raises of a damaged file
 FOOTERS = 8  # read at a time
+FOOTER_BYTES = 64 << 10  # asked for at once, as arrow does
+SIGNATURE_BYTES = 12 + 16  # a nonce and a tag of AES-GCM
 MOST_BYTES = 2 << 30  # of rows decoded at a time, at the worst
+MOST_ROWS = 256  # of which the largest that no estimate foresees, values of 8 MB, are MOST_BYTES; fewer are slower
 BATCH_BYTES = 32 << 20  # text decoded at a time, about; rows of a book each would fill the memory otherwise
 
 
@@ -134,7 +138,7 @@ def row_group_ranges(artifact: Artifact, params: dict[str, Any], unit_bytes: int
     full, size = artifact.path, artifact.bytes
     try:
         with open_source(artifact, params.get("options")) as stream:
-            footer = pq.ParquetFile(stream).metadata
+            footer = read_footer(stream)
             there = footer.schema.to_arrow_schema().names
     except TransientError as error:
         raise DataError(f"{error}; its footer is needed to cut it into units: try again later") from error
@@ -157,6 +161,25 @@ def row_group_ranges(artifact: Artifact, params: dict[str, Any], unit_bytes: int
     yield RowGroups(artifact, start, footer.num_row_groups, total)
 
 
+def read_footer(stream: IO[bytes]) -> pq.FileMetaData:
+    """Return the footer of a parquet file. Raises what DAMAGE names, also where columns are encrypted.
+
+    A readable footer beside encrypted columns is signed, which arrow does not say, and it ends the process when it is
+    asked about such a column (apache/parquet-format, Encryption.md, "Plaintext footer mode").
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - FOOTER_BYTES))
+    tail = stream.read()
+    length = int.from_bytes(tail[-8:-4], "little")
+    if len(tail) < length + 8 <= size:
+        stream.seek(size - length - 8)
+        tail = stream.read()
+    footer = pq.read_metadata(pa.BufferReader(tail))
+    if length - footer.serialized_size == SIGNATURE_BYTES:
+        raise OSError("no key to decrypt its columns")
+    return footer
+
+
 def unit_over(batch: list[RowGroups], params: dict[str, Any]) -> SourceUnit:
     """Return one unit over the row groups in `batch`."""
     first = batch[0]
@@ -174,10 +197,13 @@ def unit_over(batch: list[RowGroups], params: dict[str, Any]) -> SourceUnit:
     )
 
 
-def other_format(artifact: Artifact, params: dict[str, Any]) -> str:
-    """Return what a file that is no parquet is, and the `from:` that reads it, or "" where that is not known."""
+def what_is_wrong(artifact: Artifact, params: dict[str, Any], error: Exception) -> str:
+    """Return why a file that arrow refused with `error` cannot be read, and what to do."""
     with open_source(artifact, params.get("options")) as stream:
-        return foreign(stream.read(HEAD), "parquet")
+        other = foreign(stream.read(HEAD), "parquet")
+    if other or "decrypt" not in str(error):
+        return other or f"is damaged ({first_line(error)}); fetch the file again"
+    return "has encrypted columns; write it again without encryption"
 
 
 def work(task: Task) -> None:
@@ -201,19 +227,20 @@ def convert_rows(
     for artifact, name, (start, stop) in zip(task.inputs, params["files"], params["groups"], strict=True):
         try:
             with open_source(artifact, params.get("options")) as stream:
+                footer = read_footer(stream)
                 # Of a remote file, what a row group's columns need is asked for in as few ranges as they lie in.
                 remote = is_remote(artifact.path)
-                file = pq.ParquetFile(stream, pre_buffer=remote, page_checksum_verification=True)
+                file = pq.ParquetFile(stream, metadata=footer, pre_buffer=remote, page_checksum_verification=True)
                 last = file.num_row_groups if stop < 0 else stop
                 wanted = columns or columns_of(params, file.schema_arrow.names)
-                first = sum(file.metadata.row_group(g).num_rows for g in range(start))
+                first = sum(footer.row_group(g).num_rows for g in range(start))
                 for group in range(start, last):
-                    rows = file.metadata.row_group(group).num_rows
+                    rows = footer.row_group(group).num_rows
                     number, first = first, first + rows
-                    if not may_match(file.metadata.row_group(group), where):
+                    if not may_match(footer.row_group(group), where):
                         task.count("where", rows)
                         continue
-                    size = batch_rows(file.metadata.row_group(group))
+                    size = batch_rows(footer.row_group(group))
                     for batch in file.iter_batches(size, [group], columns=wanted):
                         places, chosen = matching_rows(batch, where)
                         if where:
@@ -224,8 +251,7 @@ def convert_rows(
         except MemoryError as error:  # arrow's too, of which one is both
             raise too_large(artifact.path, error) from error
         except DAMAGE as error:  # of a remote file, OSError has become TransientError
-            what = other_format(artifact, params) or f"is damaged ({first_line(error)}); fetch the file again"
-            raise DataError(f"{artifact.path} {what}") from error
+            raise DataError(f"{artifact.path} {what_is_wrong(artifact, params, error)}") from error
 
 
 def too_large(path: str, error: MemoryError) -> DataError:
@@ -240,11 +266,11 @@ def batch_rows(group: pq.RowGroupMetaData) -> int:
     """Return how many rows of a group to decode at a time.
 
     They stay near BATCH_BYTES by the group's mean row, and below MOST_BYTES were each the longest value that one of its
-    dictionaries can hold: there a value is stored once, however often it stands.
+    dictionaries is likely to hold: there a value is stored once, however often it stands.
     """
     mean = group.total_byte_size // max(1, group.num_rows)
     longest = max((longest_repeated(group.column(c)) for c in range(group.num_columns)), default=0)
-    return max(1, min(4096, BATCH_BYTES // max(1, mean), MOST_BYTES // max(1, longest)))
+    return max(1, min(MOST_ROWS, BATCH_BYTES // max(1, mean), MOST_BYTES // max(1, longest)))
 
 
 def longest_repeated(column: pq.ColumnChunkMetaData) -> int:
