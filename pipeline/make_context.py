@@ -47,7 +47,8 @@ def make_context(
     progress = Progress(quiet)
 
     def make_executor() -> Executor:
-        return choose_executor(kind, address, workers, progress.known_bytes(), progress.line, forkserver)
+        note = context.dispatcher.note
+        return choose_executor(kind, address, workers, progress.known_bytes(), progress.line, note, forkserver)
 
     forced = frozenset([stage]) if force else frozenset()
     options = given_options(recipe if isinstance(recipe, str) else DEFAULT_RECIPE, out)

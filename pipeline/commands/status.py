@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from pipeline.commands.report import TextConsole, grid
-from pipeline.engine.locks import named, noted_runs
+from pipeline.engine.journal import read_accounts
+from pipeline.engine.locks import ActiveRun, named, noted_runs
 from pipeline.engine.state import LastBuild, read_last_build
 from pipeline.engine.store import Store
 from stages.registry import STAGES
@@ -23,7 +25,8 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     """
     console = TextConsole()
     states = dict(build_states(store, recipe))
-    for run, alive in noted_runs(store):
+    runs = list(noted_runs(store))
+    for run, alive in runs:
         console.print(f"{'running' if alive else 'killed'}: {run['command']} ({named(run)})", markup=False)
     if not states:
         start = f"start with `python -m pipeline run STAGE{options}`"
@@ -51,6 +54,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     if quarantined:
         console.print(f"`python -m pipeline quarantined{options}` shows them", markup=False)
     account.print(console)
+    print_events(console, store, [run for run, alive in runs if alive])
     for stage, state in states.items():
         for label, message in state.failed.items():
             console.print(f"failed: {stage} {label}: {message}", markup=False)
@@ -88,6 +92,20 @@ class Account:
             console.print(
                 f"  and for {len(self.reasons) - REASONS:,} more reasons, in `tries` of records", markup=False
             )
+
+
+def print_events(console: TextConsole, store: Store, active: list[ActiveRun]) -> None:
+    """Print what befell runs on clusters, a line an event: when, which run, and what. `active` are those at work."""
+    at_work = {(run["pid"], run["command"]) for run in active}
+    rows = []
+    for account in read_accounts(store):
+        name = f"process {account.pid} on {account.host}"
+        for at, what in account.events:
+            rows.append((f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}", name, what))
+        if not account.ended and (account.pid, account.command) not in at_work:
+            rows.append(("after that", name, f"was killed: {account.command}"))
+    if rows:
+        console.print(grid("what befell runs on clusters", ("when", "run", "what"), rows, left=("when", "run", "what")))
 
 
 def build_states(store: Store, recipe: str) -> Iterator[tuple[str, LastBuild]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from pipeline.engine.executor import Executor, Fault, NodeLost, UnitSpec, WorkerLost
+from pipeline.engine.journal import Journal
 from pipeline.engine.locks import run_lock
 from pipeline.engine.progress import Progress
 from pipeline.engine.signals import StopSignals
@@ -17,6 +19,7 @@ from stages.registry import STAGES
 from stages.stage import Record
 
 RETRIES = 5  # of transient errors, after pauses of 1, 2, 4, 8 and 16 s
+FORGIVEN = 600.0  # seconds that a unit has worked, after which its earlier transient errors do not count
 LOST_RETRIES = 3  # a unit that kills its worker four times will do so again
 NODE_RETRIES = 50  # nodes die for reasons of their own
 LOOK_EVERY = 1.0  # seconds between two looks at the executor's slots
@@ -33,6 +36,7 @@ class Dispatcher:
         self.signals = StopSignals(progress.line)
         self.fatal: UnitFailed | None = None  # ends the run: no other unit is started
         self._make_executor = make_executor
+        self._journal = Journal(store, command)
         self._executor: Executor | None = None
         self._follower: asyncio.Task[None] | None = None
         self._busy = 0  # units in flight
@@ -92,6 +96,7 @@ class Dispatcher:
                     if self.signals.received:
                         raise Stopped(f"a signal came before {stage} {label}; the same command continues there")
                     self.progress.started(stage, label)
+                    began = time.monotonic()
                     with self._following(spec):
                         reply = await executor.submit(spec)
             except WorkerLost as error:
@@ -104,6 +109,7 @@ class Dispatcher:
             if "record" in reply:
                 return Record.from_dict(reply["record"])
             fault = reply["error"]
+            transient = 0 if time.monotonic() > began + FORGIVEN else transient
             self._raise_if_final(spec, fault, transient)
             pause = 2**transient * (0.5 + random.random())
             transient += 1
@@ -149,10 +155,16 @@ class Dispatcher:
             if follower:
                 follower.cancel()
 
-    def close(self) -> None:
-        """Stop the executor, if one was started."""
+    def note(self, event: str) -> None:
+        """Say what befell the run, and keep it for `status`."""
+        self.progress.line(event)
+        self._journal.note(event)
+
+    def close(self, how: str) -> None:
+        """Stop the executor, if one was started. `how` says in a word or two how the run ended."""
         if self._follower is not None:
             self._follower.cancel()
         if self._executor is not None:
             self._executor.close()
+        self._journal.close(how)
         self._lock.close()

@@ -11,7 +11,18 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.engine.store import INPUTS, LOCK, RECORD, RUNNING, FileState, Store, StoredFile, StoredFolder, StoredUnit
+from pipeline.engine.store import (
+    EVENTS,
+    INPUTS,
+    LOCK,
+    RECORD,
+    RUNNING,
+    FileState,
+    Store,
+    StoredFile,
+    StoredFolder,
+    StoredUnit,
+)
 from stages.stage import Record
 from stages.task import Artifact
 from train.files import fsync_path, sha256_file, write_atomic
@@ -95,7 +106,7 @@ class LocalStore(Store):
     def units(self) -> Iterator[StoredUnit]:
         """Yield every unit of the store, with its files."""
         for stage in sorted(self.names(self.root)):
-            if stage in (RUNNING, INPUTS, LOCK):
+            if stage in (RUNNING, INPUTS, EVENTS, LOCK):
                 continue
             for prefix in sorted(self.names(f"{self.root}/{stage}")):  # the first two digits of the keys
                 for key in sorted(self.names(f"{self.root}/{stage}/{prefix}")):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.store import (
+    EVENTS,
     INPUTS,
     RECORD,
     RUNNING,
@@ -135,7 +136,7 @@ class ObjectStore(Store):
             return tuple(found.path.removeprefix(f"{self.root}/").split("/")[:3])  # stage, two digits of the key, key
 
         for place, objects in groupby(self.bucket.objects(self.root), unit_of):
-            if len(place) == 3 and place[0] not in (RUNNING, INPUTS):
+            if len(place) == 3 and place[0] not in (RUNNING, INPUTS, EVENTS):
                 files = [as_file(found) for found in objects]
                 yield StoredUnit(place[0], place[2], StoredFolder("/".join([self.root, *place]), files))
 

@@ -32,6 +32,7 @@ RECORD = "record.json"
 RUNNING = "running"  # a file here, and a lock on it, for each run
 LOCK = "lock"  # held by all who use the store; see pipeline/engine/locks.py
 INPUTS = "inputs"  # digests of source files
+EVENTS = "events"  # what befell each run on a cluster; see pipeline/engine/journal.py
 UNITS = "units"  # <out>/<recipe>/units/<stage>.json: the units of the last build
 STAMP = "stamp"  # key of an output's `meta`: its file's stamp when it was stored
 

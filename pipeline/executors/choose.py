@@ -23,11 +23,13 @@ def choose_executor(
     workers: int | None,
     input_bytes: int,
     show: Callable[[str], None],
+    note: Callable[[str], None],
     forkserver: ForkServer | None = None,
 ) -> Executor:
     """Return the executor for `kind`; `auto` is local for small inputs without an address. Raises UsageError.
 
-    show: prints a line; it is called with each that workers of this machine write to standard error.
+    show: prints a line; it is called with each that workers of this machine write to standard error. note: prints one
+    that is kept as well; it is called with what becomes of a cluster.
     """
     if kind == "auto":
         kind = "ray" if address or input_bytes > SMALL_INPUT else "local"
@@ -35,4 +37,4 @@ def choose_executor(
         raise UsageError("--address needs --executor ray")
     if kind == "inline":
         return InlineExecutor()
-    return RayExecutor(address, workers, show) if kind == "ray" else LocalExecutor(workers, forkserver, show)
+    return RayExecutor(address, workers, note) if kind == "ray" else LocalExecutor(workers, forkserver, show)

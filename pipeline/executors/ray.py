@@ -68,9 +68,9 @@ class RayExecutor:
 
     name = "ray"
 
-    def __init__(self, address: str | None = None, workers: int | None = None, show: Callable[[str], None] = print):
-        """address: of a cluster, as `--address` has it. workers: units at a time, at most. show: prints a line."""
-        self.address, self.workers, self.show = address, workers, show
+    def __init__(self, address: str | None = None, workers: int | None = None, note: Callable[[str], None] = print):
+        """address: of a cluster, as `--address` has it. workers: units at a time. note: says a line and keeps it."""
+        self.address, self.workers, self.note = address, workers, note
         self.cleanup: subprocess.Popen[bytes] | None = None  # ends our Ray if we are killed
         self.flights: set[Flight] = set()
         self.memory: dict[str, Memory] = {}  # by stage
@@ -86,7 +86,7 @@ class RayExecutor:
         self._run: Any = ray.remote(num_cpus=1, max_retries=0)(announced if self._announced else run_on_node)
         self._watcher = asyncio.ensure_future(self._watch())
         if address:
-            self.show(f"cluster at {target}: {self.nodes}")
+            self.note(f"cluster at {target}: {self.nodes}")
 
     @property
     def slots(self) -> int:
@@ -183,21 +183,21 @@ class RayExecutor:
 
     async def _watch(self) -> None:
         """Say how the cluster changes, and end the wait for units whose node, or whose head, is gone."""
-        nodes, said, warned = self.nodes, str(self.nodes), False
+        nodes, known, warned = self.nodes, self.nodes.alive, False
         while True:
             await asyncio.sleep(LOOK_EVERY)
             silent = nodes.silent()
-            if silent > HEAD_PATIENCE:
+            if silent > HEAD_PATIENCE and warned:
                 self._lose(self.flights, lambda: UserError(self._head_gone()))
             elif silent > HEAD_PATIENCE / 3 and not warned:
-                self.show(f"the head of the cluster does not answer; waiting for it for {HEAD_PATIENCE:.0f} s")
+                self.note(f"the head of the cluster does not answer; waiting for it for {HEAD_PATIENCE:.0f} s")
             warned = silent > HEAD_PATIENCE / 3
             dead = nodes.dead_for(NODE_PATIENCE)
             gone = {flight for flight in self.flights if flight.node.rpartition("/")[2] in dead}
             self._lose(gone, lambda: NodeLost("its node does not answer any more"))
-            if self.address and str(nodes) != said:
-                said = str(nodes)
-                self.show(f"the cluster has changed: {said}")
+            if self.address and nodes.alive != known:
+                self.note(f"the cluster has changed: {nodes}; {nodes.difference(known)}")
+                known = nodes.alive
 
     def _lose(self, flights: set[Flight], error: Callable[[], Exception]) -> None:
         for flight in flights:

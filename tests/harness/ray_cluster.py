@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from engine_harness import descendants, gone, kill, marked
 
 SIZE: dict[str, Any] = {"object_store_memory": 80 << 20, "memory": 4 << 30, "include_dashboard": False}
+NOTICE = 5.0  # seconds between the signal and the death of a node that is preempted
 
 
 def free_port() -> int:
@@ -72,6 +75,15 @@ class RayCluster:
     def remove(self, node: str) -> None:
         """Kill all processes of a node at once, as when its machine vanishes."""
         self.do("remove", node)
+
+    def preempt(self, node: str) -> None:
+        """Ask all processes of a node to end, and kill them a little later, as when its machine is taken back."""
+        raylet = int(self.do("pid", node))
+        for pid in (*descendants(raylet), raylet):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(NOTICE)
+        self.remove(node)
 
     def kill_raylet(self, node: str) -> None:
         """Kill the process that speaks for a node; its workers go on."""

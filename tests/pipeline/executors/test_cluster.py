@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,30 +24,35 @@ from pipeline.commands.open_build import open_build
 from pipeline.commands.stored_records import StoredRecords
 from pipeline.engine.fingerprint import PROJECT, fingerprint, versions
 from pipeline.executors.ray_node import difference
+from stages.registry import STAGES
 from stages.stage import Record
 from train.files import sha256_file
 
 pytestmark = pytest.mark.slow
 
 CPUS = (1, 2)  # of the head, and of the node that is there from the start
+EVERY = 20.0  # seconds between two deaths of nodes
 
 
 @pytest.fixture(scope="module")
-def cluster(s3_server: S3Server) -> Iterator[RayCluster]:
-    """A cluster whose workers can reach the bucket."""
+def cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A cluster whose workers can reach the bucket, and read how long a unit takes."""
     pytest.importorskip("grpc", reason="grpcio, of ray[client], is not installed")
-    cluster = RayCluster(CPUS, s3_server.environment(), client=True)
+    pace = tmp_path_factory.mktemp("pace") / "seconds"
+    pace.write_text("1")
+    cluster = RayCluster(CPUS, {**s3_server.environment(), "PACE": str(pace)}, client=True)
     yield cluster
     cluster.close()
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """A mixture packed on this machine, by a project that cuts finely and whose tokenizer takes a second a unit."""
+    """A mixture packed on this machine, by a project that cuts finely and whose units take a while on the cluster."""
     folder = tmp_path_factory.mktemp("cluster")
     root = copy_project(folder, unit_bytes=30_000)
-    sleep = '__import__("time").sleep(1)\n'
-    edit(root / "stages/tokenize/work.py", "    encoded = encode", f"    {sleep}    encoded = encode")
+    pace = '__import__("os").environ.get("PACE", "/dev/null")'
+    sleep = f"time.sleep(float(open({pace}).read() or 0))"
+    edit(root / "pipeline/executors/worker.py", "    find_work(spec", f"    {sleep}\n    find_work(spec")
     work = new_work(folder, root)
     work.run("pack_pretrain", "--workers", "8")
     return work
@@ -72,7 +78,7 @@ def packed(folder: str) -> list[tuple[str, str]]:
 
 
 def tokenized(out: str) -> list[Record]:
-    """The records of the stage whose units take a second."""
+    """The records of a stage that has more units than there are CPUs."""
     return list(StoredRecords(open_build(f"{out}/small/pretrain")).records("tokenize"))
 
 
@@ -190,29 +196,48 @@ def test_what_a_node_lacks_is_named() -> None:
 
 
 @pytest.mark.soak
-def test_a_killed_node_driver_and_failing_store_change_no_byte(
+def test_lost_nodes_a_killed_driver_and_a_failing_store_change_no_byte(
     local: Work, cluster: RayCluster, s3: S3Server, tmp_path: Path
 ) -> None:
-    """The account of it is in the records: which units were tried again, where, and why."""
+    """A node goes every 20 seconds and another comes, one of them with notice. `status` lists each, and the driver."""
     work, out = upload(local, s3, tmp_path), f"{s3.new_bucket()}/out"
     options = ("pack_pretrain", "--address", cluster.address, "--out", out)
+    pace = Path(cluster.environment["PACE"])
+    pace.write_text("4")
     s3.fault_rate = 0.1
-    node = cluster.add(2)
-    first = work.start("run", *options, **cluster.driver_environment())
-    wait_for(lambda: "/out/store/tokenize/" in " ".join(s3.paths[-200:]), "the tokenizer", 240)
-    kill(first.pid)
-    first.wait()
+    nodes = [cluster.add(2)]
+
+    def lose_a_node(how: Callable[[str], None], stage: str = "") -> None:
+        wait_for(lambda: cluster.busy_workers(nodes[-1], stage) or driver.poll() is not None, "units on the node", 240)
+        if driver.poll() is None:
+            how(nodes[-1])
+            nodes.append(cluster.add(2))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(EVERY)
+
     driver = work.start("run", *options, **cluster.driver_environment())
-    wait_for(lambda: cluster.busy_workers(node, "tokenize"), "units on the node", 240)
-    cluster.remove(node)
+    lose_a_node(cluster.remove, "filter")
+    lose_a_node(cluster.preempt)
+    kill(driver.pid)
+    driver.wait()
+    driver = work.start("run", *options, **cluster.driver_environment())
+    while driver.poll() is None:
+        lose_a_node(cluster.remove)
     said = finish(work, driver)
     s3.fault_rate = 0.0
-    assert f"{node}: the node is gone; trying again" in said
+    pace.write_text("1")
+    *gone, left = nodes
+    cluster.remove(left)
     assert packed(f"{out}/small/pretrain") == packed(str(local.out / "small/pretrain"))
-    again = [record for record in tokenized(out) if record.tries]
-    assert any(f"{node}: the node is gone" in why for record in again for why in record.tries)
     status = work.cli("status", "--out", out).stdout
-    assert f"{node}: the node is gone" in status and "where units ran" in status, status
+    print(f"{len(gone)} nodes lost, {dict(s3.failed)} requests failed\n{said}\n{status}")
+    build = open_build(f"{out}/small/pretrain")
+    lost = re.findall(r"gone: \S+/(\w+) \(|node \S+/(\w+): the node is gone", status)
+    assert len(gone) >= 3 and set(gone) <= {node for names in lost for node in names}, (gone, status)
+    assert status.count("was killed: ") == 1 and status.count(" ended") == 1
+    records = [record for stage in STAGES for record in StoredRecords(build).records(stage)]
+    assert any(f"{node}: the node is gone" in why for record in records for why in record.tries for node in gone)
+    assert "the node is gone" in status and "where units ran" in status
 
 
 @pytest.mark.soak  # a minute, most of it waiting for the head

@@ -1,0 +1,56 @@
+"""What befell runs on a cluster is kept as it happens, and `status` tells it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from s3_server import S3Server
+
+from pipeline.commands.report import TextConsole
+from pipeline.commands.status import print_events
+from pipeline.engine.journal import NEWEST, Journal, forget_old_accounts, read_accounts
+from pipeline.engine.store import EVENTS, Store, open_store
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store on a disk, and one in a bucket."""
+    if request.param == "folder":
+        return open_store(str(tmp_path / "out"))
+    s3: S3Server = request.getfixturevalue("s3")
+    return open_store(f"{s3.new_bucket()}/out")
+
+
+def test_events_are_kept_of_runs_that_had_any(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that said no end, and is not at work, was killed."""
+    Journal(store, "run quiet").close("ended")
+    killed = Journal(store, "run a")
+    killed.note("gone: vm/1")
+    killed._writer.shutdown()  # as the kernel would, later
+    whole = Journal(store, "run b")
+    whole.note("new: vm/2")
+    whole.close("ended")
+    accounts = read_accounts(store)
+    assert [[what for _, what in account.events] for account in accounts] == [["gone: vm/1"], ["new: vm/2", "ended"]]
+    assert [account.ended for account in accounts] == [False, True]
+    assert list(store.units()) == [], "an account is no unit"
+    running = {"pid": accounts[0].pid, "command": "run a"}
+    print_events(TextConsole(), store, [running])  # type: ignore[list-item]
+    assert "killed" not in capsys.readouterr().out
+    print_events(TextConsole(), store, [])
+    said = capsys.readouterr().out
+    assert said.index("gone: vm/1") < said.index("was killed: run a") < said.index("new: vm/2") < said.index(" ended")
+
+
+def test_a_damaged_account_is_left_out_and_old_ones_are_forgotten(store: Store) -> None:
+    for number in range(NEWEST + 3):
+        journal = Journal(store, f"run {number}")
+        journal.note("gone")
+        journal.close("ended")
+    forget_old_accounts(store)
+    names = sorted(store.names(f"{store.root}/{EVENTS}"))
+    assert [account.command for account in read_accounts(store)] == [f"run {n}" for n in range(3, NEWEST + 3)]
+    store.write(f"{store.root}/{EVENTS}/{names[-1]}", '{"pid": 1}')
+    store.write(f"{store.root}/{EVENTS}/{names[-2]}", "[")
+    assert [account.command for account in read_accounts(store)] == [f"run {n}" for n in range(3, NEWEST + 1)]
