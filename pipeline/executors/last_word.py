@@ -64,14 +64,22 @@ def _die_with(parent: int) -> None:
 
 
 def _wait(child: int, reader: int) -> NoReturn:
-    """Wait for the driver, pass on signals, and end as it did."""
+    """Wait for the driver, pass on signals, stop and go on with it, and end as it did."""
 
     def pass_on(number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, number)
 
+    def pause(*_: object) -> None:
+        os.killpg(child, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os.killpg(child, signal.SIGCONT)  # once we go on ourselves
+
+    with contextlib.suppress(PermissionError, ProcessLookupError):  # it may be quicker, and even gone
+        os.setpgid(child, child)
     for number in SIGNALS:
         signal.signal(number, pass_on)
+    signal.signal(signal.SIGTSTP, pause)  # Ctrl-Z
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if not os.read(reader, 1):
         how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"by Ray, with status {code}"
