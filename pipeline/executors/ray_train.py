@@ -19,8 +19,10 @@ from urllib.parse import quote
 from pipeline.engine.fingerprint import ROOT
 from stages.errors import DataError, TransientError
 from stages.paths import is_remote
+from train.bucket import Bucket
 
 START_SECONDS = 15  # in which the ranks must have their places; the unit is tried again later
+ROOM_SECONDS = 60  # that a run which has begun waits, in each try, for nodes that take the place of lost ones
 PEER_SECONDS = 900  # that a rank waits for one that says nothing: it may wait for its first shards
 LOST_GROUPS = 3  # times that all ranks are started again in one try of the unit
 ASK_EVERY = 1.0  # seconds between two questions whether to stop
@@ -67,6 +69,36 @@ def resources_of_rank(nodes: Sequence[Node], ranks: int) -> dict[str, float]:
     return {"CPU": next(size for size in sizes if sum(node.cpus // size for node in nodes) >= ranks)}
 
 
+def wait_for_room(ranks: int, out: str, stop: Path) -> tuple[list[Node], dict[str, float]]:
+    """Return the nodes, and what each rank asks for, once there is room for all ranks.
+
+    A run that has begun in `out` had room once, and waits for ROOM_SECONDS, or until the file `stop` is there; then
+    TransientError is raised. Another run has DataError at once.
+    """
+    end = time.monotonic() + ROOM_SECONDS
+    while True:
+        nodes = nodes_of_cluster()
+        try:
+            return nodes, resources_of_rank(nodes, ranks)
+        except DataError as error:
+            if not has_begun(out):
+                raise
+            if stop.exists() or time.monotonic() > end:
+                raise TransientError(f"nodes are gone, and no others have come: {error}") from None
+        time.sleep(ASK_EVERY)
+
+
+def has_begun(out: str) -> bool:
+    """Whether a run has been in this folder, which may be in a bucket."""
+    file = f"{out}/run.json"
+    if not is_remote(out):
+        return Path(file).exists()
+    with contextlib.suppress(FileNotFoundError):
+        Bucket(file).head(file)
+        return True
+    return False
+
+
 def train_with_ray(manifest: str, overrides: list[str], ranks: int, stop: Path) -> bool:
     """Train with `ranks` ranks through Ray Train; a lost rank or node resumes from the last checkpoint.
 
@@ -76,13 +108,12 @@ def train_with_ray(manifest: str, overrides: list[str], ranks: int, stop: Path) 
     """
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_SECONDS)
     import ray
-    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    nodes = nodes_of_cluster()
-    resources = resources_of_rank(nodes, ranks)
     prefix = "train.out="
     out = next(text.removeprefix(prefix) for text in overrides if text.startswith(prefix))
+    nodes, resources = wait_for_room(ranks, out, stop)
     failures: dict[str, Any] = {
         "max_failures": LOST_GROUPS,
         "controller_failure_limit": 0,
@@ -107,9 +138,21 @@ def train_with_ray(manifest: str, overrides: list[str], ranks: int, stop: Path) 
                 f"Ray Train found no place for {ranks} ranks of {resources} within {START_SECONDS} s ({has}): nodes "
                 f"are busy or gone ({last_line(error)})"
             ) from error
+        except WorkerGroupError as error:
+            if lost := lost_ranks(error.worker_failures):
+                raise TransientError(f"ranks were lost {LOST_GROUPS + 1} times, the last time {lost}") from error
+            raise DataError(f"training under Ray Train failed: {last_line(error)}") from error
+        except ray.exceptions.RayActorError as error:  # of what steers the ranks, on whatever node that was
+            raise TransientError(f"Ray Train lost the process that steers the ranks: {last_line(error)}") from error
         except Exception as error:  # Ray Train wraps whatever the loop raised
             raise DataError(f"training under Ray Train failed: {last_line(error)}") from error
         return bool(ray.get(between.get_status.remote()) == "done")
+
+
+def lost_ranks(failures: dict[int, Exception]) -> str:
+    """Name the ranks that do not answer any more; the others have raised an error, be it for a lost peer."""
+    silent = [rank for rank, error in sorted(failures.items()) if type(error).__name__.startswith("WorkerHealthCheck")]
+    return ", ".join(f"rank {rank}" for rank in silent)
 
 
 def last_line(error: Exception) -> str:
@@ -129,11 +172,16 @@ def storage_of(out: str) -> str:
 
 @contextlib.contextmanager
 def messenger(stop: Path) -> Iterator[Any]:
-    """Give a Messenger as an actor, which hears of the file `stop` of this machine once that is there."""
-    import ray
+    """Give a Messenger as an actor, which hears of the file `stop` of this machine once that is there.
 
+    It is on this node, so that no other node's end is its own.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     make: Any = ray.remote(num_cpus=0)(Messenger)
-    between: Any = make.remote()
+    between: Any = make.options(scheduling_strategy=here).remote()
     ended = threading.Event()
 
     def watch() -> None:

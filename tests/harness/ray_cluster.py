@@ -30,6 +30,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def start_times() -> dict[int, str]:
+    """When each process began, by its number."""
+    from pipeline.executors.ray_cleanup import parents  # not as the process that holds a cluster, which lacks it
+
+    return {pid: began for pid, (_, began) in parents().items()}
+
+
 class RayCluster:
     """A head and more nodes, with a token. `environment` is what workers have beside it, such as a bucket's address."""
 
@@ -39,7 +46,7 @@ class RayCluster:
         self.token = secrets.token_hex(32)
         self.client_port = free_port() if client else 0
         self.environment = environment or {}
-        self.orphans: set[int] = set()
+        self.orphans: dict[int, str] = {}  # pid -> when it began
         self.altered: dict[str, subprocess.Popen[bytes]] = {}
         ours = {"SHARDMILL_TEST": self.mark, **self.environment}
         self.process = subprocess.Popen(
@@ -86,15 +93,26 @@ class RayCluster:
         self.remove(node)
 
     def kill_raylet(self, node: str) -> None:
-        """Kill the process that speaks for a node; its workers go on."""
-        self.orphans |= descendants(int(self.do("pid", node))).keys()
+        """Kill the process that speaks for a node; its workers go on, until the next such death."""
+        self.bury()
+        began = start_times()
+        self.orphans = {pid: began[pid] for pid in descendants(int(self.do("pid", node))) if pid in began}
         self.do("raylet", node)
 
-    def busy_workers(self, node: str, stage: str) -> list[int]:
-        """Return the processes of a node that run units now, of one stage or (an empty text) of any."""
+    def bury(self) -> None:
+        """Kill what a dead raylet left, unless its number is another process's by now."""
+        now = start_times()
+        for pid, began in self.orphans.items():
+            if now.get(pid) == began:
+                kill(pid)
+
+    def busy_workers(self, node: str, stage: str = "") -> list[int]:
+        """Return the processes of a node that run units now, of one stage or of any."""
+        from stages.registry import STAGES
+
         below = descendants(int(self.do("pid", node)))
-        named = (f"ray::{stage}", "ray::IDLE")
-        return [pid for pid, said in below.items() if said.startswith(named[0]) and not said.startswith(named[1])]
+        names = {f"ray::{name}" for name in ([stage] if stage else STAGES)}
+        return [pid for pid, said in below.items() if said.split(" ")[0] in names]
 
     def kill_head(self) -> None:
         """Kill all processes of the head, the node that drivers here are on."""
@@ -132,7 +150,8 @@ class RayCluster:
         below = descendants(self.process.pid).keys()
         kill(self.process.pid)
         self.process.wait()
-        for pid in below | self.orphans:
+        self.bury()
+        for pid in below:
             kill(pid)
         for mark in list(self.altered):
             self.remove_altered(mark)

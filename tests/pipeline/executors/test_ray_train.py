@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
+import re
 import shutil
 import signal
-import threading
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from trainer_harness import MODEL, TRAIN, losses, make_mixture, sets
+from engine_harness import Work, copy_project, descendants, edit, kill, new_work, wait_for
+from ray_cluster import RayCluster
+from test_cluster import finish
+from trainer_harness import losses
 
 from pipeline.executors import ray_train
-from pipeline.executors.ray_train import Node, resources_of_rank, train_with_ray
+from pipeline.executors.ray_train import Node, resources_of_rank, train_with_ray, wait_for_room
 from stages.errors import DataError, TransientError
-from train.main import run
 
-STEPS = 40
+STEPS = 48
 WAIT = 900  # seconds for anything: on a busy machine Ray takes minutes to start ranks
 
 
@@ -57,142 +59,146 @@ def test_no_room_is_said_with_what_each_node_has(nodes: list[tuple[int, int]], s
         resources_of_rank([Node(f"n{i}", *has) for i, has in enumerate(nodes)], 4)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head without CPUs and two nodes of two, all in this process's care, on the loopback interface."""
-    variables = {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "passive",
-        "RAY_worker_niceness": "0",
-    }
-    os.environ.update(variables)
-    import ray
-    from ray.cluster_utils import Cluster
-
-    memory = {"object_store_memory": 80 << 20, "memory": 1 << 30}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
-    made.two = [made.add_node(num_cpus=2, **memory) for _ in range(2)]
-    made.add = lambda: made.add_node(num_cpus=2, **memory)
-    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-    yield made
-    ray.shutdown()
-    made.shutdown()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A mixture, and a run on it in this process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    pretrain = make_mixture(folder / "tiny" / "pretrain", MODEL, {"pretrain": TRAIN}, "pretrain")
-    run(pretrain, settings(folder / "run"))
-    return pretrain, folder / "run"
-
-
-def settings(out: Path) -> list[str]:
-    return sets(out=str(out), steps=STEPS, resume="auto", epochs=2)
-
-
-def ranks_alive() -> list[int]:
-    """The processes of Ray Train's ranks."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if b"RayTrainWorker" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
-def once(out: Path, step: int, act: Callable[[], None]) -> threading.Thread:
-    """Call `act` once the run in `out` has a checkpoint of `step`."""
-
-    def wait() -> None:
-        end = time.monotonic() + WAIT
-        while not (out / "checkpoints" / f"step_{step:06d}").exists():
-            if time.monotonic() > end:
-                return
-            time.sleep(0.02)
-        act()
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
-
-
-def close(out: Path, whole: Path) -> None:
-    one, other = losses(out), losses(whole)
-    assert one.keys() == other.keys()
-    assert max(abs(one[step] - other[step]) for step in one) < 1e-5
-
-
-@pytest.mark.soak
-def test_more_than_there_is_is_said_soon_and_busy_nodes_are_waited_for(
-    cluster: Any, undisturbed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_has_begun_waits_for_nodes_and_another_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = time.monotonic()
-    with pytest.raises(DataError, match=r"5 ranks need a CPU each, and the cluster has 4 CPUs .*--set ranks=4"):
-        train_with_ray(str(undisturbed[0]), settings(tmp_path / "run"), 5, tmp_path / "stop")
-    assert time.monotonic() - began < 30
-    import ray
-
-    @ray.remote(num_cpus=2)
-    class Busy:
-        def here(self) -> None:
-            return
-
-    busy = Busy.remote()
-    ray.get(busy.here.remote())
-    monkeypatch.setattr(ray_train, "START_SECONDS", 5)
-    began = time.monotonic()
-    with pytest.raises(TransientError, match=r"no place for 4 ranks of .* within 5 s .*: nodes are busy or gone"):
-        train_with_ray(str(undisturbed[0]), settings(tmp_path / "run"), 4, tmp_path / "stop")
-    ray.kill(busy)
-
-
-@pytest.mark.soak
-def test_a_rank_and_a_node_are_lost_and_the_losses_stay(
-    cluster: Any, undisturbed: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """Two ranks on a node each. A rank is killed, then a node goes, and another comes."""
-    pretrain, whole = undisturbed
-    out = tmp_path / "run"
-
-    def kill_a_rank() -> None:
-        os.kill(ranks_alive()[0], signal.SIGKILL)
-
-    def lose_a_node() -> None:
-        cluster.remove_node(cluster.two.pop(), allow_graceful=False)
-        cluster.two.append(cluster.add())
-
-    acts = [once(out, 8, kill_a_rank), once(out, 20, lose_a_node)]
-    for _ in range(6):  # as the engine does
-        try:
-            assert train_with_ray(str(pretrain), settings(out), 2, tmp_path / "stop")
-            break
-        except TransientError:
-            time.sleep(1)
-    for act in acts:
-        act.join()
-    starts = json.loads((out / "run.json").read_text())["starts"]
-    assert [start["world_size"] for start in starts] == [2] * len(starts) and len(starts) >= 3
-    assert starts[1]["step"] >= 8 and starts[-1]["step"] >= 20, "from the last checkpoints"
-    close(out, whole)
-
-
-@pytest.mark.soak
-def test_four_ranks_on_two_nodes_stop_when_asked_and_go_on(
-    cluster: Any, undisturbed: tuple[Path, Path], tmp_path: Path
-) -> None:
-    pretrain, whole = undisturbed
+    small, whole = [Node("a", 2, 0)], [Node("a", 2, 0), Node("b", 2, 0)]
+    answers = iter([small, small, small, whole])
+    monkeypatch.setattr(ray_train, "nodes_of_cluster", lambda: next(answers, small))
+    monkeypatch.setattr(ray_train, "ASK_EVERY", 0.01)
     out, stop = tmp_path / "run", tmp_path / "stop"
-    thread = once(out, 8, stop.touch)
-    assert not train_with_ray(str(pretrain), settings(out), 4, stop)
-    thread.join()
-    assert not (out / "summary.json").exists()
-    stop.unlink()
-    assert train_with_ray(str(pretrain), settings(out), 4, stop)
-    close(out, whole)
-    shutil.rmtree(out)
+    with pytest.raises(DataError, match="4 ranks need a CPU each"):
+        wait_for_room(4, str(out), stop)
+    out.mkdir()
+    (out / "run.json").touch()
+    assert wait_for_room(4, str(out), stop) == (whole, {"CPU": 1})
+    monkeypatch.setattr(ray_train, "ROOM_SECONDS", 0.05)
+    with pytest.raises(TransientError, match=r"nodes are gone, and no others have come: .*has 2 CPUs"):
+        wait_for_room(4, str(out), stop)
+    monkeypatch.setattr(ray_train, "ROOM_SECONDS", 600)
+    stop.touch()
+    with pytest.raises(TransientError):
+        wait_for_room(4, str(out), stop)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """A head without CPUs, and two nodes of two."""
+    made = RayCluster((0, 2, 2), {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PACE": "0.25"})
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """A mixture, and a run on it on this machine, by a project whose steps take a while on the cluster."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    root = copy_project(folder)
+    pace = '__import__("time").sleep(float(__import__("os").environ.get("PACE", 0)))'
+    edit(root / "train/step.py", "    cfg, optimizer = run.cfg", f"    {pace}\n    cfg, optimizer = run.cfg")
+    work = new_work(folder, root)
+    phase = {
+        "mixture": "pretrain",
+        "steps": STEPS,
+        "batch_size": 8,
+        "seq_len": 32,
+        "checkpoint_every": 4,
+        "log_every": 1,
+    }
+    work.write(train={"pretrain": phase})
+    work.run("pack_pretrain")
+    shutil.copytree(work.out, folder / "packed", symlinks=True)
+    work.run("train")
+    return work
+
+
+def packed(undisturbed: Work, folder: Path) -> Work:
+    """The same recipe and mixture, not trained on, in another folder."""
+    work = Work(folder, undisturbed.root, undisturbed.corpus)
+    shutil.copy(undisturbed.recipe, work.recipe)
+    subprocess.run(["cp", "-a", undisturbed.folder / "packed", work.out], check=True)
+    return work
+
+
+def saved(work: Work) -> int:
+    """The last step of which there is a checkpoint."""
+    return max((int(path.name[5:]) for path in work.out.glob("store/train/??/*/run/checkpoints/step_*")), default=0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_and_a_node_are_lost_and_the_losses_stay(
+    cluster: RayCluster, undisturbed: Work, ranks: int, tmp_path: Path
+) -> None:
+    """A rank is killed, then a node goes and another comes, and then the run is stopped and given again."""
+    work = packed(undisturbed, tmp_path)
+    options = ("run", "train", "--address", cluster.address, "--set", f"ranks={ranks}")
+    driver = work.start(*options, **cluster.driver_environment())
+
+    def step(least: int) -> None:
+        wait_for(lambda: saved(work) >= least or driver.poll() is not None, f"step {least}", WAIT)
+        assert driver.poll() is None, (tmp_path / "stderr").read_text()
+
+    step(8)
+    rank = next(pid for pid, said in descendants(cluster.process.pid).items() if "RayTrainWorker" in said)
+    kill(rank)
+    step(saved(work) + 8)
+    cluster.remove(cluster.nodes.pop())
+    cluster.nodes.append(cluster.add(2))
+    step(saved(work) + 8)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(WAIT) == 75, (tmp_path / "stderr").read_text()
+    driver = work.start(*options, **cluster.driver_environment())
+    said = finish(work, driver, WAIT)
+    print(said)
+    (run,) = work.out.glob("store/train/??/*/run")
+    starts = json.loads((run / "run.json").read_text())["starts"]
+    assert [start["world_size"] for start in starts] == [ranks] * len(starts) and len(starts) >= 4, starts
+    assert all(before["step"] < after["step"] for before, after in itertools.pairwise(starts)), starts
+    (whole,) = undisturbed.out.glob("store/train/??/*/run")
+    one, other = losses(run), losses(whole)
+    assert one.keys() == other.keys()
+    differs = max(abs(one[step] - other[step]) for step in one)
+    print(f"{ranks} ranks: starts at {[start['step'] for start in starts]}, losses differ by {differs:.1e} at most")
+    assert differs < 1e-5
+
+
+@pytest.mark.soak
+def test_more_than_there_is_is_said_soon(cluster: RayCluster, undisturbed: Work, tmp_path: Path) -> None:
+    """Within 30 seconds from the first unit on: what is before that is the start of Python and of Ray's client."""
+    work = packed(undisturbed, tmp_path)
+    options = ("run", "train", "--address", cluster.address, "--set", "ranks=5")
+    driver = work.start(*options, **cluster.driver_environment())
+    wait_for(lambda: "executor ray" in (tmp_path / "stderr").read_text() or driver.poll() is not None, "Ray", WAIT)
+    began = time.monotonic()
+    assert driver.wait(WAIT) == 1
+    seconds = time.monotonic() - began
+    said = (tmp_path / "stderr").read_text()
+    assert re.search(r"error: .*5 ranks need a CPU each, and the cluster has 4 CPUs .*--set ranks=4", said), said
+    print(f"said after {seconds:.1f} s")
+    assert seconds < 30
+
+
+@pytest.mark.soak
+def test_busy_nodes_are_waited_for_and_then_said(
+    cluster: RayCluster, undisturbed: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.driver_environment().items():
+        monkeypatch.setenv(name, value)
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+
+        @ray.remote(num_cpus=2)
+        class Busy:
+            def here(self) -> None:
+                return
+
+        busy = Busy.remote()
+        ray.get(busy.here.remote())
+        monkeypatch.setattr(ray_train, "START_SECONDS", 5)
+        with pytest.raises(TransientError, match=r"no place for 4 ranks of .* within 5 s .*: nodes are busy or gone"):
+            train_with_ray(str(undisturbed.out / "small/pretrain"), [f"train.out={tmp_path}/run"], 4, tmp_path / "stop")
+    finally:
+        ray.shutdown()
