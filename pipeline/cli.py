@@ -152,6 +152,24 @@ def status(recipe: RecipeOption = DEFAULT_RECIPE, out: OutOption = DEFAULT_OUT) 
 
 
 @app.command()
+def doctor(
+    addresses: Annotated[
+        list[str] | None, typer.Argument(help="What should be readable from here: hf://datasets/OWNER/NAME, s3://...")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Look at what this recipe needs, too.")] = None,
+    overrides: SetOption = None,
+    out: OutOption = DEFAULT_OUT,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster, as `run` joins it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether this machine can run what is asked of it: a line for each thing that a run needs, and how to mend it."""
+    from pipeline.commands.doctor import diagnose, print_findings
+
+    if wrong := print_findings(diagnose(recipe, overrides, out, addresses or (), address), as_json):
+        raise UserError(f"{wrong} of these {'is' if wrong == 1 else 'are'} wrong; each line says how to mend it")
+
+
+@app.command()
 def dropped(
     recipe: RecipeOption = DEFAULT_RECIPE,
     out: OutOption = DEFAULT_OUT,

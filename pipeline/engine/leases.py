@@ -82,14 +82,14 @@ def _wait_for_turn(store: ObjectStore, kind: Kind, path: str, renew: Callable[[]
             break
         time.sleep(LOOK_AGAIN)
         renew()
-    if others and not _has_conditional_writes(store, path):
+    if others and not has_conditional_writes(store, path):
         raise UserError(
             f"{store.out} ignores conditional writes (If-None-Match), so it takes one run at a time, and another is "
             "there; run this when it has ended"
         )
 
 
-def _has_conditional_writes(store: ObjectStore, path: str) -> bool:
+def has_conditional_writes(store: ObjectStore, path: str) -> bool:
     """Whether an object that is there cannot be made anew. `path` is one, of our own."""
     try:
         store.bucket.put(path, b"{}", create=True)

@@ -26,7 +26,7 @@ from stages.kernels.jit import cache_folder
 from stages.pack.stage import PACK
 from stages.paths import escaped, is_remote
 from stages.recipe import Recipe
-from stages.sources.base import BaseConfig, SourceUnit
+from stages.sources.base import BaseConfig, Identify, SourceUnit
 from stages.sources.files import with_notes
 from stages.sources.registry import SOURCES
 from stages.stage import BuildContext, Stage
@@ -69,11 +69,15 @@ class Survey:
     no_tokenizer: str = ""  # why the recipe's tokenizer cannot be trained, where that is certain
 
 
-def list_sources(context: BuildContext) -> Survey:
-    """Return a survey that holds the units of each source, or why they cannot be known."""
+def list_sources(context: BuildContext, identify: Identify | None = None) -> Survey:
+    """Return a survey that holds the units of each source, or why they cannot be known.
+
+    identify: in the place of the context's, which reads local files whole to know their digest.
+    """
+    know = identify or context.identify
 
     def lister(config: BaseConfig) -> Callable[[], tuple[list[SourceUnit], list[str]]]:
-        return lambda: with_notes(lambda: SOURCES[config.kind].units(config, context.identify))
+        return lambda: with_notes(lambda: SOURCES[config.kind].units(config, know))
 
     survey = Survey()
     calls = {name: lister(config) for name, config in context.recipe.sources.items()}
@@ -95,10 +99,11 @@ def check_inputs(context: BuildContext, stages: list[str]) -> dict[str, list[Sou
     network does not answer is left to the run, which tries again.
     """
     recipe = context.recipe
-    sets: dict[str, Any] = {**recipe.evals, **recipe.decontaminate.against} if EVALS.name in stages else {}
+    sets = list_sets(recipe, context.identify) if EVALS.name in stages else {}
     sources = recipe.sources if DOWNLOAD.name in stages else {}
+    calls: dict[str, Callable[[], list[SourceUnit]]]
     calls = {f"source {name}: ": partial(SOURCES[c.kind].units, c, context.identify) for name, c in sources.items()}
-    calls |= {name: partial(units_of, name, config, context.identify) for name, config in sets.items()}
+    calls |= sets
     units: dict[str, list[SourceUnit]] = {}
     problems = []
     with ThreadPoolExecutor(8) as pool:
@@ -120,6 +125,12 @@ def check_inputs(context: BuildContext, stages: list[str]) -> dict[str, list[Sou
     if problems:
         raise DataError("\n".join(problems))
     return units
+
+
+def list_sets(recipe: Recipe, identify: Identify) -> dict[str, Callable[[], list[SourceUnit]]]:
+    """Return, for each evaluation set that the recipe reads, what lists its units. Which raises DataError."""
+    sets: dict[str, Any] = {**recipe.evals, **recipe.decontaminate.against}
+    return {name: partial(units_of, name, config, identify) for name, config in sets.items()}
 
 
 def too_long_phases(recipe: Recipe) -> list[str]:

@@ -6,10 +6,12 @@ import logging
 import random
 import socket
 import threading
+import time
 import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from email.utils import formatdate
 from typing import Any
 
 # What goes wrong -> how. `lost` does what is asked and says that it failed; `short` ends in the middle of the body.
@@ -33,6 +35,7 @@ class S3Server:
         self.fault_rate = 0.0
         self.fault: Callable[[dict[str, Any]], str | None] | None = None  # environ -> a fault, or None
         self.ignores_conditions = False  # as some stores and gateways do
+        self.ahead = 0.0  # seconds that its clock is ahead of ours
         self.random = random.Random(3)
         self.lock = threading.Lock()
         self.closed = threading.Event()
@@ -56,7 +59,7 @@ class S3Server:
         self.requests.clear()
         self.failed.clear()
         self.paths.clear()
-        self.fault_rate, self.fault, self.ignores_conditions = 0.0, None, False
+        self.fault_rate, self.fault, self.ignores_conditions, self.ahead = 0.0, None, False, 0.0
 
     def answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request, or fail it."""
@@ -71,8 +74,18 @@ class S3Server:
         if self.ignores_conditions:
             environ.pop("HTTP_IF_NONE_MATCH", None)
         if fault is None or (fault == "short" and environ["REQUEST_METHOD"] != "GET"):
-            return self.moto(environ, start_response)
+            return self.moto(environ, self.by_its_clock(start_response) if self.ahead else start_response)
         return self.fail(fault, environ, start_response)
+
+    def by_its_clock(self, start_response: Callable[..., Any]) -> Callable[..., Any]:
+        """Answer with times that are `ahead` of ours."""
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            at = formatdate(time.time() + self.ahead, usegmt=True)
+            shifted = [(name, at if name.lower() == "last-modified" else value) for name, value in headers]
+            return start_response(status, shifted, *rest)
+
+        return start
 
     def fail(self, fault: str, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
         """Answer as a store in trouble does, and close the connection."""
@@ -83,8 +96,8 @@ class S3Server:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if fault == "silence":
             self.closed.wait(60)
-        if fault in ("503", "500"):
-            code = {"503": "SlowDown", "500": "InternalError"}[fault]
+        if fault in ("503", "500", "403"):
+            code = {"503": "SlowDown", "500": "InternalError", "403": "AccessDenied"}[fault]
             body = f"<Error><Code>{code}</Code><Message>told to</Message></Error>".encode()
             start_response(f"{fault} Failed", [("Content-Length", str(len(body))), ("Connection", "close")])
             yield body
