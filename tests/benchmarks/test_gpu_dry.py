@@ -12,8 +12,9 @@ from train.model.transformer import Model
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_twenty_steps_of_changing_documents_are_one_graph(name, tmp_path, monkeypatch):
+def test_steps_over_changing_documents_are_one_graph(name, tmp_path, monkeypatch):
     """Forward and backward, in whole runs; what lies between the loss's products is compiled on a GPU alone."""
+    monkeypatch.setattr(gpu_dry, "STEPS", 8)
     graphs = []
 
     def compile_trunk(model):

@@ -34,8 +34,10 @@ def test_all_have_the_parameters_of_the_baseline_to_within_one_hidden_unit(name)
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Run the command over random tokens, two steps a run, in forked processes; returns what it wrote."""
+    """Run the command over random tokens, two small steps a run, in forked processes; returns what it wrote."""
     made = []
+    for key, value in {"batch_size": 2, "eval_tokens": 1000}.items():
+        monkeypatch.setitem(levers.TRAIN, key, value)
     monkeypatch.setattr(
         levers, "subprocess", SimpleNamespace(run=lambda words, cwd, env, **_: python(words[1:], cwd, env))
     )

@@ -42,7 +42,7 @@ def test_no_damage_ends_in_a_trace_or_in_silence(kind, tmp_path):
     forked.warm_up()
     wrong = [
         (case.file, case.damage, case.command, fault, outcome.output[-500:])
-        for case, outcome, fault in mutants.faults(kind, 30, seed=1, folder=tmp_path)
+        for case, outcome, fault in mutants.faults(kind, 15, seed=1, folder=tmp_path)
         if fault
     ]
     assert wrong == []
