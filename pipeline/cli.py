@@ -284,6 +284,20 @@ def fetch(
     print(f"torchrun train/main.py --manifest {shlex.quote(str(folder / 'manifest.json'))}")
 
 
+@app.command()
+def publish(
+    manifest: ManifestArgument,
+    folder: Annotated[Path, typer.Argument(help="A new folder, or one that an earlier publish began to fill.")],
+    run: RunOption = None,
+    push: Annotated[str | None, typer.Option(help="Upload as OWNER/NAME of the hub, private.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Upload for all to see.")] = False,
+) -> None:
+    """Write a data set, and with --run its model, for others: text, shards, cards, Croissant, facts for the EU."""
+    from pipeline.publish.publish import publish as publish_build
+
+    publish_build(manifest, folder, run, push, public)
+
+
 @app.command("trace")
 def trace_tokens(
     manifest: ManifestArgument,

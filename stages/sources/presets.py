@@ -29,6 +29,7 @@ class Preset:
     files: dict[str, str]
     license: str
     keys: dict[str, Any] = field(default_factory=dict)
+    written_by: str = ""  # the models that wrote the text, or parts of it, as the card says
 
 
 COSMOPEDIA = ["auto_math_text", "khanacademy", "openstax", "stanford", "stories"]
@@ -54,6 +55,7 @@ PRESETS: dict[str, Preset] = {
         {"default": "data/train-*.parquet"},
         "Apache-2.0",
         {"template": QUESTION % ("problem", "solution")},
+        written_by="solutions brought into one form by GPT-4",
     ),
     "meta_math_qa": Preset(
         json_array,
@@ -61,6 +63,7 @@ PRESETS: dict[str, Preset] = {
         {"default": "MetaMathQA-395K.json"},
         "MIT",
         {"template": QUESTION % ("query", "response")},
+        written_by="questions of GSM8K and MATH put in other words, and answered, by GPT-3.5-Turbo",
     ),
     "proof_pile_arxiv": Preset(jsonl, "EleutherAI/proof-pile-2", {"default": "arxiv/train/*.jsonl.zst"}, ""),
     # RedPajama's urls/arxiv.txt lists files that lie elsewhere: `path` says where they were put.
@@ -70,9 +73,14 @@ PRESETS: dict[str, Preset] = {
         "HuggingFaceTB/cosmopedia",
         {"default": "data/*/train-*.parquet", **dict.fromkeys(COSMOPEDIA, "data/{subset}/train-*.parquet")},
         "Apache-2.0",
+        written_by="all by Mixtral-8x7B-Instruct-v0.1",
     ),
     "cosmopedia_v2": Preset(
-        parquet, "HuggingFaceTB/smollm-corpus", {"default": "cosmopedia-v2/train-*.parquet"}, "ODC-BY-1.0"
+        parquet,
+        "HuggingFaceTB/smollm-corpus",
+        {"default": "cosmopedia-v2/train-*.parquet"},
+        "ODC-BY-1.0",
+        written_by="all by Mixtral-8x7B-Instruct-v0.1",
     ),
 }
 

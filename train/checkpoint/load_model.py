@@ -137,7 +137,8 @@ def _manifest_of(run: Path) -> Path | str:
     if is_address(str(relative)):
         return str(relative)
     # as the system reads it, and as it was written, which differ where the run was reached through a link
-    for path in (run / str(relative), Path(os.path.normpath(run / str(relative)))):
+    for start in (os.path.realpath(run), run):
+        path = Path(os.path.normpath(Path(start) / str(relative)))
         if path.exists():
             return path
     raise TrainError(f"{path}: the mixture that {run} was trained on is not there; give --manifest M")
