@@ -6,6 +6,8 @@
                   models/tokenizer.json, and code/ to load them; cfg has the keys of the seed's Config
     hf            a Hugging Face folder: AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True); a model
                   with Gemma 3's parts is transformers' own Gemma3ForCausalLM, which needs no trust
+    llama, qwen2, qwen3   a folder for transformers' own classes, which need no trust, of a model that is one
+    gguf          model.gguf for llama.cpp, of a model that is a Llama or a Qwen3
 
 Each is fp32 unless --dtype says bfloat16, which halves it; logits are those of the run in the same dtype. A text begins
 with BOS and ends where the next one would begin, so BOS is the end-of-text token too.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -29,6 +32,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from train import export_llama
 from train.checkpoint import gemma3
 from train.checkpoint.load_model import TrainedModel, add_model_arguments, model_from_arguments
 from train.config import ModelConfig, TrainError
@@ -56,6 +60,7 @@ HF_NAMES = (
     (r"blocks\.(\d+)\.attn_norm\.weight", r"model.layers.\1.input_layernorm.weight"),
     (r"blocks\.(\d+)\.mlp_norm\.weight", r"model.layers.\1.post_attention_layernorm.weight"),
     (r"blocks\.(\d+)\.attn\.([qkvo])\.weight", r"model.layers.\1.self_attn.\2_proj.weight"),
+    (r"blocks\.(\d+)\.attn\.([qk])_norm\.weight", r"model.layers.\1.self_attn.\2_norm.weight"),
     (r"blocks\.(\d+)\.mlp\.(gate|up|down)\.weight", r"model.layers.\1.mlp.\2_proj.weight"),
     (r"engram\.(norm\.weight|keys|values|gate)", r"model.engram.\1"),
 )
@@ -284,11 +289,28 @@ def readme(trained: TrainedModel, has_code: bool = True) -> str:
 
 
 def write_hf(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
-    """Write all that AutoModelForCausalLM and AutoTokenizer ask for, and how the run's samples were drawn."""
-    tokenizer = trained.manifest.tokenizer
-    config = hf_config(trained.cfg, tokenizer, dtype)
+    """Write the folder of a Shard, with its code, or of a Gemma 3."""
+    config = hf_config(trained.cfg, trained.manifest.tokenizer, dtype)
     has_code = not is_gemma3(trained.cfg, dtype)
     named = {(hf_name if has_code else gemma3.hf_name)(name): w for name, w in weights.items()}
+    write_folder(trained, named, config, out, has_code)
+    if has_code:
+        shutil.copyfile(HERE / "export_hf_model.py", out / f"{MODELING}.py")
+
+
+def write_as(kind: str, trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
+    """Write the folder of one of the classes of train/export_llama.py."""
+    tokenizer = trained.manifest.tokenizer
+    config = export_llama.hf_config(trained.cfg, tokenizer.vocab_size, dtype, kind) | special_ids(tokenizer)
+    named = export_llama.with_biases({hf_name(name): w for name, w in weights.items()}, kind)
+    write_folder(trained, named, config, out, has_code=False)
+
+
+def write_folder(
+    trained: TrainedModel, named: dict[str, Tensor], config: dict[str, Any], out: Path, has_code: bool
+) -> None:
+    """Write all that AutoModelForCausalLM and AutoTokenizer ask for, and how the run's samples were drawn."""
+    tokenizer = trained.manifest.tokenizer
     save_file(named, out / "model.safetensors", metadata={"format": "pt"})
     write_json(out / "config.json", {**config, "trained": trained.provenance()})
     drawn = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
@@ -297,15 +319,22 @@ def write_hf(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out:
     write_definition(out / "tokenizer.json", hf_tokenizer(trained.tokenizer, tokenizer))
     if trained.tokenizer.suffix == SUFFIX:  # train.init_from knows its tokenizer by this file
         shutil.copyfile(trained.tokenizer, out / trained.tokenizer.name)
-    if has_code:
-        shutil.copyfile(HERE / "export_hf_model.py", out / f"{MODELING}.py")
     (out / "README.md").write_text(readme(trained, has_code), encoding="utf-8")
+
+
+def write_gguf(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:
+    """Write model.gguf."""
+    definition, origin = tokenizer_definition(trained.tokenizer), trained.provenance()
+    name = f"{origin['name']} {origin['phase']} {origin['step']}"
+    export_llama.write_gguf(weights, trained.cfg, trained.manifest.tokenizer, definition, name, out / "model.gguf")
 
 
 FORMATS: dict[str, Callable[[TrainedModel, dict[str, Tensor], str, Path], None]] = {
     "safetensors": write_safetensors,
     "card": write_card,
     "hf": write_hf,
+    **{kind: functools.partial(write_as, kind) for kind in export_llama.ARCHITECTURES},
+    "gguf": write_gguf,
 }
 
 
@@ -338,7 +367,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.export", description="Write a trained model for others")
     add_model_arguments(parser)
     parser.add_argument(
-        "--format", required=True, choices=FORMATS, help="hf: for transformers; card: the seed's layout"
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="hf, llama, qwen2, qwen3: for transformers; gguf: for llama.cpp; card: the seed's layout",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")

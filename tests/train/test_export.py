@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_models import random_model
 from rounding import assert_near
 from safetensors.torch import load_file
-from trainer_harness import BOS, PAD, VOCAB, sets
+from trainer_harness import BOS, PAD, sets
 
-from train.checkpoint.checkpoint import save_checkpoint
 from train.checkpoint.load_model import open_trained_model
 from train.config import ModelConfig, TrainError
 from train.data.manifest import Source
@@ -22,7 +22,7 @@ from train.export import export, hf_name, main, readme, seed_config
 from train.export_seed_card import Config, ToyLM
 from train.generate import generate
 from train.main import run
-from train.model.transformer import Model, build
+from train.model.transformer import Model
 from train.overrides import from_dict
 
 try:
@@ -84,21 +84,10 @@ def trained_run(pretrain, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shapes(pretrain, trained_run, tmp_path_factory):
     """Shape -> its TrainedModel: random weights behind the run's manifest."""
-    made = {}
-    for number, (shape, cfg) in enumerate((SHAPES | FURTHER).items()):
-        folder = tmp_path_factory.mktemp("shape") / "run"
-        model = build(cfg, VOCAB, seed=number)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim == 1:  # norms and gates, so that a norm in another's place is seen
-                    parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
-        state = json.loads(json.dumps(open_trained_model(trained_run).point.state))
-        state["identity"]["model"] = json.loads(json.dumps(dataclasses.asdict(cfg) | {"vocab_size": VOCAB}))
-        for key in ("format", "step", "rng", "files"):
-            del state[key]
-        save_checkpoint(folder / "checkpoints", 3, model.state_dict(), {}, state)
-        made[shape] = open_trained_model(folder, pretrain)
-    return made
+    return {
+        shape: random_model(cfg, number, trained_run, pretrain, tmp_path_factory.mktemp("shape") / "run")
+        for number, (shape, cfg) in enumerate((SHAPES | FURTHER).items())
+    }
 
 
 def ours(trained):
