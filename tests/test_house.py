@@ -18,7 +18,7 @@ FLOORS = ("benchmarks", "pipeline", "stages", "train")
 TRAINER_LIBRARIES = {"torch", "numpy", "safetensors"}
 # Used where they are installed, so never imported when a module is: samples as text, loggers that a key asks for, and
 # what compresses an artefact, and buckets.
-TRAINER_EXTRAS = {"obstore", "sentencepiece", "tokenizers", "wandb", "zstandard"}
+TRAINER_EXTRAS = {"gguf", "obstore", "sentencepiece", "tokenizers", "wandb", "zstandard"}
 EXPORTED = "train/export_hf_model.py"  # runs inside transformers, from an exported folder
 
 

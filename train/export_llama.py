@@ -1,7 +1,7 @@
 """Models that transformers computes with classes of its own, Llama, Qwen2 or Qwen3, and llama.cpp from one file.
 
 What keeps a model from being one of them is named: a cap on its logits, layers with a window in Llama, an engram.
-Qwen2 asks for biases in q, k and v, which are written as zeros. A GGUF file (ggml's docs/gguf.md) is Llama's, or, with
+Qwen2 asks for biases in q, k and v, which are written as zeros. A GGUF file (the format of ggml) is Llama's, or, with
 norms of q and k, Qwen3's, which have no windows there.
 """
 
