@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pipeline.commands.report import TextConsole
-from pipeline.commands.stored_records import StoredRecords
+from pipeline.commands.stored_records import records_beside
 from pipeline.commands.trace import Run, open_run
 from pipeline.errors import UserError
 from stages.lineage.curated import curated_folder
@@ -40,7 +40,7 @@ def print_found(manifest: Manifest, query: Query, run_folder: str | None, as_jso
 def find_all(manifest: Manifest, query: Query) -> list[FoundDocument]:
     """Return the documents of the corpus that `query` means, then those that were dropped on the way to it."""
     documents = find(manifest, query)
-    stored = StoredRecords(manifest)
+    stored = records_beside(manifest)
     downloaded = explain_drops(manifest, query, stored)
     if stored.missing:
         stage, label = min(stored.missing)

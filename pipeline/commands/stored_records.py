@@ -1,4 +1,4 @@
-"""The records of the last build of a manifest's recipe, read from the store where it is still beside it."""
+"""The records of the last build of a recipe, read from its store."""
 
 from __future__ import annotations
 
@@ -19,16 +19,11 @@ from train.data.manifest import Manifest
 
 
 class StoredRecords:
-    """The `RecordReader` of a manifest's build; without a store beside it there are no records."""
+    """The `RecordReader` of a build; without a store there are no records."""
 
-    def __init__(self, manifest: Manifest):
-        self.recipe_name = manifest.name
+    def __init__(self, store: Store | None, recipe_name: str):
+        self.store, self.recipe_name = store, recipe_name
         self.missing: set[tuple[str, str]] = set()  # stage and label of each unit that was looked for and is gone
-        self.store: Store | None = None
-        if isinstance(manifest, BucketManifest):
-            self.store = manifest.store
-        elif ((out := Path(manifest.folder).parent.parent) / "store").is_dir():
-            self.store = open_store(str(out))
 
     def records(self, stage: str) -> Iterator[Record]:
         """Yield the record of each unit of a stage that is there, by label."""
@@ -53,3 +48,11 @@ class StoredRecords:
         if artifact.rows_from < 0:
             return table
         return table.slice(artifact.rows_from, artifact.rows_to - artifact.rows_from)
+
+
+def records_beside(manifest: Manifest) -> StoredRecords:
+    """Return the records of a manifest's build, where its store is still beside it."""
+    if isinstance(manifest, BucketManifest):
+        return StoredRecords(manifest.store, manifest.name)
+    out = Path(manifest.folder).parent.parent
+    return StoredRecords(open_store(str(out)) if (out / "store").is_dir() else None, manifest.name)

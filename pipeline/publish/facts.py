@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.commands.open_build import open_build
-from pipeline.commands.stored_records import StoredRecords
+from pipeline.commands.stored_records import records_beside
 from pipeline.errors import UserError
 from stages.registry import STAGES
 from train.checkpoint.load_model import TrainedModel, open_trained_model
@@ -62,7 +62,7 @@ def gather(address: str) -> Facts:
 
 def days_of(manifest: Manifest) -> tuple[datetime.date, datetime.date] | None:
     """Return the first and the last day on which a build's sources were read; None where the records are gone."""
-    stored = StoredRecords(manifest)
+    stored = records_beside(manifest)
     readers = [name for name, stage in STAGES.items() if stage.reads_files]
     finished = [record.finished for name in readers for record in stored.records(name)]
     days = [datetime.datetime.fromtimestamp(seconds, datetime.UTC).date() for seconds in finished]

@@ -21,7 +21,7 @@ from ray_cluster import RayCluster, free_port
 from s3_server import S3Server
 
 from pipeline.commands.open_build import open_build
-from pipeline.commands.stored_records import StoredRecords
+from pipeline.commands.stored_records import records_beside
 from pipeline.engine.fingerprint import PROJECT, fingerprint, versions
 from pipeline.executors.ray_node import difference
 from stages.registry import STAGES
@@ -79,7 +79,7 @@ def packed(folder: str) -> list[tuple[str, str]]:
 
 def tokenized(out: str) -> list[Record]:
     """The records of a stage that has more units than there are CPUs."""
-    return list(StoredRecords(open_build(f"{out}/small/pretrain")).records("tokenize"))
+    return list(records_beside(open_build(f"{out}/small/pretrain")).records("tokenize"))
 
 
 def at_once(records: list[Record]) -> Counter[str]:
@@ -235,7 +235,7 @@ def test_lost_nodes_a_killed_driver_and_a_failing_store_change_no_byte(
     lost = re.findall(r"gone: \S+/(\w+) \(|node \S+/(\w+): the node is gone", status)
     assert len(gone) >= 3 and set(gone) <= {node for names in lost for node in names}, (gone, status)
     assert status.count("was killed: ") == 1 and status.count(" ended") == 1
-    records = [record for stage in STAGES for record in StoredRecords(build).records(stage)]
+    records = [record for stage in STAGES for record in records_beside(build).records(stage)]
     assert any(f"{node}: the node is gone" in why for record in records for why in record.tries for node in gone)
     assert "the node is gone" in status and "where units ran" in status
 

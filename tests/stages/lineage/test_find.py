@@ -14,7 +14,7 @@ from commands import cli
 from lineage_harness import LONG, points, published, recipe, run_folder
 
 from pipeline.commands.find import add_steps, explain_curated
-from pipeline.commands.stored_records import StoredRecords
+from pipeline.commands.stored_records import records_beside
 from pipeline.commands.trace import open_run, spans_of_step
 from stages.lineage.drop_reason import explain_drops
 from stages.lineage.find import FoundDocument, Query, find
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 def dropped(manifest, query):
     """Documents that were read, each with why it is not in the corpus."""
-    return explain_drops(manifest, query, StoredRecords(manifest))
+    return explain_drops(manifest, query, records_beside(manifest))
 
 
 def with_rules(folder):
