@@ -185,6 +185,21 @@ def dropped(
 
 
 @app.command()
+def report(
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    overrides: SetOption = None,
+    out: OutOption = DEFAULT_OUT,
+    to: Annotated[str | None, typer.Option(help="Folder of the pages; OUT/RECIPE/report by default.")] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Read at most so many; of more, a sample by hash.")] = 100_000,
+    max_size: Annotated[str, typer.Option(help="Most bytes of the pages together.")] = "20MB",
+) -> None:
+    """Pages about a build, to open from the disk: what went in, what was left out and why, what was learnt."""
+    from pipeline.report.command import make_report
+
+    make_report(recipe, overrides, out, to, documents, max_size)
+
+
+@app.command()
 def quarantined(
     recipe: RecipeOption = DEFAULT_RECIPE,
     out: OutOption = DEFAULT_OUT,
