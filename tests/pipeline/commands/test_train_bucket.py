@@ -16,7 +16,7 @@ from train.bucket import Bucket
 pytestmark = pytest.mark.slow
 PHASE = {"batch_size": 4, "seq_len": 32, "log_every": 1, "eval_tokens": 256, "sample_tokens": 0, "epochs": 9}
 TRAIN = {
-    "pretrain": {"mixture": "pretrain", "steps": 200, "checkpoint_every": 5, "eval_every": 0, **PHASE},
+    "pretrain": {"mixture": "pretrain", "steps": 200, "checkpoint_every": 20, "eval_every": 0, **PHASE},
     "anneal": {"mixture": "anneal", "init_from": "pretrain", "steps": 3, **PHASE},
 }
 
