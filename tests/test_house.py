@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Arrows point to the right only.
 FLOORS = ("benchmarks", "pipeline", "stages", "train")
 TRAINER_LIBRARIES = {"torch", "numpy", "safetensors"}
-# Used where they are installed, so never imported when a module is: samples as text, loggers that a key asks for, and
-# what compresses an artefact, and buckets.
-TRAINER_EXTRAS = {"gguf", "obstore", "sentencepiece", "tokenizers", "wandb", "zstandard"}
+# Used where they are installed, so never imported when a module is: samples as text, loggers that a key asks for, whose
+# tokens a batch has, what compresses an artefact, and buckets.
+TRAINER_EXTRAS = {"gguf", "obstore", "pyarrow", "sentencepiece", "tokenizers", "wandb", "zstandard"}
 EXPORTED = "train/export_hf_model.py"  # runs inside transformers, from an exported folder
 
 

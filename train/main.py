@@ -51,6 +51,7 @@ from train.data.loader import Loader, check_hashes
 from train.data.manifest import Manifest, ManifestError
 from train.data.prefetch import Prefetcher
 from train.data.remote import RemoteManifest, copied, fetch_ahead, open_manifest
+from train.data.sources import sources_to_tell
 from train.distributed import hardware, launch_env
 from train.distributed.runtime import PeerLostError, Runtime, ignore_stop_requests, join_processes, stop_requests
 from train.eval.multiple_choice import MultipleChoice
@@ -65,6 +66,7 @@ from train.monitor.anomalies import AnomalyDetector
 from train.monitor.commands import continue_command
 from train.monitor.dead_parts import DeadPartWatch
 from train.monitor.singular_values import SingularValueWatch
+from train.monitor.source_losses import SourceLosses
 from train.monitor.text import printable
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
@@ -101,7 +103,7 @@ def run(
         report.print_start(run, manifest, parameters)
         if isinstance(manifest, RemoteManifest):
             run.loader.begin_step = manifest.cache.begin_step
-            fetch_ahead(manifest, cfg, run.step)
+            fetch_ahead(manifest, cfg, run.step, bool(run.loader.sources))
 
         def should_stop() -> bool:
             return signalled() or (stop is not None and rt.is_rank0 and stop())
@@ -184,6 +186,7 @@ def build_run(
         identity=identity,
         builds=start.builds,
         anomalies=anomalies,
+        source_losses=build_source_losses(loader, anomalies),
         singular_values=build_singular_value_watch(rt, optimizer, cfg),
         meter=build_meter(rt, model, cfg),
         epochs_per_step=sampler.epochs_needed(manifest, cfg) / cfg.steps,
@@ -204,7 +207,13 @@ def build_run(
 
 def build_loader(rt: Runtime, manifest: Manifest, cfg: TrainConfig) -> Loader:
     """Return the reader of training batches, its shards checked."""
-    loader = Loader(manifest, cfg, rt.rank, rt.world_size, rt.device)
+    names, why_not = sources_to_tell(manifest)
+    if why_not:
+        rt.print_rank0(f"note: no losses by source: {why_not}")
+    # on all ranks or none, for they add up what they know
+    if rt.any_rank(not names):
+        names = []
+    loader = Loader(manifest, cfg, rt.rank, rt.world_size, rt.device, names)
     if isinstance(manifest, RemoteManifest):  # each file is hashed when it comes
         loader.verified = True
         return loader
@@ -295,6 +304,11 @@ def build_singular_value_watch(rt: Runtime, optimizer: Optimizer, cfg: TrainConf
     """Return the watch over the matrices that Muon trains: on rank 0; elsewhere it watches none."""
     names = optimizer.muon_names if rt.is_rank0 else []
     return SingularValueWatch({name: optimizer.parameters[name] for name in names}, cfg.rank_loss)
+
+
+def build_source_losses(loader: Loader, anomalies: AnomalyDetector) -> SourceLosses | None:
+    """Return what adds up losses by source, read as often as the anomalies; None where sources are not told apart."""
+    return SourceLosses(loader.sources, len(anomalies.table), loader.device) if loader.sources else None
 
 
 def build_meter(rt: Runtime, model: Model, cfg: TrainConfig) -> hardware.Meter:

@@ -25,6 +25,7 @@ from train.config import TrainError
 from train.files import write_atomic
 from train.monitor.commands import continue_command, trace_command
 from train.monitor.metrics import read_json_lines
+from train.monitor.source_losses import losses_at_end
 from train.monitor.svg import Series, chart
 from train.monitor.text import clock_text, counted_processes, dead_part_rows, event_text, printable
 
@@ -78,13 +79,21 @@ def page_plots(records: list[Record], events: list[Record]) -> dict[str, str]:
                 *(figure_series(records, f"val_loss_{a}", f"validation, {a}", dots=True) for a in averages),
             ],
         ),
+        "loss_by_source": (
+            "Training loss by source, nats a token",
+            [figure_series(records, f"loss/{name}", name) for name in losses_at_end(records)],
+        ),
         "learning_rate": ("Learning rate", rates[:1] if same else [rates[0]._replace(name="Muon"), rates[1]]),
         "grad_norm": ("Gradient norm, before clipping", [figure_series(records, "grad_norm", "gradient")]),
         "speed": ("Tokens a second", [figure_series(records, "tokens_per_second", "tokens a second")]),
     }
     return {
         name: chart(
-            title, series, name in ("learning_rate", "speed"), spikes if name in ("loss", "grad_norm") else (), "spike"
+            title,
+            series,
+            name in ("learning_rate", "speed"),
+            spikes if name in ("loss", "loss_by_source", "grad_norm") else (),
+            "spike",
         )
         for name, (title, series) in charts.items()
         if any(len(s.xs) for s in series)
@@ -190,7 +199,8 @@ def scores_section(records: list[Record], summary: Record) -> str:
     averages = [a for a in ("ema", "swa") if f"val_loss_{a}" in last]
     unigram = summary.get("unigram")
     head = ["bits/byte", *["before"] * bool(first), *["unigram"] * bool(unigram)]
-    head += [f"step {last['step']:,}", *averages, "nats/token"]
+    trained = losses_at_end(records)
+    head += [f"step {last['step']:,}", *averages, "nats/token", *["in training"] * bool(trained)]
     rows = []
     for source in ["", *(key.removeprefix("val_loss/") for key in last if key.startswith("val_loss/"))]:
         end = f"/{source}" if source else ""
@@ -200,8 +210,11 @@ def scores_section(records: list[Record], summary: Record) -> str:
             row.append(_figure((unigram["sources"].get(source, {}) if source else unigram).get("bits_per_byte")))
         row.append(f"**{_figure(last.get(f'val_bits_per_byte{end}'))}**")
         row += [_figure(last.get(f"val_bits_per_byte_{a}{end}")) for a in averages]
-        rows.append([*row, _figure(last.get(f"val_loss{end}"))])
+        row.append(_figure(last.get(f"val_loss{end}")))
+        rows.append([*row, *[_figure(trained.get(source))] * bool(trained)])
     shown = markdown_table(head, rows)
+    if trained:
+        shown += "\n\nIn training: nats a token over the last tenth of the steps, before each of them."
     asked = [key.removesuffix("/acc") for key in last if key.endswith("/acc")]
     if asked:
         right = [

@@ -21,6 +21,7 @@ from train.model.transformer import Model
 from train.monitor.anomalies import AnomalyDetector
 from train.monitor.dead_parts import DeadPartWatch
 from train.monitor.singular_values import SingularValueWatch
+from train.monitor.source_losses import SourceLosses
 from train.optim.averages import Averages
 from train.optim.optimizer import Optimizer
 from train.optim.schedule import StepTimer
@@ -86,6 +87,7 @@ class Run:
     step_timer: StepTimer | None = None  # where schedule.seconds ends the run
     fake_quant: FakeQuant | None = None  # where train.qat is on
     dead_parts: DeadPartWatch | None = None  # on rank 0
+    source_losses: SourceLosses | None = None  # where the mixture has several sources, and whose tokens are is known
     address: str = ""  # in a bucket, of which `folder` is the copy here
     on_save: OnSave | None = None
     progress: Progress = field(default_factory=Progress)

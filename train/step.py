@@ -41,6 +41,8 @@ def compute_gradient(run: Run, batch: Batch, step: int) -> None:
     # dropout is a function of (seed, step, rank): nothing to store, and ranks differ
     torch.manual_seed((run.cfg.seed * 1_000_003 + step * 8_191 + rt.rank) % 2**63)
     run.optimizer.grads_and_loss.zero_()
+    if run.source_losses is not None:
+        run.source_losses.begin_step()
     for micro_batch in batch.micro_batches(run.loader.micro_batch_size):
         backward(run, micro_batch)
     rt.all_reduce_(run.optimizer.grads_and_loss)
@@ -90,11 +92,15 @@ def read_ahead(run: Run) -> None:
 
 def backward(run: Run, micro_batch: MicroBatch) -> None:
     """Add one micro-batch to the gradient and the loss of the step."""
+    by_source = run.source_losses
+    by_target = None if by_source is None else by_source.by_target(micro_batch.targets.numel())
     total, cross_entropy = run.model(
-        micro_batch.ids, micro_batch.targets, micro_batch.num_targets, micro_batch.cu_seqlens
+        micro_batch.ids, micro_batch.targets, micro_batch.num_targets, micro_batch.cu_seqlens, by_target
     )
     (total * micro_batch.share).backward()
     run.optimizer.loss += cross_entropy.detach() * micro_batch.share
+    if by_source is not None and by_target is not None and micro_batch.sources is not None:
+        by_source.add(by_target, micro_batch.sources, micro_batch.share)
 
 
 def count_step(run: Run) -> None:
@@ -102,6 +108,8 @@ def count_step(run: Run) -> None:
     run.progress.step += 1
     run.clock.steps += 1
     run.averages.update(run.step, run.lr_factor)
+    if run.source_losses is not None:
+        run.source_losses.end_step()
     turn_on_fake_quant(run)
     run.singular_values.after_step(run.step)
     if run.dead_parts is not None and (warning := run.dead_parts.end_step(run.step)):

@@ -109,8 +109,8 @@ def test_a_wrong_mask_is_refused(fault, dtype):
 
 def planted_values(ce=1.0, zz=1.0, d=1.0):
     def values(z, targets, cap, z_weight, ignores):
-        a, b, c = chunk_values_pure(z, targets, cap, z_weight, ignores)
-        return a * ce, b * zz, c * d
+        a, b, c, each = chunk_values_pure(z, targets, cap, z_weight, ignores)
+        return a * ce, b * zz, c * d, each
 
     return values
 

@@ -62,6 +62,15 @@ class MappedIndex:
         low, high = self._documents(first, last)
         return [(place - HEADER_BYTES) // self.itemsize for place in self.pointers[low:high]]
 
+    def documents(self, first: int, last: int) -> tuple[int, list[int]]:
+        """The number of the document that token `first` is of, and where the next ones begin, in (first, last).
+
+        Padding is of the document before it.
+        """
+        low, high = self._documents(first + 1, last)
+        starts = [(place - HEADER_BYTES) // self.itemsize for place in self.pointers[low:high]]
+        return low - 1, starts
+
     def _documents(self, first: int, last: int) -> tuple[int, int]:
         """The documents that begin in [first, last): no more than tokens, as each has one."""
         low = bisect_left(self.pointers, HEADER_BYTES + self.itemsize * first)

@@ -19,11 +19,12 @@ import contextlib
 import resource
 import shlex
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from train.config import TrainConfig, TrainError
@@ -31,6 +32,7 @@ from train.data.format import check_shard, map_tokens
 from train.data.index import MappedIndex
 from train.data.manifest import HASH_LIMIT, Manifest, ManifestError, Shard
 from train.data.sampler import I64, row_order, stretches, windows_per_shard
+from train.data.sources import source_numbers
 from train.data.tokens import Tokens, token_dtype
 from train.data.watch import FileWatch
 from train.files import sha256_file
@@ -110,6 +112,9 @@ class Batch(NamedTuple):
     num_targets: I64 | None = None  # (B / world_size,): targets that count in each row; None: all
     # (documents + 1,) int32 on the CPU: where documents begin in the flattened inputs, and the end
     cu_seqlens: Tensor | None = None
+    sources: Tensor | None = (
+        None  # (B / world_size, T) int16: the source of each target, as a place in `Loader.sources`
+    )
 
     @property
     def inputs(self) -> Tensor:
@@ -126,13 +131,14 @@ class Batch(NamedTuple):
         parts = zip(self.inputs.split(rows), self.targets.split(rows), strict=True)
         for i, (inputs, targets) in enumerate(parts):
             cu_seqlens = self._cu_seqlens(i * inputs.numel(), (i + 1) * inputs.numel())
+            sources = None if self.sources is None else self.sources[i * rows : (i + 1) * rows]
             if self.num_targets is None:
                 share = 1 / (len(self.tokens) // rows * self.world_size)
-                yield MicroBatch(inputs, targets, None, share, cu_seqlens)
+                yield MicroBatch(inputs, targets, None, share, cu_seqlens, sources)
             else:
                 num_targets = int(self.num_targets[i * rows : (i + 1) * rows].sum())
                 share = num_targets / max(1, self.num_targets_in_step)
-                yield MicroBatch(inputs, targets, num_targets, share, cu_seqlens)
+                yield MicroBatch(inputs, targets, num_targets, share, cu_seqlens, sources)
 
     def _cu_seqlens(self, first: int, last: int) -> Tensor | None:
         """Return those of tokens [first, last), between which rows begin and end, counted from `first`."""
@@ -150,6 +156,7 @@ class MicroBatch(NamedTuple):
     num_targets: int | None  # targets that count; None: all
     share: float  # of the whole step's targets, so the weight of its mean loss in the step's
     cu_seqlens: Tensor | None  # of documents, as the batch's
+    sources: Tensor | None = None  # (rows, T), as the batch's
 
 
 class LRUCache(Generic[T]):
@@ -200,7 +207,9 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
+        sources: Sequence[str] = (),
     ) -> None:
+        """sources: names of those whose numbers batches tell (train/data/sources.py); none: they tell none."""
         share, self.micro_batch_size = rows_of_rank(cfg, world_size)
         if cfg.document_mask and manifest.adopted:
             raise TrainError(
@@ -217,12 +226,14 @@ class Loader:
         self._global_order = row_order(manifest, cfg, 0, 1) if self.padded else None
         held = max_mapped_shards()
         half = held // 2  # an index is mapped too
-        indexed = self.padded or cfg.document_mask
+        indexed = bool(self.padded or cfg.document_mask or sources)
         self.watch = FileWatch(manifest.restore)
         self._paths = [[str(manifest.path(s.path)), *([str(manifest.path(s.index))] * indexed)] for s in self.shards]
         self.begin_step: Callable[[int], None] = lambda step: None  # is told which step is read
         self._tokens = LRUCache(lambda s: open_shard(manifest, self.shards[s], self.watch), half if indexed else held)
         self._indices = LRUCache(lambda s: MappedIndex(manifest, self.shards[s], self.watch), half)
+        self.sources = list(sources)
+        self._numbers = LRUCache(lambda s: source_numbers(manifest, self.shards[s], self.sources).tolist(), half)
         self.verified = False  # set it where `check_hashes` found every shard whole: then ids are not checked again
         dtype = token_dtype(manifest.tokenizer.vocab_size)
         self._inputs, self._last_targets = np.empty((share, cfg.seq_len), dtype), np.empty(share, dtype)
@@ -267,6 +278,8 @@ class Loader:
             batch = Batch(tokens, self.world_size, num_targets_in_step, targets, num_targets)
         if document_mask:
             batch = batch._replace(cu_seqlens=self._cu_seqlens(shard, first))
+        if self.sources:
+            batch = batch._replace(sources=to_device(torch.from_numpy(self._sources(shard, first)), self.device))
         self.watch.check(paths)  # after: nothing was written over what was read
         return batch
 
@@ -348,6 +361,19 @@ class Loader:
                 inside = self._indices[number].starts(start, stop)
             starts += [token - start + place for token in inside]
         return torch.tensor([*starts, len(shard) * T], dtype=torch.int32)
+
+    def _sources(self, shard: I64, first: I64) -> NDArray[np.int16]:
+        """Return the source of each target, (rows, T), as a place in `sources`; of padding any."""
+        T = self.cfg.seq_len + 1
+        edges: list[int] = []
+        numbers: list[int] = []
+        for place, number, start, stop in self._stretches(shard, first, T):
+            document, starts = self._indices[number].documents(start, stop)
+            edges.append(place)
+            edges += [token - start + place for token in starts]
+            numbers += self._numbers[number][document : document + len(starts) + 1]
+        lengths = np.diff(edges, append=len(shard) * T)
+        return np.repeat(np.array(numbers, np.int16), lengths).reshape(-1, T)[:, 1:]
 
 
 def rows_by_shard(shard: I64, order: I64) -> Iterator[tuple[int, I64]]:

@@ -102,16 +102,21 @@ def copied(manifest: Manifest, cfg: TrainConfig) -> Iterator[None]:
         yield
 
 
-def fetch_ahead(manifest: RemoteManifest, cfg: TrainConfig, step: int) -> None:
-    """Begin to copy the training shards in the order in which steps from 0-based `step` on read them."""
+def fetch_ahead(manifest: RemoteManifest, cfg: TrainConfig, step: int, by_source: bool) -> None:
+    """Begin to copy the training shards in the order in which steps from 0-based `step` on read them.
+
+    by_source: whose tokens they are is read too.
+    """
     shards = manifest.split("train")
-    indexed = cfg.document_mask or any(shard.padding for shard in shards)
+    indexed = by_source or cfg.document_mask or any(shard.padding for shard in shards)
 
     def order(step: int) -> Iterator[str]:
         for number in shards_in_order_of_need(manifest, cfg, step):
             yield shards[number].path
             if indexed:
                 yield shards[number].index
+            if by_source:
+                yield shards[number].rows
 
     manifest.cache.fetch_ahead(order, step)
 

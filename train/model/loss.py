@@ -27,9 +27,10 @@ CHUNK_CPU, CHUNK_CUDA = 2**20, 2**27
 IGNORE = -100  # the target that does not count, in padding; F.cross_entropy's default too
 EXP_SAFE = 60.0  # capped logits this small need no maximum subtracted: e**60 * 65,536 ids is far below fp32's 3e38
 
-# (logits (n, V), targets (n,), cap, z_weight, whether targets may be IGNORE) -> sum of ce, sum of lse², and the
-# gradient of the sum of ce + z_weight * lse² by the logits, (n, V); sums in fp32, the gradient as fine as the logits
-ChunkValues = Callable[[Tensor, Tensor, float | None, float, bool], tuple[Tensor, Tensor, Tensor]]
+# (logits (n, V), targets (n,), cap, z_weight, whether targets may be IGNORE) -> sum of ce, sum of lse², the gradient of
+# the sum of ce + z_weight * lse² by the logits, (n, V), and ce, (n,), 0 where the target is IGNORE; all in fp32 but the
+# gradient, which is as fine as the logits
+ChunkValues = Callable[[Tensor, Tensor, float | None, float, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def cap_logits(z: Tensor, cap: float | None) -> Tensor:
@@ -50,7 +51,7 @@ def head_loss_reference(
 
 def chunk_values(
     z: Tensor, targets: Tensor, cap: float | None, z_weight: float, ignores: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `ChunkValues` in place wherever it can be (z is lost if fp32): on a CPU this part is bound by memory."""
     weights = (targets != IGNORE).float() if ignores else None
     targets = targets.clamp(min=0) if ignores else targets
@@ -70,15 +71,17 @@ def chunk_values(
     d.scatter_add_(1, targets[:, None], torch.full_like(lse, -1)[:, None])
     if t is not None:
         d.addcmul_(d, t.square_(), value=-1)  # times d tanh = 1 - tanh²
+    ce = lse - picked
     if weights is not None:
         d.mul_(weights[:, None])
-        return ((lse - picked) * weights).sum(), (lse.square() * weights).sum(), d
-    return (lse - picked).sum(), lse.square().sum(), d
+        ce.mul_(weights)
+        return ce.sum(), (lse.square() * weights).sum(), d, ce
+    return ce.sum(), lse.square().sum(), d, ce
 
 
 def chunk_values_pure(
     z: Tensor, targets: Tensor, cap: float | None, z_weight: float, ignores: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `ChunkValues` without scatter and in-place steps, so that it fuses; the gradient in the dtype of z.
 
     Nothing it is given changes from batch to batch but tensors: it is compiled once for each shape.
@@ -92,7 +95,8 @@ def chunk_values_pure(
     d = torch.exp(c - lse[:, None]) * (1 + 2 * z_weight * lse)[:, None] - hit.float()
     if t is not None:
         d = d * (1 - t * t)
-    return ((lse - picked) * counts).sum(), (lse.square() * counts).sum(), (d * counts[:, None]).to(z.dtype)
+    ce = (lse - picked) * counts
+    return ce.sum(), (lse.square() * counts).sum(), (d * counts[:, None]).to(z.dtype), ce
 
 
 def head_loss(
@@ -103,24 +107,30 @@ def head_loss(
     z_weight: float,
     num_targets: int | None = None,
     values: ChunkValues = chunk_values,
+    by_target: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (total, ce), two scalars: h (N, d), weight (V, d), targets (N,). Gradients flow through `total` only.
 
     num_targets: how many targets are not IGNORE, over which the means are taken (0 of none); None says that all are.
     The caller knows, so nothing waits for the device to count.
+    by_target: (2, N) fp32, filled with the cross-entropy of each target and with 1, with 0 and 0 where it is IGNORE.
 
     On a CPU, with cap None and z_weight 0, this is F.cross_entropy to the bit, at the price of all logits at once: the
     seed promises that its levers, when off, leave the plain baseline. On a GPU, where sums have no fixed order to
     compare with and 64k tokens of 50k ids would take 13 GB several times over, rows are taken in chunks all the same.
     """
+    if by_target is not None:
+        by_target[1] = targets != IGNORE
     if cap is None and z_weight == 0 and not h.is_cuda:
-        logits = F.linear(h, weight.to(h.dtype)).float()
+        log_p = F.log_softmax(F.linear(h, weight.to(h.dtype)).float(), -1)
         if num_targets is None:
-            ce = F.cross_entropy(logits, targets)
+            ce = F.nll_loss(log_p, targets)
         else:
-            ce = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / max(1, num_targets)
+            ce = F.nll_loss(log_p, targets, ignore_index=IGNORE, reduction="sum") / max(1, num_targets)
+        if by_target is not None:
+            by_target[0] = F.nll_loss(log_p.detach(), targets, ignore_index=IGNORE, reduction="none")
         return ce, ce.detach()
-    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight, num_targets, values)
+    total, ce = _ChunkedLoss.apply(h, weight, targets, cap, z_weight, num_targets, values, by_target)
     return total, ce
 
 
@@ -163,6 +173,7 @@ class _ChunkedLoss(torch.autograd.Function):
         z_weight: float,
         num_targets: int | None,
         values: ChunkValues,
+        by_target: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return total and cross-entropy of hidden states h (N, dim), and keep the gradients of `total`."""
         n = h.shape[0] if num_targets is None else max(1, num_targets)
@@ -172,9 +183,11 @@ class _ChunkedLoss(torch.autograd.Function):
         ce = torch.zeros((), device=h.device)
         zz = torch.zeros((), device=h.device)
         for rows in _chunks(h, w):
-            ce_sum, zz_sum, dz = values(h[rows] @ w.T, targets[rows], cap, z_weight, num_targets is not None)
+            ce_sum, zz_sum, dz, each = values(h[rows] @ w.T, targets[rows], cap, z_weight, num_targets is not None)
             ce += ce_sum
             zz += zz_sum
+            if by_target is not None:
+                by_target[0, rows] = each
             dz = dz.to(h.dtype)
             dh[rows].addmm_(dz, w, beta=0, alpha=1 / n)
             _add_product(dw, dz.T, h[rows], 1 / n)
@@ -188,7 +201,7 @@ class _ChunkedLoss(torch.autograd.Function):
         """Return the gradients of h and weight."""
         dh, dw = ctx.saved_tensors
         # in fp32: rounded to bf16 the factor would be up to 0.4 % off, for all of the trunk and not for the head
-        return (dh.float() * grads[0]).to(dh.dtype), dw * grads[0], None, None, None, None, None
+        return (dh.float() * grads[0]).to(dh.dtype), dw * grads[0], None, None, None, None, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float) -> None:

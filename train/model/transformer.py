@@ -233,19 +233,27 @@ class Model(nn.Module):
         return self.trunk(F.pad(ids, (ahead, 0)), start=ahead)[:, ahead:] if ahead else self.trunk(ids)
 
     def forward(
-        self, ids: Tensor, targets: Tensor, num_targets: int | None = None, cu_seqlens: Tensor | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        num_targets: int | None = None,
+        cu_seqlens: Tensor | None = None,
+        by_target: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (total, ce), scalars in nats a token: what is trained and what is reported. ids, targets: (B, T).
 
         num_targets: how many targets are not -100; None: all.
         cu_seqlens: where the documents begin that attention is to stay in (see MaskBuilder); None: it takes rows whole.
+        by_target: (2, B * T), filled as by `head_loss`.
         """
         cap, z_weight = self.cfg.lm_head_logit_cap, self.cfg.z_loss_weight
         h = self.hidden_states(ids, cu_seqlens)
         all_count = num_targets is None
         if self.memory is not None:
             targets, num_targets = self.memory.counted_targets(targets, num_targets)
-        total, ce = head_loss(h, self.head_weight, targets.flatten(), cap, z_weight, num_targets, self.chunk_values)
+        total, ce = head_loss(
+            h, self.head_weight, targets.flatten(), cap, z_weight, num_targets, self.chunk_values, by_target
+        )
         if self.mtp is not None and self.training:
             further = self.mtp(h.view(*ids.shape, -1), targets, all_count, self.chunk_values)
             total = total + self.mtp_weight * further

@@ -23,7 +23,8 @@ from train.eval.validation import Score, sample_texts
 from train.files import write_atomic
 from train.model.transformer import count_parameters
 from train.monitor.dead_parts import DeadParts
-from train.monitor.metrics import Metrics
+from train.monitor.metrics import Metrics, read_json_lines
+from train.monitor.source_losses import losses_at_end
 from train.monitor.text import clock_text, counted_processes, dead_part_rows, event_text
 from train.run import Run
 
@@ -166,6 +167,11 @@ def log_step(run: Run, metrics: Metrics | None, loss: Tensor, norm: Tensor) -> d
     waited, run.seconds_waited = run.seconds_waited, 0.0
     spectra, lost_ranks = run.singular_values.read()
     spikes = run.anomalies.read_events(run.step)
+    by_source: dict[str, float] = {}
+    if run.source_losses is not None:
+        read = run.source_losses.read(rt)
+        run.source_losses.name_sources(spikes, read, run.step)
+        by_source = run.source_losses.record(read)
     slow = run.anomalies.slow_events(run.step, seconds, steps, waited)
     report_events(run, metrics, [*lost_ranks, *spikes, *slow])
     speed = steps * cfg.batch_size * cfg.seq_len / seconds
@@ -193,6 +199,7 @@ def log_step(run: Run, metrics: Metrics | None, loss: Tensor, norm: Tensor) -> d
         "seconds": round(run.progress.seconds, 3),
         "seconds_left": round(left, 1),
         **spectra,
+        **by_source,
         **{f"grad_norm/{module}": value for module, value in run.anomalies.last_norms.items()},
     }
 
@@ -295,6 +302,7 @@ def run_summary(
         "val_documents": run.validation.documents,
         "unigram": unigram.to_dict(),
         "after": after.to_dict(),
+        "training_loss": losses_at_end(read_json_lines(run.folder / "metrics.jsonl")) if run.rt.is_rank0 else {},
         "averages": averages,
         "samples": samples,
         "folder": run.place,

@@ -44,7 +44,12 @@ def event_text(event: dict[str, Any]) -> str:
         return f"{name}: {event['matrix']} has singular values from {event['smin']:.1e} to {event['smax']:.1e}"
     if "batch" in event:
         applied = "" if event["applied"] else ", not applied"
-        return f"{name}: loss {event['loss']:.4f}, gradient norm {event['grad_norm']:.3f}{applied}"
+        of = ""
+        if "source" in event:
+            usual = event["source_usual"]
+            than = "" if usual is None else f", usually {usual:.4f}"
+            of = f", most of it in {event['source']} ({event['source_loss']:.4f}{than})"
+        return f"{name}: loss {event['loss']:.4f}, gradient norm {event['grad_norm']:.3f}{of}{applied}"
     if "share" in event:
         return f"{name}: {event['share']:.0%} of the time"
     return f"{name}: {event['seconds']:.3f} s each, usually {event['usually']:.3f} s"

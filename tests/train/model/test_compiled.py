@@ -40,7 +40,10 @@ def losses(model: Model, switch: FakeQuant | None, cut: bool) -> tuple[list[floa
     for batch in range(BATCHES):
         generator = torch.Generator().manual_seed(batch)
         ids = torch.randint(0, model.vocab_size, (ROWS, LENGTH + 1), generator=generator)
-        total, _ = model(ids[:, :-1], ids[:, 1:], None, documents_of(batch) if cut else None)
+        by_target = torch.zeros(2, ROWS * LENGTH) if batch else None  # a first step without, and no graph more
+        total, ce = model(ids[:, :-1], ids[:, 1:], None, documents_of(batch) if cut else None, by_target)
+        if by_target is not None:
+            assert torch.allclose(by_target[0].sum() / by_target[1].sum(), ce)
         total.backward()
         with torch.no_grad():
             for parameter in model.parameters():
