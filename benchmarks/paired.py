@@ -6,32 +6,7 @@ import math
 import statistics
 from typing import Any
 
-import numpy as np
-
-
-def p_value(t: float, df: int) -> float:
-    """Return the two-sided p of Student's t: with t = sqrt(df) tan(a), its density is cos(a)^(df - 1)."""
-    angles = np.linspace(0, math.pi / 2, 20_001)
-    density = np.cos(angles) ** (df - 1)
-    return float(density[angles >= math.atan(abs(t) / math.sqrt(df))].sum() / density.sum())
-
-
-def t_quantile(level: float, df: int) -> float:
-    """Return the t beyond which, on both sides together, 1 - `level` of Student's distribution lies."""
-    low, high = 0.0, 1e4
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle, df) > 1 - level else (low, middle)
-    return high
-
-
-def holm(p: dict[str, float]) -> dict[str, float]:
-    """Return p corrected for their number by Holm's rule."""
-    corrected, least = {}, 0.0
-    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
-        least = max(least, min(1.0, p[name] * (len(p) - rank)))
-        corrected[name] = least
-    return corrected
+from stages.compare.stats import holm, p_value, t_quantile
 
 
 def compare(scores: dict[str, dict[int, float]], against: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -404,6 +404,24 @@ def diff_manifests(
     print_diff(open_manifest(a), open_manifest(b), as_json)
 
 
+@app.command("compare")
+def compare_runs(
+    runs: Annotated[
+        list[str], typer.Argument(help="Runs, or manifests for the runs trained on them; A0,A1 are seeds of one side.")
+    ],
+    interest: Annotated[float, typer.Option(min=1e-6, help="Smallest difference that matters, bits per byte.")] = 0.005,
+    deviations: Annotated[
+        str | None,
+        typer.Option(help="A file of deviations over seeds: written where there are seeds, read where there are none."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which trained run is better, by how much, and whether that is the recipe or the seed."""
+    from pipeline.commands.compare import print_compared
+
+    print_compared(runs, interest, deviations, as_json)
+
+
 @app.command()
 def schema(what: Annotated[str, typer.Argument(help="recipe, manifest or reference.")]) -> None:
     """The JSON Schema of recipes or manifests, or the page docs/reference.md, generated from the models."""

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import signal
 import sys
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -19,6 +20,9 @@ import torch
 from train.checkpoint.load_model import TrainedModel, add_model_arguments, open_trained_model, to_inference
 from train.config import Counting, TrainConfig, TrainError
 from train.data.manifest import ManifestError
+from train.data.remote import is_address
+from train.eval.multiple_choice import MultipleChoice
+from train.eval.rows import FILE
 from train.eval.validation import EVAL_TOKENS, Score, Validation
 from train.model.attention import choose_kernel
 from train.model.masks import MaskBuilder
@@ -31,8 +35,11 @@ GPU_TOKENS = 8 * EVAL_TOKENS  # targets a forward pass on a GPU, about
 class Scorer:
     """The plain windows of a trained model's validation text, and the sliding ones if they are asked for."""
 
-    def __init__(self, trained: TrainedModel, cfg: TrainConfig, limit: int) -> None:
-        """limit: targets scored at most, 0 for all. Raises TrainError where there is nothing to score."""
+    def __init__(self, trained: TrainedModel, cfg: TrainConfig, limit: int, with_rows: bool = False) -> None:
+        """limit: targets scored at most, 0 for all. with_rows: score each source too, and ask the questions.
+
+        Raises TrainError where there is nothing to score.
+        """
         self.cfg = cfg
         self.document_mask = bool(trained.point.state["identity"]["train"]["document_mask"])
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,6 +57,7 @@ class Scorer:
                     f"long, and at most model.max_seq_len = {trained.cfg.max_seq_len:,}; see --window and --stride"
                 )
             strides[f"windows of {window:,} by {cfg.eval_stride:,}"] = (window, cfg.eval_stride)
+        choices = MultipleChoice(trained.manifest, trained.cfg.max_seq_len, cfg.eval_items) if with_rows else None
         for name, (window, stride) in strides.items():
             self.validations[name] = Validation(
                 trained.manifest,
@@ -58,8 +66,9 @@ class Scorer:
                 None,
                 0,
                 1,
+                choices=choices if stride is None else None,
                 document_mask=self.document_mask,
-                by_source=False,
+                by_source=with_rows and stride is None,
                 stride=stride,
                 counting=cfg.eval_counting,
                 row=length,
@@ -84,6 +93,18 @@ class Scorer:
                 break
         return scores
 
+    def keep(self, trained: TrainedModel, score: Score) -> Path:
+        """Write the rows of the score of the plain windows into the run's folder. Returns the file.
+
+        Raises TrainError where documents are not known.
+        """
+        if score.document_nats is None:
+            raise TrainError("--rows: which documents the shards have is not known, or --compat counts some twice")
+        path = trained.point.folder.absolute().parents[1] / FILE
+        about = {"step": trained.point.step, "average": trained.average}
+        next(iter(self.validations.values())).keep(path, trained.manifest, score, about)
+        return path
+
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says which model is scored, and how."""
@@ -94,6 +115,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=int, metavar="L", help="tokens of a sliding window")
     parser.add_argument("--compat", choices=get_args(Counting)[1:], help="count as that parameter-golf record did")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="K=V", help="other values of keys")
+    parser.set_defaults(rows=False)
 
 
 def open_scored(given: argparse.Namespace) -> tuple[TrainedModel, TrainConfig, Scorer]:
@@ -111,7 +133,7 @@ def open_scored(given: argparse.Namespace) -> tuple[TrainedModel, TrainConfig, S
         settings += [] if value is None else [f"train.eval_{key}={value}"]
     _, cfg = configs(trained.manifest.recipe, phase, settings, str(trained.manifest.file("manifest.json")))
     limit = cfg.eval_limit if given.tokens is None else given.tokens
-    return trained, cfg, Scorer(trained, cfg, limit)
+    return trained, cfg, Scorer(trained, cfg, limit, given.rows)
 
 
 def of_which(trained: TrainedModel) -> str:
@@ -123,11 +145,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m train.score", description="Score a trained model")
     add_score_arguments(parser)
+    parser.add_argument("--rows", action="store_true", help="keep a row a document in the run, for `pipeline compare`")
     given = parser.parse_args(arguments)
     try:
+        if given.rows and is_address(given.run):
+            raise TrainError(f"{given.run}: --rows writes into the run's folder: copy the run to this machine first")
         trained, cfg, scorer = open_scored(given)
         print(f"{of_which(trained)}, counted as {cfg.eval_counting}")
-        for name, score in scorer.score(trained.model(scorer.device, scorer.dtype)).items():
+        scores = scorer.score(trained.model(scorer.device, scorer.dtype))
+        if given.rows:
+            print(f"written: {scorer.keep(trained, next(iter(scores.values())))}")
+        for name, score in scores.items():
             print(
                 f"{name:<28} {score.nats:.8f} nats/token, {score.bits_per_byte:.8f} bits/byte "
                 f"({score.tokens:,} tokens, {score.bytes:,} bytes)"

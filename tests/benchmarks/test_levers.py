@@ -11,7 +11,8 @@ from commands import python
 
 from benchmarks import levers, measure
 from benchmarks.gpu_systems import Setting, write_mixture
-from benchmarks.paired import compare, holm, p_value, t_quantile
+from benchmarks.paired import compare
+from stages.compare.stats import holm, p_value, t_quantile
 from train.model.transformer import count_parameters
 from train.overrides import configs
 

@@ -5,6 +5,7 @@
     run.json        all that replaying the data order needs, and every start the run had
     checkpoints/    see train/checkpoint/checkpoint.py
     summary.json    at the end: scores before and after, the unigram's, samples, speed
+    evaluation.npz  the last score, a row a document and a row a question: see train/eval/rows.py
     summary.md      the same and more on one page, with plots/; made anew with each score: see train/page.py
 
 How a run starts in it, or goes on, is in train/checkpoint/resume.py.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -106,6 +108,15 @@ def write_run(folder: Path, ours: dict[str, Any], facts: dict[str, Any], start: 
         starts = []
     value = {**facts, "identity": ours, "starts": [*starts, start], "versions": versions()}
     write_atomic(path, run_file_text(value))
+
+
+def code_digest() -> str:
+    """Return a hash of the trainer's code, every module of `train`."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +57,8 @@ class ChoiceScore:
     choice_nats_stderr: float
     answer_bits_per_byte: float
     answer_bits_per_byte_stderr: float
+    # (items, 4): of each item the four figures that have an error; not kept with the score
+    rows: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_nats(cls, items: list[Item], nats: list[list[float]]) -> ChoiceScore:
@@ -72,7 +74,11 @@ class ChoiceScore:
         n = len(items)
         errors = values.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.full(4, np.nan)
         pairs = np.stack([values.mean(0), errors], 1).flatten().tolist()
-        return cls(n, sum(1 / len(losses) for losses in nats) / n, *pairs)
+        return replace(cls(n, sum(1 / len(losses) for losses in nats) / n, *pairs), rows=values)
+
+    def figures(self) -> dict[str, float]:
+        """Return what is kept of it, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
 
     def metrics(self) -> dict[str, float]:
         """Return what a logged step says of it."""

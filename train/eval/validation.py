@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -31,6 +32,7 @@ from train.data.tokens import Tokens
 from train.data.watch import FileWatch
 from train.eval.multiple_choice import ChoiceScore, MultipleChoice
 from train.eval.passes import passes_of_rank
+from train.eval.rows import ScoredDocuments, document_starts, write_evaluation
 from train.eval.text_bytes import TextBytes
 from train.eval.windows import sliding_windows
 from train.generate import generate
@@ -56,6 +58,8 @@ class Score:
     bytes: int = 0
     sources: dict[str, Score] = field(default_factory=dict)
     choices: dict[str, ChoiceScore] = field(default_factory=dict)  # by evaluation set, of the whole model only
+    # (documents,): the nats of each, shard after shard; not kept by `to_dict`. None where documents are not known
+    document_nats: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_sums(cls, nll: float, tokens: int, byte_count: int) -> Score:
@@ -72,9 +76,10 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, null for what is no number; `choices` only where there are any."""
-        value = _nan_as_null(asdict(self))
+        value = _nan_as_null(asdict(replace(self, sources={}, choices={}, document_nats=None)))
+        del value["document_nats"]
         value["sources"] = {name: score.to_dict() for name, score in self.sources.items()}
-        value["choices"] = {name: _nan_as_null(asdict(score)) for name, score in self.choices.items()}
+        value["choices"] = {name: _nan_as_null(score.figures()) for name, score in self.choices.items()}
         if not self.choices:
             del value["choices"]
         return value
@@ -151,6 +156,10 @@ class Validation:
         self.windows: list[Tokens] = []  # up to seq_len + 1 tokens each, on the map
         self.counted: list[slice | I64] = []  # the targets of each that count: not at padding, nor counted before
         self.starts: list[I64] | None = [] if document_mask else None  # where documents begin in each, after its first
+        self.places: list[tuple[int, int]] = []  # of each: its shard in `scored_documents`, its first token there
+        self.scored_documents: list[ScoredDocuments] = []
+        self.document_starts = document_starts(manifest) if counting == "once" else {}
+        self.knows_documents = bool(self.document_starts)
         self.groups: dict[str, WindowGroup] = {}
         sources = list(dict.fromkeys(s.source for s in manifest.shards if s.split == "val" and s.source and by_source))
         self._add_group(manifest, "", limit)
@@ -207,15 +216,36 @@ class Validation:
         tokens = open_shard(manifest, shard, self.watch)
         counts = counted_targets(manifest, shard) if shard.padding else None
         starts = None if self.starts is None else read_shard_index(manifest, shard).starts
+        if self.knows_documents:
+            own = self.document_starts[shard.path]
+            first_document = sum(len(scored.starts) for scored in self.scored_documents)
+            self.scored_documents.append(ScoredDocuments(shard, first_document, own, np.zeros((len(own), 2), np.int64)))
         targets = min(limit, len(tokens) - 1) // self.cut_to * self.cut_to
         for start, stop, first in sliding_windows(targets, self.seq_len, self.stride, self.counting):
             self.windows.append(tokens[start : stop + 1])
             scored = slice(first - start, stop - start)
             self.counted.append(scored if counts is None else first - start + np.flatnonzero(counts[first:stop]))
+            self.places.append((len(self.scored_documents) - 1, start))
+            if self.knows_documents:
+                self._count_documents(len(self.windows) - 1)
             if self.starts is not None and starts is not None:
                 low, high = np.searchsorted(starts, [start + 1, stop])
                 self.starts.append(starts[low:high] - start)
         return targets
+
+    def _documents(self, window: int) -> I64:
+        """Return which document of its shard each target of a window that counts is of, (targets,)."""
+        shard, start = self.places[window]
+        counted = self.counted[window]
+        inputs = np.arange(counted.start, counted.stop) if isinstance(counted, slice) else counted
+        return np.searchsorted(self.scored_documents[shard].starts, inputs + start + 1, "right") - 1
+
+    def _count_documents(self, window: int) -> None:
+        """Add a window's targets to what is scored of its documents."""
+        sizes = self.scored_documents[self.places[window][0]].sizes
+        documents = self._documents(window)
+        np.add.at(sizes[:, 0], documents, self._sizes(self.windows[window], self.counted[window]))
+        np.add.at(sizes[:, 1], documents, 1)
 
     @property
     def num_tokens(self) -> int:
@@ -234,17 +264,19 @@ class Validation:
             choices = self.choices.score(model, device, should_stop) if self.choices else {}
         finally:
             model.train()
-        return replace(self._score_of(self._sum_over_ranks(sums)), choices=choices)
+        sums = self._sum_over_ranks(sums)
+        documents = sums[len(self.windows) :] if self.knows_documents else None
+        return replace(self._score_of(sums), choices=choices, document_nats=documents)
 
     def _nats_of_windows(
         self, model: Model, device: torch.device, should_stop: Callable[[], bool] | None
     ) -> NDArray[np.float64]:
-        """Return the nats of each window, (windows,): 0 for those that are another rank's to score.
+        """Return the nats of each window, and behind them those of each document: without what other ranks score.
 
         The host waits for the device once in SETTLE_TOKENS. The sums are made here and not there, so that they are in
         one order on every device.
         """
-        sums = np.zeros(len(self.windows))
+        sums = np.zeros(len(self.windows) + sum(len(scored.starts) for scored in self.scored_documents))
         waiting: list[tuple[range, int, Tensor]] = []  # windows of a pass, their first target that was scored, nats
         for windows in passes_of_rank(self.passes, self.rank, self.world_size, should_stop):
             # padded with 0 to one shape: attention is causal, so what follows a target cannot change it
@@ -264,7 +296,7 @@ class Validation:
         return sums
 
     def _settle(self, waiting: list[tuple[range, int, Tensor]], sums: NDArray[np.float64], memory_tokens: int) -> None:
-        """Sum the nats of each window of `waiting` into `sums`, and empty it."""
+        """Sum the nats of each window of `waiting`, and of its documents, into `sums`, and empty it."""
         hidden = 0 if self.memory_in_front else memory_tokens
         for windows, first, scored in waiting:
             losses = np.zeros((len(windows), self.seq_len))
@@ -273,6 +305,9 @@ class Validation:
                 nats = losses[row, self.counted[w]]
                 # PR 352 takes the mean of what memory leaves for the mean of all, whose bytes it counts
                 sums[w] = nats[hidden:].mean() * len(nats) if hidden else nats.sum()
+                if self.knows_documents:
+                    first_document = len(self.windows) + self.scored_documents[self.places[w][0]].first
+                    np.add.at(sums, first_document + self._documents(w), nats)
         waiting.clear()
 
     def _cu_seqlens(self, windows: range) -> Tensor | None:
@@ -282,6 +317,19 @@ class Validation:
         row_starts = np.arange(self.rows + 1) * self.seq_len
         inside = [self.starts[w] + first for w, first in zip(windows, row_starts, strict=False)]
         return torch.from_numpy(np.sort(np.concatenate([row_starts, *inside])).astype(np.int32))
+
+    def keep(self, path: Path, manifest: Manifest, score: Score, about: dict[str, Any]) -> None:
+        """Write a row a document and a row a question of `score`; nothing where documents are not known.
+
+        about: which weights these are.
+        """
+        if score.document_nats is None:
+            return
+        sets = self.choices.sets if self.choices else {}
+        items = {name: ([item.id for item in sets[name]], c.rows) for name, c in score.choices.items()}
+        known = {name: (ids, rows) for name, (ids, rows) in items.items() if rows is not None}
+        how = {"seq_len": self.seq_len, "stride": self.stride, "document_mask": self.starts is not None}
+        write_evaluation(path, manifest, self.scored_documents, score.document_nats, known, {**about, **how})
 
     def unigram(self, manifest: Manifest) -> Score:
         """Score the add-one unigram of the training shards on the same targets. Every rank calls it, gets the same."""
@@ -304,7 +352,7 @@ class Validation:
         return replace(scores.pop(""), sources=scores)
 
     def _sum_over_ranks(self, values: NDArray[Number]) -> NDArray[Number]:
-        """Sum `values` over the ranks. Exact: every element is 0 on all ranks but one, or a whole number."""
+        """Sum `values` over the ranks. Exact for windows, 0 on all ranks but one, and for whole numbers."""
         if self.world_size > 1:
             dist.all_reduce(torch.from_numpy(values), group=self.process_group)
         return values

@@ -19,6 +19,7 @@ from train.data import sampler
 from train.data.manifest import Manifest
 from train.data.remote import RemoteManifest, is_address
 from train.distributed import hardware
+from train.eval.rows import FILE as ROWS
 from train.eval.validation import Score, sample_texts
 from train.files import write_atomic
 from train.model.transformer import count_parameters
@@ -114,6 +115,7 @@ def run_facts(run: Run, manifest: Manifest, path: str, overrides: list[str]) -> 
     cfg, model, rt = run.cfg, run.model, run.rt
     return {
         "manifest": manifest_place(run, path),
+        "code": run_folder.code_digest(),
         "command": given_command(run, path, overrides),
         "name": manifest.name,
         "build_id": manifest.build_id,
@@ -268,7 +270,12 @@ def finish_run(run: Run, manifest: Manifest, parameters: int) -> dict[str, Any]:
     dead = None if run.dead_parts is None else run.dead_parts.find(run.model, ids)
     summary = run_summary(run, manifest, parameters, run.after, unigram, samples)
     summary["dead_parts"] = None if dead is None else dead.to_dict()
+    if run.after.document_nats is None and not manifest.adopted and cfg.eval_counting == "once":
+        rt.print_rank0(
+            f"note: no {ROWS}: an .idx of what is held out is missing or does not fit, so documents are unknown"
+        )
     if rt.is_rank0:
+        run.validation.keep(run.folder / ROWS, manifest, run.after, {"step": run.step, "average": ""})
         write_atomic(run.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
         page.refresh_page(run.folder)
     print_end(run, run.after, unigram, samples, dead)

@@ -1,0 +1,273 @@
+"""Runs compared: real runs of a tiny model over two sources, whose rows are then drawn from and changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from trainer_harness import sets, text, write_manifest, write_shard
+
+from pipeline.commands.compare import print_compared
+from stages.compare.compare import Side, common_documents, compare, row_of_set, rows_of_documents, sides_of
+from stages.compare.scored import ScoredRun, open_scored
+from stages.compare.stats import combine, pooled, ratio, with_seeds
+from stages.errors import DataError
+from stages.pack.format import ROWS
+from train.data.manifest import Shard, load_manifest
+from train.main import run
+
+MODEL = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 64, "sliding_window": 16}
+OPTIONS = {
+    **{"steps": 100, "batch_size": 8, "seq_len": 32, "eval_tokens": 0, "eval_every": 0, "checkpoint_every": 0},
+    **{"sample_tokens": 0, "schedule__warmup": 10, "epochs": 99, "log_every": 50, "muon__lr": 0.01, "adamw__lr": 0.01},
+}
+SEEDS = 8
+DOCUMENTS = 60  # held out of each source
+
+
+def documents(name: str, count: int, salt: int) -> list[bytes]:
+    """Texts of one source, of unlike lengths: `web` of words, `maths` of figures."""
+    rng = random.Random(salt)
+    if name == "web":
+        return [text(salt + i, rng.randint(4, 60)) for i in range(count)]
+    return [" ".join(str(rng.randint(0, 99) ** 2) for _ in range(rng.randint(5, 60))).encode() for i in range(count)]
+
+
+def with_rows(folder: Path, shard: Shard, texts: list[bytes], names: list[str]) -> None:
+    """The rows table of a shard whose documents are of the sources `names`."""
+    starts = np.cumsum([0] + [len(t) + 1 for t in texts])
+    rows = [
+        {
+            **{"token_start": int(starts[i]), "token_count": len(t) + 1, "source": names[i], "source_file": "f"},
+            **{"document_id": hashlib.blake2b(t, digest_size=16).digest(), "source_row": i, "url": None},
+            **{"copy": 0, "part": 0, "truncated": False},
+        }
+        for i, t in enumerate(texts)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, ROWS), folder / shard.rows)
+
+
+def mixture(folder: Path, held_out: dict[str, list[bytes]]) -> Path:
+    folder.mkdir(parents=True)
+    train = [*documents("web", 40, 0), *documents("maths", 40, 1000)]
+    shards = [write_shard(folder, "m_train_000000", "train", train)]
+    with_rows(folder, shards[0], train, ["web"] * 40 + ["maths"] * 40)
+    both = [t for texts in held_out.values() for t in texts]
+    shards.append(write_shard(folder, "m_val_000000", "val", both))
+    with_rows(folder, shards[1], both, [name for name, texts in held_out.items() for _ in texts])
+    for number, (name, texts) in enumerate(held_out.items(), 1):
+        shard = write_shard(folder, f"m_val_{number:06d}", "val", texts)
+        with_rows(folder, shard, texts, [name] * len(texts))
+        shards.append(dataclasses.replace(shard, source=name))
+    return write_manifest(folder, shards, MODEL, {"pretrain": {"seq_len": 32}}, "pretrain")
+
+
+HELD_OUT = {name: documents(name, DOCUMENTS, 5000 + i) for i, name in enumerate(("web", "maths"))}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, list[str]]:
+    """Runs with Muon and with AdamW, by seed."""
+    home = tmp_path_factory.mktemp("runs")
+    path = mixture(home / "tiny" / "pretrain", HELD_OUT)
+    found: dict[str, list[str]] = {"muon": [], "adamw": []}
+    for rule, seeds in (("muon", SEEDS), ("adamw", 3)):
+        for seed in range(seeds):
+            out = home / f"{rule}_s{seed}"
+            run(path, sets(**OPTIONS, optimizer=rule, seed=seed, out=str(out)))
+            found[rule].append(str(out))
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(folders) -> dict[str, list[ScoredRun]]:
+    return {rule: [open_scored(folder) for folder in names] for rule, names in folders.items()}
+
+
+def side(letter: str, *runs: ScoredRun) -> Side:
+    return Side(letter, runs)
+
+
+def test_rows_add_up_to_the_scores_of_the_run(folders, runs):
+    for folder, scored in zip(folders["muon"], runs["muon"], strict=True):
+        after = json.loads((Path(folder) / "summary.json").read_text())["after"]
+        for name, score in after["sources"].items():
+            own = [d for d in scored.documents.values() if d.source == name]
+            assert len(own) == DOCUMENTS and sum(d.bytes for d in own) == score["bytes"]
+            assert sum(d.nats for d in own) == pytest.approx(score["nats"] * score["tokens"], rel=1e-9)
+
+
+def test_a_document_is_scored_by_its_own_tokens(folders, runs):
+    """One whose text is learned has fewer bits a byte than one of the same length that is not."""
+    bits = {"web": [], "maths": []}
+    for document in runs["muon"][0].documents.values():
+        bits[document.source].append(document.nats / document.bytes)
+    assert np.std(bits["web"]) > 0 and abs(np.mean(bits["web"]) - np.mean(bits["maths"])) > 0.05
+    key = hashlib.blake2b(HELD_OUT["web"][7], digest_size=16).digest(), 0
+    assert runs["muon"][0].documents[key].bytes == len(HELD_OUT["web"][7])
+
+
+def test_muon_and_adamw_differ_and_which_is_said(runs, folders, capsys):
+    (compared,) = compare(sides_of([[r] for r in (*runs["muon"][:3], *runs["adamw"])]), 0.005)
+    assert [len(s.runs) for s in (compared.a, compared.b)] == [3, 3]
+    assert [name for name, *_ in compared.changed] == ["train.optimizer"]
+    row = compared.row("all")
+    means = [
+        np.mean([json.loads((Path(f) / "summary.json").read_text())["after"]["bits_per_byte"] for f in names])
+        for names in (folders["muon"][:3], folders["adamw"])
+    ]
+    assert row.verdict_recipes == "different" and row.recipes is not None
+    assert row.documents.value == pytest.approx(means[1] - means[0], rel=0.05)  # BOS at document ends counts elsewhere
+    print_compared([*folders["muon"][:3], *folders["adamw"]], 0.005, None, as_json=False)
+    said = capsys.readouterr().out
+    assert f"B is {'better' if row.documents.value < 0 else 'worse'} over all by {abs(row.documents.value):.4f}" in said
+    assert "train.optimizer: muon -> adamw" in said and said.count("f row ") == 3
+    print_compared([*folders["muon"][:3], *folders["adamw"]], 0.005, None, as_json=True)
+    value = json.loads(capsys.readouterr().out)
+    assert value["documents"] == 2 * DOCUMENTS and len(value["movers"]) == 3
+    assert {r["name"]: r["recipes"]["value"] for r in value["rows"]}["all"] == row.documents.value
+
+
+def test_runs_of_one_recipe_are_hardly_ever_called_different(runs):
+    """20 pairs of three seeds each. By documents alone a third of them would be."""
+    rng, recipes, weights = random.Random(0), 0, 0
+    for _ in range(20):
+        six = rng.sample(runs["muon"], 6)
+        (compared,) = compare([side("A", *six[:3]), side("B", *six[3:])], 0.005)
+        recipes += any(row.verdict_recipes == "different" for row in compared.rows)
+        weights += any(row.verdict_documents == "different" for row in compared.rows)
+    assert recipes <= 2
+    assert weights >= 5, "the test could not fail"
+
+
+def planted(scored: ScoredRun, source: str, bits_a_byte: float) -> ScoredRun:
+    rows = {
+        key: dataclasses.replace(d, nats=d.nats + bits_a_byte * np.log(2) * d.bytes) if d.source == source else d
+        for key, d in scored.documents.items()
+    }
+    return dataclasses.replace(scored, documents=rows)
+
+
+@pytest.mark.parametrize("source", ["web", "maths"])
+def test_a_difference_planted_in_one_source_is_found_there_alone(runs, source):
+    a, b = runs["muon"][:4], [planted(r, source, 0.15) for r in runs["muon"][4:]]
+    (compared,) = compare([side("A", *a), side("B", *b)], 0.005)
+    assert {row.name for row in compared.rows if row.kind == "source" and row.verdict_recipes == "different"} == {
+        source
+    }
+    found = compared.row(source).recipes
+    assert found is not None and found.interval()[0] < 0.15 < found.interval()[1]
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_intervals_cover_in_draws_from_real_rows(runs, count):
+    """Documents are drawn again, seeds are drawn from what is left when each run's own mean is all that differs."""
+    common = common_documents(side("A", *runs["muon"]), side("B", *runs["adamw"]))
+    size, own = common.bytes, [common.source == s for s in range(2)]
+    x = common.bits_b.mean(0) - common.bits_a.mean(0)
+    weights = [float(size[rows].sum() / size.sum()) for rows in own]
+    truth = sum(w * x[rows].sum() / size[rows].sum() for w, rows in zip(weights, own, strict=True))
+    deviation = pooled((common.bits_a.sum(1) / size.sum()).tolist())
+    assert deviation is not None
+    rng, inside, tokens = np.random.default_rng(count), 0, 0
+    draws = 1000
+    for _ in range(draws):
+        seeds = rng.normal(0, deviation.value, (2, count))
+        shift = float(seeds[1].mean() - seeds[0].mean())
+        parts = []
+        for w, rows in zip(weights, own, strict=True):
+            drawn = rng.choice(np.flatnonzero(rows), DOCUMENTS)
+            parts.append((w, ratio(x[drawn] + shift * size[drawn], size[drawn])))
+        both = pooled(*seeds.tolist())
+        assert both is not None
+        low, high = with_seeds(combine(parts), both, count, count).interval()
+        inside += low <= truth <= high
+        low, high = combine(parts).interval()
+        tokens += low <= truth <= high
+    assert 0.93 <= inside / draws <= 0.97
+    assert tokens < inside, "documents alone leave the seeds out"
+
+
+def test_one_run_a_side_says_nothing_of_recipes_unless_a_deviation_is_kept(folders, tmp_path, capsys):
+    one = [folders["muon"][0], folders["adamw"][0]]
+    print_compared(one, 0.005, None, as_json=False)
+    assert "recipes   Cannot tell: A and B are one run each" in capsys.readouterr().out
+    kept = str(tmp_path / "deviations.json")
+    print_compared([",".join(folders["muon"][:4]), ",".join(folders["adamw"])], 0.005, kept, as_json=False)
+    capsys.readouterr()
+    print_compared(one, 0.005, kept, as_json=True)
+    value = json.loads(capsys.readouterr().out)
+    assert value["stored_deviation"] and all(row["recipes"] for row in value["rows"])
+    df = {row["name"]: row["seeds"]["df"] for row in value["rows"]}
+    assert df == {"web": 5, "maths": 5, "all": 5}
+
+
+def test_other_documents_are_left_out_or_refused_by_name(folders, runs, tmp_path):
+    a, b = runs["muon"][0], runs["adamw"][0]
+    keys = sorted(b.documents)
+    some = dataclasses.replace(b, documents={key: b.documents[key] for key in keys[:50]})
+    short = dict(some.documents)
+    short[keys[0]] = dataclasses.replace(short[keys[0]], bytes=short[keys[0]].bytes - 1)
+    (compared,) = compare([side("A", a), side("B", dataclasses.replace(some, documents=short))], 0.005)
+    assert compared.documents == 49 and compared.left_out == (70, 0, 1)
+    none = dataclasses.replace(b, documents={(b"x" * 16, 0): next(iter(b.documents.values()))})
+    with pytest.raises(DataError, match="cannot be compared: they have no document in common"):
+        compare([side("A", a), side("B", none)], 0.005)
+    with pytest.raises(DataError, match="neither the folder of a run nor a manifest"):
+        open_scored(str(tmp_path))
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["muon"][0], copy)
+    (copy / "evaluation.npz").unlink()
+    with pytest.raises(DataError, match=r"has no evaluation.npz.*python -m train.score .*copy --rows"):
+        open_scored(str(copy))
+    (copy / "evaluation.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"evaluation.npz: damaged.*--rows"):
+        open_scored(str(copy))
+
+
+def test_a_run_is_scored_again_with_the_same_rows(folders, runs, capsys):
+    from train import score
+
+    folder = Path(folders["muon"][0])
+    before = runs["muon"][0].documents
+    assert score.main([str(folder), "--rows", "--tokens", "0"]) == 0
+    again = open_scored(str(folder)).documents
+    assert again.keys() == before.keys()
+    assert all(again[key].nats == pytest.approx(d.nats, rel=1e-5) for key, d in before.items())
+
+
+def test_documents_of_one_work_are_one_cluster():
+    from train.eval.rows import cluster_of
+
+    a, b = b"a" * 16, b"b" * 16
+    assert cluster_of(a, "https://x/book.md#part-1") == cluster_of(b, "https://x/book.md#part-2")
+    assert cluster_of(a, "https://x/data.jsonl#L1") != cluster_of(b, "https://x/data.jsonl#L2")
+    assert cluster_of(a, None) == cluster_of(a, "") != cluster_of(b, None)
+    assert load_manifest is not None
+
+
+def test_questions_are_paired(runs):
+    rng = np.random.default_rng(0)
+    level = rng.normal(2, 0.5, 200)
+
+    def answered(scored: ScoredRun, better: float) -> ScoredRun:
+        bits = level - better + rng.normal(0, 0.05, 200)
+        rows = {f"{i:032x}": np.array([float(bits[i] < 2), 0.0, 1.0, bits[i]]) for i in range(200)}
+        return dataclasses.replace(scored, items={"exam": rows})
+
+    a = side("A", *(answered(r, 0.0) for r in runs["muon"][:2]))
+    b = side("B", *(answered(r, 0.1) for r in runs["muon"][2:4]))
+    row = row_of_set("exam", a, b, {})
+    assert row is not None and row.documents.value == pytest.approx(-0.1, abs=0.02)
+    assert row.documents.error < 0.01, "unpaired it would be .035"
+    assert row.right is not None and row.right.value > 0 and row.n == 200
+    assert row_of_set("exam", a, side("B", runs["muon"][0]), {}) is None
+    assert len(rows_of_documents(common_documents(a, b), {})) == 3
