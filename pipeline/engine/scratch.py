@@ -12,14 +12,17 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 PREFIX = "shardmill-"
 LOCK = "lock"
+MOMENT = 10.0  # seconds that a new folder may be without its lock
 
 
 class Scratch:
@@ -36,9 +39,10 @@ class Scratch:
             while self._folder is None:
                 delete_abandoned()
                 folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-                lock = (folder / LOCK).open("wb")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if (folder / LOCK).exists():  # nobody took it for abandoned before it was locked
+                with contextlib.suppress(FileNotFoundError):  # somebody took it for abandoned before it was locked
+                    lock = (folder / LOCK).open("wb")
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    (folder / LOCK).stat()
                     self._folder, self._lock = folder, lock
                     atexit.register(self.drop)
             return self._folder
@@ -66,7 +70,7 @@ class Scratch:
     def drop(self) -> None:
         """Delete the folder and all copies in it."""
         if self._folder is not None and self._lock is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            delete_folder(self._folder)
             self._lock.close()
             self._folder = None
             atexit.unregister(self.drop)
@@ -74,8 +78,26 @@ class Scratch:
 
 def delete_abandoned() -> None:
     """Delete the scratch folders of processes that are no more."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
-        with contextlib.suppress(OSError), lock.open("rb") as file:
-            if os.fstat(file.fileno()).st_uid == os.getuid():
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            facts = folder.stat()
+            if facts.st_uid != os.getuid():
+                continue
+            try:
+                with (folder / LOCK).open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    delete_folder(folder)
+            except FileNotFoundError:  # killed between the two; other people's folders are not empty, or not as private
+                if stat.S_IMODE(facts.st_mode) == 0o700 and time.time() > facts.st_mtime + MOMENT:
+                    folder.rmdir()
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a scratch folder, its lock last, so that one which is left half deleted is found again."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

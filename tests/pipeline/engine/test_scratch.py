@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from pipeline.engine.scratch import Scratch
+from pipeline.engine.scratch import PREFIX, Scratch, delete_abandoned
 
 MAKE = """
 from pipeline.engine.scratch import Scratch
@@ -47,3 +48,17 @@ def test_what_a_process_left_is_deleted_and_what_a_living_one_has_is_not(
     for scratch in (ours, other):
         scratch.drop()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_killed_before_it_had_the_lock_leaves_nothing_and_nobody_else_loses_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cut, full, public = (Path(tempfile.mkdtemp(prefix=PREFIX)) for _ in range(3))
+    (full / "results").touch()
+    public.chmod(0o755)
+    for folder in (cut, full, public):
+        os.utime(folder, (0, 0))
+    new = Path(tempfile.mkdtemp(prefix=PREFIX))
+    delete_abandoned()
+    assert set(tmp_path.iterdir()) == {full, public, new}
