@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -375,15 +374,6 @@ def losable() -> list[str]:
     return [name for name, stage in STAGES.items() if stage.may_lose_units]
 
 
-def describe_end(error: BaseException) -> str:
-    """Say what cut a run short: a signal, by its name, or the first line of an error."""
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
-        return signal.Signals(error.code - 128).name
-    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
-        return signal.SIGINT.name  # asyncio answers it by cancelling
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def drive(context: Context, coroutine: Coroutine[Any, Any, Result]) -> Result:
     """Run a build to its end, and stop the executor whatever happens."""
 
@@ -394,7 +384,8 @@ def drive(context: Context, coroutine: Coroutine[Any, Any, Result]) -> Result:
             context.complete = True
             return result
         except BaseException as error:
-            how = f"ended early: {describe_end(error)}"
+            text = str(error).splitlines() or [type(error).__name__]
+            how = f"ended early: {context.dispatcher.signals.last or text[0]}"
             raise
         finally:
             pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

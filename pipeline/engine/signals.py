@@ -32,6 +32,7 @@ class StopSignals:
         """say: prints a line above the live display."""
         self.say = say
         self.received = False
+        self.last = ""  # its name
         self.interrupted = False  # by Ctrl-C, and waiting for what is saved
         self.stop_files: set[str] = set()  # a file, or an object in a bucket, for each unit at work that can be asked
 
@@ -56,6 +57,7 @@ class StopSignals:
 
         Later ones change nothing, for schedulers repeat themselves; but Ctrl-C a second time ends at once.
         """
+        self.last = signal.Signals(number).name
         if number == signal.SIGINT and (self.interrupted or not self.stop_files):
             raise KeyboardInterrupt
         if not self.stop_files and not self.received:
