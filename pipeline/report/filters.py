@@ -188,13 +188,15 @@ def chart(facts: Facts, group: Group, figure: Figure, asked: Mask, line: float) 
     axes = Axes(low, high, 0, top * 1.24, log)
     levels = round_ticks(top, 2)
     below = bool(is_out(figure, np.array([np.nextafter(line, -np.inf)]), line, sample, group.reason)[0])
-    sides = (LEFT, RIGHT) if below else (RIGHT, LEFT)
+    sides = (("dropped", LEFT, "hot"), ("passed", RIGHT, ""))
+    if not below:
+        sides = (("passed", LEFT, ""), ("dropped", RIGHT, "hot"))
+    room = {LEFT: axes.x(line) > 0.15, RIGHT: axes.x(line) < 0.8}  # for a word, also on a phone
     shapes = [axes.grid(levels[1:]), *bars(axes, edges, heights, hot), axes.upright(line)]
     labels = [
         axes.ticks_below(horizontal_ticks(low, high, log, lambda value: figure_text(figure, value))),
         axes.ticks_left([(level, size(level) if level else "0") for level in levels]),
-        axes.note(line, top * 1.14, "dropped", sides[0], "hot"),
-        axes.note(line, top * 1.14, "passed", sides[1]),
+        *(axes.note(line, top * 1.14, word, side, kind) for word, side, kind in sides if room[side]),
     ]
     summary = (
         f"Bytes of text of {group.source} by {figure.title}: {counted(group.documents, 'document')} lie beyond the "

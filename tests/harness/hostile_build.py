@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 from built import RECIPE, build, texts
 
+from train.main import run
+
 # Ends elements, scripts and attributes; is a template; moves a cursor; turns the direction of text; hides text.
 HOSTILE = (
     '</div></main></body></html><script>alert(1)</script><img src=x onerror=alert(2)>"\' onload="alert(3) '
@@ -46,7 +48,7 @@ def documents() -> list[str]:
 
 
 def hostile_build(folder: Path) -> tuple[Path, Path]:
-    """Build it. Returns the recipe's file, and the folder of results."""
+    """Build it and train on it a little. Returns the recipe's file, and the folder of results."""
     (folder / FILE).write_text("".join(json.dumps({"text": text, "url": HOSTILE}) + "\n" for text in documents()))
     (folder / "plain.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(2, 400)))
     (folder / "exam.jsonl").write_text(json.dumps({"question": ITEM}) + "\n")
@@ -60,9 +62,14 @@ def hostile_build(folder: Path) -> tuple[Path, Path]:
         "decontaminate": {
             "against": {"exam": {"from": "jsonl", "path": str(folder / "exam.jsonl"), "fields": ["question"]}}
         },
+        "model": {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 32, "sliding_window": 16},
+        "train": {"anneal": {"init_from": "none", "steps": 44, "batch_size": 2, "seq_len": 32, "log_every": 1}},
         "mixtures": {"anneal": {"tokens": 20_000, "ratios": {"odd": "20%", "plain": "80%"}, "max_epochs": 9}},
     }
     build(folder, recipe).save_state()
+    results = folder / "build" / "hostile"
+    settings = [f"train.out={results / 'train' / 'anneal'}", "train.eval_every=22", "train.spike_sigma=0.01"]
+    run(results / "anneal" / "manifest.json", settings)  # every second step is out of the ordinary then
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
     return file, folder / "build"

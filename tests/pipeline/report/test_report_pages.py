@@ -106,7 +106,8 @@ def test_hostile_texts_are_shown_as_they_are(folder):
         ("overlap", "1 were found in 1 document (1 of odd)"),
         ("sources", "Documents of four lengths"),
         ("mixture", "anneal holds 20.0 k tokens"),
-        ("run", "No run has begun yet."),
+        ("run", "anneal made 44 steps and went from"),
+        ("run", "Loss, nats a token; the axis does not begin at 0"),
     ):
         assert what in re.sub(r"\s+", " ", Page(folder / f"{page}.html").text), (page, what)
 
@@ -148,6 +149,22 @@ def test_figures_are_those_of_the_manifest(built, folder):
     for reason, n in manifest.sources[0].dropped.items():
         if reason.startswith("gopher"):
             assert f"{reason}, odd {n:,} document" in dropped
+
+
+def test_an_odd_step_leads_to_the_documents_of_its_batch(built, folder):
+    out = built[1]
+    events = [json.loads(line) for line in (out / "hostile/train/anneal/events.jsonl").read_text().splitlines()]
+    odd = [event for event in events if "batch" in event]
+    page = Page(folder / "run.html")
+    links = [a["href"] for tag, a in page.elements if tag == "a"]
+    assert odd and f"event-anneal-{odd[0]['step']}" in [a.get("id") for _, a in page.elements]
+    assert f"#event-anneal-{odd[0]['step']}" in links  # the pin on the curve
+    shards = [shard.path for shard in load_manifest(out / "hostile" / "anneal").shards]
+    for row in odd[0]["batch"]:
+        assert f"mixture.html#token=anneal{shards.index(row['shard'])}:{row['token']}" in links
+    assert f"{len(odd)} step" in Page(folder / "run.html").text
+    command = f"--run build/hostile/train/anneal --step {odd[0]['step']}"
+    assert command in page.text
 
 
 def test_of_a_part_of_the_documents_it_says_so(built, tmp_path):
