@@ -41,6 +41,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, reference: Work) -> Work:
     work.write(sources=sources)
     shutil.copytree(reference.out, work.out, symlinks=True)
     work.run("train")
+    (work.out / "small/report/static").mkdir(parents=True)
+    (work.out / "small/report/index.html").write_text("pages")
+    (work.out / "small/report/static/report.css").write_text("")
     return work
 
 
@@ -81,6 +84,7 @@ def test_the_cards_say_what_the_manifest_says(trained: Work, published: Path) ->
     model = ModelCard.load(published / "model/README.md")
     assert "| pretrain | 4 |" in model.text and "| anneal | 2 |" in model.text and "bits per byte" in model.text
     assert (published / "dataset/shards/manifest.json").read_text() == manifest.to_json()
+    assert (published / "dataset/report/static/report.css").exists() and "`report/`" in card.text
 
 
 def test_the_european_facts_cover_all_phases_and_leave_open_what_no_record_says(published: Path) -> None:
