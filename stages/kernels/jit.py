@@ -3,11 +3,13 @@
 The modules of this folder are the kernels. Their machine code lies in a folder named after the contents of all
 of them and the processor, because numba by itself notices only a change in the file of the function that is called,
 and keeps a clone's code from another clone. The folder is in the user's cache folder, or in its `__pycache__` where
-that cannot be written; NUMBA_CACHE_DIR names another. Processes that compile at once replace each other's equal files.
+that cannot be written; NUMBA_CACHE_DIR names another. Of processes that want the same kernel at once, one compiles it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -22,6 +24,7 @@ import numba
 from llvmlite import binding, ir
 from numba import types
 from numba.core import caching, cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,8 +94,31 @@ cast(list[Any], caching.CacheImpl._locator_classes).insert(0, Locator)
 
 def compiled(function: F) -> F:
     """Compile `function`. It can make no arrays, and so no call counts references to those that it is given."""
-    options: Any = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": cache_folder() is not None}
-    return cast(F, numba.njit(**options)(function))
+    folder = cache_folder()
+    options: Any = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": folder is not None}
+    kernel = numba.njit(**options)(function)
+    if folder is not None:
+        lock = Path(folder) / f"{function.__name__}-{function.__code__.co_firstlineno}.lock"
+        kernel.compile = one_at_a_time(kernel.compile, lock)
+    return cast(F, kernel)
+
+
+def one_at_a_time(compile_kernel: Callable[..., Any], lock: Path) -> Callable[..., Any]:
+    """Let one process compile a kernel; those that waited for it find its machine code on the disk.
+
+    numba's own lock comes first: another thread must not hold it and wait for this file. Where files cannot be locked
+    nobody waits.
+    """
+
+    def compile_alone(signature: Any) -> Any:
+        with contextlib.ExitStack() as held:
+            held.enter_context(global_compiler_lock)
+            with contextlib.suppress(OSError):
+                file = held.enter_context(lock.open("w"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            return compile_kernel(signature)
+
+    return compile_alone
 
 
 int64: Any = numba.int64  # in kernels every number is of this kind, so that each is compiled once
