@@ -121,7 +121,8 @@ def data_script(name: str, value: Any) -> Markup:
 def bar(part: float, hot: bool = False) -> Markup:
     """Return a bar of a table, `part` of its full length."""
     kind = ' class="hot"' if hot else ""
-    return Markup(f'<span class="bar" aria-hidden="true"><i{kind} style="width:{percent(min(1.0, part))}"></i></span>')
+    inner = f'<i{kind} style="width:{percent(min(1.0, part))}"></i>' if part > 0 else ""
+    return Markup(f'<span class="bar" aria-hidden="true">{inner}</span>')
 
 
 def strip(pieces: Sequence[tuple[float, str]], whole: float) -> Markup:

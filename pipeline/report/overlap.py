@@ -68,9 +68,9 @@ def lead(facts: Facts, pairs: Sequence[Mapping[str, Any]]) -> Markup:
         text += escape(", every one within its own source.")
     unlike = sum(pair["jaccard"] < 0.75 for pair in pairs)
     if unlike:
-        text += Markup(" Of {} that were drawn, {} share less than three quarters of their words in a row.").format(
-            counted(len(pairs), "pair"), number(unlike)
-        )
+        text += Markup(
+            " Of {} drawn by hash, those that share less than three quarters of their words in a row: {}."
+        ).format(counted(len(pairs), "pair"), number(unlike))
     return text
 
 

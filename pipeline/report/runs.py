@@ -64,11 +64,16 @@ def section(facts: Facts, run: RunFacts) -> dict[str, Any]:
     name = f"values-{run.phase}"
     return {
         "phase": run.phase,
-        "facts": [row for row in training_rows(run.run, run.steps, last_step(run)) if row[0] not in TIMES],
+        "facts": [
+            (name, value.replace("`", ""))
+            for name, value in training_rows(run.run, run.steps, last_step(run))
+            if name not in TIMES
+        ],
         "loss": curve(run, "loss", "Loss in nats a token", pins, name, "val_loss"),
         "series": data_script(name, values(run)) if any("loss" in step for step in run.steps) else "",
         "norm": curve(run, "grad_norm", "Gradient norm before clipping", pins),
-        "held_out": held_out(run),
+        "trained": by_source(run, "loss/", "Training loss", "nats a token"),
+        "held_out": by_source(run, "val_bits_per_byte/", "Bits a byte of held-out documents", ""),
         "points": sum("loss" in step for step in run.steps),
         "mean": MEAN_OF,
         "warm": WARM,
@@ -163,9 +168,8 @@ def mean_of(points: Sequence[Point]) -> list[Point]:
     return list(zip(xs[half : half + len(means)], means.tolist(), strict=True))
 
 
-def held_out(run: RunFacts) -> list[dict[str, Any]]:
-    """Return for each source its bits a byte of held-out documents over the steps."""
-    prefix = "val_bits_per_byte/"
+def by_source(run: RunFacts, prefix: str, title: str, unit: str) -> list[dict[str, Any]]:
+    """Return a figure of each source over the steps, whose keys begin with `prefix`."""
     names = sorted({key.removeprefix(prefix) for step in run.steps for key in step if key.startswith(prefix)})
     made = []
     for name in names[:CHARTED]:
@@ -175,17 +179,11 @@ def held_out(run: RunFacts) -> list[dict[str, Any]]:
         low, high = min(y for _, y in points), max(y for _, y in points)
         margin = 0.15 * ((high - low) or 1)
         axes = Axes(0, max(1, last_step(run)), low - margin, high + margin)
-        labels = [
-            axes.ticks_below([(0, "0"), (axes.right, f"{number(axes.right)} steps")]),
-            axes.ticks_left(
-                [(high, decimal(high, 2)), (low, decimal(low, 2))] if high > low else [(low, decimal(low, 2))]
-            ),
-        ]
-        summary = (
-            f"Bits a byte of held-out documents of {name}: from {decimal(points[0][1])} to {decimal(points[-1][1])}"
-        )
-        chart = plot([axes.grid([]), axes.line(points, "line strong")], labels, summary, 90)
-        made.append({"name": name, "chart": chart, "last": decimal(points[-1][1])})
+        ends = [(high, decimal(high, 2)), (low, decimal(low, 2))][: 1 + (high > low)]
+        labels = [axes.ticks_below([(0, "0"), (axes.right, f"{number(axes.right)} steps")]), axes.ticks_left(ends)]
+        summary = f"{title} of {name}: from {decimal(points[0][1])} to {decimal(points[-1][1])}"
+        line = axes.line(thinned(*columns(points)), "line" if unit else "line strong")
+        made.append({"name": name, "chart": plot([axes.grid([]), line], labels, summary, 90), "last": points[-1][1]})
     return made
 
 

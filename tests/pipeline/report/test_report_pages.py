@@ -103,7 +103,7 @@ def test_hostile_texts_are_shown_as_they_are(folder):
         ("filter", "gopher_alphabetic, odd"),
         ("filter", "gopher_long_doc, odd"),
         ("filter", "9,998,800 characters more"),
-        ("overlap", "1 were found in 1 document (1 of odd)"),
+        ("overlap", "1 was found in 1 document (1 of odd); dropped: 1"),
         ("sources", "Documents of four lengths"),
         ("mixture", "anneal holds 20.0 k tokens"),
         ("run", "anneal made 44 steps and went from"),
