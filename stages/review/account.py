@@ -111,9 +111,21 @@ def read_build(reader: RecordReader) -> StoredBuild:
             for name in names
         },
         item_tables=by_source(EVALS, "items"),
-        tokenized=by_source(TOKENIZE, "docs"),
+        tokenized={
+            source: [
+                record.output("docs")
+                for name, record in found[TOKENIZE.name]
+                if name == source and is_of_a_part(record)
+            ]
+            for source in counts[TOKENIZE.name]
+        },
         deduplicated=by_source(DEDUP, "docs"),
     )
+
+
+def is_of_a_part(record: Record) -> bool:
+    """Return whether a unit tokenized documents, and did not only put tokens of others together."""
+    return "documents" in record.counts
 
 
 def account(build: StoredBuild, source: str) -> Account:

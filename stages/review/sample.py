@@ -221,7 +221,7 @@ def later_fates(
     kept_tables = build.tokenized.get(source) or build.deduplicated.get(source, [])
     wanted = pa.array(sorted(set(ids)), ID)
     for artifact in kept_tables:
-        counted = source in build.tokenized
+        counted = bool(build.tokenized.get(source))
         names = ["document_id", "source_file", "source_row", *(["token_count"] if counted else [])]
         table = reader.table(artifact, names)
         table = table.filter(pc.is_in(table["document_id"], value_set=wanted))
