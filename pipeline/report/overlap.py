@@ -215,11 +215,16 @@ def curve(facts: Facts, pairs: Sequence[Mapping[str, Any]]) -> Markup | None:
 def leak_section(facts: Facts, name: str) -> dict[str, Any]:
     """Return what of an evaluation set was found, and the stretches in their context."""
     items, unsearched = facts.build.items[name]
+    excluded = {
+        document
+        for artifact in facts.build.excluded
+        for document in facts.reader.table(artifact, ["document_id"])["document_id"].to_pylist()
+    }
     rows = [
         row
         for artifact in facts.build.evidence
         for row in facts.reader.table(artifact).to_pylist()
-        if row["set"] == name
+        if row["set"] == name and row["document_id"] not in excluded
     ]
     by_item: dict[bytes, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

@@ -135,6 +135,7 @@ def draw_sample(
     numbers = {name: table[name].to_numpy().astype(np.int64) for name in ("part", "row", "source_row", "size", "chars")}
     ids = columns["document_id"]
     places = list(zip(columns["source_file"], numbers["source_row"].tolist(), strict=True))
+    taken_down = ids_in(reader, build.excluded, pa.array(sorted(set(ids)), ID))  # copies among them
     fates, tokens = later_fates(reader, build, source, ids, places, columns["reason"])
     bare = Sample(
         source=source,
@@ -153,8 +154,9 @@ def draw_sample(
         fate=fates,
         held_out=is_validation(ids) if ids else np.zeros(0, bool),
         tokens=tokens,
-        hidden=table["hidden"].to_numpy(zero_copy_only=False).astype(bool)
-        | np.array([f == "excluded" for f in fates], bool),
+        hidden=np.array(
+            [flag or i in taken_down for flag, i in zip(table["hidden"].to_pylist(), ids, strict=True)], bool
+        ),
         figures={},
     )
     return Sample(

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from built import build, texts
 from commands import cli
 from hostile_build import HOSTILE, RIGHT_TO_LEFT, hostile_build
 
 from pipeline.report.markup import UNSEEN
+from stages.schemas import document_id
 from train.data.manifest import load_manifest
 
 PAGES = ("index", "sources", "filter", "overlap", "tokenizer", "mixture", "run")
@@ -194,6 +196,32 @@ def test_what_cannot_be_is_refused_in_a_line(built, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
     other = cli("report", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(out))
     assert other.returncode == 1 and "rules of odd are not those of the last build" in other.stderr
+
+
+def test_a_document_that_was_taken_down_is_in_no_page_nor_is_a_copy(tmp_path):
+    secret = "the secretword of and " + " ".join(texts(5, 3))
+    written = {"web": [*texts(1, 60), secret, secret.upper()], "maths": [*texts(2, 60), secret]}
+    for name, lines in written.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    sources = {name: {"from": "jsonl", "path": str(tmp_path / f"{name}.jsonl")} for name in written}
+    recipe = {
+        "name": "down",
+        "sources": {**sources, "web": {**sources["web"], "rules": [{"length": {"min_chars": 90}}]}},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    given = ("report", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "build"))
+    seen = []
+    for exclude in ({}, {"ids": [document_id(secret).hex()]}):
+        whole = {**recipe, "exclude": exclude}
+        build(tmp_path, whole, "exclude").save_state()  # and no further: pages of a build without tokens
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(whole))
+        done = cli(*given)
+        assert done.returncode == 0, done.stderr
+        pages = (tmp_path / "build" / "down" / "report").glob("*.html")
+        seen.append([path.name for path in pages if "secretword" in path.read_text().lower()])
+    assert seen[0] and seen[1] == []
+    mixture = Page(tmp_path / "build" / "down" / "report" / "mixture.html")
+    assert "python -m pipeline run pack_pretrain --recipe recipe.yaml" in mixture.text
 
 
 # ---------------------------------------------------------------------------------------------------------------------

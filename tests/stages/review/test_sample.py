@@ -66,6 +66,15 @@ def test_a_part_is_drawn_by_id_alone(made):
     assert [fates[place] for place in zip(part.files, part.file_row, strict=True)] == list(part.fate)
 
 
+def test_what_is_taken_down_is_hidden(made):
+    reader, recipe, _ = made
+    stored = read_build(reader)
+    named = draw_sample(reader, stored, recipe, "web", 602, 602).ids[3]
+    down = {**recipe, "exclude": {"ids": [named.hex()], "urls": [], "domains": []}}
+    sample = draw_sample(reader, stored, down, "web", 602, 602)
+    assert [i for i, hidden in zip(sample.ids, sample.hidden, strict=True) if hidden] == [named]
+
+
 def test_figures_are_of_the_text_as_the_rule_saw_it(made):
     reader, recipe, _ = made
     stored = read_build(reader)
