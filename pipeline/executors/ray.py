@@ -159,7 +159,8 @@ class RayExecutor:
             return {"error": {"kind": "permanent", "message": last_line(error), "trace": str(error)}}
         except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
             if not flight.node and (named := re.search(rf"node ID: ([0-9a-f]{{{ID_DIGITS}}})", str(error))):
-                flight.node = named[1]  # it died before the unit could say where it is
+                # It died before the unit could say where it is.
+                flight.node = self.nodes.alive.get(named[1], named[1])
             raise NodeLost(f"{self._place(flight)}the node is gone") from None
         except ray.exceptions.WorkerCrashedError:
             raise WorkerLost(
