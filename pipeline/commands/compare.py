@@ -258,24 +258,39 @@ def unknown(compared: Compared, row: Row, interest: float, recipes: bool) -> str
     difference = row.recipes if recipes and row.recipes is not None else row.documents
     where = "over all" if row.name == ALL else f"on {row.name}"
     if difference.df <= 0:
-        return f"Cannot tell {where}: a source with one document, or one work, has no interval."
+        lone = [other.name for other in compared.rows if other.documents.df <= 0 and other.kind == "source"]
+        return (
+            f"Cannot tell {where}: of {joined(lone)} one document alone, or one work, was scored, and has no interval; "
+            "score more with `python -m train.score RUN --rows --tokens 0`, or hold out more text."
+        )
     low, high = difference.interval()
     b = compared.b.letter
     better = f"{-low:.4f} better" if low < 0 else f"{low:.4f} worse"
     worse = f"{high:.4f} worse" if high > 0 else f"{-high:.4f} better"
     text = f"Cannot tell {where}: {b} is between {better} and {worse}."
-    half = t_quantile(0.95, row.documents.df) * row.documents.error
-    if half >= interest:
-        more = math.ceil((half / interest) ** 2 * 1.1)
-        return (
-            f"{text} The documents are too few: some {more} times as many would tell {interest:g} (--interest); "
-            "score more with `python -m train.score RUN --rows --tokens 0`, or hold out more text."
-        )
-    if recipes and row.seeds is not None:
-        count = seeds_needed(row.documents, row.seeds, interest)
-        if count is not None:
-            return f"{text} Seeds limit this: about {count:,} a side would tell {interest:g} (--interest)."
-    return f"{text} More documents would tell {interest:g} (--interest)."
+    there = min(len(compared.a.runs), len(compared.b.runs))
+    return f"{text} {what_would(row, interest, row.seeds if recipes else None, there)}"
+
+
+def what_would(row: Row, interest: float, seeds: Deviation | None, there: int) -> str:
+    """Say what would tell a difference of `interest`: documents, and where `seeds` deviate more than are `there`.
+
+    Where an interval is narrow enough and lies across the border, that is twice as many.
+    """
+    documents = row.documents
+    half = t_quantile(0.95, documents.df) * documents.error
+    wanted, enough = [], interest if seeds is None else interest / math.sqrt(2)  # the other half is left for seeds
+    if half >= enough or seeds is None:
+        times = max(2, math.ceil((half / enough) ** 2))
+        wanted.append(f"some {times} times as many documents")
+        documents = Difference(documents.value, documents.error / math.sqrt(times), documents.df)
+    count = None if seeds is None else seeds_needed(documents, seeds, interest)
+    if count is not None:
+        wanted.append(f"about {count if count > there else 2 * there:,} seeds a side")
+    text = f"{joined(wanted)} would tell {interest:g} (--interest)"
+    if "documents" in text:
+        text += "; score more with `python -m train.score RUN --rows --tokens 0`, or hold out more text"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def declined(a: Side, b: Side) -> str:

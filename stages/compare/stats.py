@@ -2,7 +2,11 @@
 
 One source, n clusters of documents with x = bits of B - bits of A and b bytes each, summed over a cluster first:
 
-    D = sum x / sum b,   e = x - D b,   se^2 = n / (n - 1) sum e^2 / (sum b)^2,   n - 1 degrees of freedom
+    D = sum x / sum b,   e = x - D b,   se^2 = sum (e / (sum b - b))^2,   (sum b)^2 / sum b^2 - 1 degrees of freedom
+
+That is the jackknife's, each cluster left out in turn, with as many degrees of freedom as clusters of one size would
+have. Where all are of one size it is the linearised ratio's, n / (n - 1) sum e^2 / (sum b)^2, but for n / (n - 1); of
+few and unlike documents that covered 89 to 95 % where this covers 91 to 96 (`python -m benchmarks.intervals`).
 
 Sources with fixed weights w: D = sum w D_s, v_s = w_s^2 se_s^2, se^2 = sum v_s, Satterthwaite's degrees of freedom
 (sum v_s)^2 / sum (v_s^2 / df_s). Seeds enter as one more term, v = s^2 (1 / Ka + 1 / Kb), where s is the deviation of
@@ -92,7 +96,7 @@ class Difference:
 
 
 def ratio(x: F64, size: F64, clusters: npt.NDArray[np.integer] | None = None) -> Difference:
-    """Return sum x / sum size over documents, (n,) each, linearised; documents of equal `clusters` count as one."""
+    """Return sum x / sum size over documents, (n,) each; documents of equal `clusters` count as one."""
     if clusters is not None:
         _, group = np.unique(clusters, return_inverse=True)
         x, size = np.bincount(group, x).astype(np.float64), np.bincount(group, size).astype(np.float64)
@@ -100,8 +104,8 @@ def ratio(x: F64, size: F64, clusters: npt.NDArray[np.integer] | None = None) ->
     value = float(x.sum()) / total
     if n < 2:
         return Difference(value, math.inf, 0)
-    e = x - value * size
-    return Difference(value, math.sqrt(n / (n - 1) * float(e @ e)) / total, n - 1)
+    moves = (x - value * size) / (total - size)  # the ratio, when each is left out
+    return Difference(value, math.sqrt(float(moves @ moves)), max(1.0, total**2 / float(size @ size) - 1))
 
 
 def combine(parts: Sequence[tuple[float, Difference]]) -> Difference:
@@ -175,7 +179,7 @@ def verdict(difference: Difference, corrected_p: float, interest: float) -> str:
 def seeds_needed(documents: Difference, seeds: Deviation, interest: float) -> int | None:
     """Return how many seeds a side make an interval of 95 % no wider than +-`interest`.
 
-    None where the documents alone are too few for that.
+    MOST_SEEDS stands for more; None where the documents alone are too few for that.
     """
     if documents.df <= 0 or t_quantile(0.95, documents.df) * documents.error >= interest:
         return None
@@ -188,7 +192,7 @@ def seeds_needed(documents: Difference, seeds: Deviation, interest: float) -> in
     low, high = 1, 2
     while not enough(high):
         if high > MOST_SEEDS:
-            return None
+            return MOST_SEEDS
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

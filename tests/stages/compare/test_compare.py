@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from stages.compare.scored import ScoredRun, open_scored
 from stages.compare.stats import combine, pooled, ratio, with_seeds
 from stages.errors import DataError
 from stages.pack.format import ROWS
-from train.data.manifest import Shard, load_manifest
+from train.data.manifest import Shard
 from train.main import run
 
 MODEL = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 64, "sliding_window": 16}
@@ -244,6 +245,20 @@ def test_a_run_is_scored_again_with_the_same_rows(folders, runs, capsys):
     assert all(again[key].nats == pytest.approx(d.nats, rel=1e-5) for key, d in before.items())
 
 
+def test_a_manifest_stands_for_the_run_trained_on_it_and_lone_documents_are_said(folders, runs, tmp_path, capsys):
+    home = tmp_path / "build" / "tiny"
+    path = mixture(home / "pretrain", {"web": HELD_OUT["web"], "maths": HELD_OUT["maths"][:1]})
+    with pytest.raises(DataError, match=r"(?s)no run was trained on it at .*train/pretrain.*pipeline diff A B"):
+        open_scored(str(path))
+    run(path, sets(**{**OPTIONS, "steps": 20}, out=str(home / "train" / "pretrain")))
+    print_compared([folders["muon"][0], str(path.parent)], 0.005, None, as_json=False)
+    said = capsys.readouterr().out
+    assert f"left out: {DOCUMENTS - 1} scored by A alone, 0 by B alone" in said
+    assert "weights   Different: B is worse on web by" in said
+    assert "Cannot tell over all: of maths one document alone" in said
+    assert "data.build_id" not in said and "train.steps: 100 -> 20" in said
+
+
 def test_documents_of_one_work_are_one_cluster():
     from train.eval.rows import cluster_of
 
@@ -251,7 +266,6 @@ def test_documents_of_one_work_are_one_cluster():
     assert cluster_of(a, "https://x/book.md#part-1") == cluster_of(b, "https://x/book.md#part-2")
     assert cluster_of(a, "https://x/data.jsonl#L1") != cluster_of(b, "https://x/data.jsonl#L2")
     assert cluster_of(a, None) == cluster_of(a, "") != cluster_of(b, None)
-    assert load_manifest is not None
 
 
 def test_questions_are_paired(runs):
@@ -271,3 +285,20 @@ def test_questions_are_paired(runs):
     assert row.right is not None and row.right.value > 0 and row.n == 200
     assert row_of_set("exam", a, side("B", runs["muon"][0]), {}) is None
     assert len(rows_of_documents(common_documents(a, b), {})) == 3
+
+
+def test_every_verdict_that_is_open_says_what_would_close_it(runs):
+    """Over many widths: never an empty sentence, never fewer seeds than there are."""
+    from pipeline.commands.compare import what_would
+    from stages.compare.stats import Deviation, Difference
+
+    (compared,) = compare([side("A", *runs["muon"][:3]), side("B", *runs["muon"][3:6])], 0.005)
+    for error in (1e-5, 0.001, 0.0024, 0.0026, 0.01):
+        row = dataclasses.replace(compared.row("all"), documents=Difference(0.004, error, 100.0))
+        said = what_would(row, 0.005, None, 1)
+        assert re.fullmatch(r"Some \d+ times as many documents would tell 0.005 .*", said)
+        assert int(re.findall(r"\d+", said)[0]) >= max(2, (2 * error / 0.005) ** 2 - 1)
+        for deviation in (1e-4, 0.002, 0.02):
+            said = what_would(row, 0.005, Deviation(deviation, 4), 3)
+            seeds = int(re.findall(r"about (\d+) seeds a side", said.lower())[0])
+            assert seeds > 3 and said[0].isupper()

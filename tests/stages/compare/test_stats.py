@@ -47,12 +47,14 @@ def test_holm():
     )
 
 
-def test_a_ratio_is_that_of_the_sums_with_its_linearised_error():
+def test_a_ratio_is_that_of_the_sums_with_the_jackknifes_error():
     x, size = np.array([1.0, 4.0, 2.0, 9.0]), np.array([10.0, 20.0, 30.0, 40.0])
     got = ratio(x, size)
-    e = x - 0.16 * size
-    assert got.value == pytest.approx(0.16) and got.df == 3
-    assert got.error == pytest.approx(math.sqrt(4 / 3 * (e**2).sum()) / 100)
+    without = [np.delete(x, i).sum() / np.delete(size, i).sum() for i in range(4)]
+    assert got.value == pytest.approx(0.16) and got.df == pytest.approx(100**2 / 3000 - 1)
+    assert got.error == pytest.approx(math.sqrt(sum((r - 0.16) ** 2 for r in without)))
+    equal = ratio(x, np.full(4, 25.0))
+    assert equal.df == pytest.approx(3) and equal.error == pytest.approx(4 / 3 * np.std(x) / 25 / math.sqrt(4))
     assert ratio(x, size, np.array([7, 7, 1, 1])).df == 1
     assert ratio(x, size, np.array([0, 1, 2, 3])) == got
     alone = ratio(x[:1], size[:1])
