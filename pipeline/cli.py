@@ -84,6 +84,28 @@ def list_stages() -> None:
 
 
 @app.command()
+def init(
+    places: Annotated[
+        list[str], typer.Argument(help="Folders, files, addresses, or owner/name of datasets of the hub.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0.1, help="That training may take.")] = 10.0,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs to train on; those of this machine by default.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Their name, for another machine: H200, L40S, H100 PCIe ...")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the recipe; that of the first place by default.")] = None,
+    file: Annotated[Path | None, typer.Option(help="To write; NAME.yaml where you stand by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Look at text and write a recipe for it that runs, each line with its reason."""
+    from pipeline.commands.init import propose, recipe_name_for
+
+    name = recipe_name_for(name, places[0])
+    file = file or Path(f"{name}.yaml")
+    if file.exists() and not force:
+        raise UsageError(f"{file} is there; name another --file, or give --force to write over it")
+    propose(places, file, name, minutes, gpus, gpu)
+
+
+@app.command()
 def plan(
     stage: StageArgument,
     recipe: RecipeOption = DEFAULT_RECIPE,

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline.commands.doctor_machine import Finding, existing_folder, gigabytes
@@ -19,8 +18,8 @@ from pipeline.errors import UserError
 from pipeline.executors.ray_probe import probe
 from stages.errors import DataError, TransientError
 from stages.estimate.deadline import call_all
-from stages.estimate.forecast import SAMPLING, disk, forecast, list_sets, list_sources
-from stages.paths import is_remote, local_path
+from stages.estimate.forecast import SAMPLING, disk, forecast, list_sets, list_sources, size_alone
+from stages.paths import is_remote
 from stages.registry import STAGES
 from stages.sources.files import list_files, open_source
 from stages.sources.hub import PROTOCOL
@@ -158,11 +157,6 @@ def opened(
 def many(files: int) -> str:
     """Return a number of files in words."""
     return f"{files:,} file{'s' * (files != 1)}"
-
-
-def size_alone(path: str) -> tuple[str, int]:
-    """Return no digest, and the bytes, of a local file: a digest would mean to read it whole."""
-    return "", Path(local_path(path)).stat().st_size
 
 
 def room(context: Context, needed: float) -> Finding:

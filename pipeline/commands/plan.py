@@ -78,7 +78,7 @@ def survey_of(context: Context, target: str) -> tuple[Survey, str, bool]:
 
 
 @contextlib.contextmanager
-def doing() -> Iterator[Callable[[str], None]]:
+def doing(command: str = "plan") -> Iterator[Callable[[str], None]]:
     """Give a function that says on stderr what takes seconds, before it starts: in a terminal one line, with a clock.
 
     Nothing is printed inside but by that function.
@@ -87,13 +87,13 @@ def doing() -> Iterator[Callable[[str], None]]:
     stderr = Console(stderr=True, highlight=False)
 
     def line() -> Text:
-        return Text(f"plan: {printable(what)} ... {clock_text(time.monotonic() - since)}")
+        return Text(f"{command}: {printable(what)} ... {clock_text(time.monotonic() - since)}")
 
     def tell(text: str) -> None:
         nonlocal what
         what = text
         if not stderr.is_terminal:
-            stderr.print(f"plan: {printable(what)} ...", markup=False, soft_wrap=True)
+            stderr.print(f"{command}: {printable(what)} ...", markup=False, soft_wrap=True)
 
     shown = Live(console=stderr, get_renderable=line, refresh_per_second=4, transient=True)
     with shown if stderr.is_terminal else contextlib.nullcontext():
