@@ -28,8 +28,19 @@ def signature(folder: Path) -> Any:
     return stage
 
 
-def filters() -> list[Any]:
-    """The four filters, in the order of `benchmarks.filter.RULES`, as FineWeb sets them."""
+def blanks() -> Any:
+    """A tokenizer for datatrove's filters whose words are what white space separates; no spaCy for sentences either."""
+    from datatrove.utils.word_tokenizers import WhitespaceTokenizer
+
+    class Blanks(WhitespaceTokenizer):
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+    return Blanks()
+
+
+def filters(words: str = "punctuation") -> list[Any]:
+    """The four filters, in the order of `benchmarks.filter.RULES`, as FineWeb sets them, or with `blanks` for words."""
     from datatrove.pipeline.filters import (
         C4QualityFilter,
         FineWebQualityFilter,
@@ -37,8 +48,9 @@ def filters() -> list[Any]:
         GopherRepetitionFilter,
     )
 
-    c4 = C4QualityFilter(filter_no_terminal_punct=False)
-    return [GopherRepetitionFilter(), GopherQualityFilter(), c4, FineWebQualityFilter()]
+    given = {"language": blanks()} if words == "blanks" else {}
+    c4 = C4QualityFilter(filter_no_terminal_punct=False, **given)
+    return [GopherRepetitionFilter(**given), GopherQualityFilter(**given), c4, FineWebQualityFilter(**given)]
 
 
 def curate(source: Path, out: Path, workers: int) -> None:

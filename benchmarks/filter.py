@@ -1,12 +1,14 @@
 """Filtering: the four rule sets of FineWeb, compiled, against datatrove's filters on the same documents; one core.
 
-    python -m benchmarks.filter [--megabytes 150] [--peer-megabytes 2] [--rounds 3] [--data FOLDER]
+    python -m benchmarks.filter [--megabytes 150] [--peer-megabytes 2] [--rounds 3] [--of-each 60] [--data FOLDER]
     python -m benchmarks.filter --prove [--data FOLDER]
 
 Timed in turn, several rounds, processor seconds of this process (what else the machine does is in neither figure): the
-compiled rules over arrow columns; the readable rules and datatrove's four filters over a share of the same documents,
-evenly spaced; the stage `filter`, parquet in and parquet out. Then, in new processes, the first call with nothing
-cached and with machine code on disk. Beside the ratio stands how often ours and datatrove decide differently.
+compiled rules over arrow columns, with both ways to count words; the readable rules and datatrove's four filters, as
+shipped and with words that blanks separate, over a share of the same documents, evenly spaced; the stage `filter`,
+parquet in and parquet out. Then, in new processes, the first call with nothing cached and with machine code on disk.
+Beside the ratio stands how often ours and datatrove decide differently: the four in a row on the documents that were
+timed, and each rule alone on `--of-each` documents of every file (`benchmarks.agreement`).
 
 `--prove` compares compiled and readable rules on every document of every file and on 20,000 hostile strings, and exits
 with 1 on any difference.
@@ -26,7 +28,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks import curate_peer, measure
+from benchmarks import measure
+from benchmarks.agreement import RULES, Filters, agreement, datatrove_in_a_row, documents
 from stages.filter.document import Document
 from stages.filter.rules import ParsedRule, apply_rules, parse_rules
 from stages.filter.work import apply_to_column, text_hashes, work
@@ -34,7 +37,6 @@ from stages.sources.base import Row
 from stages.sources.writer import write_parts
 from stages.task import Artifact, Task
 
-RULES = ["gopher_repetition", "gopher_quality", "c4", "fineweb"]
 GROUP = 1000  # documents in a column
 LIBRARIES = ("numba", "numpy", "pyarrow", "datatrove", "spacy")
 HOSTILE = 20_000
@@ -49,23 +51,6 @@ print(time.process_time() - start)
 """
 
 
-def datatrove_filters() -> Callable[[str], tuple[str | None, str]]:
-    """datatrove's four filters as FineWeb runs them: text -> (the name of the filter that drops it, the text left)."""
-    from datatrove.data import Document as DatatroveDocument
-
-    filters = curate_peer.filters()
-
-    def run(text: str) -> tuple[str | None, str]:
-        document = DatatroveDocument(text=text, id="")
-        for name, rule_set in zip(RULES, filters, strict=True):
-            decision = rule_set.filter(document)
-            if decision is not True and (not isinstance(decision, tuple) or not decision[0]):
-                return name, document.text
-        return None, document.text
-
-    return run
-
-
 def family(reason: str | None) -> str | None:
     """The rule set a reason of ours belongs to."""
     if not reason:
@@ -75,8 +60,8 @@ def family(reason: str | None) -> str | None:
     return "gopher_quality" if reason.startswith("gopher") else reason.split("_")[0]
 
 
-def disagreements(texts: list[str], theirs: Callable[[str], tuple[str | None, str]]) -> dict[str, Any]:
-    """How often ours and theirs decide differently: the four in a row, and each alone on the texts as they are."""
+def disagreements(texts: list[str], theirs: Filters) -> dict[str, Any]:
+    """How often ours and theirs decide differently, the four in a row."""
     ours, left = apply_to_column(pa.array(texts), None, parse_rules(RULES))
     pairs: Counter[str] = Counter()
     same_text = both = 0
@@ -125,12 +110,12 @@ def cold_start() -> dict[str, float]:
 
 def compare(texts: list[str], peer_megabytes: float, rounds: int) -> dict[str, Any]:
     """MB/s of each, medians over rounds, and the ratios."""
-    rules = parse_rules(RULES)
+    rules, with_blanks = parse_rules(RULES), parse_rules(RULES, "blanks")
     columns = [pa.array(texts[i : i + GROUP]) for i in range(0, len(texts), GROUP)]
     size, some = measure.megabytes(texts), measure.spread(texts, peer_megabytes)
     some_size = measure.megabytes(some)
     alone = {name: parse_rules([name]) for name in RULES}
-    theirs = datatrove_filters()
+    theirs, theirs_with_blanks = datatrove_in_a_row(), datatrove_in_a_row("blanks")
     with tempfile.TemporaryDirectory() as folder:
         part = write_part(texts, Path(folder))
 
@@ -139,11 +124,13 @@ def compare(texts: list[str], peer_megabytes: float, rounds: int) -> dict[str, A
 
         candidates: dict[str, tuple[float, Callable[[], Any]]] = {
             "compiled": (size, compiled(rules)),
+            "compiled, words: blanks": (size, compiled(with_blanks)),
             **{f"compiled, {name} alone": (size, compiled(alone[name])) for name in RULES},
             "text hash": (size, lambda: [text_hashes(column) for column in columns]),
             "stage filter, parquet to parquet": (size, lambda: stage(part)),
             "readable": (some_size, lambda: [apply_rules(Document(text), rules) for text in some]),
             "datatrove": (some_size, lambda: [theirs(text) for text in some]),
+            "datatrove with blanks": (some_size, lambda: [theirs_with_blanks(text) for text in some]),
         }
         apply_to_column(columns[0], None, rules), text_hashes(columns[0]), theirs(texts[0])
         speeds = measure.rates(candidates, rounds)
@@ -152,6 +139,12 @@ def compare(texts: list[str], peer_megabytes: float, rounds: int) -> dict[str, A
         "MB/s": rates,
         "rounds, MB/s": measure.rounded(speeds, 3),
         "compiled / datatrove": round(measure.ratio(speeds["compiled"], speeds["datatrove"]), 1),
+        "compiled, words: blanks / datatrove with blanks": round(
+            measure.ratio(speeds["compiled, words: blanks"], speeds["datatrove with blanks"]), 1
+        ),
+        "compiled / compiled, words: blanks": round(
+            measure.ratio(speeds["compiled"], speeds["compiled, words: blanks"]), 2
+        ),
         "stage / datatrove": round(rates["stage filter, parquet to parquet"] / rates["datatrove"], 1),
         "decisions": disagreements(some, theirs),
     }
@@ -180,7 +173,7 @@ def prove(folder: Path) -> bool:
 
 def main() -> None:
     """Run the benchmark or the proof."""
-    parser = measure.parser(__doc__, megabytes=150.0, peer_megabytes=2.0, rounds=3, data=None, prove=False)
+    parser = measure.parser(__doc__, megabytes=150.0, peer_megabytes=2.0, rounds=3, of_each=60, data=None, prove=False)
     options = parser.parse_args()
     if options.prove:
         sys.exit(not prove(Path(options.data) if options.data else measure.SHARED.parent))
@@ -188,6 +181,8 @@ def main() -> None:
     machine = measure.machine(LIBRARIES)
     texts = measure.corpus(options.megabytes, options.data)
     result = compare(texts, options.peer_megabytes, options.rounds)
+    of_every_file = documents(Path(options.data) if options.data else measure.SHARED.parent, options.of_each)
+    result |= {"each rule alone": agreement(of_every_file or texts[: options.of_each])}
     result = {"machine": machine, "cold start, processor seconds": cold_start(), **result}
     measure.report("filter", result, without="rounds, MB/s")
 

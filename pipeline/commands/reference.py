@@ -13,7 +13,7 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
-from stages.filter.rules import RULES
+from stages.filter.rules import RULES, default_thresholds
 from stages.recipe import Recipe
 from stages.sources.presets import PRESETS
 
@@ -109,8 +109,7 @@ def preset_row(name: str) -> tuple[str, ...]:
 
 def thresholds(rule: Any) -> str:
     """Return the thresholds of a rule with their defaults, in one line."""
-    parameters = inspect.signature(rule).parameters.values()
-    named = [f"`{p.name}: {json.dumps(p.default)}`" for p in parameters if p.kind is p.KEYWORD_ONLY]
+    named = [f"`{name}: {json.dumps(default)}`" for name, default in default_thresholds(rule).items()]
     return f"Thresholds: {', '.join(named)}." if named else ""
 
 

@@ -192,7 +192,7 @@ def ngram_columns(
 
 def ngram_hashes(hashes: npt.NDArray[np.uint64], places: Iterable[npt.NDArray[np.int64]]) -> npt.NDArray[np.uint64]:
     """Return `ngram_hash` of many n-grams. places: where their first words stand, their second, ..."""
-    from stages.kernels.scan import MIX
+    from stages.kernels.utf8 import MIX
     from stages.kernels.words import BASE
 
     polynomial: npt.NDArray[np.uint64] = np.zeros((), np.uint64)

@@ -347,7 +347,10 @@ def filter_rows(
     download = Task({"meta": meta}, [], folder, "download", path_of)
     write_parts(download, rows)
     parts = [artifact for artifact in download.outputs if artifact.name.startswith("part-")]
-    params = {"rules": [list(rule) for rule in parse_rules(config.rules)], "edit": parse_edits(config.edit)}
+    params = {
+        "rules": [list(rule) for rule in parse_rules(config.rules, config.words)],
+        "edit": parse_edits(config.edit),
+    }
     kept: dict[tuple[str, int], str] = {}
     held_out = 0
     for part in parts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from stages.comparable import comparable
 from stages.filter.document import Document
 from stages.filter.gopher import count_repeated
+from stages.filter.words import split_words
 from stages.kernels.unicode import TERMINAL
 
 
@@ -20,6 +21,7 @@ def fineweb(
     short_line_chars: int = 30,
     max_repeated_chars: float = 0.01,
     max_newlines_per_word: float = 0.3,
+    words: str = "punctuation",
 ) -> str | None:
     """FineWeb's own rules: lists, menus and text that was broken into lines.
 
@@ -40,5 +42,4 @@ def fineweb(
     _, repeated_chars = count_repeated(lines)
     if repeated_chars / (len(text) - newlines) > max_repeated_chars:
         return "fineweb_repeated_chars"
-    words = len(text.split())
-    return "fineweb_newlines" if newlines / words > max_newlines_per_word else None
+    return "fineweb_newlines" if newlines / len(split_words(text, words)) > max_newlines_per_word else None

@@ -2,8 +2,7 @@
 
 They are read as datatrove reads them, with FineWeb's defaults, but for this:
 
-* Words are what white space separates, as in Gopher's paper. datatrove splits off punctuation and parts of words
-  (spaCy), so that it counts more words, and more of them without a letter.
+* Words are those of `stages.filter.words`, which leaves out spaCy's exceptions.
 * An n-gram that occurs once is no repetition, and an empty line is no line.
 
 The rules are made for prose: `gopher_alphabetic` drops LaTeX, code and tables. `stages.kernels.gopher` compiles them,
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from stages.comparable import comparable
 from stages.filter.document import Document
+from stages.filter.words import count_words, split_words
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 STRIPPED = ".,;:!?()[]\"'`*"  # from around a word before it is compared with STOP_WORDS
@@ -36,6 +36,7 @@ def gopher_quality(
     max_ellipsis_lines: float = 0.3,
     min_alphabetic_words: float = 0.8,
     min_stop_words: int = 2,
+    words: str = "punctuation",
 ) -> str | None:
     """The quality rules of Gopher, tried in the paper's order.
 
@@ -43,7 +44,7 @@ def gopher_quality(
     symbol ratios are `#` and ellipses per word. Stop words count once each, in lower case, without punctuation around.
     """
     text = comparable(document.text)
-    times = Counter(text.split())  # most words repeat: looking at each once is several times faster
+    times = count_words(text, words)
     total = times.total()
     solid = {word: n for word, n in times.items() if word.isalnum() or any(map(str.isalnum, word))}
     solid_total = sum(solid.values())
@@ -88,6 +89,7 @@ def gopher_repetition(
     max_8_grams: float = 0.12,
     max_9_grams: float = 0.11,
     max_10_grams: float = 0.1,
+    words: str = "punctuation",
 ) -> str | None:
     """The repetition rules of Gopher: shares of the document that repeat something earlier in it.
 
@@ -109,13 +111,13 @@ def gopher_repetition(
         return "gopher_repeated_lines"
     if chars / size > max_line_chars:
         return "gopher_repeated_line_chars"
-    words = text.split()
+    words_in_order = split_words(text, words)
     for n, limit in ((2, max_top_2_gram), (3, max_top_3_gram), (4, max_top_4_gram)):
-        if top_ngram_chars(words, n) / size > limit:
+        if top_ngram_chars(words_in_order, n) / size > limit:
             return f"gopher_top_{n}_gram"
     limits = (max_5_grams, max_6_grams, max_7_grams, max_8_grams, max_9_grams, max_10_grams)
     for n, limit in enumerate(limits, 5):
-        if repeated_ngram_chars(words, n) / size > limit:
+        if repeated_ngram_chars(words_in_order, n) / size > limit:
             return f"gopher_repeated_{n}_grams"
     return None
 

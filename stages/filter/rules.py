@@ -38,10 +38,11 @@ RULES: dict[str, Rule] = {
 EDITING = ("c4",)  # rules that leave another text
 
 
-def parse_rules(rules: Sequence[str | dict[str, dict[str, Any]]]) -> list[ParsedRule]:
-    """Return the rules of a recipe with all their thresholds: naming a default changes nothing.
+def parse_rules(rules: Sequence[str | dict[str, dict[str, Any]]], words: str = "punctuation") -> list[ParsedRule]:
+    """Return the rules of a source with all their thresholds: naming a default changes nothing.
 
-    Raises ValueError on an unknown rule or threshold, or a threshold of the wrong type, with the allowed ones.
+    words: the source's key, which those that count words have among their thresholds. Raises ValueError on an unknown
+    rule or threshold, or a threshold of the wrong type, with the allowed ones.
     """
     parsed = []
     for rule in rules:
@@ -49,14 +50,20 @@ def parse_rules(rules: Sequence[str | dict[str, dict[str, Any]]]) -> list[Parsed
             if name not in RULES:
                 raise ValueError(f"no rule {name!r}; the rules are {', '.join(RULES)}")
             check = check_metadata if name == "metadata" else check_thresholds
-            parsed.append((name, check(name, given or {})))
+            how = {"words": words} if "words" in inspect.signature(RULES[name]).parameters else {}
+            parsed.append((name, check(name, given or {}) | how))
     return parsed
+
+
+def default_thresholds(rule: Rule) -> dict[str, float]:
+    """Return the thresholds of a rule that a recipe may set, with their defaults."""
+    keywords = [p for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {p.name: p.default for p in keywords if p.name != "words"}
 
 
 def check_thresholds(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Return all thresholds of a rule, `given` over its defaults. Raises ValueError."""
-    signature = inspect.signature(RULES[name]).parameters.values()
-    defaults = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
+    defaults = default_thresholds(RULES[name])
     for threshold, value in given.items():
         if threshold not in defaults:
             raise ValueError(f"rule {name} has no threshold {threshold!r}; it has {', '.join(defaults)}")

@@ -25,7 +25,7 @@ async def fetch_and_filter(
     context: BuildContext, name: str, config: BaseConfig, spec: SourceUnit
 ) -> tuple[Record, list[KeptPart]]:
     """Run one download unit, and its parts through the rules. Returns its record, and what the rules kept."""
-    params: dict[str, Any] = {"rules": [list(rule) for rule in parse_rules(config.rules)]}
+    params: dict[str, Any] = {"rules": [list(rule) for rule in parse_rules(config.rules, config.words)]}
     if config.edit:
         params |= {"edit": parse_edits(config.edit), "versions": library_versions(config.edit)}
     record = await fetch(context, name, config, spec)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from stages.kernels.jit import compiled, get, load, lowest, uint64
-from stages.kernels.scan import NEWLINE, ONES, RETURN, TOPS, decode, is_nothing, is_same
 from stages.kernels.unicode import ANCHOR, BREAK, CLOSER, DIGIT, END, LIMIT, SPACE
+from stages.kernels.utf8 import NEWLINE, ONES, RETURN, TOPS, decode, is_nothing, is_same
 
 LOREM, SCRIPT, POLICY, CURLY, BRACKET = 1, 2, 4, 8, 16  # what a line may hold
 BRACKETS, BLANKS = uint64(0x5B5B5B5B5B5B5B5B), uint64(0x2020202020202020)

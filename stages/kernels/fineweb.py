@@ -16,6 +16,7 @@ FINEWEB_REASONS = (
     "fineweb_repeated_chars",
     "fineweb_newlines",
 )
+TOO_FEW_WORDS = len(FINEWEB_REASONS)  # the code of the last
 
 
 @compiled
@@ -36,4 +37,4 @@ def fineweb(data: Any, lines: Any, marks: Any, limit: Any, slots: Any) -> int:
         return 3
     if count_repeated(data, lines, marks[LINES], NOT_BLANK, slots)[2] / (marks[CHARS] - marks[NEWLINES]) > limit[3]:
         return 4
-    return 5 if marks[NEWLINES] / marks[WORDS] > limit[4] else 0
+    return TOO_FEW_WORDS if marks[NEWLINES] / marks[WORDS] > limit[4] else 0

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from stages.comparable import comparable, lead_and_form, meaning, patterns
 from stages.kernels.jit import compiled, copy, get, int64, load, lowest, uint64
-from stages.kernels.scan import FIRST_IGNORED, HASH, LAST_IGNORED, MIX, ONES, RETURN, TOPS, decode, is_nothing, is_same
 from stages.kernels.text_columns import utf8_views
 from stages.kernels.unicode import CHANGES, JOINS, LIMIT, classes, nfkc_order
+from stages.kernels.utf8 import FIRST_IGNORED, HASH, LAST_IGNORED, MIX, ONES, RETURN, TOPS, decode, is_nothing, is_same
 
 AMPERSAND, SEMICOLON, BLANK = 0x26, 0x3B, 0x20
 AMPERSANDS = uint64(0x2626262626262626)

@@ -18,14 +18,13 @@ from stages.kernels.scan import (
     ELLIPSIS_ROWS,
     HASHES,
     LINES,
-    MIX,
     ROWS,
     SOLID,
     SOLID_CHARS,
     STOPS,
     WORDS,
-    hash_bytes,
 )
+from stages.kernels.utf8 import MIX, hash_bytes
 from stages.kernels.words import BASE
 
 SHORTEST, LONGEST = 5, 10  # n-grams whose repetition counts anywhere

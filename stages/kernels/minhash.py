@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stages.kernels.jit import compiled, get, uint64
-from stages.kernels.scan import MIX
+from stages.kernels.utf8 import MIX
 from stages.kernels.words import BASE, next_word, spread
 
 MOST = np.uint32(2**32 - 1)

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from stages.hashing import power_of_two_at_least
 from stages.kernels.jit import compiled, get, int64, uint64
-from stages.kernels.scan import MIX
 from stages.kernels.text_columns import utf8_buffers
+from stages.kernels.utf8 import MIX
 from stages.kernels.words import BASE, folded, next_word, spread
 
 RING = 128  # words remembered: more than an n-gram with one word left out spans

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stages.kernels.c4 import C4_REASONS, c4
-from stages.kernels.fineweb import FINEWEB_REASONS, fineweb
+from stages.kernels.fineweb import FINEWEB_REASONS, TOO_FEW_WORDS, fineweb
 from stages.kernels.gopher import (
     LONGEST,
     QUALITY_REASONS,
@@ -60,6 +60,7 @@ def run_program(
     limits: Any,
     table: Any,
     stops: int,
+    cut: bool,
     scratch: Any,
     out: Any,
     ends: Any,
@@ -67,7 +68,7 @@ def run_program(
     """Run `program` (p,) with thresholds `limits` (p, THRESHOLDS) over documents [offsets[d], offsets[d + 1]).
 
     forms: the comparable forms, [form_offsets[d], form_offsets[d + 1]), which all rules but `length` judge; empty where
-    the texts are their own. A rule that edits writes to them, and none may follow it.
+    the texts are their own. A rule that edits writes to them, and none may follow it. cut: see `scan`.
 
     Sets the code of each document whose code is 0. Where the program edits, the texts that stay go to `out`, and
     `ends[d + 1]` says where each ends.
@@ -94,9 +95,8 @@ def run_program(
                 scan_lines(text, a, b, table, marks, lines)
                 code, scanned = length(marks, limit), 0
             else:
-                words_too = rule in (QUALITY, REPETITION)
-                if words_too and scanned < 2:
-                    scan(form, fa, fb, table, stops, marks, words, lines)
+                if rule in (QUALITY, REPETITION) and scanned < 2:
+                    scan(form, fa, fb, table, stops, cut, marks, words, lines)
                     scanned = 2
                 elif not scanned:
                     scan_lines(form, fa, fb, table, marks, lines)
@@ -109,6 +109,9 @@ def run_program(
                     code = gopher_repetition(form, words, lines, marks, limit, spare)
                 else:
                     code = fineweb(form, lines, marks, limit, spare[1])
+                    if code == TOO_FEW_WORDS and cut and scanned < 2:  # there are more when cut
+                        scan(form, fa, fb, table, stops, cut, marks, words, lines)
+                        code, scanned = fineweb(form, lines, marks, limit, spare[1]), 2
             if code:
                 code += BEFORE[rule]
         if not code and b == a:
@@ -124,13 +127,12 @@ def scratch_for(size: int) -> tuple[Any, ...]:
 
     Memory is only taken as words and lines are written to it.
     """
-    most = size // 2 + 2  # words, lines or paragraphs
 
-    def table_and_hashes(columns: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+    def table_and_hashes(most: int, columns: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
         return np.empty((most, columns), np.int32), np.empty(most, np.uint64)
 
-    words, lines, paragraphs = table_and_hashes(3), table_and_hashes(4), table_and_hashes(4)
-    slots, times = np.empty(2 * size + 64, np.int32), np.empty(most, np.int32)
+    words, (lines, paragraphs) = table_and_hashes(size + 2, 3), (table_and_hashes(size // 2 + 2, 4) for _ in range(2))
+    slots, times = np.empty(4 * size + 64, np.int32), np.empty(size + 2, np.int32)
     sketch, bounds = np.empty(SKETCH, np.int32), np.zeros(LONGEST - SHORTEST + 1, np.int64)
     return words, lines, np.zeros(STOPS + 1, np.int64), (paragraphs, slots, times, sketch, bounds)
 
@@ -143,8 +145,9 @@ def apply_compiled(
 ) -> pa.Array:
     """Run `rules`, all of COMPILED, over a column of text: sets the code (of REASONS) of each document whose code is 0.
 
-    forms: the comparable forms of the texts, where some differ; then only the last rule may edit. Returns the column as
-    the rules leave it; documents that are dropped may be empty in it.
+    All that count words count them alike, as those of one source do. forms: the comparable forms of the texts, where
+    some differ; then only the last rule may edit. Returns the column as the rules leave it; documents that are dropped
+    may be empty in it.
     """
     data, offsets = utf8_buffers(texts)
     form_data, form_offsets = np.zeros(0, np.uint8), offsets
@@ -152,9 +155,11 @@ def apply_compiled(
         form_data, form_offsets = utf8_buffers(forms)
     program = np.array([COMPILED.index(name) for name, _ in rules], np.int64)
     limits = np.zeros((len(rules), THRESHOLDS))
-    stops_wanted = 0
+    stops_wanted, cut = 0, False
     for limit, (name, thresholds) in zip(limits, rules, strict=True):
-        limit[: len(thresholds)] = [float(value) for value in thresholds.values()]
+        numbers = [float(value) for threshold, value in thresholds.items() if threshold != "words"]
+        limit[: len(numbers)] = numbers
+        cut |= thresholds.get("words") == "punctuation"
         if name == "gopher_quality":
             stops_wanted = max(stops_wanted, int(np.ceil(min(8.0, thresholds["min_stop_words"]))))
     edits = C4 in program
@@ -162,7 +167,7 @@ def apply_compiled(
     ends = np.zeros(len(codes) + 1, np.int32)
     scratch = scratch_for(max(int(np.diff(each).max(initial=0)) for each in (offsets, form_offsets)))
     columns = data, offsets, form_data, form_offsets
-    run_program(*columns, codes, program, limits, classes(), stops_wanted, scratch, out, ends)
+    run_program(*columns, codes, program, limits, classes(), stops_wanted, cut, scratch, out, ends)
     if not edits:
         return texts
     return pa.StringArray.from_buffers(len(codes), pa.py_buffer(ends), pa.py_buffer(out[: ends[-1]]))

@@ -1,7 +1,7 @@
 """One pass over a document's UTF-8: its words, its lines, and what the rules count. Compiled.
 
-Offsets are bytes into the batch; lengths in `chars` are code points. Everything is equal to what `str.split`,
-`str.splitlines` and `str.split("\\n")` give, which the tests prove.
+Offsets are bytes into the batch; lengths in `chars` are code points. Everything is equal to what
+`stages.filter.words.split_words`, `str.splitlines` and `str.split("\\n")` give, which the tests prove.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.kernels.jit import compiled, get, load, lowest, uint64
-from stages.kernels.unicode import ALNUM, ALPHA, BREAK, END, IGNORED, IGNORED_RANGE, LIMIT, MARK, SPACE
+from stages.kernels.cut import cut_word
+from stages.kernels.jit import compiled, get, int64, load, lowest, uint64
+from stages.kernels.unicode import ALNUM, ALPHA, BREAK, END, HYPHEN, LEAD, LIMIT, MARK, SPACE, TRAIL
+from stages.kernels.utf8 import DOT, HASH, NEWLINE, RETURN, TOPS, decode, hash_bytes
 
-# Counters of a document, by their place in `marks`. WORDS are separated by white space. SOLID are those with a letter
-# or digit, SOLID_CHARS their characters, ALPHABETIC the words with a letter. LINES lie between NEWLINES, none is empty.
+# Counters of a document, by their place in `marks`. SOLID are the WORDS with a letter or digit, SOLID_CHARS their
+# characters, ALPHABETIC the words with a letter. LINES lie between NEWLINES, none is empty.
 # ROWS are lines as str.splitlines cuts them, of which BULLETS begin with a bullet and ELLIPSIS_ROWS end in an ellipsis.
 # HASHES are `#`, ELLIPSES `...` or `…`, and STOPS different stop words.
 CHARS, WORDS, LINES, NEWLINES, SOLID, SOLID_CHARS, ALPHABETIC, HASHES, ELLIPSES, ROWS, BULLETS, ELLIPSIS_ROWS, STOPS = (
@@ -23,35 +25,12 @@ CHARS, WORDS, LINES, NEWLINES, SOLID, SOLID_CHARS, ALPHABETIC, HASHES, ELLIPSES,
 ANY, NOT_BLANK, ENDED = 0, 1, 2  # flags of a line: ENDED when its last word ends as a sentence does
 
 ZEROS = uint64(0x3030303030303030)
-TOPS, ONES = uint64(0x8080808080808080), uint64(0x0101010101010101)
-MIX = uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio
-ONE = uint64(1)
-FIRST_IGNORED, LAST_IGNORED = IGNORED_RANGE[0], IGNORED_RANGE[-1]
-HASH, DOT, DASH, NEWLINE, RETURN = 0x23, 0x2E, 0x2D, 0x0A, 0x0D
-BULLET, ELLIPSIS = 0x2022, 0x2026
+DASH, BULLET, ELLIPSIS = 0x2D, 0x2022, 0x2026
 # Stop words as little-endian numbers of four bytes, their length above.
 STOPPED = (b"the", b"be", b"to", b"of", b"and", b"that", b"have", b"with")
 STOP_CODES = np.array([int.from_bytes(word, "little") | len(word) << 32 for word in STOPPED], np.int64)
 STRIPPED = np.zeros(128, np.bool_)
 STRIPPED[list(b".,;:!?()[]\"'`*")] = True
-
-
-@compiled
-def decode(data: Any, i: int) -> tuple[int, int]:
-    """Return (code point, bytes) of the character at `i`, which is not ASCII. The text must be valid UTF-8."""
-    c = get(data, i)
-    if c < 0xE0:
-        return (c & 0x1F) << 6 | (get(data, i + 1) & 0x3F), 2
-    if c < 0xF0:
-        return (c & 0x0F) << 12 | (get(data, i + 1) & 0x3F) << 6 | (get(data, i + 2) & 0x3F), 3
-    high = (c & 0x07) << 18 | (get(data, i + 1) & 0x3F) << 12
-    return high | (get(data, i + 2) & 0x3F) << 6 | (get(data, i + 3) & 0x3F), 4
-
-
-@compiled
-def is_nothing(c: int, table: Any) -> bool:
-    """Return whether a character is none of a comparable form: `is_ignored`."""
-    return get(table, c) & IGNORED != 0 if c < LIMIT else FIRST_IGNORED <= c <= LAST_IGNORED
 
 
 @compiled
@@ -82,37 +61,6 @@ def ends_in_ellipsis(data: Any, a: int, b: int) -> bool:
         return False
     x, y, z = get(data, b - 3), get(data, b - 2), get(data, b - 1)
     return (x == DOT and y == DOT and z == DOT) or (x == 0xE2 and y == 0x80 and z == 0xA6)
-
-
-@compiled
-def is_same(data: Any, a: int, b: int, out: Any, o: int, end: int) -> bool:
-    """Return whether the bytes [a, b) are those of `out` in [o, end)."""
-    if end - o != b - a:
-        return False
-    while a + 8 <= b:
-        if load(data, a) != load(out, o):
-            return False
-        a += 8
-        o += 8
-    while a < b:
-        if get(data, a) != get(out, o):
-            return False
-        a += 1
-        o += 1
-    return True
-
-
-@compiled
-def hash_bytes(data: Any, a: int, b: int) -> Any:
-    """Return a hash of the bytes [a, b), eight at a time."""
-    h = uint64(b - a) * MIX
-    while a + 8 <= b:
-        h = (h ^ load(data, a)) * MIX
-        h ^= h >> uint64(32)
-        a += 8
-    if a < b:
-        h = (h ^ (load(data, a) & ((ONE << uint64(8 * (b - a))) - ONE))) * MIX
-    return h ^ (h >> uint64(29))
 
 
 @compiled
@@ -171,11 +119,14 @@ def word_end(data: Any, i: int, b: int, table: Any, marks: Any) -> tuple[int, in
 
 
 @compiled
-def scan(data: Any, a: int, b: int, table: Any, stops_wanted: int, marks: Any, words: Any, lines: Any) -> None:
+def scan(
+    data: Any, a: int, b: int, table: Any, stops_wanted: int, cut: bool, marks: Any, words: Any, lines: Any
+) -> None:
     """Scan [a, b): counters into `marks`; words and the lines that are not empty, and the hash of each.
 
-    `words` is (table (n, 3) of start, end, characters before; hashes), `lines` (table (n, 4) of start, end, characters,
-    kind; hashes). Stop words are looked for until `stops_wanted` different ones are found.
+    cut: whether words are what `cut_word` makes of what lies between blanks. `words` is (table (n, 3) of start, end,
+    characters before; hashes), `lines` (table (n, 4) of start, end, characters, kind; hashes). Stop words are looked
+    for until `stops_wanted` different ones are found.
     """
     word_table, word_hashes = words
     marks[:] = 0
@@ -195,18 +146,23 @@ def scan(data: Any, a: int, b: int, table: Any, stops_wanted: int, marks: Any, w
             i, more, kinds, last = word_end(data, i, b, table, marks)
             extra += more
             chars += i - start - more
-            word_table[n, 0], word_table[n, 1], word_table[n + 1, 2] = start, i, chars
-            word_hashes[n] = hash_bytes(data, start, i)
-            n += 1
+            first, pieces, size = n, 1, i - start - more
+            if cut and ((flags | last) & (LEAD | TRAIL) or kinds & HYPHEN):
+                n, pieces, size = cut_word(data, start, i, table, kinds, more == 0, words, n)
+            else:
+                word_table[n, 0], word_table[n, 1], word_table[n + 1, 2] = start, i, chars
+                word_hashes[n] = hash_bytes(data, start, i)
+                n += 1
             row_end, kind = i, NOT_BLANK | (ENDED if last & END else 0)
             if kinds & ALNUM:
-                marks[SOLID] += 1
-                marks[SOLID_CHARS] += i - start - more
-                marks[ALPHABETIC] += (kinds & ALPHA) != 0
-                if marks[STOPS] < stops_wanted:
-                    bit = stop_word(data, start, i)
+                marks[SOLID] += pieces
+                marks[SOLID_CHARS] += size
+                marks[ALPHABETIC] += pieces if kinds & ALPHA else 0
+                while marks[STOPS] < stops_wanted and first < n:
+                    bit = stop_word(data, int64(word_table[first, 0]), int64(word_table[first, 1]))
                     marks[STOPS] += bit & ~stops != 0
                     stops |= bit
+                    first += 1
             continue
         if c == NEWLINE:
             end_line(data, lines, marks, line_at, i, extra - line_extra, kind)
@@ -253,7 +209,10 @@ def kind_of_line(data: Any, a: int, b: int, table: Any) -> int:
 
 @compiled
 def scan_lines(data: Any, a: int, b: int, table: Any, marks: Any, lines: Any) -> None:
-    """Do the part of `scan` that rules about lines need: `lines`, and the counters CHARS, WORDS, LINES and NEWLINES."""
+    """Do the part of `scan` that rules about lines need: `lines`, and the counters CHARS, WORDS, LINES and NEWLINES.
+
+    Words are not cut.
+    """
     marks[:] = 0
     words = newlines = extra = 0
     gap, at, i = 1, a, a

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from stages.kernels.jit import compiled, get
-from stages.kernels.scan import decode
 from stages.kernels.text_columns import utf8_buffers
 from stages.kernels.unicode import LIMIT, PLAIN, SPACE, classes
+from stages.kernels.utf8 import decode
 
 BLANK = 0x20
 

@@ -12,7 +12,9 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-SPACE, BREAK, ALPHA, ALNUM, DIGIT, END, CLOSER, PLAIN, MARK, ANCHOR, IGNORED, JOINS = (1 << i for i in range(12))
+SPACE, BREAK, ALPHA, ALNUM, DIGIT, END, CLOSER, PLAIN, MARK, ANCHOR, IGNORED, JOINS, LEAD, TRAIL, HYPHEN = (
+    1 << i for i in range(15)
+)
 LIMIT = 0x40000  # code points from here on are of no class: unassigned, private, or of IGNORED_RANGE
 IGNORED_RANGE = range(0xE0000, 0xE1000)  # tags and variation selectors, and room for more
 CHANGES = 255  # in `nfkc_order`; no combining class is as high
@@ -21,6 +23,12 @@ BREAKS = "\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 CLOSERS = "\"')]}”’»"  # may follow the end of a sentence
 MARKED = "#.…"  # counted by Gopher's symbol rule
 ANCHORS = "[{jJkK\u212avVfFpP"  # in each phrase that C4 looks for is one of these: rare ones; U+212A is a K too
+# What is cut off at both ends of a word, before it and behind it, and what parts two letters: spaCy's lists for English
+# (spacy/lang/punctuation.py and char_classes.py), where also every symbol is cut off that is of category So.
+CUT_OFF = "…,:;!?¿؟¡()[]{}<>_#*&%。？！，、；：～·।،۔؛٪'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧–—"
+LEADING = "§=+$£€¥฿₽﷼" + "".join(map(chr, range(0x20A0, 0x20C0)))
+TRAILING = "."
+HYPHENS = "-–—"
 # Variation selectors, the grapheme joiner and two Khmer vowels that are not seen: marks, but nothing of a word.
 INVISIBLE_MARKS = "\u034f\u17b4\u17b5\u180b\u180c\u180d\u180f" + "".join(map(chr, range(0xFE00, 0xFE10)))
 # Unicode 17's Sentence_Terminal, and three Khmer signs that datatrove counts too
@@ -51,12 +59,31 @@ def classes() -> NDArray[np.uint16]:
     table = np.zeros(LIMIT, np.uint16)
     for flag, test in ((SPACE, str.isspace), (ALPHA, str.isalpha), (ALNUM, str.isalnum), (DIGIT, str.isdecimal)):
         table |= np.fromiter(map(test, characters), bool, LIMIT) * np.uint16(flag)
-    marked = ((BREAK, BREAKS), (END, TERMINAL), (CLOSER, CLOSERS), (MARK, MARKED), (ANCHOR, ANCHORS))
-    for flag, members in (*marked, (PLAIN, plain(characters[:0x20000]))):
+    marked = ((BREAK, BREAKS), (END, TERMINAL), (CLOSER, CLOSERS), (MARK, MARKED), (ANCHOR, ANCHORS), (HYPHEN, HYPHENS))
+    cut_off = ((LEAD, leading_marks()), (TRAIL, trailing_marks()))
+    for flag, members in (*marked, *cut_off, (PLAIN, plain(characters[:0x20000]))):
         table[[ord(c) for c in members]] |= np.uint16(flag)
     for point in np.flatnonzero(nfkc_order()).tolist():  # no other is ignored or joins
         table[point] |= IGNORED * is_ignored(chr(point)) | JOINS * joins_back(chr(point))
     return table
+
+
+@functools.cache
+def symbols() -> frozenset[str]:
+    """Return the symbols of no other kind, such as ©, arrows and pictures."""
+    return frozenset(c for c in map(chr, range(LIMIT)) if unicodedata.category(c) == "So")
+
+
+@functools.cache
+def leading_marks() -> frozenset[str]:
+    """Return what is cut off a word before it; two or more full stops are too."""
+    return symbols().union(CUT_OFF, LEADING)
+
+
+@functools.cache
+def trailing_marks() -> frozenset[str]:
+    """Return what is cut off a word behind it."""
+    return symbols().union(CUT_OFF, TRAILING)
 
 
 @functools.cache

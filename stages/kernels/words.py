@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from stages.comparable import comparable
 from stages.kernels.jit import compiled, get, uint64
-from stages.kernels.scan import MIX, decode
 from stages.kernels.unicode import LIMIT, is_mark
+from stages.kernels.utf8 import MIX, decode
 
 MASK = (1 << 64) - 1
 MARK = 1 << 31  # in `folded`, of what goes on with a word and begins none

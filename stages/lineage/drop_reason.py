@@ -71,7 +71,7 @@ def downloaded_rows(query: Query, reader: RecordReader) -> Iterator[dict[str, An
 def rule_that_drops(manifest: Manifest, row: Mapping[str, Any]) -> str:
     """Return the reason for which the recipe's rules drop a downloaded document, or nothing."""
     config = manifest.recipe_value("sources", row["source"])
-    rules = parse_rules(manifest.recipe_value("sources", row["source"], "rules"))
+    rules = parse_rules(config["rules"], config.get("words", "blanks"))  # builds before the key counted so
     metadata = {name.removeprefix(META): value for name, value in row.items() if name.startswith(META)}
     text = apply_edits(row["text"], parse_edits(config.get("edit", [])))
     reason, _ = apply_rules(Document(text, metadata), rules)

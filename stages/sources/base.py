@@ -48,6 +48,11 @@ class BaseConfig(BaseModel):
         default_factory=list,
         description="Filter rules in the order they are tried: a name, or {name: {threshold: value}}.",
     )
+    words: Literal["punctuation", "blanks"] = Field(
+        default="punctuation",
+        description="What the rules count as words. `blanks`: what white space separates, as Gopher's paper has it; "
+        "`punctuation`: marks at its ends and hyphens between letters are words too, as FineWeb counts.",
+    )
     edit: list[Literal["mojibake", "control_characters", "pii"]] = Field(
         default_factory=list, description="Edits made before the rules: see `stages/filter/edits.py`. None by default."
     )

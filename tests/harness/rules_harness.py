@@ -25,8 +25,10 @@ PROGRAMS = [
     ],
     [{"c4": {"min_sentences": 0, "min_words_per_line": -1, "max_word_length": -1, "curly_bracket": False}}],
     [{"gopher_repetition": {"max_paragraphs": 1, "max_lines": 1, "max_line_chars": 1, "max_top_2_gram": 1}}],
+    [{"fineweb": {"min_line_punctuation": 0, "max_short_lines": 1, "max_repeated_chars": 1}}],
 ]
 PARSED = [parse_rules(program) for program in PROGRAMS]
+PARSED += [parse_rules(program, "blanks") for program in (EVERY[:1], PROGRAMS[6], PROGRAMS[-1])]
 
 PIECES = (
     "... … # • - [1] [edit] [citation|needed] [٣] [²] [[1]] { javascript JavaScript java[1]script lorem|ipsum "
@@ -35,7 +37,8 @@ PIECES = (
     "\x00 a b word word|two Hello|there. ? ' ” ). \ufeff \u200b 𝒳 \U000e0020 \U0003134f \U0010ffff ᄀ ᅡ ᆨ Å ﬁ "
     "&nbsp; &lt; &#123; &amp;#46; &hellip; &#10; java\u00adscript lorem&#32;ipsum ｔｈｅ th\u00ade &eacute; क\u093f "
     "\u1103\u1161 [&#49;] &#91;2] \u093c\u094d \u0327\u0301 … ½ ™ "
-    "&shy; &amp;lt; &#x [\u00ad1] [1\u00ad] &nbsp;[3] &#0; \r&shy;"
+    "&shy; &amp;lt; &#x [\u00ad1] [1\u00ad] &nbsp;[3] &#0; \r&shy; "
+    "well-known a--b a-– x—y-z - -- ..foo foo.. ...! !.. . .5 $5 5$ 100% (a) «b», _x_ ☃ ©☃the© to-be के-लिए \u0301- ²-a"
 )
 SPACES = ["\n", "\n\n", " ", "\t", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\u2028", "\u2029", "\u3000"]
 PIECES = [piece.replace("|", " ") for piece in PIECES.split(" ")] + SPACES + ["\xa0", "x" * 40, "\r\u00ad\n", "\xad"]

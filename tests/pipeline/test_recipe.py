@@ -49,6 +49,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("sources.web.rules=[bogus]", "sources.web: no rule 'bogus'", "fineweb, length, metadata"),
         ("sources.web.rules=[{length: {min_char: 3}}]", "sources.web: rule length has no threshold", "min_chars"),
         ("sources.web.rules=[{length: {min_chars: x}}]", "sources.web: rule length: min_chars", "number"),
+        ("sources.web.words=spaces", "sources.web.words: must be 'punctuation' or 'blanks'", "'spaces'"),
         ("dedup.exakt=true", "dedup.exakt: unknown key", "exact, near, ngram, priority"),
         ("tokenizer.vocab=3", "tokenizer.vocab: unknown key; did you mean 'vocab_size'", "sample, split, vocab_size"),
         ("mixtures.pretrain.token=1", "mixtures.pretrain.token: unknown key", "max_epochs, packing, ratios"),

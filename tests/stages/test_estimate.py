@@ -41,7 +41,7 @@ def sampled(folder, **source):
 
 def truth(config, specs):
     """(documents, bytes of text, bytes kept by the rules) of a source read whole."""
-    rules, found = parse_rules(config.rules), []
+    rules, found = parse_rules(config.rules, config.words), []
     for spec in specs:
         for row in SOURCES[config.kind].rows(Task(spec.params, spec.inputs, Path(), "", lambda a: a.path)):
             if not hasattr(row, "reason") and rejection_reason(row) is None:
@@ -137,6 +137,7 @@ REAL = {
         "from": "parquet",
         "path": [f"{SHARED}/web/{n}.parquet" for n in ("peps", "wikitext2_valid", "textbooks_d2l_cpalgo")],
         "rules": ["gopher_quality"],
+        "words": "blanks",
     },
     "planetmath": {"from": "parquet", "path": f"{SHARED}/math/*.parquet", "rules": ["gopher_quality"]},
     "metamath": {"from": "json_array", "path": f"{SHARED}/qa/metamathqa_schema/*.json", "template": QA},

@@ -35,6 +35,7 @@ RECIPE = {
             "from": "parquet",
             "path": f"{SHARED}/web/textbooks_d2l_cpalgo.parquet",
             "rules": ["gopher_quality", {"metadata": {"int_score": {"min": 3}, "language": {"in": ["en"]}}}],
+            "words": "blanks",  # counted otherwise, formulas and code leave too little of it
             "url": "url",
         },
         "owm": {"from": "parquet", "path": f"{SHARED}/math/openwebmath_schema_planetmath.parquet", "url": "url"},

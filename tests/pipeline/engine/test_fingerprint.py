@@ -250,6 +250,20 @@ def test_a_threshold_of_one_source_runs_its_filter_again(built: Work) -> None:
 
 
 @pytest.mark.slow
+def test_another_way_to_count_words_runs_the_filters_that_count_them_again(built: Work) -> None:
+    recipe = small_recipe(built.corpus)
+    loose = {"min_line_punctuation": 0, "max_short_lines": 1, "max_repeated_chars": 1, "max_newlines_per_word": 1}
+    recipe["sources"]["web"]["rules"] = [{"length": {"min_chars": 1}}, {"fineweb": loose}]
+    for words in ("punctuation", "blanks"):
+        recipe["sources"] = {name: source | {"words": words} for name, source in recipe["sources"].items()}
+        built.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        parts = {("filter", f"web w{i}.jsonl part-000") for i in range(3)}
+        assert rerun(built, "filter") - {("filter", "web dropped")} == parts
+    built.write()
+    assert rerun(built, "filter") == set()
+
+
+@pytest.mark.slow
 def test_one_input_file_runs_its_units_again(built: Work) -> None:
     file = built.corpus / "web/w1.jsonl"
     text = file.read_text()

@@ -1,10 +1,15 @@
 """Filter rules: each reason on text made for it, thresholds and their errors."""
 
+from collections import Counter
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.filter.document import Document
 from stages.filter.gopher import gopher_quality
 from stages.filter.rules import RULES, apply_rules, parse_rules
+from stages.filter.words import count_words, split_words
 from stages.filter.work import text_hash
 
 PROSE = "The quick brown foxes of that old forest have to be with the lazy dogs and rest. " * 4
@@ -38,6 +43,41 @@ def test_thresholds_are_inclusive():
 
 def test_symbols_do_not_count_as_words():
     assert gopher_quality(Document("the and " + "words " * 40 + "-- " * 20)) == "gopher_short_doc"
+
+
+# As spaCy cuts them too, but for the last three: Mr. is an exception of its, `'s` a suffix, and it cuts 2 from m.
+CUT = {
+    'He said: "Well-known (and old)..." again!': 'He said : " Well - known ( and old ) ... " again !',
+    "..note:: $x$ costs $5, not 5%; .5 is (1/2).": ".. note : : $ x$ costs $ 5 , not 5 % ; .5 is ( 1/2 ) .",
+    "the state-of-the-art -- a--b, x—y": "the state - of - the - art -- a -- b , x — y",
+    "‘Quoted’ «it»…": "‘ Quoted ’ « it » …",
+    "#tag snake_case foo.bar(x) ☃": "# tag snake_case foo.bar(x ) ☃",
+    "Mr. X": "Mr . X",
+    "it's": "it's",
+    "2m": "2m",
+}
+
+
+@pytest.mark.parametrize("text", CUT)
+def test_words_as_fineweb_counts_them(text):
+    assert split_words(text) == CUT[text].split(" ")
+    assert split_words(text, "blanks") == text.split()
+
+
+@given(st.text() | st.text("ab-—.!( 5\n'é☃\u0301"), st.sampled_from(["punctuation", "blanks"]))
+def test_words_lose_no_character(text, words):
+    found = split_words(text, words)
+    assert "".join(found) == "".join(text.split()) and all(found)
+    assert count_words(text, words) == Counter(found)
+    assert set(text.split()).issuperset(word for word in found if word.isalnum()) or words == "punctuation"
+
+
+def test_the_key_decides_what_counts_as_a_word():
+    code = "the cat and (x), [y]; {z}: the mat. " * 10  # 8 words between blanks, 7 marks, 16 with them
+    assert gopher_quality(Document(code), words="blanks", min_mean_word_length=1) is None
+    assert gopher_quality(Document(code), min_mean_word_length=1) == "gopher_alphabetic"
+    named = dict(parse_rules(["gopher_quality", "gopher_repetition", "fineweb", "c4", "length"], "blanks"))
+    assert [name for name, thresholds in named.items() if thresholds.get("words")] == list(named)[:3]
 
 
 def test_length():

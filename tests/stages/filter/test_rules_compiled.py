@@ -63,6 +63,13 @@ def test_extremes():
 
 
 @pytest.mark.slow
+def test_a_line_of_ten_megabytes():
+    quality = [{"gopher_quality": {"max_words": 10**8, "min_alphabetic_words": 0.2, "min_mean_word_length": 0}}]
+    lines = ["!?" * 500_000, "well-known (old), a-b--! " * 400_000]
+    assert differences(lines, [parse_rules(quality)]) == []
+
+
+@pytest.mark.slow
 def test_lines_that_differ_in_white_space_alone_take_no_longer():
     """Their words are the same, their hashes must not be: comparing each with each would take minutes."""
     patterns = ["".join("\t" if i >> k & 1 else " " for k in range(16)) for i in range(60_000)]
@@ -105,7 +112,7 @@ def test_real_text():
 
 
 SMALL = (
-    "import numpy; from stages.kernels.scan import decode; assert decode(numpy.array([195, 169], 'u1'), 0) == (233, 2)"
+    "import numpy; from stages.kernels.utf8 import decode; assert decode(numpy.array([195, 169], 'u1'), 0) == (233, 2)"
 )
 
 

@@ -1,0 +1,132 @@
+"""Words as FineWeb counts them, compiled: marks at the ends of what lies between blanks are words of their own.
+
+`stages.filter.words` has the readable form, and says where the rule is from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.kernels.jit import compiled, get
+from stages.kernels.unicode import ALPHA, HYPHEN, LEAD, LIMIT, TRAIL
+from stages.kernels.utf8 import DOT, decode, hash_bytes
+
+
+@compiled
+def leading_end(data: Any, a: int, b: int, table: Any) -> int:
+    """Return where what is cut off before the word [a, b) ends."""
+    while a < b:
+        c, width = get(data, a), 1
+        if c >= 128:
+            c, width = decode(data, a)
+        if c == DOT and a + 1 < b and get(data, a + 1) == DOT:
+            a = mark_end(data, a, b)
+        elif c < LIMIT and get(table, c) & LEAD:
+            a += width
+        else:
+            break
+    return a
+
+
+@compiled
+def trailing_start(data: Any, a: int, b: int, table: Any) -> int:
+    """Return where what is cut off behind the word [a, b) begins."""
+    while b > a:
+        k = b - 1
+        while get(data, k) & 0xC0 == 0x80:
+            k -= 1
+        c = get(data, k)
+        if c >= 128:
+            c = decode(data, k)[0]
+        if c >= LIMIT or not get(table, c) & TRAIL:
+            break
+        b = k
+    return b
+
+
+@compiled
+def mark_end(data: Any, i: int, b: int) -> int:
+    """Return where the mark at `i` in [i, b) ends: a character, or all full stops in a row."""
+    c = get(data, i)
+    if c >= 128:
+        return i + decode(data, i)[1]
+    i += 1
+    while c == DOT and i < b and get(data, i) == DOT:
+        i += 1
+    return i
+
+
+@compiled
+def hyphen_end(data: Any, i: int, b: int, table: Any) -> int:
+    """Return where the hyphens at `i` in [i, b) end, all the same, if a letter is behind them; `i` if none is."""
+    c, width = get(data, i), 1
+    if c >= 128:
+        c, width = decode(data, i)
+    k = i + width
+    while k < b:
+        behind, width = get(data, k), 1
+        if behind >= 128:
+            behind, width = decode(data, k)
+        if behind != c:
+            return k if behind < LIMIT and get(table, behind) & ALPHA else i
+        k += width
+    return i
+
+
+@compiled
+def put_word(data: Any, a: int, b: int, plain: bool, words: Any, n: int) -> int:
+    """Make [a, b) word `n`; returns its characters. plain: whether all of them are ASCII."""
+    table, hashes = words
+    size = b - a
+    if not plain:
+        for k in range(a, b):
+            size -= (get(data, k) & 0xC0) == 0x80
+    table[n, 0], table[n, 1], table[n + 1, 2] = a, b, table[n, 2] + size
+    hashes[n] = hash_bytes(data, a, b)
+    return size
+
+
+@compiled
+def put_marks(data: Any, a: int, b: int, plain: bool, words: Any, n: int) -> int:
+    """Make each mark in [a, b) a word, from `n` on; returns the number of the next."""
+    while a < b:
+        end = mark_end(data, a, b)
+        put_word(data, a, end, plain, words, n)
+        a, n = end, n + 1
+    return n
+
+
+@compiled
+def cut_word(
+    data: Any, a: int, b: int, table: Any, kinds: int, plain: bool, words: Any, n: int
+) -> tuple[int, int, int]:
+    """Make words of what lies between blanks, [a, b): marks at its ends, hyphens between letters, the rest.
+
+    kinds: its flags; plain: whether it is all ASCII. `n` is the number of the first. Returns (that of the next, how
+    many are the rest, characters in these).
+    """
+    start, stop = leading_end(data, a, b, table), b
+    stop = trailing_start(data, start, b, table)
+    n = put_marks(data, a, start, plain, words, n)
+    pieces = size = 0
+    i = stop if not kinds & HYPHEN else start
+    flags = 0
+    while i < stop:
+        before = flags
+        c, width = get(data, i), 1
+        if c >= 128:
+            c, width = decode(data, i)
+        flags = get(table, c) if c < LIMIT else 0
+        if flags & HYPHEN and before & ALPHA:
+            end = hyphen_end(data, i, stop, table)
+            if end > i:
+                size += put_word(data, start, i, plain, words, n)
+                put_word(data, i, end, plain, words, n + 1)
+                n, pieces = n + 2, pieces + 1
+                start = i = end
+                continue
+        i += width
+    if start < stop:
+        size += put_word(data, start, stop, plain, words, n)
+        n, pieces = n + 1, pieces + 1
+    return put_marks(data, stop, b, plain, words, n), pieces, size
