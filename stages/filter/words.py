@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from stages.kernels.unicode import HYPHENS, leading_marks, trailing_marks
 
+PART = re.compile(r"\S+")
 DOTS = re.compile(r"\.{2,}")
 MARK = re.compile(r"\.+|[^.]", re.DOTALL)  # all full stops in a row are one
 SAME_HYPHENS = re.compile(rf"([{HYPHENS}])\1*")
@@ -22,6 +23,15 @@ def split_words(text: str, words: str = "punctuation") -> list[str]:
     """Return the words of a text, in order; `words` is a recipe's key of that name."""
     parted = text.split()
     return parted if words == "blanks" else [word for part in parted for word in cut_word(part)]
+
+
+def word_spans(text: str, words: str = "punctuation") -> Iterator[tuple[int, int]]:
+    """Yield where the words of a text lie, [start, stop) of characters, in order."""
+    for part in PART.finditer(text):
+        start = part.start()
+        for word in split_words(part[0], words):
+            yield start, start + len(word)
+            start += len(word)
 
 
 def count_words(text: str, words: str = "punctuation") -> Counter[str]:

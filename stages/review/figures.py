@@ -22,9 +22,9 @@ from stages.filter.gopher import (
     repeated_ngram_chars,
     top_ngram_chars,
 )
+from stages.filter.words import count_words, split_words, word_spans
 from stages.kernels.unicode import TERMINAL
 
-WORD = re.compile(r"\S+")
 LINE = re.compile(r"[^\n]+")
 Spans = list[tuple[int, int]]  # [start, stop) of characters
 Thresholds = Mapping[str, Any]
@@ -117,9 +117,13 @@ FIGURES: dict[str, Figure] = {
 
 @dataclass(frozen=True)
 class Form:
-    """A text that is not empty, as rules compare it; what several figures need is worked out once."""
+    """A text that is not empty, as rules compare it; what several figures need is worked out once.
+
+    counting: what counts as words, the source's key `words`.
+    """
 
     written: str
+    counting: str = "punctuation"
 
     @cached_property
     def text(self) -> str:
@@ -128,13 +132,13 @@ class Form:
 
     @cached_property
     def words(self) -> list[str]:
-        """What white space separates."""
-        return self.text.split()
+        """Its words."""
+        return split_words(self.text, self.counting)
 
     @cached_property
     def solid(self) -> Counter[str]:
         """The words with a letter or digit, and how often each occurs."""
-        times = Counter(self.words)  # most words repeat: each is looked at once
+        times = count_words(self.text, self.counting)
         return Counter({word: n for word, n in times.items() if word.isalnum() or any(map(str.isalnum, word))})
 
 
@@ -261,9 +265,10 @@ MEASURES: dict[str, Callable[[Form, Thresholds], float]] = {  # reason -> its fi
 
 def evidence(reason: str, text: str, thresholds: Thresholds) -> Spans:
     """Return the stretches of a text, in order, that make up the figure of a reason; none where there are none."""
+    counting = thresholds.get("words", "punctuation")
     if reason in WORD_TESTS:
         test = WORD_TESTS[reason]
-        return [match.span() for match in WORD.finditer(text) if test(match[0], thresholds)]
+        return [(start, stop) for start, stop in word_spans(text, counting) if test(text[start:stop], thresholds)]
     if reason in LINE_TESTS:
         line_test = LINE_TESTS[reason]
         lines = (match for match in LINE.finditer(text) if match[0].strip())
@@ -273,8 +278,9 @@ def evidence(reason: str, text: str, thresholds: Thresholds) -> Spans:
     if reason in ("gopher_repeated_lines", "gopher_repeated_line_chars", "fineweb_repeated_chars"):
         return repeated_matches(LINE.finditer(text))
     if match := re.fullmatch(r"gopher_(top|repeated)_(\d+)_grams?", reason):
-        spans = [match.span() for match in WORD.finditer(text)]
-        return list(ngram_spans(text.split(), spans, int(match[2]), top=match[1] == "top"))
+        spans = list(word_spans(text, counting))
+        words = [text[start:stop] for start, stop in spans]
+        return list(ngram_spans(words, spans, int(match[2]), top=match[1] == "top"))
     return []
 
 

@@ -89,6 +89,11 @@ def thresholds_of(sample: Sample, reason: str) -> dict[str, Any]:
     return {}
 
 
+def counting_of(sample: Sample) -> str:
+    """Return what the rules count as words, the source's key `words`."""
+    return next((thresholds["words"] for _, thresholds in sample.rules if "words" in thresholds), "punctuation")
+
+
 def as_reached(sample: Sample, reason: str, text: str) -> str:
     """Return a text of the source as the rule that a reason belongs to sees it: after edits, and rules that edit."""
     text = apply_edits(text, list(sample.edits)) if sample.edits else text
@@ -118,7 +123,8 @@ def draw_sample(
 ) -> Sample:
     """Draw about `limit` of the `of` documents of a source, and say what became of each."""
     config = recipe["sources"][source]
-    rules, edits = parse_rules(config.get("rules", [])), parse_edits(config.get("edit", []))
+    rules = parse_rules(config.get("rules", []), config.get("words", "blanks"))  # builds before the key counted so
+    edits = parse_edits(config.get("edit", []))
     share = min(1.0, limit / max(1, of))
     parts = build.downloaded.get(source, [])
     tables: list[pa.Table] = []
@@ -269,11 +275,12 @@ def measured(reader: RecordReader, sample: Sample) -> dict[str, Floats]:
         places[reason] = places[reason] & (before < (SLOW_BYTES if FIGURES[reason].slow else QUICK_BYTES))
     wanted = np.logical_or.reduce([*places.values(), np.zeros(len(sample), bool)])
     thresholds = {reason: thresholds_of(sample, reason) for reason in reasons}
+    counting = counting_of(sample)
     for number, text in read_texts(reader, sample, np.flatnonzero(wanted).tolist()):
-        form = Form(text)
+        form = Form(text, counting)
         for reason in reasons:
             if places[reason][number]:
-                seen = Form(as_reached(sample, reason, text)) if sample.edited else form
+                seen = Form(as_reached(sample, reason, text), counting) if sample.edited else form
                 if seen.written:
                     figures[reason][number] = MEASURES[reason](seen, thresholds[reason])
     return figures

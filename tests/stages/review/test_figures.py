@@ -23,9 +23,10 @@ PROGRAMS = [
 ]
 
 
+@pytest.mark.parametrize("words", ["punctuation", "blanks"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
-def test_a_document_is_dropped_exactly_where_its_figure_is_beyond_the_line(program):
-    ((name, thresholds),) = parse_rules([program])
+def test_a_document_is_dropped_exactly_where_its_figure_is_beyond_the_line(program, words):
+    ((name, thresholds),) = parse_rules([program], words)
     rng, met = random.Random(7), set()
     for _ in range(400):
         text = hostile(rng)
@@ -36,7 +37,7 @@ def test_a_document_is_dropped_exactly_where_its_figure_is_beyond_the_line(progr
             if figure := FIGURES.get(reason):
                 low, high = figure.bounds(thresholds)
                 low = max(low, 1) if reason == "gopher_short_doc" else low
-                value = MEASURES[reason](Form(text), thresholds)
+                value = MEASURES[reason](Form(text, words), thresholds)
                 beyond = (low is not None and value < low) or (high is not None and value > high)
                 assert beyond == (outcome == reason), (reason, value, text)
                 met.add((reason, beyond))
@@ -72,7 +73,8 @@ def test_evidence_is_in_order_and_inside_the_text():
     ("reason", "text", "marked"),
     [
         ("gopher_alphabetic", "two 1 and 22 + 3", ["1", "22", "+", "3"]),
-        ("gopher_symbol_ratio", "# a ... b#", ["#", "...", "b#"]),
+        ("gopher_symbol_ratio", "# a ... b#", ["#", "...", "#"]),
+        ("gopher_alphabetic", "(so-called 1)", ["(", "-", "1", ")"]),
         ("gopher_repeated_lines", "a\nb\na\nc\nb", ["a", "b"]),
         ("gopher_top_2_gram", "a b c a b", ["a b", "a b"]),
         ("gopher_repeated_5_grams", "a b c d e a b c d e", ["a b c d e"]),
