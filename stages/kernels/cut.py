@@ -87,13 +87,19 @@ def put_word(data: Any, a: int, b: int, plain: bool, words: Any, n: int) -> int:
 
 
 @compiled
-def put_marks(data: Any, a: int, b: int, plain: bool, words: Any, n: int) -> int:
-    """Make each mark in [a, b) a word, from `n` on; returns the number of the next."""
-    while a < b:
-        end = mark_end(data, a, b)
-        put_word(data, a, end, plain, words, n)
-        a, n = end, n + 1
-    return n
+def piece_end(data: Any, i: int, b: int, table: Any) -> int:
+    """Return where the first hyphens between letters in [i, b) are, or b."""
+    flags = 0
+    while i < b:
+        before = flags
+        c, width = get(data, i), 1
+        if c >= 128:
+            c, width = decode(data, i)
+        flags = get(table, c) if c < LIMIT else 0
+        if flags & HYPHEN and before & ALPHA and hyphen_end(data, i, b, table) > i:
+            return i
+        i += width
+    return b
 
 
 @compiled
@@ -105,28 +111,23 @@ def cut_word(
     kinds: its flags; plain: whether it is all ASCII. `n` is the number of the first. Returns (that of the next, how
     many are the rest, characters in these).
     """
-    start, stop = leading_end(data, a, b, table), b
+    start = leading_end(data, a, b, table)
     stop = trailing_start(data, start, b, table)
-    n = put_marks(data, a, start, plain, words, n)
     pieces = size = 0
-    i = stop if not kinds & HYPHEN else start
-    flags = 0
-    while i < stop:
-        before = flags
-        c, width = get(data, i), 1
-        if c >= 128:
-            c, width = decode(data, i)
-        flags = get(table, c) if c < LIMIT else 0
-        if flags & HYPHEN and before & ALPHA:
-            end = hyphen_end(data, i, stop, table)
-            if end > i:
-                size += put_word(data, start, i, plain, words, n)
-                put_word(data, i, end, plain, words, n + 1)
-                n, pieces = n + 2, pieces + 1
-                start = i = end
-                continue
-        i += width
-    if start < stop:
-        size += put_word(data, start, stop, plain, words, n)
-        n, pieces = n + 1, pieces + 1
-    return put_marks(data, stop, b, plain, words, n), pieces, size
+    hyphens = False
+    while a < b:
+        inside = start <= a < stop
+        if not inside:
+            end = mark_end(data, a, b)
+        elif hyphens:
+            end = hyphen_end(data, a, stop, table)
+        elif kinds & HYPHEN:
+            end = piece_end(data, a, stop, table)
+        else:
+            end = stop
+        chars = put_word(data, a, end, plain, words, n)
+        if inside and not hyphens:
+            pieces, size = pieces + 1, size + chars
+        hyphens = inside and not hyphens and end < stop
+        a, n = end, n + 1
+    return n, pieces, size

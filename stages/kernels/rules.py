@@ -95,23 +95,26 @@ def run_program(
                 scan_lines(text, a, b, table, marks, lines)
                 code, scanned = length(marks, limit), 0
             else:
-                if rule in (QUALITY, REPETITION) and scanned < 2:
-                    scan(form, fa, fb, table, stops, cut, marks, words, lines)
-                    scanned = 2
-                elif not scanned:
-                    scan_lines(form, fa, fb, table, marks, lines)
-                    scanned = 1
-                if rule == LENGTH:
-                    code = length(marks, limit)
-                elif rule == QUALITY:
-                    code = gopher_quality(marks, limit)
-                elif rule == REPETITION:
-                    code = gopher_repetition(form, words, lines, marks, limit, spare)
-                else:
-                    code = fineweb(form, lines, marks, limit, spare[1])
-                    if code == TOO_FEW_WORDS and cut and scanned < 2:  # there are more when cut
+                by_words = rule in (QUALITY, REPETITION)
+                while True:
+                    if by_words and scanned < 2:
                         scan(form, fa, fb, table, stops, cut, marks, words, lines)
-                        code, scanned = fineweb(form, lines, marks, limit, spare[1]), 2
+                        scanned = 2
+                    elif not scanned:
+                        scan_lines(form, fa, fb, table, marks, lines)
+                        scanned = 1
+                    if rule == LENGTH:
+                        code = length(marks, limit)
+                    elif rule == QUALITY:
+                        code = gopher_quality(marks, limit)
+                    elif rule == REPETITION:
+                        code = gopher_repetition(form, words, lines, marks, limit, spare)
+                    else:
+                        code = fineweb(form, lines, marks, limit, spare[1])
+                        if code == TOO_FEW_WORDS and cut and scanned < 2:
+                            by_words = True  # cut, there are more
+                            continue
+                    break
             if code:
                 code += BEFORE[rule]
         if not code and b == a:
