@@ -107,9 +107,8 @@ def print_one(console: TextConsole, compared: Compared, interest: float) -> None
         )
     console.print()
     print_movers(console, compared)
-    for title, text in (("weights", sentence(compared, interest, recipes=False)),
-                        ("recipes", sentence(compared, interest, recipes=True))):  # fmt: skip
-        console.print(f"{title:9} {text}")
+    console.print(f"{'weights':9} {sentence(compared, interest, recipes=False)}")
+    console.print(f"{'recipes':9} {sentence(compared, interest, recipes=True)}")
 
 
 def print_changes(console: TextConsole, compared: Compared) -> None:

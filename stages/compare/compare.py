@@ -33,7 +33,7 @@ from stages.lineage.diff import Change, changes
 
 ALL = "all"  # the row of all sources together
 ANSWER, RIGHT = 3, 0  # columns of an item's row: bits per byte of the answer, and whether it is right
-Deviations = dict[str, Deviation]  # by name of a row
+Deviations = dict[str, Deviation]  # by kind and name of a row: source/web
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _row(
 ) -> Row:
     size = common.bytes[own].sum()
     a, b = ((bits[:, own].sum(1) / size).tolist() for bits in (common.bits_a, common.bits_b))
-    seeds = pooled(a, b) or stored.get(name)
+    seeds = pooled(a, b) or stored.get(f"{kind}/{name}")
     recipes = None if seeds is None else with_seeds(measured, seeds, len(a), len(b))
     clusters = len(np.unique(common.cluster[own]))
     return Row(name, kind, float(np.mean(a)), float(np.mean(b)), int(own.sum()), clusters, measured, seeds, recipes)
@@ -255,7 +255,7 @@ def row_of_set(name: str, a: Side, b: Side, stored: Deviations) -> Row | None:
     answers = [table[:, :, ANSWER] for table in tables]  # (seeds, questions)
     measured = ratio(answers[1].mean(0) - answers[0].mean(0), np.ones(len(ids)))
     means = [answer.mean(1).tolist() for answer in answers]
-    seeds = pooled(*means) or stored.get(name)
+    seeds = pooled(*means) or stored.get(f"set/{name}")
     recipes = None if seeds is None else with_seeds(measured, seeds, len(a.runs), len(b.runs))
     right = [table[:, :, RIGHT].mean(0) for table in tables]
     apart = right[1] - right[0]
@@ -297,15 +297,15 @@ def compare(sides: Sequence[Side], interest: float, stored: Mapping[str, Deviati
 
 def judged(found: Sequence[Compared], interest: float) -> list[Compared]:
     """Return the comparisons with a verdict on each row: Holm's correction is over all rows of all of them."""
-    named = {(i, row.name): row for i, compared in enumerate(found) for row in compared.rows}
-    by_name = {f"{i} {name}": row for (i, name), row in named.items()}
-    p_documents = holm({name: row.documents.p for name, row in by_name.items()})
-    p_recipes = holm({name: row.recipes.p for name, row in by_name.items() if row.recipes is not None})
+    named = {(i, row.kind, row.name): row for i, compared in enumerate(found) for row in compared.rows}
+    p_documents = holm({key: row.documents.p for key, row in named.items()})
+    p_recipes = holm({key: row.recipes.p for key, row in named.items() if row.recipes is not None})
     result = []
     for i, compared in enumerate(found):
         rows = []
         for row in compared.rows:
-            p, p_both = p_documents[f"{i} {row.name}"], p_recipes.get(f"{i} {row.name}")
+            key = (i, row.kind, row.name)
+            p, p_both = p_documents[key], p_recipes.get(key)
             said = None
             if row.recipes is not None and p_both is not None:
                 said = verdict(row.recipes, p_both, interest)
@@ -330,7 +330,8 @@ def seed_key(run: ScoredRun) -> str:
 
 def deviations_of(compared: Compared) -> Deviations:
     """Return the deviations over seeds that a comparison measured, by row."""
-    return {} if compared.stored else {row.name: row.seeds for row in compared.rows if row.seeds is not None}
+    rows = () if compared.stored else compared.rows
+    return {f"{row.kind}/{row.name}": row.seeds for row in rows if row.seeds is not None}
 
 
 def to_dict(compared: Compared, interest: float) -> dict[str, Any]:

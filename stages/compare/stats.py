@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
+Name = TypeVar("Name", bound=Hashable)
 
 LARGEST_DF = 1e5  # beyond it Student's distribution is the normal one, to four digits of a quantile
 MOST_SEEDS = 10_000  # asked for at the most
@@ -57,9 +59,10 @@ def t_quantile(level: float, df: float) -> float:
     return math.sqrt(df) * math.tan(float(np.interp(level, inside, angles)))
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[Name, float]) -> dict[Name, float]:
     """Return p corrected for their number by Holm's rule."""
-    corrected, least = {}, 0.0
+    corrected: dict[Name, float] = {}
+    least = 0.0
     for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
         least = max(least, min(1.0, p[name] * (len(p) - rank)))
         corrected[name] = least

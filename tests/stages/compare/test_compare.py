@@ -287,6 +287,18 @@ def test_questions_are_paired(runs):
     assert len(rows_of_documents(common_documents(a, b), {})) == 3
 
 
+def test_a_source_may_be_called_all(runs):
+    def renamed(scored: ScoredRun) -> ScoredRun:
+        rows = {key: dataclasses.replace(d, source="all") for key, d in scored.documents.items() if d.source == "web"}
+        return dataclasses.replace(scored, documents={**scored.documents, **rows})
+
+    a, b = ([renamed(r) for r in planted_runs] for planted_runs in (runs["muon"][:3], runs["adamw"]))
+    (plain,) = compare([side("A", *runs["muon"][:3]), side("B", *runs["adamw"])], 0.005)
+    (odd,) = compare([side("A", *a), side("B", *b)], 0.005)
+    assert [row.p_recipes for row in odd.rows if row.kind == "all"] == [plain.row("all").p_recipes]
+    assert odd.row("all").kind == "source" and odd.row("all").p_recipes == plain.row("web").p_recipes
+
+
 def test_every_verdict_that_is_open_says_what_would_close_it(runs):
     """Over many widths: never an empty sentence, never fewer seeds than there are."""
     from pipeline.commands.compare import what_would
