@@ -17,7 +17,7 @@ from pipeline.options import DEFAULT_OUT
 from pipeline.recipe import load_recipe, parse_recipe, resolve_paths
 from stages.estimate.forecast import Survey, forecast, list_sources, size_alone
 from stages.estimate.mixtures import DOES_NOT_FIT, held_out_note, verdict
-from stages.paths import is_remote
+from stages.paths import escaped, is_remote
 from stages.proposal.look import HUB_NAME, Found, look
 from stages.proposal.mix import budget, rules_for, shares
 from stages.proposal.page import Line, page
@@ -32,11 +32,12 @@ from stages.proposal.scale import (
     scale_of,
     vocabulary,
 )
+from train.monitor.text import printable
 
 DRAFT_IDS = 512  # of the tokenizer with which text is measured before it is known how much there is
 EVALS = ("ai2_arc", "jsonl")  # sources whose questions with choices are asked while training
 MIXTURE = "pretrain"
-LARGEST_SAMPLE = 50e6  # bytes of text that a tokenizer is trained on
+BYTES_PER_ID = 5000  # of text that a tokenizer is trained on, at most
 EMPTY = Line(0, "")
 
 
@@ -188,11 +189,13 @@ def lines_of(
         yield EMPTY
         yield Line(0, "evals", None, "asked while training, and kept out of its text")
     for name, found in proposal.asked.items():
-        yield Line(1, name, {key: found.keys[key] for key in ("from", "path")}, found.reasons["from"])
+        yield Line(1, name)
+        yield Line(2, "from", found.keys["from"], found.reasons["from"])
+        yield Line(2, "path", found.keys["path"])
     yield EMPTY
     yield Line(0, "dedup", {"exact": True}, "equal documents are kept once, over all sources")
     kept = sum(given.kept_text for given in survey.forecasts.values())
-    sample = f"{max(1, round(min(kept, LARGEST_SAMPLE) / 1e6))}MB"
+    sample = f"{max(1, round(min(kept, BYTES_PER_ID * proposal.vocab_size) / 1e6))}MB"
     yield Line(0, "tokenizer", {"vocab_size": proposal.vocab_size, "sample": sample}, proposal.vocab_reason)
     if proposal.bad > 0:
         tolerated = round(min(1.0, 2 * proposal.bad + 0.01), 3)
@@ -287,7 +290,7 @@ def say(proposal: Proposal, survey: Survey, scale: Scale, file: Path) -> None:
         given = survey.forecasts[name]
         print(f"{name}: about {short(given.documents)} documents, {short(given.tokens)} tokens")
     for text in proposal.left_out:
-        print(f"left out: {text}")
+        print(printable(escaped(f"left out: {text}")))
     print(f"{scale.parameters:,} parameters, {scale.steps:,} steps, about {scale.seconds / 60:.2g} minutes")
     print(f"{file}: {len(proposal.found)} sources, each line with its reason; next:")
     print(f"python -m pipeline run train --recipe {shlex.quote(str(file))}")

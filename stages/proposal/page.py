@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import yaml
 
+from stages.paths import escaped
+from train.monitor.text import printable
+
+PLAIN = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./~*@+%-]*")  # needs no quotes, if it is no number, date or yes
 WIDTH = 118  # columns, beyond which a reason stands above its line
 
 
@@ -28,14 +33,19 @@ def page(lines: Iterable[Line]) -> str:
 def written(line: Line) -> list[str]:
     """Return a line as it stands in the file, and the reason above it where both are too long."""
     indent = "  " * line.depth
-    reason = " ".join(line.reason.split())
+    reason = printable(escaped(" ".join(line.reason.split())))
     if not line.key:
         return [f"{indent}# {reason}" if reason else ""]
     text = f"{indent}{scalar(line.key)}:" + ("" if line.value is None else f" {scalar(line.value)}")
-    if not reason:
+    if not reason and len(text) <= WIDTH:
         return [text]
-    whole = f"{text}  # {reason}"
-    return [whole] if len(whole) <= WIDTH else [f"{indent}# {reason}", text]
+    if len(text) > WIDTH and isinstance(line.value, list):
+        return [
+            f"{indent}{scalar(line.key)}:{f'  # {reason}' if reason else ''}",
+            *(f"{indent}  - {scalar(item)}" for item in line.value),
+        ]
+    whole = f"{text}  # {reason}" if reason else text
+    return [whole] if len(whole) <= WIDTH or not reason else [f"{indent}# {reason}", text]
 
 
 def scalar(value: Any) -> str:
@@ -46,8 +56,6 @@ def scalar(value: Any) -> str:
         return "[" + ", ".join(map(scalar, value)) + "]"
     if not isinstance(value, str):
         return json.dumps(value)
-    try:
-        plain = yaml.safe_load(f"[{value}]") == [value] and yaml.safe_load(f"a: {value} # b") == {"a": value}
-    except yaml.YAMLError:
-        plain = False
-    return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())
+    if PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=1 << 30).strip()
