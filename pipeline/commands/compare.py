@@ -266,7 +266,8 @@ def unknown(compared: Compared, row: Row, interest: float, recipes: bool) -> str
     b = compared.b.letter
     better = f"{-low:.4f} better" if low < 0 else f"{low:.4f} worse"
     worse = f"{high:.4f} worse" if high > 0 else f"{-high:.4f} better"
-    text = f"Cannot tell {where}: {b} is between {better} and {worse}."
+    alone = " by this row alone, which its being one of several (Holm) leaves open" if low * high > 0 else ""
+    text = f"Cannot tell {where}: {b} is between {better} and {worse}{alone}."
     there = min(len(compared.a.runs), len(compared.b.runs))
     return f"{text} {what_would(row, interest, row.seeds if recipes else None, there)}"
 
