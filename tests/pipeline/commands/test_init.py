@@ -18,6 +18,8 @@ import zstandard
 from commands import cli, python
 from loopback_hub import Dataset, Hub
 
+from stages.proposal.look import look
+
 pytestmark = pytest.mark.slow
 
 PROSE = list(dict.fromkeys(text for topic in topics.values() for text in topic.split("\n\n") if len(text) > 60))
@@ -119,13 +121,32 @@ EXPECTED: dict[str, tuple[Any, dict[str, dict[str, Any]], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("folder", EXPECTED)
-def test_a_folder(tmp_path: Path, folder: str) -> None:
-    make, sources, left_out = EXPECTED[folder]
-    for name, contents in make().items():
-        file = tmp_path / folder / name
+SOAK = ("texts", "odd_names", "hub_layout")  # a run of each of the five takes a minute and more of a core
+
+
+def make(folder: str, parent: Path) -> None:
+    """Write one of the folders."""
+    for name, contents in EXPECTED[folder][0]().items():
+        file = parent / folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(contents)
+
+
+@pytest.mark.parametrize("folder", EXPECTED)
+def test_what_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    make(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    seen = look(folder, folder)
+    keys = [found.keys for found in seen.found if not found.held_out and not found.asks]
+    assert sorted(keys, key=str) == sorted(EXPECTED[folder][1].values(), key=str)
+
+
+@pytest.mark.parametrize(
+    "folder", [pytest.param(name, marks=pytest.mark.soak if name in SOAK else ()) for name in EXPECTED]
+)
+def test_a_folder(tmp_path: Path, folder: str) -> None:
+    _, sources, left_out = EXPECTED[folder]
+    make(folder, tmp_path)
     done = cli("init", folder, "--minutes", "0.1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     recipe = yaml.safe_load((tmp_path / f"{folder}.yaml").read_text())
