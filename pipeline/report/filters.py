@@ -174,7 +174,8 @@ def exact_text(figure: Figure, value: float) -> str:
 def chart(facts: Facts, group: Group, figure: Figure, asked: Mask, line: float) -> Markup:
     """Return bytes of text by the figure, with the threshold."""
     sample = facts.samples[group.source]
-    values, weights = sample.figures[group.reason][asked], sample.sizes[asked] / sample.share
+    of_measured = asked.sum() / max(1, reached(sample, group.reason).sum())
+    values, weights = sample.figures[group.reason][asked], sample.sizes[asked] / (sample.share * of_measured)
     log = figure.is_count and line >= 10
     low, high = span_of(np.append(values, line), log)
     low, high = min(low, line * 0.98 if not log else line / 1.3), max(high, line * 1.02 if not log else line * 1.3)
