@@ -42,7 +42,7 @@ soak: setup
 	$(BIN)/python -m pytest tests -m soak
 
 # Peers that the benchmarks run beside us are installed for them alone: an extra, not part of the lock file.
-BENCHMARKS := filter near curate stages encode pack reader driver scale step wait levers golf gpu
+BENCHMARKS := filter near curate stages encode bpe pack reader driver scale step wait levers golf gpu
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation $(PIP_ARGS) -e ".[bench]"
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done

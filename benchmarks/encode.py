@@ -31,7 +31,8 @@ import pyarrow.parquet as pq
 from benchmarks import measure
 from stages.tokenizer.encoder import ENGINES, HOSTILE, Engine, attempt, difference, hostile, open_encoder, reference
 from stages.tokenizer.spec import SPECIALS
-from stages.tokenizer.work import GPT2_SPLIT, GPT4_SPLIT, canonical, train
+from stages.tokenizer.split import GPT2_SPLIT, GPT4_SPLIT
+from stages.tokenizer.work import canonical, train
 from train.tokenizer.vocabulary import read_vocabulary, text_definition
 
 VOCAB = 8192

@@ -15,8 +15,8 @@ from stages.tokenizer import external, sentencepiece_work
 from stages.tokenizer import work as tokenizer_work
 from stages.tokenizer.config import TokenizerConfig
 from stages.tokenizer.encoder import open_encoder
-from stages.tokenizer.long_words import LongWords, long_words_line
 from stages.tokenizer.spec import SPECIALS, open_vocabulary
+from stages.tokenizer.words import LongWords, long_words_line
 from train.tokenizer.pieces import SUFFIX
 
 FETCHING = 30.0  # seconds that a tokenizer of the hub may take

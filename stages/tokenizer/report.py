@@ -1,7 +1,7 @@
 """What `tokenizer/` holds beside tokenizer.json: report.json for people, two files for `transformers`.
 
 report.json says nothing of the engine that encoded the sample: engines are proven equal, and the file must come out
-the same whichever was there. The record's counts name it.
+the same whichever was there. The records of `measure` name it.
 
 `AutoTokenizer.from_pretrained(".../tokenizer")` then encodes without adding anything: there is no post-processor, so
 whoever wants documents as in the shards puts `bos_token_id` in front of each. `eos_token` is the BOS too: BOS
@@ -11,7 +11,7 @@ predicted means the text has ended. Pass `split_special_tokens=True` for text wi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.task import Task
-from stages.tokenizer.encoder import Encoder, open_encoder
-from stages.tokenizer.sample import Sample, SampledDocument, sampled_texts
+from stages.tokenizer.measure import Sizes, read_measured
+from stages.tokenizer.outputs import write_json
+from stages.tokenizer.spec import open_vocabulary
 from train.tokenizer.pieces import SUFFIX
-from train.tokenizer.vocabulary import Vocabulary
 
 SHOWN = 20  # tokens listed of each kind
 ODD_BYTES = 8  # a token of blanks, or of one character, is odd from this length on
 NO_LIMIT = int(1e30)  # what transformers writes where a tokenizer sets no longest input: the model does
 
 
-def measure(encoder: Encoder, documents: Sequence[SampledDocument], times: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the sizes of one source's part of the sample; add to `times` (ids,) how often each id occurs in it."""
-    text_bytes = words = tokens = 0
-    for start in range(0, len(documents), 1000):
-        batch = [document.text for document in documents[start : start + 1000]]
-        text_bytes += sum(len(text.encode()) for text in batch)
-        words += sum(len(text.split()) for text in batch)
-        ids, _ = encoder.encode(batch)
-        tokens += len(ids)
-        times += np.bincount(ids, minlength=len(times))
+def describe(sizes: Sizes) -> dict[str, Any]:
+    """Return the sizes of one source's part of the sample, as the report has them."""
     return {
-        "documents": len(documents),
-        "text_bytes": text_bytes,
-        "words": words,
-        "tokens": tokens,
-        "bytes_per_token": round(text_bytes / tokens, 4) if tokens else None,
-        "fertility": round(tokens / words, 4) if words else None,  # tokens a word between blanks
+        **sizes._asdict(),
+        "bytes_per_token": round(sizes.text_bytes / sizes.tokens, 4) if sizes.tokens else None,
+        "fertility": round(sizes.tokens / sizes.words, 4) if sizes.words else None,  # tokens a word between blanks
     }
 
 
@@ -84,15 +73,26 @@ def oddest(texts: Mapping[int, bytes], times: NDArray[np.int64]) -> dict[str, li
     }
 
 
-def write_report(path: str, chosen: Sample, origin: dict[str, Any], vocabulary: Vocabulary, task: Task) -> None:
-    """Write `report` and what `transformers` needs, for the tokenizer at `path`. Counts the sample's bytes and tokens.
+def work(task: Task) -> None:
+    """Write `report`, `tokenizer_config` and `special_tokens_map` (JSON).
 
-    `origin` is where it comes from, with `bos_id` and `pad_id`.
+    Inputs: the tokenizer, its origin, `measured` of all units. Params: sources ([name, units]), vocab_size. Counts the
+    sample's documents, bytes and tokens. transformers has no class that reads a SentencePiece model as it is: no files
+    for it then.
     """
-    encoder = open_encoder(path, sampled_texts(chosen, 20))
+    tokenizer, origin_file, *measured = task.inputs
+    path = task.path(tokenizer)
+    origin = json.loads(Path(task.path(origin_file)).read_text(encoding="utf-8"))
+    vocabulary = open_vocabulary(path).limited(task.params["vocab_size"])
     specials, texts = vocabulary.special_ids, vocabulary.texts
     times = np.zeros(vocabulary.size, np.int64)
-    sources = {name: measure(encoder, documents, times) for name, documents in chosen.items()}
+    sources, remaining = {}, iter(measured)
+    for name, units in task.params["sources"]:
+        total = np.zeros(len(Sizes._fields), np.int64)
+        for _ in range(units):
+            sizes, unit_times = read_measured(task.path(next(remaining)))
+            total, times = total + sizes, times + unit_times
+        sources[name] = describe(Sizes(*total.tolist()))
     unused = [i for i in sorted(texts) if not times[i]]
     sample_bytes = sum(sizes["text_bytes"] for sizes in sources.values())
     sample_tokens = sum(sizes["tokens"] for sizes in sources.values())
@@ -110,13 +110,12 @@ def write_report(path: str, chosen: Sample, origin: dict[str, Any], vocabulary: 
         **({"space_ids": vocabulary.space_ids} if vocabulary.space_ids else {}),
     }
     write_json(task, "report", report)
-    if not path.endswith(SUFFIX):  # transformers has no class that reads such a model as it is
+    if not path.endswith(SUFFIX):
         names = {i: name for name, i in specials.items()}
         for name, value in transformers_files(names, origin["bos_id"], origin["pad_id"]).items():
             write_json(task, name, value)
-    task.count("text_bytes", sample_bytes)
-    task.count("tokens", sample_tokens)
-    task.count(f"encoded_by.{encoder.note}")
+    task.counts.update(text_bytes=sample_bytes, tokens=sample_tokens)
+    task.count("documents", sum(sizes["documents"] for sizes in sources.values()))
 
 
 def transformers_files(names: Mapping[int, str], bos_id: int, pad_id: int | None) -> dict[str, dict[str, Any]]:
@@ -134,10 +133,3 @@ def transformers_files(names: Mapping[int, str], bos_id: int, pad_id: int | None
         "clean_up_tokenization_spaces": False,
     }
     return {"tokenizer_config": config, "special_tokens_map": tokens}
-
-
-def write_json(task: Task, name: str, value: Any) -> None:
-    """Write an output as JSON, in one fixed layout."""
-    path = task.output(f"{name}.json")
-    Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    task.add(name, path)

@@ -16,23 +16,24 @@ from typing import Any
 from stages.errors import DataError
 from stages.task import Task
 from stages.tokenizer.external import check_accountable
-from stages.tokenizer.sample import draw_sample, sampled_texts
+from stages.tokenizer.outputs import finish
+from stages.tokenizer.sample import ordered_texts
 from stages.tokenizer.spec import open_vocabulary
-from stages.tokenizer.work import CHECKED, finish
 
 SPECIAL = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}  # PIECE_SPECIALS
+CHECKED = 200  # documents of the sample whose round trip is asserted
 COVERAGE = 0.999  # of the characters of the sample that are pieces; the others are spelled in bytes
 
 
 def work(task: Task) -> None:
-    """Train on curated parts. Params: vocab_size, model_type, reserved (names), sample (bytes), sources, package.
+    """Train on the sample. Inputs: the parts. Params: vocab_size, model_type, reserved (names), package, sources.
 
-    Outputs: `tokenizer` (tokenizer.model), `report` and `sample` (which documents). Raises DataError when the text does
-    not support the vocabulary, or the package is not installed.
+    `sources` has of each the documents of its parts that are in the sample. All texts of the sample are in memory.
+    Outputs: `tokenizer` (tokenizer.model) and `origin`. Raises DataError when the text does not support the vocabulary,
+    or the package is not installed.
     """
-    params = task.params
-    chosen = draw_sample(task, task.inputs)
-    texts = sampled_texts(chosen)
+    params, parts = task.params, iter(task.inputs)
+    texts = [text for taken in params["sources"] for text in ordered_texts(task, [next(parts) for _ in taken], taken)]
     path = task.output("tokenizer.model")
     Path(path).write_bytes(train(texts, params["vocab_size"], params["model_type"], params["reserved"]))
     check_accountable(path, "the model that was trained", texts[:CHECKED])
@@ -41,7 +42,7 @@ def work(task: Task) -> None:
     assert [*vocabulary.special_ids.values()] == [*range(len(SPECIAL) + len(params["reserved"]))]
     trainer = f"sentencepiece {params['package']}, {params['model_type']}"
     origin = {"trainer": trainer, "bos_id": SPECIAL["bos_id"], "pad_id": SPECIAL["pad_id"]}
-    finish(task, path, chosen, origin, vocabulary)
+    finish(task, path, origin, vocabulary.size)
 
 
 def train(texts: list[str], vocab_size: int, model_type: str, reserved: list[str]) -> bytes:

@@ -15,7 +15,7 @@ from rounding import assert_near
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from trainer_harness import sets
 
-from stages.tokenizer.work import GPT4_SPLIT
+from stages.tokenizer.split import GPT4_SPLIT
 from train.config import ModelConfig, TrainError
 from train.export import export, main
 from train.export_llama import ARCHITECTURES, CUTS, add_tokenizer, name_of_cut, unlike

@@ -133,7 +133,7 @@ def test_only_meaning_counts(tmp_path: Path) -> None:
     edit(rules, 'return "length_short"', 'return "length_too_short"')
     assert changed(root, before) == {"stages.filter.work"}
     edit(root / "stages/tokenizer/spec.py", '"<|tool|>"', '"<|tools|>"')
-    tokenizers = {"stages.tokenizer.work", "stages.tokenizer.sentencepiece_work"}
+    tokenizers = {f"stages.tokenizer.{name}" for name in ("work", "sentencepiece_work", "measure", "report")}
     tokenizing = tokenizers | {"stages.tokenize.work", "stages.encode_evals.work"}
     assert changed(root, before) == {"stages.filter.work"} | tokenizing
     edit(root / "train/optim/schedule.py", "def ", "UNUSED = 1\n\n\ndef ")
@@ -222,7 +222,9 @@ def test_a_helper_of_two_stages_runs_those_two_again(built: Work) -> None:
     units = {(r["stage"], r["label"]) for r in built.records().values() if r["stage"] == "tokenize"}
     units = {unit for unit in units if " held " not in unit[1]}
     # The tokenizer and the tokens come out as they were: of what reads them only the manifest, which names the code.
-    assert tokenised == {("build_tokenizer", "600"), ("pack_pretrain", "manifest")} | units
+    measured = {unit for unit in tokenised if unit[0] == "build_tokenizer" and " measure " in unit[1]}
+    made = {("build_tokenizer", "600"), ("build_tokenizer", "report"), ("pack_pretrain", "manifest")} | measured
+    assert tokenised == made | units and len(measured) == 3
     assert len(units) > 5
     edit(helper, "UNUSED = 1\n\n\n", "")
     assert rerun(built, "pack_pretrain") == set()
@@ -290,7 +292,7 @@ def test_a_declared_library_runs_the_stages_that_declare_it(built: Work, tmp_pat
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 99.0\n")
     path = {"PYTHONPATH": str(info.parent)}
-    assert plan(built, "pack_pretrain", **path)["build_tokenizer"] == ("1", "version of tokenizers changed")
+    assert plan(built, "pack_pretrain", **path)["build_tokenizer"] == ("3", "version of tokenizers changed (3)")
     made = rerun(built, "pack_pretrain", **path)
     assert {stage for stage, _ in made} == {"build_tokenizer", "tokenize", "pack_pretrain"}
     # Tokens came out the same, so of packing only the manifest, which names the versions, is made anew.

@@ -18,7 +18,8 @@ from stages.errors import DataError
 from stages.tokenizer import encoder as module
 from stages.tokenizer.encoder import CHECK_CHARS, HOSTILE, Encoder, hostile, open_encoder
 from stages.tokenizer.spec import SPECIALS, load_text_encoder
-from stages.tokenizer.work import GPT4_SPLIT, canonical, train
+from stages.tokenizer.split import GPT4_SPLIT
+from stages.tokenizer.work import canonical, train
 from train.tokenizer.vocabulary import text_definition
 
 TEXTS = [f"Text {i}: " + " ".join(f"{n * n} word{n % 17}'ll größer" for n in range(i, i + 40)) for i in range(200)]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from stage_harness import REPO, run_unit
+from stage_harness import REPO
 from tokenizer_harness import TEXTS, curated, train
 from tokenizers import Tokenizer
 
@@ -157,7 +157,7 @@ def test_what_the_report_says_is_so(trained, path):
     assert [t["id"] for t in report["longest"]] == sorted(bytes_of, key=lambda i: (-len(bytes_of[i]), i))[:20]
     assert all(t["times"] == times[t["id"]] for kind in ("longest", "hardly_used") for t in report[kind])
     assert report["hardly_used"][0]["times"] == min(times[i] for i in bytes_of if len(bytes_of[i]) > 1)
-    assert report["trainer"].startswith("tokenizers ")
+    assert report["trainer"].startswith("tokenizers ") and "cut_words" not in report
 
 
 def test_odd_tokens_are_shown(tmp_path):
@@ -283,9 +283,7 @@ def foreign(path, change=lambda d: None):
 
 
 def adopt(folder, source, **params):
-    inputs = [external.locate(source), curated(folder, "a", TEXTS)]
-    defaults = {"vocab_size": None, "bos": None, "sample": 10**6, "sources": [["a", 1]]}
-    return run_unit(folder / "unit", bpe.adopt, {**defaults, **params}, inputs)
+    return train(folder / "unit", [curated(folder, "a", TEXTS)], **{"vocab_size": None, "source": source, **params})
 
 
 @pytest.mark.slow
