@@ -58,6 +58,8 @@ def run(call: Callable[[], None], seconds: float = SECONDS, memory: int = MEMORY
         child = os.fork()
         if child == 0:
             _be_a_command(call, output.fileno(), memory)
+        with contextlib.suppress(OSError):  # the child does so too, whoever is first
+            os.setpgid(child, child)
         status = None
         while status is None:
             done, code = os.waitpid(child, os.WNOHANG)
