@@ -39,7 +39,7 @@ def written(line: Line) -> list[str]:
     text = f"{indent}{scalar(line.key)}:" + ("" if line.value is None else f" {scalar(line.value)}")
     if not reason and len(text) <= WIDTH:
         return [text]
-    if len(text) > WIDTH and isinstance(line.value, list):
+    if len(text) > WIDTH and line.value and isinstance(line.value, list):
         return [
             f"{indent}{scalar(line.key)}:{f'  # {reason}' if reason else ''}",
             *(f"{indent}  - {scalar(item)}" for item in line.value),

@@ -41,7 +41,7 @@ class WritableHandler(Handler):
         if hashlib.sha256(data).hexdigest() != digest:
             return self.answer(400, b"another sha256", {})
         if 0 < self.state.refuse_after <= len(self.state.put):
-            return self.answer(500, b"", {})
+            return self.answer(507, b"", {})  # which the client does not ask again
         self.state.blobs[digest] = data
         self.state.put.append(digest)
         self.answer(200, b"", {})

@@ -107,8 +107,8 @@ def test_a_push_through_faults_is_private_and_others_load_it(trained: Work, tmp_
         assert "the hub answered 403; log in with a token that may write: hf auth login" in refused
         hub.refuse_after = 6
         broken = trained.fails(*words, HF_TOKEN="token", **there)
-        assert "--push me/small: the hub answered 500; give the same command again" in broken
-        hub.refuse_after, hub.every = 0, 7
+        assert "--push me/small: the hub answered 507; give the same command again" in broken
+        hub.refuse_after, hub.every = 0, 13
         for _ in range(8):  # what the client does not ask again ends an attempt
             done = trained.cli(*words, HF_TOKEN="token", **there)
             if done.returncode == 0:

@@ -83,7 +83,7 @@ def test_a_shell_completes_commands(installed, tmp_path):
     script = run(installed, "shardmill", cwd=tmp_path, _SHARDMILL_COMPLETE="source_bash")
     assert "complete" in script and "shardmill" in script
     asked = {"_SHARDMILL_COMPLETE": "complete_bash", "COMP_WORDS": "shardmill re", "COMP_CWORD": "1"}
-    assert run(installed, "shardmill", cwd=tmp_path, **asked).split() == ["rebuild"]
+    assert run(installed, "shardmill", cwd=tmp_path, **asked).split() == ["report", "rebuild"]
 
 
 def test_the_code_has_the_fingerprint_that_it_has_in_the_clone(installed, tmp_path):
