@@ -59,10 +59,17 @@ def write_dataset(facts: Facts, training: Training | None, folder: Path, reposit
     pages = facts.manifest.beside("report")
     if pages:
         shutil.copytree(next(iter(pages.values())).parent, folder / "report", dirs_exist_ok=True)
-    page = f"https://huggingface.co/datasets/{repository}" if repository else ""
     write(folder / "README.md", dataset_card(facts, repository, bool(pages)))
     write(folder / "training-content.md", training_content(facts, training))
-    write(folder / "croissant.json", json.dumps(croissant(facts, folder, page), indent=1, ensure_ascii=False) + "\n")
+    metadata = croissant(facts, folder, page_of(repository) if repository else "")
+    write(folder / "croissant.json", json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+
+
+def page_of(repository: str) -> str:
+    """Return the address of a data set's page on the hub that is configured."""
+    from huggingface_hub.constants import ENDPOINT
+
+    return f"{ENDPOINT}/datasets/{repository}"
 
 
 def write_model(facts: Facts, training: Training, folder: Path, repository: str) -> None:
