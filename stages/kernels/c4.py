@@ -11,7 +11,7 @@ import numpy as np
 
 from stages.kernels.jit import compiled, get, load, lowest, uint64
 from stages.kernels.unicode import ANCHOR, BREAK, CLOSER, DIGIT, END, LIMIT, SPACE
-from stages.kernels.utf8 import NEWLINE, ONES, RETURN, TOPS, decode, is_nothing, is_same
+from stages.kernels.utf8 import NEWLINE, ONES, RETURN, TOPS, decode, end_without, is_nothing, is_same
 
 LOREM, SCRIPT, POLICY, CURLY, BRACKET = 1, 2, 4, 8, 16  # what a line may hold
 BRACKETS, BLANKS = uint64(0x5B5B5B5B5B5B5B5B), uint64(0x2020202020202020)
@@ -322,14 +322,4 @@ def strip(data: Any, a: int, b: int, table: Any) -> tuple[int, int]:
         if c >= LIMIT or not get(table, c) & SPACE:
             break
         a += width
-    while b > a:
-        k = b - 1
-        while get(data, k) & 0xC0 == 0x80:
-            k -= 1
-        c = get(data, k)
-        if c >= 128:
-            c = decode(data, k)[0]
-        if c >= LIMIT or not get(table, c) & SPACE:
-            break
-        b = k
-    return a, b
+    return a, end_without(data, a, b, table, SPACE)

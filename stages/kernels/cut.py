@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.kernels.jit import compiled, get
 from stages.kernels.unicode import ALPHA, HYPHEN, LEAD, LIMIT, TRAIL
-from stages.kernels.utf8 import DOT, decode, hash_bytes
+from stages.kernels.utf8 import DOT, decode, end_without, hash_bytes
 
 
 @compiled
@@ -26,22 +26,6 @@ def leading_end(data: Any, a: int, b: int, table: Any) -> int:
         else:
             break
     return a
-
-
-@compiled
-def trailing_start(data: Any, a: int, b: int, table: Any) -> int:
-    """Return where what is cut off behind the word [a, b) begins."""
-    while b > a:
-        k = b - 1
-        while get(data, k) & 0xC0 == 0x80:
-            k -= 1
-        c = get(data, k)
-        if c >= 128:
-            c = decode(data, k)[0]
-        if c >= LIMIT or not get(table, c) & TRAIL:
-            break
-        b = k
-    return b
 
 
 @compiled
@@ -112,7 +96,7 @@ def cut_word(
     many are the rest, characters in these).
     """
     start = leading_end(data, a, b, table)
-    stop = trailing_start(data, start, b, table)
+    stop = end_without(data, start, b, table, TRAIL)
     pieces = size = 0
     hyphens = False
     while a < b:

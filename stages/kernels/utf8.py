@@ -61,3 +61,19 @@ def hash_bytes(data: Any, a: int, b: int) -> Any:
     if a < b:
         h = (h ^ (load(data, a) & ((ONE << uint64(8 * (b - a))) - ONE))) * MIX
     return h ^ (h >> uint64(29))
+
+
+@compiled
+def end_without(data: Any, a: int, b: int, table: Any, kind: int) -> int:
+    """Return where the text [a, b) ends without the characters at its end that `table` says are of `kind`."""
+    while b > a:
+        k = b - 1
+        while get(data, k) & 0xC0 == 0x80:
+            k -= 1
+        c = get(data, k)
+        if c >= 128:
+            c = decode(data, k)[0]
+        if c >= LIMIT or not get(table, c) & kind:
+            break
+        b = k
+    return b
