@@ -5,9 +5,11 @@ Nothing in a step waits for the device but the lines that are printed, and nothi
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +52,9 @@ def train(run: Run, metrics: Metrics | None, should_stop: Callable[[], bool]) ->
     try:
         score_start(run, metrics, should_give_up)
         prepare(run)
-        if not make_steps(run, metrics, should_stop, should_give_up):
+        with paused_collector():
+            is_finished = make_steps(run, metrics, should_stop, should_give_up)
+        if not is_finished:
             rt.raise_if_any(run.data_error)
             rt.broadcast_from_rank0(lambda: run.singular_values.check(run.place))
             return False
@@ -129,6 +133,24 @@ def make_steps(
     return True
 
 
+@contextlib.contextmanager
+def paused_collector() -> Iterator[None]:
+    """Run Python's collector of cycles only where `gc.collect` is called: a rank that it stops holds up the others.
+
+    What is there already is set aside, so that a call looks at what came since.
+    """
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_on:
+            gc.enable()
+
+
 def decide(run: Run, should_stop: Callable[[], bool], eval_every: int) -> Due:
     """Agree with the other ranks on what is done after the step that was made."""
     cfg, rt, is_last = run.cfg, run.rt, is_over(run)
@@ -166,6 +188,8 @@ def follow_up(
     if is_saved:
         tell_of_checkpoint(run, record)
         run.saved_at = time.monotonic()
+    if due.saves or due.scores:
+        gc.collect()
     run.clock.restart()
     if run.step_timer is not None:
         run.step_timer.restart()

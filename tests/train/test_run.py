@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -427,6 +429,25 @@ def test_a_validation_of_one_document_is_marked(pretrain, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "warning: one document alone is held out" in said and " tokens of one document)" in said
     assert json.loads((tmp_path / "r/summary.json").read_text())["val_documents"] == 1
+
+
+def test_cycles_are_collected_at_a_score_and_never_within_a_step(pretrain, tmp_path, monkeypatch):
+    cycles, seen, step = [], [], loop.train_step
+
+    class Cycle:
+        def __init__(self):
+            self.itself = self
+
+    def with_a_cycle(at):
+        assert not gc.isenabled()
+        cycles.append(weakref.ref(Cycle()))
+        seen.append(sum(cycle() is not None for cycle in cycles))
+        return step(at)
+
+    monkeypatch.setattr(loop, "train_step", with_a_cycle)
+    run(pretrain, sets(out=str(tmp_path / "r"), steps=6, eval_every=3, checkpoint_every=0))
+    assert seen == [1, 2, 3, 1, 2, 3]
+    assert gc.isenabled() and not gc.get_freeze_count()
 
 
 def test_a_checkpoint_is_due_after_minutes_too(pretrain, tmp_path):

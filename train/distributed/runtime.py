@@ -26,6 +26,7 @@ from train.monitor.text import printable
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers before they kill, and of people
+ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # a user's are left as they are
 SAME_CTRL_C = 1.0  # seconds in which SIGINT twice is one press: a terminal and a launcher may both send it
 
 
@@ -108,6 +109,8 @@ def join_processes() -> Iterator[Runtime]:
     """Join the other processes, and leave them at the end. Raises TrainError for a launcher's half set variables."""
     info = process_info(os.environ)
     rank, world_size = (info.rank, info.world_size) if info else (0, 1)
+    if not ALLOCATOR_SETTINGS & os.environ.keys():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # read at the first allocation
     has_cuda = torch.cuda.is_available()
     device = torch.device("cuda", _gpu_number(info)) if has_cuda else torch.device("cpu")
     if has_cuda:

@@ -13,10 +13,13 @@ from stages.proposal.mix import shares
 from stages.proposal.page import Line, page
 from stages.proposal.scale import LADDER, PASSES, Speed, scale_of
 
-WORDS = st.text(min_size=1, max_size=200)
+WORDS = st.text(min_size=1, max_size=120)  # longer than a line of the page
 
 
-@given(st.dictionaries(WORDS, st.one_of(WORDS, st.integers(), st.lists(WORDS, max_size=4)), min_size=1), WORDS)
+VALUES = st.one_of(WORDS, st.integers(), st.lists(WORDS, max_size=4))
+
+
+@given(st.dictionaries(WORDS, VALUES, min_size=1, max_size=3), WORDS)
 def test_yaml_reads_back_what_is_written(values, reason):
     text = page([Line(0, "top"), *(Line(1, key, value, reason) for key, value in values.items())])
     assert yaml.safe_load(text) == {"top": values}
