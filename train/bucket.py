@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple, TypeVar
 from train.redact import without_secrets
 
 SCHEMES = ("s3", "gs", "az")
+GOOGLE = "gs://"  # a conditional write names an object's generation there, not its etag
+NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")  # in an answer of S3's and Google's store, and of Azure's
 PATIENCE = timedelta(seconds=120)  # for one request, all its attempts together
 BACKOFF = (timedelta(seconds=0.2), timedelta(seconds=10))  # the first pause, and the longest
 ATTEMPTS = 20
@@ -92,7 +95,7 @@ class Bucket:
         try:
             yield self._obstore
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
+            if NO_BUCKET.search(str(error)):
                 raise BucketError(f"{self.base}: there is no such bucket; make it first") from None
             raise FileNotFoundError(errno.ENOENT, "no such object", path) from None
         except (errors.AlreadyExistsError, errors.PreconditionError):
@@ -103,6 +106,8 @@ class Bucket:
                 "(docs/scaling-out.md has their names)"
             ) from None
         except errors.GenericError as error:
+            if NO_BUCKET.search(str(error)):
+                raise BucketError(f"{self.base}: there is no such bucket; make it first") from None
             raise UnavailableError(f"{path}: the store does not answer as it should ({first_line(error)})") from None
 
     def get(self, path: str) -> bytes:
@@ -146,6 +151,9 @@ class Bucket:
         mode: Any = "create" if create else {"e_tag": replaces} if replaces else "overwrite"
 
         def put() -> str:
+            nonlocal mode
+            if replaces and self.base.startswith(GOOGLE):
+                mode = self._unchanged(path, replaces)
             with self._request(path) as client:
                 try:
                     reply = client.put(self._client, self.key(path), contents, mode=mode, chunk_size=part)
@@ -153,9 +161,20 @@ class Bucket:
                     raise NotImplementedError(f"{self.base} has no conditional writes") from None
                 except FileNotFoundError:
                     raise BucketError(f"{self.base}: there is no such bucket; make it first") from None
-                return str(reply["e_tag"])
+                return quoted(reply["e_tag"])
 
         return again(put) if create or replaces else put()  # where there was no answer, the client leaves it to us
+
+    def _unchanged(self, path: str, stamp: str) -> dict[str, str]:
+        """Return the generation of the object with etag `stamp`, which is what this store compares before it writes.
+
+        Raises FileExistsError if there is another object.
+        """
+        with self._request(path) as client:
+            facts = client.head(self._client, self.key(path))
+        if self._object(facts).stamp != stamp:
+            raise FileExistsError(errno.EEXIST, "the object is another one", path)
+        return {"e_tag": stamp, "version": facts["version"]}
 
     def head(self, path: str) -> StoredObject:
         """Return the facts of an object. Raises FileNotFoundError."""
@@ -208,8 +227,13 @@ class Bucket:
             again(deleted)
 
     def _object(self, facts: Any) -> StoredObject:
-        stamp = str(facts["e_tag"] or facts["version"] or "")
+        stamp = quoted(facts["e_tag"]) or str(facts["version"] or "")
         return StoredObject(f"{self.base}/{facts['path']}", facts["size"], stamp, facts["last_modified"])
+
+
+def quoted(etag: str | None) -> str:
+    """Return an etag in its quotes, which Azure's lists leave out, or an empty text where there is none."""
+    return f'"{etag}"' if etag and not etag.endswith('"') else etag or ""
 
 
 def again(call: Callable[[], Result]) -> Result:

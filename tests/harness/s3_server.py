@@ -21,6 +21,8 @@ FAULTS = ("503", "500", "lost", "short", "reset")
 class S3Server:
     """moto's server in a thread of this process, its requests counted by kind and, at `fault_rate`, failed."""
 
+    scheme = "s3"
+
     def __init__(self) -> None:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
@@ -52,7 +54,7 @@ class S3Server:
         request = urllib.request.Request(f"{self.address}/{name}", method="PUT")
         urllib.request.urlopen(request).close()
         self.reset()
-        return f"s3://{name}"
+        return f"{self.scheme}://{name}"
 
     def reset(self) -> None:
         """Forget what was counted, and fail no more."""
