@@ -206,6 +206,20 @@ def fetch(
     print(f"torchrun train/main.py --manifest {shlex.quote(str(folder / 'manifest.json'))}")
 
 
+@app.command("export", rich_help_panel=PANEL)
+def export_tokens(
+    manifest: ManifestArgument,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    form: Annotated[
+        str, typer.Option("--format", help="raw: nanoGPT; olmo: OLMo-core; ds: nanotron; tiktoken: the tokenizer.")
+    ],
+) -> None:
+    """Write tokens and ends of documents, or the tokenizer, as another trainer reads them, and say how it does."""
+    from pipeline.publish.export import export_build
+
+    export_build(open_manifest(manifest), folder, form)
+
+
 @app.command(rich_help_panel=PANEL)
 def publish(
     manifest: ManifestArgument,

@@ -28,7 +28,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 README_LINES = 200
 PHASES = ("pretrain", "anneal", "NAME")  # train.NAME.muon: how the reference writes a key of a phase
 # Of other projects, which docstrings cite, or written by an export.
-OTHERS_FILES = {"data_common.py", "fineweb.py", "indexed_dataset.py", "model.py", "modeling_shard.py", "train.py"}
+OTHERS_FILES = {
+    "data_common.py",
+    "encoding.py",
+    "fineweb.py",
+    "indexed_dataset.py",
+    "model.py",
+    "modeling_shard.py",
+    "train.py",
+}
 
 # A path from the root of the clone: not the end of a longer path, no <placeholder> behind it.
 PATH = re.compile(

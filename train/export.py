@@ -137,8 +137,8 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
 
 
-def hf_tokenizer_config(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any]:
-    """Return tokenizer_config.json. Padding goes in front, where generation wants it."""
+def hf_tokenizer_config(tokenizer: Tokenizer, max_seq_len: int | None) -> dict[str, Any]:
+    """Return tokenizer_config.json. Padding goes in front, where generation wants it. max_seq_len: None: no limit."""
     names = {i: name for name, i in tokenizer.special_ids.items()}
     others = [names[i] for i in sorted(names) if i not in (tokenizer.bos_id, tokenizer.pad_id)]
     return {
@@ -148,7 +148,7 @@ def hf_tokenizer_config(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, Any
         "pad_token": names[tokenizer.pad_id],
         **({"additional_special_tokens": others} if others else {}),
         "padding_side": "left",
-        "model_max_length": max_seq_len,
+        **({} if max_seq_len is None else {"model_max_length": max_seq_len}),
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
     }
@@ -315,11 +315,16 @@ def write_folder(
     write_json(out / "config.json", {**config, "trained": trained.provenance()})
     drawn = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
     write_json(out / "generation_config.json", {**special_ids(tokenizer), **drawn})
-    write_json(out / "tokenizer_config.json", hf_tokenizer_config(tokenizer, trained.cfg.max_seq_len))
-    write_definition(out / "tokenizer.json", hf_tokenizer(trained.tokenizer, tokenizer))
+    write_tokenizer(trained.tokenizer, tokenizer, trained.cfg.max_seq_len, out)
     if trained.tokenizer.suffix == SUFFIX:  # train.init_from knows its tokenizer by this file
         shutil.copyfile(trained.tokenizer, out / trained.tokenizer.name)
     (out / "README.md").write_text(readme(trained, has_code), encoding="utf-8")
+
+
+def write_tokenizer(path: Path, tokenizer: Tokenizer, max_seq_len: int | None, out: Path) -> None:
+    """Write the tokenizer at `path` as AutoTokenizer opens it. Raises TrainError for one that has no such form."""
+    write_definition(out / "tokenizer.json", hf_tokenizer(path, tokenizer))
+    write_json(out / "tokenizer_config.json", hf_tokenizer_config(tokenizer, max_seq_len))
 
 
 def write_gguf(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:

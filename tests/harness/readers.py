@@ -5,9 +5,11 @@ Nothing here knows this project: what these functions find in our files is what 
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,3 +126,26 @@ def golf_batches(folder: Path, pattern: str, length: int, rows: int, rank: int, 
 def raw(path: Path) -> np.ndarray:
     """nanoGPT, train.py: a map of uint16, here behind the header."""
     return np.memmap(path, np.uint16, "r", offset=1024)
+
+
+def nanogpt_split(folder: Path, split: str, dtype: Any = np.uint16) -> np.ndarray:
+    """nanoGPT, train.py: a map of all tokens of a split."""
+    return np.memmap(folder / f"{split}.bin", dtype, "r")
+
+
+def datatrove_documents(path: Path, token_size: int = 2) -> list[np.ndarray]:
+    """datatrove, utils/dataset.py and tokens/tokenizer.py: tokens, and beside them the ends of documents as uint64."""
+    tokens = np.frombuffer(path.read_bytes(), np.uint16 if token_size == 2 else np.uint32)
+    ends = np.frombuffer(path.with_name(f"{path.name}.index").read_bytes(), np.uint64).astype(np.int64)
+    size, count, _ = path.with_name(f"{path.name}.metadata").read_text().splitlines()
+    assert size.endswith(f"|{token_size}") and int(count) == len(tokens) == ends[-1]
+    return np.split(tokens, ends[:-1])
+
+
+def olmo_documents(path: Path, dtype: Any = np.uint16) -> list[np.ndarray]:
+    """OLMo-core, olmo_core/data/utils.py: raw tokens in a .npy, start and end of each document in the .csv.gz."""
+    tokens = np.memmap(path, dtype, "r")
+    with gzip.open(path.with_name(path.name.replace(".npy", ".csv.gz")), "rt") as file:
+        spans = [tuple(map(int, line.split(",")[:2])) for line in file]
+    assert spans[-1][1] == len(tokens)
+    return [tokens[start:end] for start, end in spans]
