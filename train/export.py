@@ -37,10 +37,10 @@ from train.checkpoint import gemma3
 from train.checkpoint.load_model import TrainedModel, add_model_arguments, model_from_arguments
 from train.config import ModelConfig, TrainError
 from train.data.manifest import ManifestError, Tokenizer
+from train.export_readme import bos_name, readme
 from train.export_seed_card import Config as SeedConfig
 from train.generate import TEMPERATURE, TOP_P
 from train.keys import keys_fixed_by_weights
-from train.model.transformer import count_parameters
 from train.monitor.text import printable
 from train.redact import without_secrets
 from train.tokenizer.convert import converted
@@ -168,7 +168,7 @@ def tokenizer_definition(path: Path) -> dict[str, Any]:
 def hf_tokenizer(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return tokenizer.json whose texts begin with BOS, as in training, where it stands in front of each."""
     value = tokenizer_definition(path)
-    bos = next(name for name, i in tokenizer.special_ids.items() if i == tokenizer.bos_id)
+    bos = bos_name(tokenizer)
 
     def behind_bos(sequence: str, type_id: int) -> list[dict[str, Any]]:
         parts = {"SpecialToken": bos, "Sequence": sequence}
@@ -242,50 +242,6 @@ def write_card(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, ou
     shutil.copyfile(HERE / "export_seed_card.py", out / "code/model.py")
     for module, name in (("config", "Config"), ("tokenizer", "load_tokenizer")):
         (out / f"code/{module}.py").write_text(f'from model import {name}\n\n__all__ = ["{name}"]\n')
-
-
-README = """\
----
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# {title}
-
-{parameters:,} parameters, trained on windows of {seq_len:,} tokens. A base model: it continues texts.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(FOLDER{trust})
-model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
-batch = tokenizer(["The capital"], return_tensors="pt")  # BOS is put in front
-print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=50))[0])
-```
-
-Checkpoint {checkpoint}, of data build {build}.
-"""
-
-
-def readme(trained: TrainedModel, has_code: bool = True) -> str:
-    """Return the model card: what it is, how to load it, and what it read, if the manifest is of its own build.
-
-    has_code: the folder holds the model's code, which whoever loads it has to trust.
-    """
-    manifest, origin = trained.manifest, trained.provenance()
-    title = f"{origin['name']}, {origin['phase']}, step {origin['step']:,}"
-    text = README.format(
-        title=f"{title}, {trained.average}" if trained.average else title,
-        parameters=count_parameters(trained.cfg, manifest.tokenizer.vocab_size),
-        seq_len=trained.seq_len,
-        trust=", trust_remote_code=True" if has_code else "",
-        checkpoint=origin["checkpoint_sha256"],
-        build=origin["build_id"],
-    )
-    if manifest.build_id != origin["build_id"] or not manifest.sources:
-        return text
-    rows = [f"| {s.name} | {s.tokens:,} | {s.license or 'not stated'} |" for s in manifest.sources]
-    return "\n".join([text, "| source | tokens in the mixture | license |", "|---|---|---|", *rows]) + "\n"
 
 
 def write_hf(trained: TrainedModel, weights: dict[str, Tensor], dtype: str, out: Path) -> None:

@@ -1,5 +1,7 @@
 """The Shard architecture for Hugging Face transformers, in one file that imports torch and transformers only.
 
+Of transformers it needs 4.57 or later; the names that differ in 4 and 5 are asked for where they are used.
+
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
@@ -10,52 +12,70 @@ of layer `engram_inject_layer`, if there is an engram, every position reads a ba
 
 from __future__ import annotations
 
-import functools
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, initialization
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+try:
+    from transformers import initialization  # of 5: it leaves a parameter that was loaded as it is
+except ImportError:
+    from torch.nn import init as initialization  # type: ignore[no-redef]
 
-class ShardConfig(PreTrainedConfig):
+MASK_MAKERS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+MASK_ARGUMENTS = frozenset(inspect.signature(create_causal_mask).parameters)
+
+
+class ShardConfig(PretrainedConfig):
     """The defaults are Shard-40m-v1."""
 
     model_type = "shard"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
-    vocab_size: int = 8192
-    hidden_size: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8  # every head has its own keys and values
-    intermediate_size: int = 2048
-    max_position_embeddings: int = 8192
-    sliding_window: int = 1024  # tokens a sliding layer sees, itself included
-    layer_types: list[str] | None = None  # sliding_attention or full_attention; None: full in odd layers
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-5
-    final_logit_softcapping: float | None = 30.0  # None: off
-    engram_slots: int = 0  # pairs in the bank; 0: no engram
-    engram_inject_layer: int = 6  # it is read ahead of this layer, counted from 0
-    residual_dropout: float = 0.0  # on the output of attention and of the MLP
-    initializer_range: float = 0.02
-    use_cache: bool = True
-    tie_word_embeddings: bool = True
-    bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 0  # a text ends where the next one begins
-    pad_token_id: int | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.layer_types is None:
-            kinds = ("sliding_attention", "full_attention")
-            self.layer_types = [kinds[layer % 2] for layer in range(self.num_hidden_layers)]
-        super().__post_init__(**kwargs)
+    def __init__(
+        self,
+        vocab_size: int = 8192,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 8,  # every head has its own keys and values
+        intermediate_size: int = 2048,
+        max_position_embeddings: int = 8192,  # of training; longer texts run
+        sliding_window: int = 1024,  # tokens a sliding layer sees, itself included
+        layer_types: list[str] | None = None,  # sliding_attention or full_attention; None: full in odd layers
+        rope_theta: float = 10000.0,
+        rms_norm_eps: float = 1e-5,
+        final_logit_softcapping: float | None = 30.0,  # None: off
+        engram_slots: int = 0,  # pairs in the bank; 0: no engram
+        engram_inject_layer: int = 6,  # it is read ahead of this layer, counted from 0
+        residual_dropout: float = 0.0,  # on the output of attention and of the MLP
+        initializer_range: float = 0.02,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = True,
+        bos_token_id: int | None = 0,
+        eos_token_id: int | list[int] | None = 0,  # a text ends where the next one begins
+        pad_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.max_position_embeddings, self.sliding_window = max_position_embeddings, sliding_window
+        kinds = ("sliding_attention", "full_attention")
+        self.layer_types = layer_types or [kinds[layer % 2] for layer in range(num_hidden_layers)]
+        self.rope_theta, self.rms_norm_eps = rope_theta, rms_norm_eps
+        self.final_logit_softcapping = final_logit_softcapping
+        self.engram_slots, self.engram_inject_layer = engram_slots, engram_inject_layer
+        self.residual_dropout, self.initializer_range = residual_dropout, initializer_range
+        self.use_cache = use_cache
+        kwargs |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # type: ignore[call-arg] # as 5 names it
 
     @property
     def head_dim(self) -> int:
@@ -63,13 +83,15 @@ class ShardConfig(PreTrainedConfig):
         return self.hidden_size // self.num_attention_heads
 
 
-@functools.lru_cache(maxsize=4)
-def rope_tables(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, (length, head_dim / 2) fp32, of position * base ** (-2k / head_dim); computed in fp64 on the CPU."""
-    with torch.device("cpu"):
-        k = torch.arange(0, head_dim, 2, dtype=torch.float64)
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * base ** (-k / head_dim)
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+def rope(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, (B, 1, T, head_dim / 2) fp32, of position * base ** (-2k / head_dim), for positions (B, T).
+
+    Computed in fp64 where the device has it, so that a later position is as exact as an early one.
+    """
+    wide = torch.float32 if positions.device.type == "mps" else torch.float64
+    k = torch.arange(0, head_dim, 2, dtype=wide, device=positions.device)
+    angles = positions[:, None, :, None].to(wide) * base ** (-k / head_dim)
+    return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -98,13 +120,16 @@ class ShardAttention(nn.Module):
         self.heads, self.layer = config.num_attention_heads, layer
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d, d, bias=False) for _ in range(4))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None, places: Tensor
+    ) -> Tensor:
+        """places (T,): where in the cache the new keys go, which transformers 4 wants to be told."""
         B, T, d = x.shape
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (p(x).view(B, T, self.heads, -1).transpose(1, 2) for p in projections)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            k, v = cache.update(k, v, self.layer)
+            k, v = cache.update(k, v, self.layer, {"cache_position": places})
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, d))
 
@@ -133,8 +158,10 @@ class ShardLayer(GradientCheckpointingLayer):
         self.mlp = ShardMLP(config)
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, mask, cache))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None, places: Tensor
+    ) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, places))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -163,6 +190,7 @@ class ShardPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ShardLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -195,6 +223,7 @@ class ShardModel(ShardPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache_position: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """input_ids (B, T), or inputs_embeds (B, T, d). attention_mask (B, columns so far): 0 where there is padding.
@@ -208,29 +237,31 @@ class ShardModel(ShardPreTrainedModel):
         cache = past_key_values
         if cache is None and (config.use_cache if use_cache is None else use_cache) and not self.training:
             cache = DynamicCache(config=config)
-        if position_ids is None:
+        if cache_position is None:
             start = 0 if cache is None else cache.get_seq_length()
-            position_ids = torch.arange(start, start + x.shape[1], device=x.device)[None]
-        asked: dict[str, Any] = {
-            "config": config,
-            "inputs_embeds": x,
-            "attention_mask": attention_mask,
-            "past_key_values": cache,
-            "position_ids": position_ids,
-        }
-        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-        kinds = config.layer_types or []
-        # generate() with a static cache makes the masks itself
-        ready = isinstance(attention_mask, dict)
-        masks: Any = attention_mask if ready else {kind: makers[kind](**asked) for kind in set(kinds)}
-        tables = rope_tables(config.max_position_embeddings, config.head_dim, config.rope_theta, x.device)
-        cos, sin = (table[position_ids][:, None] for table in tables)  # (B, 1, T, head_dim / 2)
+            cache_position = torch.arange(x.shape[1], device=x.device) + start
+        if position_ids is None:
+            position_ids = cache_position[None]
+        masks: Any = attention_mask  # generate() with a static cache makes the masks itself
+        if not isinstance(masks, dict):
+            asked: dict[str, Any] = {
+                "config": config,
+                "inputs_embeds": x,
+                "input_embeds": x,  # in transformers 4
+                "attention_mask": attention_mask,
+                "past_key_values": cache,
+                "position_ids": position_ids,
+                "cache_position": cache_position,
+            }
+            known = {name: value for name, value in asked.items() if name in MASK_ARGUMENTS}
+            masks = {kind: MASK_MAKERS[kind](**known) for kind in set(config.layer_types)}
+        cos, sin = rope(position_ids, config.head_dim, config.rope_theta)
         streams: tuple[Tensor, ...] = ()
-        for number, (layer, kind) in enumerate(zip(self.layers, kinds, strict=True)):
+        for number, (layer, kind) in enumerate(zip(self.layers, config.layer_types, strict=True)):
             streams += (x,) if output_hidden_states else ()
             if self.engram is not None and number == config.engram_inject_layer:
                 x = self.engram(x)
-            x = layer(x, cos, sin, masks[kind], cache)
+            x = layer(x, cos, sin, masks[kind], cache, cache_position)
         x = self.norm(x)
         shown = (*streams, x) if output_hidden_states else None
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=cache, hidden_states=shown)
@@ -258,12 +289,20 @@ class ShardForCausalLM(ShardPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """labels (B, T): the ids themselves, shifted here; -100 where none is asked. logits_to_keep: of the last n."""
         out = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_hidden_states
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_hidden_states,
+            cache_position,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept]).float()

@@ -10,7 +10,7 @@ import yaml
 from pipeline.publish.dataset_card import NOT_STATED, cell, table, warnings
 from pipeline.publish.facts import Facts, Training, tokens_read
 from train.checkpoint.load_model import TrainedModel
-from train.export import readme
+from train.export_readme import readme
 
 
 def model_card(facts: Facts, training: Training, repository: str) -> str:

@@ -18,7 +18,8 @@ from trainer_harness import BOS, PAD, sets
 from train.checkpoint.load_model import open_trained_model
 from train.config import ModelConfig, TrainError
 from train.data.manifest import Source
-from train.export import export, hf_name, main, readme, seed_config
+from train.export import export, hf_name, main, seed_config
+from train.export_readme import readme
 from train.export_seed_card import Config, ToyLM
 from train.generate import generate
 from train.main import run
@@ -206,7 +207,7 @@ def load_hf(tmp_path, monkeypatch):
     def load(trained, dtype="float32"):
         out = tmp_path / "out"
         export(trained, "hf", out, dtype)
-        model = transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto", trust_remote_code=True)
         return model, transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=True)
 
     return load
@@ -290,6 +291,50 @@ def test_the_hf_model_trains_and_saves_again(shapes, load_hf, tmp_path):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
     with torch.no_grad():
         assert torch.equal(again(ids).logits, theirs(ids).logits)
+
+
+@pytest.mark.slow
+@needs_transformers
+def test_the_hf_model_runs_past_its_longest_text(shapes, load_hf):
+    trained = shapes["gemma4"]
+    theirs, _ = load_hf(trained)
+    ids = some_ids(2, 3 * CFG.max_seq_len)
+    longer = Model(dataclasses.replace(CFG, max_seq_len=ids.shape[1]), len(theirs.model.embed_tokens.weight), BOS)
+    longer.load_state_dict(trained.weights(), strict=False)
+    with torch.no_grad():
+        want = logits(longer.eval(), ids)
+        assert_near(theirs(ids).logits, want)
+        first = theirs(ids[:, :-1])
+        assert_near(theirs(ids[:, -1:], past_key_values=first.past_key_values).logits, want[:, -1:])
+    made = theirs.generate(ids[:1, :60], max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    assert made.shape == (1, 80)
+
+
+@pytest.mark.slow
+@needs_transformers
+@pytest.mark.parametrize("shape", ["gemma4", "engram"])
+def test_the_hf_model_compiles_as_one_graph(shapes, shape, load_hf):
+    theirs, _ = load_hf(shapes[shape])
+    compiled = torch.compile(theirs, fullgraph=True, backend="eager", dynamic=False)  # it raises at a break
+    ids = some_ids(2, 40)
+    with torch.no_grad():
+        want = theirs(ids).logits
+        assert torch.equal(compiled(ids, use_cache=False).logits, want)
+        first = compiled(ids[:, :39])
+        assert_near(compiled(ids[:, 39:], past_key_values=first.past_key_values).logits, want[:, 39:])
+
+
+@needs_transformers
+def test_the_readme_says_what_the_tokenizer_does(shapes, load_hf):
+    _, tokenizer = load_hf(shapes["gemma4"])
+    text = readme(shapes["gemma4"])
+    bos = tokenizer.bos_token
+    for said in (f"begins with `{bos}`", "add_special_tokens=False", "split_special_tokens=True", "4.57", "`, 64, run"):
+        assert said in text, said
+    assert tokenizer("a").input_ids == [BOS, *b"a"]
+    assert tokenizer("a", add_special_tokens=False).input_ids == [*b"a"]
+    assert tokenizer(f"a{bos}").input_ids == [BOS, *b"a", BOS]
+    assert tokenizer(f"a{bos}", split_special_tokens=True).input_ids == [BOS, *f"a{bos}".encode()]
 
 
 def test_the_model_card_names_what_was_read_and_its_lines_run(shapes):

@@ -95,6 +95,8 @@ def hf_config(cfg: ModelConfig, vocab_size: int, dtype: str) -> dict[str, Any]:
         "sliding_window": cfg.sliding_window,
         "layer_types": [theirs["global" if cfg.is_global(i) else "sliding"] for i in range(cfg.n_layers)],
         "rope_parameters": {theirs[kind]: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
+        "rope_theta": bases["global"],  # transformers 4 has the bases by these two names
+        "rope_local_base_freq": bases["sliding"],
         "rms_norm_eps": cfg.norm_eps,
         "final_logit_softcapping": cfg.lm_head_logit_cap,
         "initializer_range": cfg.init_std,
