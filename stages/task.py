@@ -90,6 +90,7 @@ class Task:
     attempt: str  # makes file names unique to this attempt
     locate: Callable[[Artifact], str]  # fetches a remote artifact into scratch space when it must
     places: dict[str, str] = field(default_factory=dict)  # paths that stay out of the key
+    read_bytes: Callable[[Artifact, int, int], bytes] | None = None  # [start, stop) of a remote one; None: use `path`
     launch: Callable[[str, list[str], int, Path], bool] | None = None  # starts a training job
     outputs: list[Artifact] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)

@@ -119,6 +119,15 @@ class Bucket:
 
         return again(got)
 
+    def get_range(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of an object. Raises FileNotFoundError."""
+
+        def got() -> bytes:
+            with self._request(path) as client:
+                return bytes(client.get_range(self._client, self.key(path), start=start, end=stop))
+
+        return again(got) if stop > start else b""
+
     def download(self, path: str, target: Path, stops: Callable[[], bool] = lambda: False) -> None:
         """Write an object to a file of this machine. Raises FileNotFoundError; an object cut short is asked for again.
 

@@ -29,7 +29,6 @@ from pipeline.engine.state import StageState, compact_record, read_last_build
 from pipeline.engine.store import UNITS, Store
 from pipeline.errors import NotBuilt, UnitFailed, UserError
 from stages.recipe import Recipe
-from stages.registry import STAGES
 from stages.sources.base import SourceUnit
 from stages.stage import Record, Stage, Unit
 from stages.task import Artifact
@@ -74,6 +73,7 @@ class Context:
         self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
         self._files: dict[str, set[tuple[str, int, str]]] = {}  # source or evaluation set -> files its units read
         self._lists: dict[str, asyncio.Future[None]] = {}  # of a stage's outputs in a bucket
+        self._last_sent: tuple[Sequence[Artifact], list[dict[str, Any]]] = ((), [])
         self._last_units: dict[str, KeyHistory] = {}  # of the last build, read when a unit has to run
 
     # -- what stages call ----------------------------------------------------------------------------
@@ -146,9 +146,12 @@ class Context:
         on, and the first failure beyond that is raised once all have ended. In a dry run every unit is looked at
         before NotBuilt is raised.
         """
-        results, errors = await window.gather(awaitables, lambda: self.dispatcher.fatal is not None, may_be_lost)
+        dispatcher = self.dispatcher
+        results, errors = await window.gather(
+            awaitables, lambda: dispatcher.fatal is not None, quarantine.may_be_lost, lambda: dispatcher.slots
+        )
         for lost, error in errors.items():
-            if not lost or self._lost_units() > self.recipe.quarantine.files:
+            if not lost or len(quarantine.lost_units(self)) > self.recipe.quarantine.files:
                 raise error
         return results
 
@@ -184,8 +187,7 @@ class Context:
 
     def lost_files(self, source: str) -> int:
         """Return how many files of `source` could not be read and were left out."""
-        lost = [error for name in losable() for error in self.state(name).failed]
-        return sum(1 for error in lost if error.label.split(" ")[0] == source)
+        return sum(error.label.split(" ")[0] == source for error in quarantine.lost_units(self))
 
     def artifact_path(self, artifact: Artifact) -> str:
         """Return a local path for a small result that `build` itself must read, such as a solved mixture."""
@@ -284,7 +286,7 @@ class Context:
             "out": self.store.out,
             "places": {**unit.places, "folder": self.store.folder(stage.name, key)},
             "cpus": stage.cpus,
-            "inputs": [{**artifact.to_dict(), "path": self.store.absolute(artifact)} for artifact in unit.inputs],
+            "inputs": self._sent(unit.inputs),
         }
         try:
             record = compact_record(await self.dispatcher.submit(spec), label)
@@ -292,12 +294,21 @@ class Context:
             state.failed.append(error)
             # A failure that is not allowed for ends the run, whose last line says it.
             self.progress.failed(
-                stage.name, label, error.message if self.recipe.quarantine.files and may_be_lost(error) else ""
+                stage.name,
+                label,
+                error.message if self.recipe.quarantine.files and quarantine.may_be_lost(error) else "",
             )
             raise
         state.add_record(record)
         self.progress.finished(stage.name, record, unit.weight)
         return record
+
+    def _sent(self, inputs: Sequence[Artifact]) -> list[dict[str, Any]]:
+        """Return inputs as a spec has them: made once for units that share a list, which may have thousands."""
+        if self._last_sent[0] is not inputs:
+            sent = [{**artifact.to_dict(), "path": self.store.absolute(artifact)} for artifact in inputs]
+            self._last_sent = (inputs, sent)
+        return self._last_sent[1]
 
     async def _look(self, stage: str, key: str) -> tuple[Record | None, bool]:
         """Look a unit up in the store, many at a time where each is a request over a network."""
@@ -317,10 +328,6 @@ class Context:
                 last = None
             self._last_units[stage] = last.units if last else KeyHistory()
         return self._last_units[stage]
-
-    def _lost_units(self) -> int:
-        """Return how many units failed that the recipe's `quarantine.files` may allow for."""
-        return sum(len(self.state(name).failed) for name in losable())
 
     def built(self, stage: Stage[Result]) -> Result | None:
         """Return what `stage` built, or None if it was not built to its end in this run."""
@@ -362,16 +369,6 @@ class Context:
             failed = {error.label: error.message for error in state.failed}
             if len(units) or failed:
                 self.store.write_state(self.recipe.name, f"{UNITS}/{name}.json", {**units.to_dict(), "failed": failed})
-
-
-def may_be_lost(error: NotBuilt | UnitFailed) -> bool:
-    """Whether `quarantine.files` may allow for a unit that failed."""
-    return isinstance(error, UnitFailed) and STAGES[error.stage].may_lose_units and not error.fatal
-
-
-def losable() -> list[str]:
-    """Return the names of the stages that may lose units."""
-    return [name for name, stage in STAGES.items() if stage.may_lose_units]
 
 
 def drive(context: Context, coroutine: Coroutine[Any, Any, Result]) -> Result:

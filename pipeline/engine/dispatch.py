@@ -49,6 +49,11 @@ class Dispatcher:
         """Whether anything had to run."""
         return self._executor is not None
 
+    @property
+    def slots(self) -> int:
+        """Units that may be in flight; 0 before the executor was started."""
+        return self._executor.slots if self._executor else 0
+
     def _start(self) -> Executor:
         if self._executor is None:
             self._lock.enter_context(run_lock(self.store, self._command))

@@ -81,6 +81,10 @@ class ObjectStore(Store):
             return super().local_copy(path)
         return self.scratch.copy(path, lambda target: self.bucket.download(path, target))
 
+    def read_bytes(self, artifact: Artifact, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of an output of the store."""
+        return self.bucket.get_range(self.absolute(artifact), start, stop)
+
     # -- units ---------------------------------------------------------------------------------------
 
     def list_outputs(self, stage: str) -> None:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.engine.changes import short_digest
-from pipeline.errors import UserError
+from pipeline.errors import NotBuilt, UnitFailed, UserError
 from stages.registry import STAGES
 
 if TYPE_CHECKING:
     from pipeline.engine.context import Context
+
+
+def may_be_lost(error: NotBuilt | UnitFailed) -> bool:
+    """Whether `quarantine.files` may allow for a unit that failed."""
+    return isinstance(error, UnitFailed) and STAGES[error.stage].may_lose_units and not error.fatal
+
+
+def lost_units(context: Context) -> list[UnitFailed]:
+    """Return the failures that the recipe's `quarantine.files` may allow for."""
+    return [error for stage in STAGES.values() if stage.may_lose_units for error in context.state(stage.name).failed]
 
 
 def check(context: Context) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pipeline.errors import NotBuilt, UnitFailed
 
-WINDOW = 256  # results awaited at a time
+WINDOW = 256  # results awaited at a time, at least
 
 Result = TypeVar("Result")
 
@@ -24,13 +24,15 @@ async def gather(
     awaitables: Iterable[Awaitable[Result]],
     is_over: Callable[[], bool],
     may_be_lost: Callable[[NotBuilt | UnitFailed], bool],
+    slots: Callable[[], int],
 ) -> tuple[list[Result], dict[bool, NotBuilt | UnitFailed]]:
-    """Await many results that hold units, WINDOW at a time; no more are begun once `is_over`.
+    """Await many results that hold units, some at a time; no more are begun once `is_over`.
 
+    At a time: twice the executor's `slots`, which may change, so that all of them are used, and WINDOW at least.
     Returns those that came, in order, and of the units that did not the first error of those that may be lost and of
     the others, in the order in which they came. Any other error is raised, and nothing more is awaited.
     """
-    window = asyncio.Semaphore(WINDOW)
+    ended = asyncio.Event()
     results: list[Result | Missing] = []
     errors: dict[bool, NotBuilt | UnitFailed] = {}
     faults: list[Exception] = []
@@ -43,21 +45,26 @@ async def gather(
             errors.setdefault(may_be_lost(error), error)
         except Exception as error:
             faults.append(error)
-        finally:
-            window.release()
+
+    def forget(task: asyncio.Task[None]) -> None:
+        running.discard(task)
+        ended.set()
 
     for number, awaitable in enumerate(awaitables):
-        await window.acquire()
+        while len(running) >= max(WINDOW, 2 * slots()):
+            ended.clear()
+            await ended.wait()
         # A task of its own, so that it ends cleanly when it is cancelled before its turn.
         inner = asyncio.ensure_future(awaitable)
         results.append(Missing.MISSING)
         task = asyncio.ensure_future(wait_for(number, inner))
         running.add(task)
-        task.add_done_callback(running.discard)
+        task.add_done_callback(forget)
         if faults or is_over():
             break
     while running and not faults:
-        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        ended.clear()
+        await ended.wait()
     if faults:
         raise faults[0]
     return [result for result in results if not isinstance(result, Missing)], errors

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, cast
 
 from pipeline.engine.executor import Fault, Reply, UnitSpec, find_work
+from pipeline.engine.object_store import ObjectStore
 from pipeline.engine.store import STAMP, Store, open_store
 from pipeline.errors import DISK_FULL
 from pipeline.executors.train_job import launcher
@@ -61,7 +62,9 @@ def _run(store: Store, spec: UnitSpec, attempt: str, folder: Path) -> Record:
     _reset_peak()
     started = time.time()
     inputs = [Artifact(**artifact) for artifact in spec["inputs"]]
-    task = Task(spec["params"], inputs, folder, attempt, store.fetch, spec["places"], launcher(spec["executor"]))
+    task = Task(spec["params"], inputs, folder, attempt, store.fetch, spec["places"])
+    task.read_bytes = store.read_bytes if isinstance(store, ObjectStore) else None
+    task.launch = launcher(spec["executor"])
     find_work(spec["work"])(task)
     outputs = _store_outputs(store, spec, task.outputs)
     finished = time.time()

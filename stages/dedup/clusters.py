@@ -10,45 +10,45 @@ A document is a 64-bit *label* whose order is the order of preference, so the fi
 kept: one bit (held out for validation before any other), 8 bits (rank of the source), the first 23 bits of the document
 id, and 32 bits (its *number* in the corpus: parts in their order, rows in theirs).
 
-All files are arrays, sorted or in sorted runs, mapped, of which a unit reads one range. A worker's memory is bounded by
+All files are arrays, sorted or in sorted runs, of which a unit reads one range. A worker's memory is bounded by
 the driver's ENTRIES and PAIRS, by RUN of `stages.dedup.keys`, and by 50 bytes a row of a part: 500 MB where nine keys
 in ten are shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.dedup.arrays import read_range, save_array
+from stages.dedup.arrays import Entries, Range, read_ranges, save_array
+from stages.dedup.keys import EXACT, NEAR
 from stages.hashing import distinct
 from stages.task import Artifact, Task
 
 RANKS = 1 << 8  # sources that can be told apart
 PAIR = np.dtype([("label", "<u8"), ("other", "<u8")])  # each pair both ways round, sorted by the number of `label`
 Labels: TypeAlias = npt.NDArray[np.uint64]
-Entries: TypeAlias = npt.NDArray[np.void]  # of EXACT, NEAR or PAIR
 
 
 def match_keys(task: Task) -> None:
-    """Pair documents with the same key, of one range of keys. Inputs: a file of keys a part.
+    """Pair documents with the same key, of one range of keys. Inputs: files of keys, of parts or of several together.
 
-    Params: range, of, a power of two; rows of each part; sources, a list of [name, number of parts, rank].
-    Output: `pairs` (PAIR).
+    Params: range, of, a power of two; near, which keys they are; rows, the documents of each file; sources, a list of
+    [name, number of files, rank]. Output: `pairs` (PAIR).
     """
     width = (1 << 64) // task.params["of"]
     low = task.params["range"] * width
-    ranks = [rank for _, parts, rank in task.params["sources"] for _ in range(parts)]
-    part_starts = first_numbers(task.params["rows"])[:-1].tolist()
-    pieces = []
-    for artifact, part_start, rank in zip(task.inputs, part_starts, ranks, strict=True):
-        entries = read_range(task, artifact, low, low + width, lambda entry: int(entry["lo"]))
+    ranks = [rank for _, files, rank in task.params["sources"] for _ in range(files)]
+    starts = first_numbers(task.params["rows"])[:-1].tolist()
+    dtype = NEAR if task.params["near"] else EXACT
+    wanted = Range(low, low + width, 1 << 64, lambda entry: int(entry["lo"]), dtype)
+    pieces = read_ranges(task, task.inputs, wanted)
+    for entries, start, rank in zip(pieces, starts, ranks, strict=True):
         entries["first"] |= np.uint32(rank << 23)
-        entries["row"] += np.uint32(part_start)
-        pieces.append(entries)
+        entries["row"] += np.uint32(start)
     save_array(task, "pairs", both_ways(*equal_keys(np.concatenate(pieces))))
 
 
@@ -104,20 +104,23 @@ def document_numbers(labels: Labels) -> Labels:
     return labels & np.uint64(0xFFFFFFFF)
 
 
-def read_pairs(task: Task, artifacts: Iterable[Artifact], low: int, high: int) -> Entries:
-    """Return the pairs of the documents numbered [low, high), of all files."""
+def read_pairs(task: Task, artifacts: Sequence[Artifact], low: int, high: int, documents: int) -> Entries:
+    """Return the pairs of the documents numbered [low, high), of all files. documents: of the corpus."""
 
     def number(pair: np.void) -> int:
         return int(pair["label"]) & 0xFFFFFFFF
 
-    return np.concatenate([read_range(task, artifact, low, high, number) for artifact in artifacts])
+    return np.concatenate(read_ranges(task, artifacts, Range(low, high, documents, number, PAIR)))
 
 
 def unite_pairs(task: Task) -> None:
-    """Unite the pairs of one range of documents. Inputs: files of pairs. Params: low, high. Output: `pairs` (PAIR)."""
+    """Unite the pairs of one range of documents. Inputs: files of pairs.
+
+    Params: low, high; documents, of the corpus. Output: `pairs` (PAIR).
+    """
     from stages.kernels.union_find import unite
 
-    pairs = read_pairs(task, task.inputs, task.params["low"], task.params["high"])
+    pairs = read_pairs(task, task.inputs, task.params["low"], task.params["high"], task.params["documents"])
     labels = distinct(np.concatenate([pairs["label"], pairs["other"]]))
     own = np.arange(len(labels))
     first = own.copy()  # of each label: where the first of its cluster stands in `labels`

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from stages.dedup.arrays import npy_header, save_array
+from stages.dedup.arrays import Entries, save_array, save_runs
 from stages.hashing import id_words, is_validation
 from stages.task import Task
 
@@ -58,31 +57,24 @@ def write_near_keys(task: Task, file: pq.ParquetFile, first: npt.NDArray[np.uint
     """Write output `near` (NEAR): an entry a document and band, none for a text without words.
 
     first: `first_bits` of each row. shape: ngram, bands, rows. A part of short texts has more entries than fit into
-    memory, so they are sorted by key in runs of RUN or fewer; the output's meta `runs` says where each begins, and
-    where the last ends.
+    memory, so they are sorted by key in runs of RUN or fewer (see `stages.dedup.arrays.save_runs`).
     """
     bands = shape["bands"]
-    path = task.output("near.npy")
-    runs = [0]
-    with Path(path).open("wb") as out:
-        # As long as the header written at the end: numpy leaves room to grow.
-        np.lib.format.write_array_header_1_0(out, npy_header((len(first) * bands,), NEAR))
-        for first_row, keys in key_runs(file, shape):
-            flat = keys.reshape(-1)
-            order = np.argsort(flat, kind="stable")
-            without_words = np.searchsorted(flat, 1, sorter=order)  # their key is 0
-            order = order[without_words:]
-            for start in range(0, len(order), CHUNK):
-                chosen = order[start : start + CHUNK]
-                entries = np.empty(len(chosen), NEAR)
-                entries["lo"] = flat[chosen]
-                entries["row"] = first_row + chosen // bands
-                entries["first"] = first[entries["row"]]
-                out.write(entries.tobytes())
-            runs.append(runs[-1] + len(order))
-        out.seek(0)
-        np.lib.format.write_array_header_1_0(out, npy_header((runs[-1],), NEAR))
-    task.add("near", path, rows=runs[-1], runs=runs)
+
+    def pieces(first_row: int, keys: npt.NDArray[np.uint64]) -> Iterator[Entries]:
+        flat = keys.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        without_words = np.searchsorted(flat, 1, sorter=order)  # their key is 0
+        order = order[without_words:]
+        for start in range(0, len(order), CHUNK):
+            chosen = order[start : start + CHUNK]
+            entries = np.empty(len(chosen), NEAR)
+            entries["lo"] = flat[chosen]
+            entries["row"] = first_row + chosen // bands
+            entries["first"] = first[entries["row"]]
+            yield entries
+
+    save_runs(task, "near", NEAR, len(first) * bands, (pieces(*run) for run in key_runs(file, shape)))
 
 
 def key_runs(file: pq.ParquetFile, shape: dict[str, int]) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:

@@ -2,8 +2,9 @@
 
 The same: equal after normalization (`stages.filter.work.text_hash`). Nearly: found by MinHash (`stages.dedup.minhash`),
 and whatever is nearly the same as one of those. `stages.dedup.keys` writes the keys of each part's documents,
-`stages.dedup.clusters` finds those that share one, and `stages.dedup.drops` lists the rows to drop of each part. A list
-has a digest of its own, so a change in one input file writes only those parts again whose own drops changed.
+`stages.dedup.exchange` puts those of many parts together, `stages.dedup.clusters` finds documents that share one, and
+`stages.dedup.drops` lists the rows to drop of each part. A list has a digest of its own, so a change in one input file
+writes only those parts again whose own drops changed.
 
 Which one is kept: a validation document before any other (so that no training copy of it survives), then the source
 that comes first in `dedup.priority` and behind those by name, then the smallest document id (its first 23 bits), then
@@ -12,9 +13,10 @@ the first part and row.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 
 from stages.dedup.clusters import RANKS, first_numbers, match_keys, unite_pairs
 from stages.dedup.drops import SHOWN, list_drops
+from stages.dedup.exchange import merge_keys
 from stages.dedup.keys import write_keys
 from stages.dedup.report import EXCERPT, duplicate_rates, write_report
 from stages.dedup.work import work
@@ -35,8 +38,19 @@ from stages.task import Artifact
 ENTRIES = 1 << 22  # keys compared in a unit
 PAIRS = 1 << 22  # pairs united in a unit
 MOST_RANGES = 1024  # of keys, or of documents
+MOST_PARTS = 256  # whose files of keys are read one by one
+GROUP = 64  # parts of a source whose keys are put together, where there are more
 
 Parts = Mapping[str, Sequence[Artifact]]  # tables of documents by source, one a part
+
+
+@dataclass(frozen=True)
+class KeyFiles:
+    """The keys of consecutive documents of a source: of one part, or of a group of them."""
+
+    source: str
+    rows: int
+    record: Record  # with outputs `exact`, `ids` and, if asked for, `near`
 
 
 @dataclass(frozen=True)
@@ -92,21 +106,12 @@ async def find_drops(context: BuildContext, filtered: Parts) -> list[Record]:
         "rows": [part.rows for part in parts],
         "sources": [[name, len(artifacts), ranks[name]] for name, artifacts in filtered.items()],
     }
-    keyed = await context.map(
-        DEDUP,
-        (
-            Unit(write_keys, {"near": config.minhash()}, [part], f"sign {i:05d}", name, part.bytes)
-            for name, artifacts in filtered.items()
-            for i, part in enumerate(artifacts)
-        ),
-    )
-    exact = await find_pairs(context, [record.output("exact") for record in keyed], "exact", corpus)
-    near: list[Artifact] = []
-    if config.near:
-        near = await find_pairs(context, [record.output("near") for record in keyed], "near", corpus)
+    keys = await write_key_files(context, filtered)
+    exact = await find_pairs(context, keys, ranks, near=False)
+    near = await find_pairs(context, keys, ranks, near=True) if config.near else []
     ranges = part_ranges(corpus["rows"], sum(pairs.rows for pairs in exact + near))
     joined = await join_pairs(context, exact + near, corpus["rows"], ranges) if near else [exact] * len(ranges)
-    ids = [record.output("ids") for record in keyed]
+    ids = [files.record.output("ids") for files in keys]
     return await context.map(
         DEDUP,
         (
@@ -122,20 +127,68 @@ async def find_drops(context: BuildContext, filtered: Parts) -> list[Record]:
     )
 
 
+async def write_key_files(context: BuildContext, filtered: Parts) -> list[KeyFiles]:
+    """Return the keys of all documents in the order of parts: a file a part, or where there are many a file a group.
+
+    A group, once full, never changes when the source grows; what does not fill one is read as it is.
+    """
+    near = context.recipe.dedup.minhash()
+    parts = [(name, i, part) for name, artifacts in filtered.items() for i, part in enumerate(artifacts)]
+    keyed = await context.map(
+        DEDUP,
+        (Unit(write_keys, {"near": near}, [part], f"sign {i:05d}", name, part.bytes) for name, i, part in parts),
+    )
+    found = [KeyFiles(name, part.rows, record) for (name, _, part), record in zip(parts, keyed, strict=True)]
+    if len(found) <= MOST_PARTS:
+        return found
+    by_source = [list(files) for _, files in groupby(found, lambda files: files.source)]
+    groups = [files[first : first + GROUP] for files in by_source for first in range(0, len(files), GROUP)]
+    full = [group for group in groups if len(group) == GROUP]
+    merged = iter(await context.map(DEDUP, map(merge_unit, full)))
+    put_together: list[KeyFiles] = []
+    for group in groups:
+        if len(group) == GROUP:
+            put_together.append(KeyFiles(group[0].source, sum(files.rows for files in group), next(merged)))
+        else:
+            put_together += group
+    return put_together
+
+
+def merge_unit(group: Sequence[KeyFiles]) -> Unit:
+    """Return the unit that puts the keys of a group of parts together."""
+    outputs = [artifact for files in group for artifact in files.record.outputs]
+    first = group[0].record.label.rpartition(" ")[2]
+    weight = sum(artifact.bytes for artifact in outputs)
+    return Unit(
+        merge_keys, {"rows": [files.rows for files in group]}, outputs, f"merge {first}", group[0].source, weight
+    )
+
+
 def ranges_for(number: int, most: int) -> int:
     """Return into how many ranges `number` is split so that each holds some `most`: a power of two."""
     needed = max(1, -(-number // most))
     return min(MOST_RANGES, power_of_two_at_least(needed))
 
 
-async def find_pairs(context: BuildContext, keys: list[Artifact], kind: str, corpus: dict[str, Any]) -> list[Artifact]:
-    """Return pairs of documents with the same key, a file for each range of keys. `keys` has a file a part."""
+async def find_pairs(
+    context: BuildContext, files: Sequence[KeyFiles], ranks: Mapping[str, int], near: bool
+) -> list[Artifact]:
+    """Return pairs of documents with the same key, a file for each range of keys. ranks: of each source."""
+    kind = "near" if near else "exact"
+    keys = [each.record.output(kind) for each in files]
     of = ranges_for(sum(artifact.rows for artifact in keys), ENTRIES)
     weight = sum(artifact.bytes for artifact in keys) // of
+    number = Counter(each.source for each in files)
+    params = {
+        "of": of,
+        "near": near,
+        "rows": [each.rows for each in files],
+        "sources": [[name, count, ranks[name]] for name, count in number.items()],
+    }
     records = await context.map(
         DEDUP,
         (
-            Unit(match_keys, {"range": i, "of": of, **corpus}, keys, f"match {kind} {i + 1} of {of}", weight=weight)
+            Unit(match_keys, {**params, "range": i}, keys, f"match {kind} {i + 1} of {of}", weight=weight)
             for i in range(of)
         ),
     )
@@ -165,7 +218,7 @@ async def join_pairs(
             [
                 Unit(
                     unite_pairs,
-                    {"low": first_rows[low], "high": first_rows[high]},
+                    {"low": first_rows[low], "high": first_rows[high], "documents": first_rows[-1]},
                     pairs,
                     f"join {i + 1} of {len(ranges)}, round {number}",
                     weight=weight,

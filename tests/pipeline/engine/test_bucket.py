@@ -21,6 +21,7 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.store import open_store
 from pipeline.errors import UserError
 from pipeline.recipe import parse_recipe
+from stages.dedup import stage as dedup
 from stages.estimate.tokens import known_tokenizer
 from stages.pack.verify import verify
 from stages.registry import STAGES
@@ -169,6 +170,20 @@ def test_an_output_of_the_store_that_was_damaged_is_made_again(local: Path, s3: 
     assert again.states["tokenize"].reasons == {"its output is missing or damaged": 1}
     assert packed(f"{out}/small/anneal") == packed(local)
     assert context.folders == again.folders
+
+
+def test_ranges_of_keys_are_read_by_their_bytes(local: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many ranges of keys: the documents of a local build in one range."""
+    for name, value in (("ENTRIES", 500), ("PAIRS", 100)):
+        monkeypatch.setattr(dedup, name, value)
+    ranges: list[str] = []
+    out = f"{s3.new_bucket()}/out"
+    s3.fault = lambda environ: ranges.append(environ["PATH_INFO"]) if "HTTP_RANGE" in environ else None
+    build_in(out, local)
+    assert packed(f"{out}/small/anneal") == packed(local)
+    assert {path.rpartition(".")[0].rpartition(".")[2] for path in ranges} == {"exact", "near", "pairs", "ids"}
+    whole = [path for path in s3.paths if path.startswith("GET") and path.endswith((".exact.npy", ".pairs.npy"))]
+    assert len(whole) == len([path for path in ranges if path.endswith((".exact.npy", ".pairs.npy"))])
 
 
 def test_of_attempts_at_a_unit_one_wins_and_the_others_leave_nothing(s3: S3Server, tmp_path: Path) -> None:

@@ -157,6 +157,14 @@ def test_five_thousand_units_stay_within_the_window(tmp_path: Path) -> None:
     assert context.counts(STAGES["filter"], "web") == {"kept": 5000}
 
 
+def test_the_window_holds_all_slots_of_a_large_cluster(tmp_path: Path) -> None:
+    stub = Stub()
+    stub.slots = 1000
+    context = context_of(tmp_path, stub)
+    drive(context, context.gather(one(context, i) for i in range(3000)))
+    assert (stub.ran, stub.most) == (3000, 1000)
+
+
 def test_the_same_unit_asked_for_twice_runs_once(tmp_path: Path) -> None:
     stub = Stub()
     context = context_of(tmp_path, stub)

@@ -17,7 +17,7 @@ from stage_harness import SHARED, LocalContext, build, needs_shared, recipe, row
 from stages.dedup import keys as dedup_keys
 from stages.dedup import minhash
 from stages.dedup import stage as dedup
-from stages.dedup.arrays import read_range
+from stages.dedup.arrays import Range, read_ranges
 from stages.dedup.clusters import PAIR, both_ways, equal_keys, unite_pairs
 from stages.dedup.config import Dedup
 from stages.dedup.keys import EXACT, NEAR, first_bits, write_keys
@@ -96,7 +96,7 @@ def test_rounds_of_joins_give_whole_clusters(tmp_path_factory, edges, of, data):
         outputs = []
         for low, high in cuts:
             made.append(None)
-            task = Task({"low": low, "high": high}, files, folder, f"t{len(made)}", lambda a: a.path)
+            task = Task({"low": low, "high": high, "documents": 41}, files, folder, f"t{len(made)}", lambda a: a.path)
             unite_pairs(task)
             outputs.append(task.outputs[0])
         files = outputs
@@ -166,7 +166,8 @@ def test_keys_lie_in_sorted_runs(tmp_path, monkeypatch, run):
     wanted = sorted((key, first[i], i) for i, row in enumerate(keys) if any(row) for key in row)
     assert len(wanted) == file.rows == 11 * 14 and len(file.meta["runs"]) == -(-103 // max(1, run // 14)) + 1
     for bounds in ((0, 1 << 63, 1 << 64), (0, wanted[40][0], wanted[41][0], 1 << 64)):
-        found = [read_range(task, file, a, b, lambda e: int(e["lo"])) for a, b in pairwise(bounds)]
+        ranges = [Range(a, b, 1 << 64, lambda e: int(e["lo"]), NEAR) for a, b in pairwise(bounds)]
+        found = [read_ranges(task, [file], wanted)[0] for wanted in ranges]
         for part, (a, b) in zip(found, pairwise(bounds), strict=True):
             assert all(a <= int(key) < b for key in part["lo"])
         assert sorted(e for part in found for e in part.tolist()) == wanted
