@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from trainer_harness import Forked, ended, losses, sets
 
 from train.config import TrainError
 from train.distributed.launch_env import ProcessInfo, cores, first_host, process_info
+from train.distributed.runtime import ALLOCATOR_SETTINGS, join_processes
 from train.main import run
 
 TORCHRUN = {
@@ -134,3 +136,15 @@ def test_two_tasks_of_srun_train_together(pretrain, launch, tmp_path):
     run(pretrain, sets(out=str(tmp_path / "alone")))
     mine, theirs = losses(folder), losses(tmp_path / "alone")
     assert mine.keys() == theirs.keys() and max(abs(mine[s] - theirs[s]) for s in mine) < LOSS
+
+
+@pytest.mark.parametrize("own", [None, *sorted(ALLOCATOR_SETTINGS)])
+def test_segments_of_a_gpu_grow_unless_a_user_says_otherwise(own, monkeypatch):
+    for name in ALLOCATOR_SETTINGS:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    if own:
+        monkeypatch.setenv(own, "backend:native")
+    with join_processes():
+        found = {name: os.environ[name] for name in ALLOCATOR_SETTINGS & os.environ.keys()}
+    assert found == ({own: "backend:native"} if own else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
