@@ -12,6 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.sources import warc
 from stages.sources.arrow import MAGIC
 from stages.sources.base import BadRow
 from stages.sources.contents import chunks
@@ -72,12 +73,22 @@ def from_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[Record]:
             yield dict(zip(header, row, strict=True))
 
 
+def from_warc(stream: IO[bytes], path: str, _: str) -> Iterator[Record]:
+    """Yield the pages of an archive of the web."""
+    for number, record in enumerate(warc.records(chunks(stream, path), path)):
+        page = warc.page_of(record, {"meta": {}, "template": None})
+        warc.finish(record, f"record {number}")
+        if isinstance(page, dict):
+            yield page
+
+
 READERS: Mapping[str, Callable[[IO[bytes], str, str], Iterator[Any]]] = {
     "parquet": from_parquet,
     "arrow": from_arrow,
     "jsonl": from_jsonl,
     "json_array": from_json_array,
     "csv": from_csv,
+    "warc": from_warc,
 }
 
 

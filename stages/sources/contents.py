@@ -52,6 +52,7 @@ FORMATS = (
     (b"\xff\x06\0\0sNaPpY", "packed with snappy", "unpack it first"),
     (b"PK\x05\x06", "an empty zip archive", "fetch it again"),
     (b"SQLite format 3\0", "an SQLite database", "export its rows as JSON lines"),
+    (b"WARC/", "an archive of the web", "say `from: warc`"),
     (b"%PDF-", "a PDF", "extract its text first"),
     (b"Obj\x01", "an Avro file", "convert it to parquet"),
     (b"FEA1", "a Feather file of version 1", "read it with pandas and write it as parquet"),
@@ -72,13 +73,15 @@ class FormatError(DataError):
 def foreign(head: bytes, reads: str) -> str:
     """Return what the file that begins with `head` is and what to do, or "" where `from: <reads>` may read it.
 
-    `reads` is jsonl, json_array, text, csv, parquet or arrow.
+    `reads` is jsonl, json_array, text, csv, parquet, arrow or warc.
     """
     for magic, what, remedy in FORMATS:
         if head.startswith(magic) and f"`from: {reads}`" not in remedy:
             return f"is {what}; {remedy}"
     if head[257:262] == b"ustar":
         return "is a tar archive; unpack it first"
+    if reads == "warc":
+        return "" if head.startswith(b"WARC/") or not head else "is no WARC or WET file; check `path`"
     if reads == "text":
         return ""
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()

@@ -48,6 +48,8 @@ READERS = {
     ".tsv": "csv",
     ".txt": "text",
     ".md": "text",
+    ".warc": "warc",
+    ".wet": "warc",
 }
 NOTES: ContextVar[list[str] | None] = ContextVar("notes", default=None)  # takes what people should know of a listing
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from stages.filter.edits import parse_edits
 from stages.filter.metadata import check_metadata
 from stages.filter.rules import parse_rules
-from stages.sources import ai2_arc, arrow, csv, hub, hub_dataset, installed_docs, json_array, jsonl, parquet, text
+from stages.sources import ai2_arc, arrow, csv, hub, hub_dataset, installed_docs, json_array, jsonl, parquet, text, warc
 from stages.sources.base import BaseConfig, QuestionModule, SourceModule
 from stages.sources.presets import PRESETS, preset_config
 
@@ -26,6 +26,7 @@ MODULES: dict[str, SourceModule] = {
     "text": text,
     "csv": csv,
     "arrow": arrow,
+    "warc": warc,
     "ai2_arc": ai2_arc,
     "hub_dataset": hub_dataset,
 }
