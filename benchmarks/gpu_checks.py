@@ -182,8 +182,8 @@ def check_trunk(
     """
     model = build(two_layers(cfg), vocab, 0, vocab - 1).to(device)
     T = min(1024, cfg.max_seq_len)
-    ids = torch.randint(0, vocab, (4, T + 1), generator=torch.Generator().manual_seed(0)).to(device)
-    borders = documents_of(4, T) if documents else None
+    ids = torch.randint(0, vocab, (2, T + 1), generator=torch.Generator().manual_seed(0)).to(device)
+    borders = documents_of(2, T) if documents else None
     exact = trunk_results(model, ids, borders)
     model.dtype = dtype
     eager = trunk_results(model, ids, borders)

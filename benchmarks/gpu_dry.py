@@ -41,7 +41,7 @@ from train.step import train_step
 
 STEPS, SETTLED = 20, 3  # made, and after which nothing may be compiled
 # A micro-batch of 2,048 ids: of more than 3,072 the gradient of an embedding is made by a kernel that counts first.
-SHORT = {"batch_size": 4, "micro_batch": 2, "seq_len": 1024, "eval_tokens": 4096, "log_every": 1000, "kernel_warmup": 0}
+SHORT = {"batch_size": 8, "micro_batch": 2, "seq_len": 1024, "eval_tokens": 4096, "log_every": 1000, "kernel_warmup": 0}
 BY_BLOCKS = "compiled by blocks"  # of two kinds, for a comparison (benchmarks/gpu.py)
 EXPECTED = 2  # graphs: the trunk, and what lies between the loss's products; one more with heads for further tokens
 
@@ -161,6 +161,7 @@ def dry(settings: dict[str, Setting], cfgs: dict[str, tuple[ModelConfig, int]], 
     wrong: list[str] = []
     for name, check in gpu_checks.checks(device, cfgs).items():
         began = time.monotonic()
+        torch._dynamo.reset()  # as between the items of a benchmark
         try:
             check()
         except Exception:

@@ -30,6 +30,7 @@ from train.model.masks import FLEX_BLOCK, Mask
 # Attention of q (B, H, T, D) over k, v (B, H_kv, T, D) -> (B, H, T, D). In training it is `attend` with the layer's
 # mask; in generation what a cache holds of the layer comes first (train/generate.py)
 AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+RECOMPILE_LIMIT = 64  # graphs of one function; torch's default is 8
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,7 +137,16 @@ def shares_heads(q: Tensor, k: Tensor) -> bool:
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
+    raise_recompile_limit()
     return torch.compile(flex_attention, dynamic=False)
+
+
+def raise_recompile_limit() -> None:
+    """Let one function have as many graphs as a run needs: kinds of layers, sizes tried, lengths of evaluations.
+
+    Past the limit a compiled trunk ends the run, and flex falls back on a form without its kernel.
+    """
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | None) -> Tensor:

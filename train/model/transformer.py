@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.keys import ConfigError
-from train.model.attention import Attention, AttentionFn, attend, rope_tables
+from train.model.attention import Attention, AttentionFn, attend, raise_recompile_limit, rope_tables
 from train.model.bigram import BigramHash
 from train.model.config import ModelConfig
 from train.model.engram import Engram
@@ -43,8 +43,6 @@ from train.model.memory import Memory
 from train.model.mlp import MLP
 from train.model.mtp import FurtherTokens
 from train.model.smear import Smear
-
-RECOMPILE_LIMIT = 64  # graphs of one function; torch's default is 8
 
 
 class Block(nn.Module):
@@ -137,8 +135,7 @@ class Model(nn.Module):
 
     def compile_parts(self) -> None:
         """Compile the trunk, and on a GPU what lies between the loss's products; one shape, one graph."""
-        # the sizes that are tried for a micro-batch, and lengths of evaluations; past the limit a run would end
-        torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+        raise_recompile_limit()
         self.run_trunk = torch.compile(self.trunk, dynamic=False, fullgraph=True)
         if self.embed.weight.is_cuda:
             self.chunk_values = torch.compile(chunk_values_pure, dynamic=False, fullgraph=True)
