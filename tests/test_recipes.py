@@ -227,8 +227,14 @@ GOLF_STEPS += ["schedule.overrun=false", "schedule.warmdown=4", "eval_every=0", 
 GOLF_STEPS += ["swa.every=1", "ema.every=1", "eval_seq_len=128", "artefact.keep_numel=1000"]
 
 
+GOLF = [(name, variant) for name, variant in VARIANTS if name.startswith("golf")]
+LONG = [("golf_int5_sp1024", "record"), ("golf_memory_tokens", None)]  # the other of each system is tried by make test
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, v in VARIANTS if n.startswith("golf")])
+@pytest.mark.parametrize(
+    ("name", "variant"), [pytest.param(*each, marks=pytest.mark.soak if each in LONG else ()) for each in GOLF]
+)
 def test_golf_recipes_run_in_small_from_raw_text_to_an_artefact(name, variant, out, tmp_path):
     """The shipped recipe by --set alone, but for where its text comes from; then on its shards, adopted."""
     pytest.importorskip("sentencepiece")
