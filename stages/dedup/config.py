@@ -25,6 +25,13 @@ class Dedup(Model):
         default_factory=list, description="Whose copy of a duplicate is kept, first to last; the others by name."
     )
 
+    lines: int | None = Field(
+        None,
+        ge=1,
+        description="Cut lines that more documents than this have, such as menus and notices: those of 32 bytes and "
+        "more, white space and the case of ASCII aside. By default none is cut.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _as_exact(cls, value: Any) -> Any:

@@ -27,6 +27,7 @@ from stages.dedup.clusters import RANKS, first_numbers, match_keys, unite_pairs
 from stages.dedup.drops import SHOWN, list_drops
 from stages.dedup.exchange import merge_keys
 from stages.dedup.keys import write_keys
+from stages.dedup.lines import count_lines, cut_lines, find_frequent
 from stages.dedup.report import EXCERPT, duplicate_rates, write_report
 from stages.dedup.work import work
 from stages.errors import DataError
@@ -80,8 +81,34 @@ async def build(context: BuildContext) -> Deduplicated:
             part_number += 1
     records = iter(await context.map(DEDUP, units))
     docs = {name: [next(records).output("docs") for _ in parts] for name, parts in filtered.items()}
+    if config.lines is not None:
+        docs = await without_frequent_lines(context, docs, config.lines)
     warn_of_empty(context, filtered, docs)
     return Deduplicated(docs, drops, await report_on(context, filtered, listed) if listed else None)
+
+
+async def without_frequent_lines(context: BuildContext, docs: Parts, most: int) -> dict[str, list[Artifact]]:
+    """Return the documents of each source without the lines that more than `most` of all documents have."""
+    parts = [(name, i, part) for name, artifacts in docs.items() for i, part in enumerate(artifacts)]
+    counted = await context.map(
+        DEDUP, (Unit(count_lines, {}, [part], f"lines {i:05d}", name, part.bytes) for name, i, part in parts)
+    )
+    lines = [record.output("lines") for record in counted]
+    of = ranges_for(sum(artifact.rows for artifact in lines), ENTRIES)
+    weight = sum(artifact.bytes for artifact in lines) // of
+    found = await context.map(
+        DEDUP,
+        (
+            Unit(find_frequent, {"most": most, "range": i, "of": of}, lines, f"lines {i + 1} of {of}", weight=weight)
+            for i in range(of)
+        ),
+    )
+    frequent = [record.output("frequent") for record in found]
+    cut = await context.map(
+        DEDUP, (Unit(cut_lines, {}, [part, *frequent], f"cut {i:05d}", name, part.bytes) for name, i, part in parts)
+    )
+    records = iter(cut)
+    return {name: [next(records).output("docs") for _ in artifacts] for name, artifacts in docs.items()}
 
 
 def warn_of_empty(context: BuildContext, filtered: Parts, docs: Parts) -> None:
