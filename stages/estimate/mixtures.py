@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stages.errors import DataError
 from stages.estimate.forecast import TRAIN_STAGE, Survey, forecast
-from stages.pack.mixture import capacity, largest_remainder, shares_asked, solve, weights
+from stages.pack.mixture import capacity, exact, largest_remainder, shares_asked, solve, weights
 from stages.pack.stage import PACK
 from stages.recipe import Recipe
 from stages.stage import BuildContext
@@ -60,9 +60,10 @@ def pretrain_tokens(recipe: Recipe, available: Mapping[str, int]) -> dict[str, i
 
 def available_tokens(recipe: Recipe, name: str, available: Mapping[str, int]) -> dict[str, int]:
     """Return the tokens that mixture `name` may take of each source: for `seen: exclude`, less what pretrain takes."""
-    seen = recipe.mixtures[name].seen
-    taken = pretrain_tokens(recipe, available) if "exclude" in seen.values() else {}
-    return {s: n - (min(n, taken.get(s, 0)) if seen.get(s) == "exclude" else 0) for s, n in available.items()}
+    mixture = recipe.mixtures[name]
+    taken = pretrain_tokens(recipe, available) if "exclude" in mixture.seen.values() else {}
+    pools = {s: int(n * exact(mixture.subsample)) for s, n in available.items()}
+    return {s: n - (min(n, taken.get(s, 0)) if mixture.seen.get(s) == "exclude" else 0) for s, n in pools.items()}
 
 
 def unknown_sources(recipe: Recipe, name: str, survey: Survey) -> list[str]:

@@ -83,7 +83,7 @@ class Allocation:
     """What a mixture takes of one source: whole copies of its pool, then `rest` tokens of it, up to `end`.
 
     The pool is all training documents, or those after the boundary `after`: another mixture has shown the `shown`
-    tokens up to it.
+    tokens up to it. Of a subsample it ends at `pool_end`, where it has `pool` tokens.
     """
 
     draw: int  # of the take order
@@ -92,6 +92,8 @@ class Allocation:
     end: EpochBoundary | None = None
     after: EpochBoundary | None = None
     shown: int = 0
+    pool: int = 0
+    pool_end: EpochBoundary | None = None
 
     @property
     def num_copies(self) -> int:
@@ -100,6 +102,7 @@ class Allocation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values. The build id is a hash of them: the keys stay as they are."""
+        subsample = {"pool": self.pool, "pool_end": asdict(self.pool_end)} if self.pool_end else {}
         return {
             "draw": self.draw,
             "copies": self.copies,
@@ -107,13 +110,16 @@ class Allocation:
             "cut": asdict(self.end) if self.end else None,
             "floor": asdict(self.after) if self.after else None,
             "shown": self.shown,
+            **subsample,
         }
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Allocation:
         """Build the allocation that `to_dict` described."""
         end, after = boundary_from_dict(value["cut"]), boundary_from_dict(value["floor"])
-        return cls(value["draw"], value["copies"], value["rest"], end, after, value["shown"])
+        pool_end = boundary_from_dict(value.get("pool_end"))
+        counts = value["draw"], value["copies"], value["rest"]
+        return cls(*counts, end, after, value["shown"], value.get("pool", 0), pool_end)
 
 
 def boundary_from_dict(value: dict[str, Any] | None) -> EpochBoundary | None:
@@ -180,9 +186,10 @@ def shard_borders(sources: Sequence[tuple[Allocation, Histogram]], shard_tokens:
     """
     density, total = np.zeros(BINS, np.float64), 0
     for allocation, histogram in sources:
-        pool = int(histogram[BY_POSITION].sum()) - allocation.shown
+        whole = int(histogram[BY_POSITION].sum()) - allocation.shown
+        pool = allocation.pool if allocation.pool_end else whole
         total += allocation.copies * pool + allocation.rest
-        weights = [1.0] * allocation.copies + [allocation.rest / max(1, pool)]
+        weights = [pool / max(1, whole)] * allocation.copies + [allocation.rest / max(1, whole)]
         for copy, weight in enumerate(weights):
             density += weight * rotated_histogram(histogram[BY_POSITION], copy)
     return equal_borders(density, -(-total // shard_tokens))
@@ -232,7 +239,7 @@ def selected_rows(unit: TokenFile, allocation: Allocation, seed: int, low: int, 
     of a partial epoch is shortened.
     """
     for copy in range(allocation.num_copies):
-        end = allocation.end if copy == allocation.copies else None
+        end = allocation.end if copy == allocation.copies else allocation.pool_end
         for start, stop in copy_ranges(copy, low, high):
             table = unit.rows(start, stop)
             keep = ~table["val"].to_numpy()

@@ -40,6 +40,12 @@ class Mixture(Model):
     max_epochs: float | dict[str, float] = Field(
         1.0, description="How often a source may be repeated; one cap, or one per source (default 1)."
     )
+    subsample: Ratio = Field(
+        1.0,
+        exclude_if=lambda share: share == 1,
+        description="Share of each source's training tokens that the mixture draws on, the same documents for every "
+        "mix: a small model's mixture then repeats its sources as often as that of a larger one, as `sweep` has it.",
+    )
     val_tokens: Count = Field(2_000_000, description="At most so many held-out tokens go to validation shards.")
     packing: Literal["stream", "best_fit"] = Field(
         "stream", description="`stream`: documents run on; `best_fit`: whole documents in windows of `window` tokens."

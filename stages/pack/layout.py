@@ -24,7 +24,7 @@ from stages.pack.allocate import (
     epoch_boundary,
     shard_borders,
 )
-from stages.pack.mixture import solve
+from stages.pack.mixture import exact, solve
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.tokenize.regroup import TokenRange, held_out_records, token_ranges, total_histogram, unit_groups
 from stages.tokenize.stage import TOKENIZE, TokenizedUnit
@@ -65,7 +65,7 @@ async def lay_out(context: BuildContext, stages: PackStages, name: str) -> Layou
     sums = await asyncio.gather(*(total_histogram(context, s, tokenized[s]) for s in sources))
     histograms = dict(zip(sources, sums, strict=True))
     pools = await source_pools(context, stages, name)
-    available = {s: pool_tokens(histograms[s], pools[s]) for s in sources}
+    available = {s: pool_tokens(histograms[s], pools[s], mixture.subsample) for s in sources}
     targets = solve(mixture, available)
 
     allocating = (
@@ -116,9 +116,10 @@ def source_pool(name: str, seen: str, pretrain: Allocation | None) -> Allocation
     return Allocation(draw=0, after=pretrain.end, shown=shown)
 
 
-def pool_tokens(histogram: Histogram, pool: Allocation | None) -> int:
-    """Return the training tokens of a source's pool."""
-    return 0 if pool is None else int(histogram[BY_POSITION].sum()) - pool.shown
+def pool_tokens(histogram: Histogram, pool: Allocation | None, subsample: float) -> int:
+    """Return the training tokens of a source's pool, of which the mixture draws on the share `subsample`."""
+    whole = int(int(histogram[BY_POSITION].sum()) * exact(subsample))
+    return 0 if pool is None else max(0, whole - pool.shown)
 
 
 async def allocate_source(
@@ -136,9 +137,14 @@ async def allocate_source(
         return pool or Allocation(draw=0)
     copies, rest = divmod(target, available)
     allocation = replace(pool, copies=copies, rest=rest)
+    if copies and available < int(histogram[BY_POSITION].sum()) - pool.shown:
+        whole = replace(pool, rest=available)
+        pool_end = await find_boundary(context, stage, source, units, histogram, whole, "subsample")
+        allocation = replace(allocation, pool=available, pool_end=pool_end)
     if not rest:
         return allocation
-    return replace(allocation, end=await find_boundary(context, stage, source, units, histogram, allocation))
+    end = await find_boundary(context, stage, source, units, histogram, allocation, "cut")
+    return replace(allocation, end=end)
 
 
 async def find_boundary(
@@ -148,15 +154,16 @@ async def find_boundary(
     units: Sequence[TokenizedUnit],
     histogram: Histogram,
     allocation: Allocation,
+    label: str,
 ) -> EpochBoundary:
-    """Return where the partial epoch of a source ends."""
+    """Return where the partial epoch of a source ends. `label` begins the names of its units."""
     params = {
         "seed": context.recipe.seed,
         "draw": allocation.draw,
         "bin": boundary_bin(histogram, allocation),
     }
     work = [
-        Unit(boundary_candidates, params, [unit.output("docs") for unit in group], f"cut {i:04d}", source)
+        Unit(boundary_candidates, params, [unit.output("docs") for unit in group], f"{label} {i:04d}", source)
         for i, group in enumerate(unit_groups(units))
     ]
     records = await context.map(stage, work)
