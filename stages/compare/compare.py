@@ -191,39 +191,55 @@ def common_documents(a: Side, b: Side) -> Common:
     )
 
 
-def rows_of_documents(common: Common, stored: Deviations) -> list[Row]:
-    """Return a row a source, and one of all where there are several: weighted by the bytes that are held out."""
+def source_weights(common: Common, weights: Mapping[str, float] | None) -> npt.NDArray[np.float64]:
+    """Return what each source counts for in all of them together, summing to 1: the bytes held out, or `weights`."""
+    held_out = np.bincount(common.source, common.bytes)
+    given = held_out if weights is None else np.array([weights.get(name, 0.0) for name in common.sources])
+    return np.asarray(given / given.sum(), np.float64)
+
+
+def rows_of_documents(common: Common, stored: Deviations, weights: Mapping[str, float] | None = None) -> list[Row]:
+    """Return a row a source, and one of all where there are several, weighted as `source_weights` says."""
     difference = common.bits_b.mean(0) - common.bits_a.mean(0)
+    shares = source_weights(common, weights)
     rows, parts = [], []
     for number, name in enumerate(common.sources):
         own = common.source == number
         measured = ratio(difference[own], common.bytes[own], common.cluster[own])
-        parts.append((float(common.bytes[own].sum() / common.bytes.sum()), measured))
-        rows.append(_row(name, "source", common, own, measured, stored))
+        parts.append((float(shares[number]), measured))
+        rows.append(_row(name, "source", common, own / common.bytes[own].sum(), measured, stored))
     if len(rows) > 1:
-        rows.append(_row(ALL, "all", common, np.ones(len(common.keys), bool), combine(parts), stored))
+        of_a_byte = (shares / np.bincount(common.source, common.bytes))[common.source]
+        counted = [part for part in parts if part[0]]
+        rows.append(_row(ALL, "all", common, of_a_byte, combine(counted), stored))
     return rows
 
 
 def _row(
-    name: str, kind: str, common: Common, own: npt.NDArray[np.bool_], measured: Difference, stored: Deviations
+    name: str,
+    kind: str,
+    common: Common,
+    of_a_byte: npt.NDArray[np.float64],
+    measured: Difference,
+    stored: Deviations,
 ) -> Row:
-    size = common.bytes[own].sum()
-    a, b = ((bits[:, own].sum(1) / size).tolist() for bits in (common.bits_a, common.bits_b))
+    """Return a row. of_a_byte (n,): what a bit of each document's counts for in its score, 0 for those of others."""
+    own = of_a_byte > 0
+    a, b = ((bits @ of_a_byte).tolist() for bits in (common.bits_a, common.bits_b))
     seeds = pooled(a, b) or stored.get(f"{kind}/{name}")
     recipes = None if seeds is None else with_seeds(measured, seeds, len(a), len(b))
     clusters = len(np.unique(common.cluster[own]))
     return Row(name, kind, float(np.mean(a)), float(np.mean(b)), int(own.sum()), clusters, measured, seeds, recipes)
 
 
-def movers_of(common: Common, count: int = 3) -> list[Mover]:
-    """Return the documents that move the result of all most: their influence on it is (x - D b) / bytes of all."""
+def movers_of(common: Common, weights: Mapping[str, float] | None = None, count: int = 3) -> list[Mover]:
+    """Return the documents that move the result of all most: by (x - D b) / bytes of their source, times its weight."""
     difference = common.bits_b.mean(0) - common.bits_a.mean(0)
-    total = common.bytes.sum()
+    shares = source_weights(common, weights)
     by_source = np.array([difference[common.source == s].sum() for s in range(len(common.sources))])
     bytes_of_source = np.array([common.bytes[common.source == s].sum() for s in range(len(common.sources))])
     own = (by_source / bytes_of_source)[common.source]
-    moves = (difference - own * common.bytes) / total
+    moves = (difference - own * common.bytes) * (shares / bytes_of_source)[common.source]
     found = []
     for i in np.argsort(-np.abs(moves), kind="stable")[:count].tolist():
         size = float(common.bytes[i])
@@ -233,7 +249,7 @@ def movers_of(common: Common, count: int = 3) -> list[Mover]:
         rest[1][common.source[i]] -= difference[i]
         with np.errstate(invalid="ignore"):
             rates = np.where(rest[0] > 0, rest[1] / rest[0], 0.0)
-        without = float((rates * bytes_of_source).sum() / total)
+        without = float((rates * shares).sum())
         source = common.sources[common.source[i]]
         found.append(Mover(common.keys[i], source, a, b, int(size), float(moves[i]), without))
     return found
@@ -270,11 +286,17 @@ def row_of_set(name: str, a: Side, b: Side, stored: Deviations) -> Row | None:
 # All together
 
 
-def compare(sides: Sequence[Side], interest: float, stored: Mapping[str, Deviations] | None = None) -> list[Compared]:
+def compare(
+    sides: Sequence[Side],
+    interest: float,
+    stored: Mapping[str, Deviations] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> list[Compared]:
     """Compare every side with the first. Raises DataError as `common_documents`.
 
     interest: the smallest difference that matters, in bits per byte. stored: deviations over seeds that were measured
-    before, by `seed_key`; used where the sides have one run each.
+    before, by `seed_key`; used where the sides have one run each. weights: of sources in all of them together; by
+    default the bytes that are held out.
     """
     base = sides[0]
     known = (stored or {}).get(seed_key(base.runs[0]), {})
@@ -282,11 +304,11 @@ def compare(sides: Sequence[Side], interest: float, stored: Mapping[str, Deviati
     for side in sides[1:]:
         own = {} if len(base.runs) + len(side.runs) > 2 else known
         common = common_documents(base, side)
-        rows = rows_of_documents(common, own)
+        rows = rows_of_documents(common, own, weights)
         sets = sorted({name for run in (*base.runs, *side.runs) for name in run.items})
         rows += [row for name in sets if (row := row_of_set(name, base, side, own)) is not None]
         facts = tuple(changed_facts(base.runs[0], side.runs[0]))
-        movers = tuple(movers_of(common))
+        movers = tuple(movers_of(common, weights))
         size = int(common.bytes.sum())
         is_stored = bool(own) and any(row.seeds is not None for row in rows)
         found.append(

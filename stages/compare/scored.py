@@ -72,23 +72,32 @@ def open_scored(name: str) -> ScoredRun:
     Raises DataError that says what is missing and which command makes it.
     """
     folder = run_folder(name)
+    again = f"make it with `python -m train.score {name} --rows`"
+    return read_scored(name, folder / "run.json", folder / FILE, again)
+
+
+def read_scored(name: str, run_file: Path, rows_file: Path, again: str) -> ScoredRun:
+    """Read a run from its run.json and the rows of its evaluation. `again`: how to have these made again.
+
+    Raises DataError that says what is missing.
+    """
+    folder = run_file.parent
     try:
-        facts = read_run_file(folder / "run.json")
+        facts = read_run_file(run_file)
         facts["identity"]["train"], facts["identity"]["model"], facts["steps"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / 'run.json'}: not a run.json of ours ({error})") from None
-    again = f"make it with `python -m train.score {name} --rows`"
+        raise DataError(f"{run_file}: not a run.json of ours ({error})") from None
     try:
-        about, arrays = read_evaluation(folder / FILE)
+        about, arrays = read_evaluation(rows_file)
     except FileNotFoundError:
         raise DataError(f"{folder}: has no {FILE}, a row a document of its last evaluation; {again}") from None
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder / FILE}: damaged ({error}); {again}") from None
+        raise DataError(f"{rows_file}: damaged ({error}); {again}") from None
     run = ScoredRun(name, folder, facts, about, {}, items_of(arrays))
     try:
         run.documents.update(documents_of(run, arrays, again))
     except (KeyError, IndexError, TypeError) as error:
-        raise DataError(f"{folder / FILE}: damaged ({error}); {again}") from None
+        raise DataError(f"{rows_file}: damaged ({error}); {again}") from None
     return run
 
 
