@@ -67,20 +67,22 @@ def list_stages() -> None:
 
 
 @app.command(rich_help_panel="What there is")
-def schema(what: Annotated[str, typer.Argument(help="recipe, manifest or reference.")]) -> None:
-    """The JSON Schema of recipes or manifests, or the page docs/reference.md, generated from the models."""
+def schema(what: Annotated[str, typer.Argument(help="recipe, manifest, sweep or reference.")]) -> None:
+    """The JSON Schema of recipes, sweeps or manifests, or the page docs/reference.md, generated from the models."""
     from pydantic import TypeAdapter
 
     from pipeline.commands.reference import reference_page
+    from pipeline.sweep.config import Sweep
     from stages.recipe import Recipe
     from train.data.manifest import Manifest
 
     if what == "reference":
         print(reference_page(typer.main.get_group(app)), end="")
         return
-    if what not in ("recipe", "manifest"):
-        raise UsageError(f"schema {what}: allowed are recipe, manifest, reference")
-    value = Recipe.model_json_schema(by_alias=True) if what == "recipe" else TypeAdapter(Manifest).json_schema()
+    types = {"recipe": Recipe, "manifest": Manifest, "sweep": Sweep}
+    if what not in types:
+        raise UsageError(f"schema {what}: allowed are {', '.join(types)}, reference")
+    value = TypeAdapter(types[what]).json_schema(by_alias=True)
     print(json.dumps(value, indent=1, sort_keys=True))
 
 

@@ -53,9 +53,9 @@ def _fields(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
-def _allowed_at(location: Location) -> list[str]:
-    """Return the keys allowed where an unknown one was found."""
-    classes: list[type] = [Recipe]
+def _allowed_at(location: Location, top: type = Recipe) -> list[str]:
+    """Return the keys allowed where an unknown one was found, in a file of `top`."""
+    classes: list[type] = [top]
     for key in location[:-1]:
         below = [inner for cls in classes for inner in _nested(_fields(cls).get(str(key)))]
         # A name inside a dict (a source, a phase) or the tag of a union: stay among the same classes.
@@ -102,15 +102,17 @@ UNION_MEMBER = re.compile(r"[\[\]]|^(constrained-)?(str|int|float|bool)$")  # ho
 SHOWN = 20  # problems told at a time
 
 
-def _explain(where: str, error: ValidationError, raw: dict[str, Any]) -> str:
-    """Say what is wrong, a line a problem: file, key, what is wrong, what is allowed."""
+def explain(where: str, error: ValidationError, raw: dict[str, Any], top: type = Recipe) -> str:
+    """Say what is wrong in a file of `top`, a line a problem: file, key, what is wrong, what is allowed."""
     problems: dict[str, list[str]] = {}  # key as it is written -> what is wrong with it
     for problem in error.errors():
         # The members of a union are pydantic's words, not keys of the recipe.
         location = tuple(key for key in problem["loc"] if not UNION_MEMBER.search(str(key)))
         # So is the tag of a source's kind.
         written = location[:2] + location[3:] if location[0:1] == ("sources",) else location
-        problems.setdefault(".".join(map(str, written)) or "recipe", []).append(_message(problem, location, raw))
+        problems.setdefault(".".join(map(str, written)) or top.__name__.lower(), []).append(
+            _message(problem, location, raw, top)
+        )
     lines = []
     for key, messages in problems.items():
         is_looked_into = any(other.startswith(f"{key}.") for other in problems)  # one member of a union took it
@@ -133,12 +135,12 @@ def _alternatives(messages: list[str]) -> list[str]:
     return [f": must be {' or '.join(must)}, not {given}" for given, must in wanted.items()] + others
 
 
-def _message(problem: ErrorDetails, location: Location, raw: dict[str, Any]) -> str:
+def _message(problem: ErrorDetails, location: Location, raw: dict[str, Any], top: type) -> str:
     """Say what is wrong with the key at `location`, and what is allowed there."""
     kind, given = problem["type"], problem["input"]
     expected = WRONG_TYPE.get(kind.partition("_")[0])
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        allowed = _allowed_at(location)
+        allowed = _allowed_at(location, top)
         similar = difflib.get_close_matches(str(location[-1]), allowed, 1)
         hint = f"did you mean {similar[0]!r}? " if similar else ""
         return f": unknown key; {hint}allowed: {', '.join(allowed)}"
@@ -169,7 +171,7 @@ def _read_as(given: Any) -> str:
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
-    """Set `a.b=c` in the raw recipe; c is read as YAML. Raises UsageError."""
+    """Set `a.b=c` in the raw recipe; c is YAML. Rules of a source are keys of its `rules`. Raises UsageError."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -177,13 +179,23 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> None:
         group: Any = raw
         *parents, last = key.split(".")
         for parent in parents:
-            group = group.setdefault(parent, {})
-            if not isinstance(group, dict):
+            group = rule_of(group, parent) if isinstance(group, list) else group.setdefault(parent, {})
+            if not isinstance(group, dict) and not (isinstance(group, list) and parent == "rules"):
                 raise UsageError(f"--set {override}: {parent} is not a group of keys")
         try:
             group[last] = read_yaml(text)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {override}: {str(error).splitlines()[0]}") from None
+
+
+def rule_of(rules: list[Any], name: str) -> Any:
+    """Return the thresholds of a rule in a list of rules, to be set there; None where it is not in the list."""
+    for i, rule in enumerate(rules):
+        if rule == name:
+            rules[i] = {name: {}}
+        if isinstance(rules[i], dict) and name in rules[i]:
+            return rules[i][name]
+    return None
 
 
 def shipped() -> list[str]:
@@ -312,7 +324,7 @@ def parse_recipe(raw: dict[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(_explain(where, error, raw)) from None
+        raise UsageError(explain(where, error, raw)) from None
     for key in yes_or_no_as_numbers(raw, recipe.to_dict()):
         raise UsageError(f"{where}: {key}: must be a number, and YAML reads yes, no, true, false, on and off as none")
     return recipe

@@ -179,6 +179,24 @@ def quarantined(
 
 
 @app.command(rich_help_panel=PANEL)
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file; docs/sweep.md has one.")],
+    out: OutOption = DEFAULT_OUT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, why, and how long.")] = False,
+    to: Annotated[str | None, typer.Option(help="Folder of notes and results; OUT/NAME/sweep by default.")] = None,
+    executor: ExecutorOption = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster, as `run` joins it.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time, each with GPUs of its own; of Ray alone.")] = 1,
+    debug: DebugOption = False,
+) -> None:
+    """Train small models on many mixes, say which mix is best, and confirm that with fresh seeds."""
+    from pipeline.commands.sweep import sweep_command
+
+    sweep_command(file, out, to, dry_run, executor, address, workers, parallel, debug)
+
+
+@app.command(rich_help_panel=PANEL)
 def clean(
     out: OutOption = DEFAULT_OUT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,

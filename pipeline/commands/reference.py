@@ -13,6 +13,7 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
+from pipeline.sweep.config import Sweep
 from stages.filter.rules import RULES, default_thresholds
 from stages.recipe import Recipe
 from stages.sources.presets import PRESETS
@@ -44,6 +45,11 @@ def reference_page(commands: TyperGroup) -> str:
     lines += ["## Keys of a recipe\n", *key_table(schema), ""]
     for place, group in groups_below("", schema, schema["$defs"]):
         lines += group_section(place, group, schema["$defs"])
+    swept = Sweep.model_json_schema(by_alias=True)
+    lines += ["## Keys of a sweep\n", "What `python -m pipeline sweep FILE` reads: [docs/sweep.md](sweep.md).\n"]
+    lines += [*key_table(swept), ""]
+    for place, group in groups_below("", swept, swept["$defs"]):
+        lines += group_section(f"sweep: {place}", group, swept["$defs"])
     return "\n".join(lines).rstrip() + "\n"
 
 

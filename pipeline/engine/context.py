@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -68,6 +69,7 @@ class Context:
         self.folders: list[str] = []  # folders that it stands behind
         self.warnings: list[str] = []
         self.complete = False  # whether the build came to its end
+        self.shows_cached = True  # units that were found count in the progress
         self._stages: dict[str, asyncio.Task[Any]] = {}
         self._flying: dict[str, asyncio.Future[Record]] = {}  # key -> a unit that is being looked up or run
         self._codes: dict[tuple[str, str], str] = {}  # (stage, work) -> fingerprint
@@ -75,6 +77,18 @@ class Context:
         self._lists: dict[str, asyncio.Future[None]] = {}  # of a stage's outputs in a bucket
         self._last_sent: tuple[Sequence[Artifact], list[dict[str, Any]]] = ((), [])
         self._last_units: dict[str, KeyHistory] = {}  # of the last build, read when a unit has to run
+
+    def with_recipe(self, recipe: Recipe) -> Context:
+        """Return the context of another recipe on the same store, executor and display, for builds that run together.
+
+        A unit that both need is run once, and shown once; so is a warning.
+        """
+        other = copy.copy(self)
+        other.recipe, other.recipe_file, other.complete = recipe, "", False
+        other.listed = self.listed if recipe.sources == self.recipe.sources else {}
+        other.states, other._stages, other._codes, other._files, other._last_units = {}, {}, {}, {}, {}
+        other.published, other.folders, other.shows_cached = [], [], False
+        return other
 
     # -- what stages call ----------------------------------------------------------------------------
 
@@ -271,7 +285,8 @@ class Context:
             record = compact_record(stored, label, cached=True)
             if not known:
                 state.add_record(record)
-                self.progress.finished(stage.name, record, unit.weight)
+                if self.shows_cached:
+                    self.progress.finished(stage.name, record, unit.weight)
             return record
         if not known:
             why = "--force" if force else reason_to_run(label, state.units, self._units_before(stage.name), had_record)

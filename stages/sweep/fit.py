@@ -125,10 +125,10 @@ def fit_law(kind: str, space: Space, points: Sequence[Point], losses: F64, weigh
 
 def rank_correlation(a: F64, b: F64) -> float:
     """Return Spearman's rank correlation; 0 where one of them is constant."""
-    ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (a, b)]
     if not (np.ptp(a) and np.ptp(b)):
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = np.array([np.argsort(np.argsort(values)) for values in (a, b)], np.float64)
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def search(law: Law, kept_near: float, seed: int = 0) -> Point:

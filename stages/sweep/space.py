@@ -23,6 +23,7 @@ Levels = npt.NDArray[np.int64]
 GRAIN = 1000  # shares are whole thousandths, so that a recipe says them exactly
 EPSILON = 0.01  # added to a share before its logarithm
 CANDIDATES = 4000
+ABOUT = 0.02  # two shares that are no farther apart are about the same
 DROP = 0.35  # with which a candidate leaves a source out
 
 
@@ -146,13 +147,17 @@ def key_features(key: Key, level: Levels, squares: bool = True) -> F64:
 def design(space: Space, count: int, kept: Sequence[Point] = (), seed: int = 0) -> list[Point]:
     """Return at least `count` points: the base, equal shares, those that are kept, then what is farthest from all.
 
+    Equal shares are left out where the base has about them.
+
     Raises DataError where the caps allow no mix at all.
     """
     rng = np.random.default_rng(seed)
     caps = np.array(space.caps)
     first = [base_point(space)]
     if space.sources:
-        first.append(Point(equal_shares(space), space.base_levels))
+        equal = equal_shares(space)
+        if np.abs(np.array(equal) - space.base).max() > ABOUT:
+            first.append(Point(equal, space.base_levels))
     points = list(dict.fromkeys([*first, *kept]))
     drawn = list(draw_shares(space, CANDIDATES, rng))
     levels = draw_levels(space, len(drawn), rng).tolist()

@@ -1,0 +1,248 @@
+"""What a sweep runs, all through one engine: the text of its base, its trials, and their scores on the same text."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.engine.context import Context
+from pipeline.engine.locks import suppress_read_only
+from pipeline.errors import NotBuilt
+from pipeline.sweep.config import Sweep
+from pipeline.sweep.notes import Notes, describe_point, known_points
+from pipeline.sweep.recipes import (
+    Size,
+    Trial,
+    held_out_recipe,
+    keys_of,
+    mixture_of,
+    scored_sources,
+    sizes_of,
+    trial,
+    with_tokenizer,
+)
+from stages.compare.scored import ScoredRun, read_scored
+from stages.errors import DataError
+from stages.pack.mixture import capacity, exact, shares_asked
+from stages.recipe import Recipe
+from stages.sweep import build
+from stages.sweep.build import SourceText
+from stages.sweep.space import Point, Space, design, rounded
+from stages.task import Artifact
+
+NEW_POINTS = 3  # with a source that no earlier point has, beside half as many as there are sources
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known once the text of the base is tokenized."""
+
+    data: Context  # of the base, with the tokenizer that is kept
+    recipe: Recipe  # its recipe
+    held_out: Context
+    files: list[Artifact] | None  # what all runs are scored on; None in a dry run where that is not built
+    text: dict[str, SourceText]  # of each source of the mixture
+    proxy: Size
+    confirm: Size
+    space: Space
+    base: tuple[float, ...]  # shares of the base, by source of its mixture
+    points: list[Point]
+    trials: list[Trial]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trial that was trained and scored."""
+
+    trial: Trial
+    run: ScoredRun
+    seconds: float  # of training
+    losses: dict[str, float]  # bits per byte of each scored source
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The text
+
+
+async def keep_tokenizer(context: Context, notes: Notes) -> str | None:
+    """Return the file of the tokenizer that all runs of the sweep share, made at its first run and kept from then on.
+
+    None where the base takes one as it is. Else a change of one source would make another tokenizer, and all evidence
+    with it void. Raises NotBuilt in a dry run before the first.
+    """
+    config = context.recipe.tokenizer
+    if config.source is not None:
+        return None
+    keys = config.model_dump(mode="json")
+    kept = sorted(notes.file.parent.glob("tokenizer.*"))
+    if kept and notes.tokenizer == keys:
+        return str(kept[0].absolute())
+    if context.dry:
+        raise NotBuilt("its tokenizer")
+    artifact = await build.build_tokenizer(context)
+    for stale in kept:
+        stale.unlink()
+    notes.tokenizer = keys
+    notes.write()
+    file = notes.file.parent / f"tokenizer{Path(artifact.path).suffix}"
+    shutil.copyfile(context.artifact_path(artifact), file)
+    return str(file.absolute())
+
+
+async def prepare(context: Context, sweep: Sweep, notes: Notes) -> Prepared:
+    """Build the text of the base, and choose the points. Raises NotBuilt in a dry run where the text is not there."""
+    base = context.recipe
+    data = context.with_recipe(with_tokenizer(base, await keep_tokenizer(context, notes)))
+    data.listed = context.listed
+    mixture = mixture_of(sweep, base)
+    text = await build.tokenize(data, base.mixtures[mixture].sources)
+    finish(data)
+    held_out, files = data.with_recipe(held_out_recipe(sweep, data.recipe)), None
+    try:
+        files = await build.hold_out(held_out, mixture)
+        finish(held_out)
+    except NotBuilt:
+        pass  # what a run is trained on is known all the same
+    sizes = sizes_of(sweep, base)
+    space, shares = space_of(sweep, base, {name: own.tokens for name, own in text.items()}, sizes)
+    kept = known_points(space, notes.points)
+    count = sweep.number_of_points(len(space.sources))
+    if kept and any(not any(point.shares[i] for point in kept) for i in range(len(space.sources))):
+        count = max(count, len(kept) + NEW_POINTS + max(3, math.ceil(len(space.sources) / 2)))
+    points = design(space, count, kept, sweep.seed)
+    seeds = [(point, seed) for i, point in enumerate(points) for seed in range(sweep.seeds if not i else 1)]
+    trials = [
+        trial(sweep, data.recipe, sizes[0], point, named_shares(sweep, base, space, shares, point), seed)
+        for point, seed in seeds
+    ]
+    return Prepared(data, data.recipe, held_out, files, text, *sizes, space, shares, points, trials)
+
+
+def space_of(
+    sweep: Sweep, base: Recipe, tokens: Mapping[str, int], sizes: Sequence[Size]
+) -> tuple[Space, tuple[float, ...]]:
+    """Return what varies, and the base's shares. Raises DataError where the base's mixture is beyond its own caps.
+
+    tokens: to train on, of each source. A source's cap is the least that the target and the small models allow for.
+    """
+    mixture = base.mixtures[mixture_of(sweep, base)]
+    pools = [(mixture.tokens, exact(1)), *((size.packed, size.subsample) for size in sizes)]
+    caps = tuple(
+        min(1.0, *(capacity(int(tokens[name] * share), mixture.cap(name)) / total for total, share in pools))
+        for name in mixture.sources
+    )
+    asked = shares_asked(mixture, tokens)
+    shares = rounded(np.array([asked[name] for name in mixture.sources]), np.array(caps))
+    if shares is None or any(abs(share - asked[name]) > 0.01 for name, share in zip(asked, shares, strict=True)):
+        room = ", ".join(f"{name} {cap:.1%}" for name, cap in zip(mixture.sources, caps, strict=True))
+        raise DataError(f"the base's mixture takes more than max_epochs allows, which is at most {room}; mend it first")
+    keys, levels = keys_of(sweep, base)
+    varied = (tuple(mixture.sources), shares, caps) if sweep.ratios else ((), (), ())
+    return Space(*varied, keys, levels), shares
+
+
+def named_shares(sweep: Sweep, base: Recipe, space: Space, shares: Sequence[float], point: Point) -> dict[str, float]:
+    """Return the share of each source at a point; those of the base where they do not vary."""
+    sources = base.mixtures[mixture_of(sweep, base)].sources
+    return dict(zip(sources, point.shares if space.sources else shares, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trials
+
+
+def finish(context: Context) -> None:
+    """Note which units a build refers to, so that `clean` keeps them."""
+    if not context.dry:
+        context.complete = True
+        with suppress_read_only():
+            context.save_state()
+
+
+async def run_trial(sweep: Sweep, prepared: Prepared, one: Trial, notes: Notes) -> Result:
+    """Train and score one trial, or find it done. Raises NotBuilt in a dry run where it is not."""
+    context = prepared.data.with_recipe(one.recipe)
+    record = await build.train(context)
+    if prepared.files is None:
+        raise NotBuilt("what is held out")
+    manifest = f"{prepared.held_out.folder(mixture_of(sweep, prepared.recipe))}/manifest.json"
+    rows = await build.score_run(context, record, prepared.files, manifest)
+    finish(context)
+    if not context.dry:
+        notes.runs[one.name] = {name: prepared.text[name].digest for name in one.sources}
+        notes.write()
+    run_file = Path(context.artifact_path(record.output("run.json")))
+    run = read_scored(one.name, run_file, Path(context.artifact_path(rows)), "run the sweep again")
+    run.facts["manifest"] = str(Path(manifest).absolute())
+    return Result(one, run, record.seconds, losses_of(run, scored_sources(sweep, prepared.recipe)))
+
+
+def losses_of(run: ScoredRun, sources: Mapping[str, float]) -> dict[str, float]:
+    """Return the bits per byte of each scored source. Raises DataError where nothing is held out of one."""
+    nats, size = dict.fromkeys(sources, 0.0), dict.fromkeys(sources, 0)
+    alone = next(iter(sources)) if len(sources) == 1 else ""
+    for document in run.documents.values():
+        name = document.source if document.source in nats else alone
+        nats[name] += document.nats
+        size[name] += document.bytes
+    if empty := [name for name, count in size.items() if not count]:
+        raise DataError(f"no document of {', '.join(empty)} is held out to score it by; leave it out of weights")
+    return {name: nats[name] / math.log(2) / size[name] for name in sources}
+
+
+async def run_trials(
+    sweep: Sweep, prepared: Prepared, trials: Sequence[Trial], notes: Notes, parallel: int
+) -> list[Result]:
+    """Train and score trials, so many at a time. Says how each went. The first failure is raised."""
+    turn, done = asyncio.Semaphore(parallel), 0
+    weights = scored_sources(sweep, prepared.recipe)
+
+    async def one(each: Trial) -> Result:
+        nonlocal done
+        async with turn:
+            result = await run_trial(sweep, prepared, each, notes)
+        done += 1
+        mean = sum(weights[name] * loss for name, loss in result.losses.items())
+        mix = next(iter(each.recipe.mixtures.values())).ratios
+        said = " ".join(f"{name} {share:.3g}" for name, share in mix.items())
+        values = describe_point(prepared.space, each.point)["values"]
+        said += "".join(f", {key} {value}" for key, value in values.items())
+        prepared.data.say(f"{done} of {len(trials)}  {each.name} seed {each.seed}  {said}  {mean:.4f}")
+        return result
+
+    return list(await asyncio.gather(*(one(each) for each in trials)))
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a plan knows of one trial."""
+
+    trial: Trial
+    state: str  # kept | score | train
+    why: str
+    seconds: float | None  # that its training took
+
+
+async def look(sweep: Sweep, prepared: Prepared, one: Trial, notes: Notes) -> Status:
+    """Say whether a trial is in the store, and if not, why it must run. The context is one of a dry run."""
+    context = prepared.data.with_recipe(one.recipe)
+    seconds = None
+    try:
+        seconds = (await build.train(context)).seconds
+        await run_trial(sweep, prepared, one, notes)
+        return Status(one, "kept", "", seconds)
+    except NotBuilt:
+        if seconds is not None:
+            return Status(one, "score", "what is held out changed", seconds)
+    before = notes.runs.get(one.name)
+    if before is None:
+        return Status(one, "train", "new", None)
+    moved = [name for name in one.sources if before.get(name) != prepared.text[name].digest]
+    why = f"{', '.join(moved)} changed" if moved else "code, versions or keys changed"
+    return Status(one, "train", why, None)
