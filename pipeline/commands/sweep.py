@@ -6,7 +6,6 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,10 @@ from pipeline.make_context import make_context
 from pipeline.options import given_options
 from pipeline.sweep.config import Sweep, load_sweep, phase_of
 from pipeline.sweep.notes import Notes, describe_point, read_notes
-from pipeline.sweep.outcome import Outcome, as_csv, as_values, confirm, find, score_rows
+from pipeline.sweep.outcome import Outcome, as_csv, as_values, confirm, score_rows
 from pipeline.sweep.page import write_page
 from pipeline.sweep.recipes import changed, keys_of, mixture_of, scored_sources, sizes_of
-from pipeline.sweep.runs import Prepared, Status, finish, look, prepare, run_trials
+from pipeline.sweep.runs import Prepared, Status, finish, look, open_text, prepare, run_trials
 from pipeline.sweep.texts import fit_lines, next_text, recipe_text, score_table, verdict
 from stages.estimate.forecast import check_inputs, list_sources
 from stages.paths import is_remote
@@ -37,16 +36,6 @@ from train.files import write_atomic
 BASE = "base.yaml"  # the base as the sweep has it, for other commands on its text
 START_SECONDS = 15.0  # of a run beside its steps, before one was measured
 TOKENS_A_PARAMETER = 20  # below which a proxy's ranks are less sure to be the target's
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    file: Path
-    out: str
-    folder: Path  # of notes and results
-    parallel: int
 
 
 def sweep_command(
@@ -68,42 +57,37 @@ def sweep_command(
             changed(base, base.name, {key.name: value}, f"{file}: keys")
     base = changed(base, sweep.name, {}, str(file))
     folder = Path(to or (f"sweep-{sweep.name}" if is_remote(out) else f"{out}/{sweep.name}/sweep"))
-    options = Options(file, out, folder, parallel)
     console, notes = TextConsole(), read_notes(folder)
     context = make_context("train", base, None, out, executor, address, workers, dry=dry, quiet=dry, debug=debug)
     context.options = given_options(str(folder / BASE), out)
     print_head(console, sweep, base)
     if dry:
-        print_plan(console, context, sweep, notes, options)
+        print_plan(console, context, sweep, notes)
+        console.print(
+            f"{'run it':10} python -m pipeline sweep {shlex.quote(str(file))}{given_options('quickstart', out)}"
+        )
         return
     write_text(folder / BASE, recipe_text(base.to_dict()))
     with store_lock(context.store):
         context.listed = check_inputs(context, [stage for stage in STAGES if stage != "train"])
         try:
-            outcome = drive(context, whole(context, sweep, notes, options))
+            outcome = drive(context, whole(context, sweep, notes, parallel))
         finally:
             quarantine.publish(context)
             finish(context)
-    notes_of_points(notes, outcome.prepared)
-    write_results(console, sweep, Recipe.model_validate(given), outcome, options)
+    write_results(console, Recipe.model_validate(given), outcome)
 
 
-async def whole(context: Context, sweep: Sweep, notes: Notes, options: Options) -> Outcome:
+async def whole(context: Context, sweep: Sweep, notes: Notes, parallel: int) -> Outcome:
     """Run a sweep from its text to the runs that confirm."""
-    parallel = options.parallel
-    prepared = await prepare(context, sweep, notes)
-    notes_of_points(notes, prepared)
-    write_text(options.folder / BASE, recipe_text(prepared.recipe.to_dict()))
-    context.say(f"{len(prepared.trials)} proxies; killed, the same command continues with those that are not done")
-    results = await run_trials(sweep, prepared, prepared.trials, notes, parallel)
-    return await confirm(sweep, prepared, results, notes, parallel, find(sweep, prepared, results))
-
-
-def notes_of_points(notes: Notes, prepared: Prepared) -> None:
-    """Keep the points, so that another mix of sources goes on from them."""
+    prepared = await prepare(await open_text(context, notes), sweep, notes)
     described = [describe_point(prepared.space, point) for point in prepared.points]
     notes.points = [*described, *(point for point in notes.points if point not in described)]
     notes.write()
+    write_text(notes.file.with_name(BASE), recipe_text(prepared.data.recipe.to_dict()))
+    trials = prepared.trials()
+    context.say(f"{len(trials)} proxies; killed, the same command continues with those that are not done")
+    return await confirm(prepared, await run_trials(prepared, trials, parallel), parallel)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,37 +124,36 @@ def print_head(console: TextConsole, sweep: Sweep, base: Recipe) -> None:
         )
 
 
-def print_plan(console: TextConsole, context: Context, sweep: Sweep, notes: Notes, options: Options) -> None:
+def print_plan(console: TextConsole, context: Context, sweep: Sweep, notes: Notes) -> None:
     """Print which runs there would be, which are kept, why others run, and how long that takes."""
     context.listed = list_sources(context).units
+    text = context
 
     async def explore() -> tuple[Prepared, list[Status]] | None:
+        nonlocal text
         try:
-            prepared = await prepare(context, sweep, notes)
+            text = await open_text(context, notes)
+            prepared = await prepare(text, sweep, notes)
         except NotBuilt as error:
             console.print(f"{'text':10} not all built yet ({error.stage}); which points, is known then")
             return None
-        return prepared, [await look(sweep, prepared, trial, notes) for trial in prepared.trials]
+        return prepared, [await look(prepared, trial) for trial in prepared.trials()]
 
     known = drive(context, explore())
     if known is None:
-        print_changed(console, context, notes)
-    else:
-        print_sources(console, sweep, *known)
-    states = [] if known is None else known[1]
-    varied = context.recipe.mixtures[mixture_of(sweep, context.recipe)].sources if sweep.ratios else ()
-    runs = sweep.number_of_points(len(varied)) - 1 + sweep.seeds
+        print_changed(console, text, notes)
+        print_time(console, context.recipe, sweep, [])
+        return
+    prepared, states = known
+    print_sources(console, prepared, states)
     number = Counter(status.state for status in states)
-    if known is not None:
-        console.print(
-            f"{'evidence':10} {len(states)} runs: {number['kept']} kept, {number['score']} to be scored again, "
-            f"{number['train']} to train"
-        )
-        for why, count in Counter(s.why for s in states if s.state != "kept").most_common():
-            console.print(f"{'':10} {count}: {why}")
-    print_time(console, context.recipe, sweep, states, number["train"] if known else runs)
-    command = f"python -m pipeline sweep {shlex.quote(str(options.file))}"
-    console.print(f"{'run it':10} {command}{given_options('quickstart', options.out)}")
+    console.print(
+        f"{'evidence':10} {len(states)} runs: {number['kept']} kept, {number['score']} to be scored again, "
+        f"{number['train']} to train"
+    )
+    for why, count in Counter(status.why for status in states if status.why).most_common():
+        console.print(f"{'':10} {count}: {why}")
+    print_time(console, context.recipe, sweep, states)
 
 
 def print_changed(console: TextConsole, context: Context, notes: Notes) -> None:
@@ -186,16 +169,16 @@ def print_changed(console: TextConsole, context: Context, notes: Notes) -> None:
         console.print(f"{'':10} {context.command('run tokenize')}")
 
 
-def print_sources(console: TextConsole, sweep: Sweep, prepared: Prepared, states: Sequence[Status]) -> None:
+def print_sources(console: TextConsole, prepared: Prepared, states: Sequence[Status]) -> None:
     """Print the table of sources: what there is, what a mix may have of it, what the base has."""
     rows = []
-    mixture = prepared.recipe.mixtures[mixture_of(sweep, prepared.recipe)]
-    for i, (name, share) in enumerate(zip(mixture.sources, prepared.base, strict=True)):
+    target = prepared.data.recipe.mixtures[mixture_of(prepared.sweep, prepared.data.recipe)].tokens
+    for i, (name, share) in enumerate(prepared.base.items()):
         tokens = prepared.text[name].tokens
         cap = f"{prepared.space.caps[i]:.1%}" if prepared.space.sources else "-"
         drawn = int(tokens * prepared.proxy.subsample)
         with_it = sum(name in status.trial.sources for status in states)
-        epochs = share * mixture.tokens / max(1, tokens)
+        epochs = share * target / max(1, tokens)
         rows.append((name, tokens, cap, f"{share:.1%}", f"{epochs:.2f}", drawn, with_it))
     header = ("source", "tokens", "share at most", "in the base", "epochs", "a proxy draws on", "runs with it")
     console.print()
@@ -203,7 +186,7 @@ def print_sources(console: TextConsole, sweep: Sweep, prepared: Prepared, states
     console.print()
 
 
-def print_time(console: TextConsole, base: Recipe, sweep: Sweep, states: Sequence[Status], to_train: int) -> None:
+def print_time(console: TextConsole, base: Recipe, sweep: Sweep, states: Sequence[Status]) -> None:
     """Print how long the runs take: at the pace of those that are there, or of this machine."""
     proxy, last = sizes_of(sweep, base)
     measured = [status.seconds for status in states if status.seconds is not None]
@@ -213,6 +196,9 @@ def print_time(console: TextConsole, base: Recipe, sweep: Sweep, states: Sequenc
     else:
         speed = machine_speed(None, None)
         one, how = START_SECONDS + proxy.operations / speed.flops, speed.how
+    varied = base.mixtures[mixture_of(sweep, base)].sources if sweep.ratios else ()
+    runs = sweep.number_of_points(len(varied)) - 1 + sweep.seeds
+    to_train = sum(status.state == "train" for status in states) if states else runs
     each = START_SECONDS + max(1.0, one - START_SECONDS) * times
     confirming = [sides * sweep.confirm.seeds * each for sides in (2, 3)]
     console.print(
@@ -225,9 +211,9 @@ def print_time(console: TextConsole, base: Recipe, sweep: Sweep, states: Sequenc
 # The results
 
 
-def write_results(console: TextConsole, sweep: Sweep, given: Recipe, outcome: Outcome, options: Options) -> None:
-    """Print what came of a sweep, and write its files."""
-    table = score_table(sweep, outcome)
+def write_results(console: TextConsole, given: Recipe, outcome: Outcome) -> None:
+    """Print what came of a sweep, and write its files. `given`: its base, under its own name."""
+    table, lines = score_table(outcome), verdict(outcome)
     console.print()
     console.print(grid("Points, bits per byte of held-out text", table[0], table[1:]))
     console.print()
@@ -235,17 +221,15 @@ def write_results(console: TextConsole, sweep: Sweep, given: Recipe, outcome: Ou
         console.print(line)
     if outcome.confirmed is not None:
         console.print()
-        print_one(console, outcome.confirmed, sweep.interest)
+        print_one(console, outcome.confirmed, outcome.prepared.sweep.interest)
     console.print()
-    lines = verdict(sweep, outcome)
     for line in lines:
         console.print(line)
-    values = as_values(sweep, outcome) | {"verdict": lines}
-    folder = options.folder
-    write_text(folder / "next.yaml", next_text(sweep, given, outcome))
-    write_text(folder / "scores.csv", as_csv(score_rows(sweep, outcome)))
+    folder, values = outcome.prepared.notes.file.parent, as_values(outcome) | {"verdict": lines}
+    write_text(folder / "next.yaml", next_text(given, outcome))
+    write_text(folder / "scores.csv", as_csv(score_rows(outcome)))
     write_text(folder / "result.json", json.dumps(values, indent=1, sort_keys=True, default=str) + "\n")
-    write_page(folder, sweep, outcome, values, table)
+    write_page(folder, outcome, values, table)
     console.print()
     console.print(f"{'recipe':10} {folder}/next.yaml: python -m pipeline run train --recipe {folder}/next.yaml")
     console.print(f"{'page':10} {folder}/index.html; runs in scores.csv, all of it in result.json beside it")

@@ -53,6 +53,13 @@ def describe_point(space: Space, point: Point) -> dict[str, Any]:
     return {"shares": shares, "values": values}
 
 
+def point_text(space: Space, point: Point) -> str:
+    """Return a point as a line has it."""
+    described = describe_point(space, point)
+    shares = " ".join(f"{name} {share:g}" for name, share in described["shares"].items())
+    return ", ".join([shares] * bool(shares) + [f"{key} {value}" for key, value in described["values"].items()])
+
+
 def known_points(space: Space, described: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Return the points of earlier runs that this space has: a source they do not know has no share in them."""
     found = []

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.sweep.config import Sweep
-from pipeline.sweep.notes import Notes, describe_point
-from pipeline.sweep.recipes import CONFIRM_SEED, Trial, mixture_of, scored_sources, trial
-from pipeline.sweep.runs import Prepared, Result, named_shares, run_trials
+from pipeline.sweep.notes import describe_point
+from pipeline.sweep.recipes import CONFIRM_SEED
+from pipeline.sweep.runs import Prepared, Result, run_trials
 from stages.compare.compare import Compared, Row, Side, compare, to_dict
 from stages.sweep.fit import Finding, find_best, pooled_deviation
 from stages.sweep.space import Point, base_point, rounded, within_caps
@@ -56,16 +55,13 @@ def by_point(results: Sequence[Result]) -> dict[Point, list[Result]]:
     return points
 
 
-def find(sweep: Sweep, prepared: Prepared, results: Sequence[Result]) -> Finding:
+def find(prepared: Prepared, results: Sequence[Result]) -> Finding:
     """Fit what the trials scored."""
-    weights = scored_sources(sweep, prepared.recipe)
-    own = np.array(list(weights.values()))
-    scores = {
-        point: np.array([list(result.losses.values()) for result in runs]) for point, runs in by_point(results).items()
-    }
-    deviation = pooled_deviation([runs @ own for runs in scores.values()])
-    losses = np.array([runs.mean(0) for runs in scores.values()])
-    return find_best(prepared.space, list(scores), losses, own, deviation, sweep.seed)
+    own = np.array(list(prepared.weights.values()))
+    runs = {point: np.array([list(one.losses.values()) for one in same]) for point, same in by_point(results).items()}
+    deviation = pooled_deviation([scores @ own for scores in runs.values()])
+    losses = np.array([scores.mean(0) for scores in runs.values()])
+    return find_best(prepared.space, list(runs), losses, own, deviation, prepared.sweep.seed)
 
 
 def left_out(prepared: Prepared, best: Point) -> tuple[str, ...]:
@@ -85,10 +81,9 @@ def without(prepared: Prepared, best: Point, dropped: Sequence[str]) -> Point | 
     return None if point == best else point
 
 
-async def confirm(
-    sweep: Sweep, prepared: Prepared, results: list[Result], notes: Notes, parallel: int, finding: Finding
-) -> Outcome:
+async def confirm(prepared: Prepared, results: list[Result], parallel: int) -> Outcome:
     """Train the base, the best point, and the base without what that leaves out, with fresh seeds, and compare them."""
+    finding, sweep = find(prepared, results), prepared.sweep
     best, base = finding.best, base_point(prepared.space)
     if finding.doubts or best == base:
         return Outcome(prepared, results, finding, None, (), None)
@@ -96,40 +91,34 @@ async def confirm(
     points = [base, best]
     if dropped and (other := without(prepared, best, dropped)) is not None:
         points.append(other)
-
-    def runs_of(point: Point) -> list[Trial]:
-        shares = named_shares(sweep, prepared.recipe, prepared.space, prepared.base, point)
-        seeds = range(CONFIRM_SEED, CONFIRM_SEED + sweep.confirm.seeds)
-        return [trial(sweep, prepared.recipe, prepared.confirm, point, shares, seed) for seed in seeds]
-
     prepared.data.say(f"confirming the best mix with {sweep.confirm.seeds} fresh seeds a side")
-    made = await run_trials(sweep, prepared, [each for point in points for each in runs_of(point)], notes, parallel)
-    sides = [tuple(result.run for result in runs) for runs in by_point(made).values()]
-    weights = scored_sources(sweep, prepared.recipe)
+    seeds = range(CONFIRM_SEED, CONFIRM_SEED + sweep.confirm.seeds)
+    trials = [prepared.trial(prepared.confirm, point, seed) for point in points for seed in seeds]
+    made = by_point(await run_trials(prepared, trials, parallel))
+    sides = [Side(letter, tuple(one.run for one in made[point])) for letter, point in zip("ABC", points, strict=False)]
 
-    def against(a: int, b: int) -> Compared:
-        (compared,) = compare([Side("A", sides[a]), Side("B", sides[b])], sweep.interest, None, weights)
+    def against(side: Side) -> Compared:
+        (compared,) = compare([side, sides[1]], sweep.interest, None, prepared.weights)
         return compared
 
-    return Outcome(prepared, results, finding, against(0, 1), dropped, against(2, 1) if len(points) > 2 else None)
+    rest = against(sides[2]) if len(sides) > 2 else None
+    return Outcome(prepared, results, finding, against(sides[0]), dropped, rest)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # As values
 
 
-def score_rows(sweep: Sweep, outcome: Outcome) -> list[dict[str, Any]]:
+def score_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Return a row a trial: its run, seed, mix, keys, bits per byte of each source, and their mean."""
-    weights = scored_sources(sweep, outcome.prepared.recipe)
-    sources = outcome.prepared.recipe.mixtures[mixture_of(sweep, outcome.prepared.recipe)].sources
-    rows = []
+    prepared, rows = outcome.prepared, []
     for result in outcome.results:
-        ratios = next(iter(result.trial.recipe.mixtures.values())).ratios
+        shares = prepared.shares(result.trial.point)
         row: dict[str, Any] = {"run": result.trial.name, "seed": result.trial.seed}
-        row |= {f"share.{name}": ratios.get(name, 0.0) for name in sources}
-        row |= describe_point(outcome.prepared.space, result.trial.point)["values"]
+        row |= {f"share.{name}": share for name, share in shares.items()}
+        row |= describe_point(prepared.space, result.trial.point)["values"]
         row |= {f"bits.{name}": round(loss, 6) for name, loss in result.losses.items()}
-        rows.append(row | {"mean": round(sum(weights[name] * loss for name, loss in result.losses.items()), 6)})
+        rows.append(row | {"mean": round(prepared.mean(result.losses), 6)})
     return rows
 
 
@@ -142,15 +131,15 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def as_values(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
+def as_values(outcome: Outcome) -> dict[str, Any]:
     """Return the outcome as JSON values."""
-    finding, space = outcome.finding, outcome.prepared.space
+    finding, space, sweep = outcome.finding, outcome.prepared.space, outcome.prepared.sweep
     best, base = finding.best, base_point(space)
     predicted = finding.law.mean([base, best])
     confirmed = None if outcome.confirmed is None else to_dict(outcome.confirmed, sweep.interest)
     return {
         "name": sweep.name,
-        "trials": score_rows(sweep, outcome),
+        "trials": score_rows(outcome),
         "fit": {
             "rank_correlation": finding.correlation,
             "by_chance": finding.by_chance,

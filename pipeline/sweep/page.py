@@ -10,24 +10,22 @@ from markupsafe import Markup
 
 from pipeline.report.charts import Axes, plot
 from pipeline.report.site import STYLE, environment
-from pipeline.sweep.config import Sweep
 from pipeline.sweep.outcome import Outcome, by_point
-from pipeline.sweep.recipes import scored_sources
 from stages.sweep.space import Point, base_point
 from train.files import write_atomic
 
 
-def write_page(folder: Path, sweep: Sweep, outcome: Outcome, values: dict[str, Any], rows: list[list[Any]]) -> None:
+def write_page(folder: Path, outcome: Outcome, values: dict[str, Any], rows: list[list[Any]]) -> None:
     """Write index.html and its style sheet. rows: the table of points, its header first."""
     text = (
         environment()
         .get_template("sweep.html")
         .render(
-            sweep=sweep,
+            sweep=outcome.prepared.sweep,
             result=values,
             header=rows[0],
             rows=rows[1:],
-            curves=[(name, curve(sweep, outcome, i)) for i, name in enumerate(outcome.prepared.space.sources)],
+            curves=[(name, curve(outcome, i)) for i, name in enumerate(outcome.prepared.space.sources)],
         )
     )
     write_atomic(folder / "index.html", text)
@@ -35,7 +33,7 @@ def write_page(folder: Path, sweep: Sweep, outcome: Outcome, values: dict[str, A
     write_atomic(folder / STYLE, static.read_text(encoding="utf-8"))
 
 
-def curve(sweep: Sweep, outcome: Outcome, source: int) -> Markup:
+def curve(outcome: Outcome, source: int) -> Markup:
     """Return a chart: the mean that the fit says over the share of one source, the others in the best's proportion.
 
     Dots are the points that were trained, wherever their other shares lie.
@@ -47,9 +45,8 @@ def curve(sweep: Sweep, outcome: Outcome, source: int) -> Markup:
     mixes = (1 - shares)[:, None] * rest / rest.sum()
     mixes[:, source] = shares
     said = outcome.finding.law.mean([Point(tuple(row), best.levels) for row in mixes.tolist()])
-    own = np.array(list(scored_sources(sweep, outcome.prepared.recipe).values()))
     trained = {
-        point: float(np.mean([np.array(list(result.losses.values())) @ own for result in results]))
+        point: float(np.mean([outcome.prepared.mean(result.losses) for result in results]))
         for point, results in by_point(outcome.results).items()
     }
     every = [*said.tolist(), *trained.values()]

@@ -15,7 +15,7 @@ from pipeline.engine.context import Context
 from pipeline.engine.locks import suppress_read_only
 from pipeline.errors import NotBuilt
 from pipeline.sweep.config import Sweep
-from pipeline.sweep.notes import Notes, describe_point, known_points
+from pipeline.sweep.notes import Notes, known_points, point_text
 from pipeline.sweep.recipes import (
     Size,
     Trial,
@@ -41,19 +41,38 @@ NEW_POINTS = 3  # with a source that no earlier point has, beside half as many a
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is known once the text of the base is tokenized."""
+    """A sweep, and all that is known of it once the text of its base is tokenized."""
 
+    sweep: Sweep
+    notes: Notes
     data: Context  # of the base, with the tokenizer that is kept
-    recipe: Recipe  # its recipe
-    held_out: Context
-    files: list[Artifact] | None  # what all runs are scored on; None in a dry run where that is not built
+    held_out: str  # the manifest of what all runs are scored on
+    files: list[Artifact] | None  # its files; None in a dry run where they are not there
     text: dict[str, SourceText]  # of each source of the mixture
+    weights: dict[str, float]  # of each source that is scored
     proxy: Size
     confirm: Size
     space: Space
-    base: tuple[float, ...]  # shares of the base, by source of its mixture
+    base: dict[str, float]  # the base's shares
     points: list[Point]
-    trials: list[Trial]
+
+    def shares(self, point: Point) -> dict[str, float]:
+        """Return the share of each source at a point: the base's, where they do not vary."""
+        return dict(zip(self.space.sources, point.shares, strict=True)) or self.base
+
+    def trial(self, size: Size, point: Point, seed: int) -> Trial:
+        """Return one run of a point."""
+        return trial(self.sweep, self.data.recipe, size, point, self.shares(point), seed)
+
+    def trials(self) -> list[Trial]:
+        """Return the proxies: the base with several seeds, every other point with one."""
+        base, *others = self.points
+        seeds = [(base, seed) for seed in range(self.sweep.seeds)] + [(point, 0) for point in others]
+        return [self.trial(self.proxy, point, seed) for point, seed in seeds]
+
+    def mean(self, losses: Mapping[str, float]) -> float:
+        """Return the weighted mean of the scored sources' losses."""
+        return sum(weight * losses[name] for name, weight in self.weights.items())
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,6 @@ class Result:
 
     trial: Trial
     run: ScoredRun
-    seconds: float  # of training
     losses: dict[str, float]  # bits per byte of each scored source
 
 
@@ -95,15 +113,19 @@ async def keep_tokenizer(context: Context, notes: Notes) -> str | None:
     return str(file.absolute())
 
 
-async def prepare(context: Context, sweep: Sweep, notes: Notes) -> Prepared:
-    """Build the text of the base, and choose the points. Raises NotBuilt in a dry run where the text is not there."""
-    base = context.recipe
-    data = context.with_recipe(with_tokenizer(base, await keep_tokenizer(context, notes)))
+async def open_text(context: Context, notes: Notes) -> Context:
+    """Return the context of the base with the tokenizer that is kept. Raises NotBuilt as `keep_tokenizer` does."""
+    data = context.with_recipe(with_tokenizer(context.recipe, await keep_tokenizer(context, notes)))
     data.listed = context.listed
-    mixture = mixture_of(sweep, base)
+    return data
+
+
+async def prepare(data: Context, sweep: Sweep, notes: Notes) -> Prepared:
+    """Build the text of the base, and choose the points. Raises NotBuilt in a dry run where the text is not there."""
+    base, mixture = data.recipe, mixture_of(sweep, data.recipe)
     text = await build.tokenize(data, base.mixtures[mixture].sources)
     finish(data)
-    held_out, files = data.with_recipe(held_out_recipe(sweep, data.recipe)), None
+    held_out, files = data.with_recipe(held_out_recipe(sweep, base)), None
     try:
         files = await build.hold_out(held_out, mixture)
         finish(held_out)
@@ -115,18 +137,25 @@ async def prepare(context: Context, sweep: Sweep, notes: Notes) -> Prepared:
     count = sweep.number_of_points(len(space.sources))
     if kept and any(not any(point.shares[i] for point in kept) for i in range(len(space.sources))):
         count = max(count, len(kept) + NEW_POINTS + max(3, math.ceil(len(space.sources) / 2)))
-    points = design(space, count, kept, sweep.seed)
-    seeds = [(point, seed) for i, point in enumerate(points) for seed in range(sweep.seeds if not i else 1)]
-    trials = [
-        trial(sweep, data.recipe, sizes[0], point, named_shares(sweep, base, space, shares, point), seed)
-        for point, seed in seeds
-    ]
-    return Prepared(data, data.recipe, held_out, files, text, *sizes, space, shares, points, trials)
+    return Prepared(
+        sweep=sweep,
+        notes=notes,
+        data=data,
+        held_out=f"{held_out.folder(mixture)}/manifest.json",
+        files=files,
+        text=text,
+        weights=scored_sources(sweep, base),
+        proxy=sizes[0],
+        confirm=sizes[1],
+        space=space,
+        base=shares,
+        points=design(space, count, kept, sweep.seed),
+    )
 
 
 def space_of(
     sweep: Sweep, base: Recipe, tokens: Mapping[str, int], sizes: Sequence[Size]
-) -> tuple[Space, tuple[float, ...]]:
+) -> tuple[Space, dict[str, float]]:
     """Return what varies, and the base's shares. Raises DataError where the base's mixture is beyond its own caps.
 
     tokens: to train on, of each source. A source's cap is the least that the target and the small models allow for.
@@ -144,13 +173,7 @@ def space_of(
         raise DataError(f"the base's mixture takes more than max_epochs allows, which is at most {room}; mend it first")
     keys, levels = keys_of(sweep, base)
     varied = (tuple(mixture.sources), shares, caps) if sweep.ratios else ((), (), ())
-    return Space(*varied, keys, levels), shares
-
-
-def named_shares(sweep: Sweep, base: Recipe, space: Space, shares: Sequence[float], point: Point) -> dict[str, float]:
-    """Return the share of each source at a point; those of the base where they do not vary."""
-    sources = base.mixtures[mixture_of(sweep, base)].sources
-    return dict(zip(sources, point.shares if space.sources else shares, strict=True))
+    return Space(*varied, keys, levels), dict(zip(mixture.sources, shares, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,22 +188,21 @@ def finish(context: Context) -> None:
             context.save_state()
 
 
-async def run_trial(sweep: Sweep, prepared: Prepared, one: Trial, notes: Notes) -> Result:
+async def run_trial(prepared: Prepared, one: Trial) -> Result:
     """Train and score one trial, or find it done. Raises NotBuilt in a dry run where it is not."""
-    context = prepared.data.with_recipe(one.recipe)
+    context, notes = prepared.data.with_recipe(one.recipe), prepared.notes
     record = await build.train(context)
     if prepared.files is None:
         raise NotBuilt("what is held out")
-    manifest = f"{prepared.held_out.folder(mixture_of(sweep, prepared.recipe))}/manifest.json"
-    rows = await build.score_run(context, record, prepared.files, manifest)
+    rows = await build.score_run(context, record, prepared.files, prepared.held_out)
     finish(context)
     if not context.dry:
         notes.runs[one.name] = {name: prepared.text[name].digest for name in one.sources}
         notes.write()
     run_file = Path(context.artifact_path(record.output("run.json")))
     run = read_scored(one.name, run_file, Path(context.artifact_path(rows)), "run the sweep again")
-    run.facts["manifest"] = str(Path(manifest).absolute())
-    return Result(one, run, record.seconds, losses_of(run, scored_sources(sweep, prepared.recipe)))
+    run.facts["manifest"] = str(Path(prepared.held_out).absolute())
+    return Result(one, run, losses_of(run, prepared.weights))
 
 
 def losses_of(run: ScoredRun, sources: Mapping[str, float]) -> dict[str, float]:
@@ -196,24 +218,19 @@ def losses_of(run: ScoredRun, sources: Mapping[str, float]) -> dict[str, float]:
     return {name: nats[name] / math.log(2) / size[name] for name in sources}
 
 
-async def run_trials(
-    sweep: Sweep, prepared: Prepared, trials: Sequence[Trial], notes: Notes, parallel: int
-) -> list[Result]:
+async def run_trials(prepared: Prepared, trials: Sequence[Trial], parallel: int) -> list[Result]:
     """Train and score trials, so many at a time. Says how each went. The first failure is raised."""
     turn, done = asyncio.Semaphore(parallel), 0
-    weights = scored_sources(sweep, prepared.recipe)
 
     async def one(each: Trial) -> Result:
         nonlocal done
         async with turn:
-            result = await run_trial(sweep, prepared, each, notes)
+            result = await run_trial(prepared, each)
         done += 1
-        mean = sum(weights[name] * loss for name, loss in result.losses.items())
-        mix = next(iter(each.recipe.mixtures.values())).ratios
-        said = " ".join(f"{name} {share:.3g}" for name, share in mix.items())
-        values = describe_point(prepared.space, each.point)["values"]
-        said += "".join(f", {key} {value}" for key, value in values.items())
-        prepared.data.say(f"{done} of {len(trials)}  {each.name} seed {each.seed}  {said}  {mean:.4f}")
+        mix = point_text(prepared.space, each.point)
+        prepared.data.say(
+            f"{done} of {len(trials)}  {each.name} seed {each.seed}  {mix}  {prepared.mean(result.losses):.4f}"
+        )
         return result
 
     return list(await asyncio.gather(*(one(each) for each in trials)))
@@ -229,18 +246,18 @@ class Status:
     seconds: float | None  # that its training took
 
 
-async def look(sweep: Sweep, prepared: Prepared, one: Trial, notes: Notes) -> Status:
+async def look(prepared: Prepared, one: Trial) -> Status:
     """Say whether a trial is in the store, and if not, why it must run. The context is one of a dry run."""
     context = prepared.data.with_recipe(one.recipe)
     seconds = None
     try:
         seconds = (await build.train(context)).seconds
-        await run_trial(sweep, prepared, one, notes)
+        await run_trial(prepared, one)
         return Status(one, "kept", "", seconds)
     except NotBuilt:
         if seconds is not None:
             return Status(one, "score", "what is held out changed", seconds)
-    before = notes.runs.get(one.name)
+    before = prepared.notes.runs.get(one.name)
     if before is None:
         return Status(one, "train", "new", None)
     moved = [name for name in one.sources if before.get(name) != prepared.text[name].digest]

@@ -199,11 +199,11 @@ def test_other_keys_vary_without_ratios_and_rules_by_name(folder, tmp_path, trai
     keys = {"train.pretrain.muon.lr": {"low": 0.005, "high": 0.08}, "sources.n.rules.gopher_quality.min_words": [5, 50]}
     sweep, base = load_sweep(write_sweep(tmp_path, keys=keys, ratios=False))
     space, shares = space_of(sweep, base, dict.fromkeys("abn", 10**6), [])
-    assert space.sources == () and shares == (0.34, 0.33, 0.33)
+    assert space.sources == () and shares == {"a": 0.34, "b": 0.33, "n": 0.33}
     assert [key.values for key in space.keys] == [(0.005, 0.02, 0.08), (5, 50)] and space.base_levels == (1, 1)
     assert default_thresholds(RULES["gopher_quality"])["min_words"] == 50
     size = size_of(sweep, base, sweep.proxy, "proxy")
-    made = trial(sweep, base, size, Point((), (2, 0)), dict(zip("abn", shares, strict=True)), 3)
+    made = trial(sweep, base, size, Point((), (2, 0)), shares, 3)
     assert made.recipe.train["pretrain"].muon.lr == 0.08 and made.recipe.train["pretrain"].seed == 3
     assert made.recipe.sources["n"].rules == [{"gopher_quality": {"min_words": 5}}]
     assert made.recipe.model.dim == 16
