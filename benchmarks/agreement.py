@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from benchmarks import curate_peer, measure
-from stages.filter.rules import parse_rules
-from stages.filter.work import apply_to_column
+from stages.filter.apply import apply_to_column
+from stages.filter.parse import parse_rules
 
 RULES = ["gopher_repetition", "gopher_quality", "c4", "fineweb"]
 LARGEST = 25_000  # characters of a document: datatrove reads 0.1 MB/s

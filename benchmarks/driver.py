@@ -30,6 +30,7 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.store import RECORD
 from pipeline.recipe import parse_recipe
 from stages.dedup import work as dedup
+from stages.filter import measure as measuring
 from stages.filter import work as apply_rules
 from stages.pack import shard as pack_shard
 from stages.registry import STAGES
@@ -48,7 +49,11 @@ TEXT = ("download", "dedup")  # whose outputs say how much text they hold
 # Stage -> outputs of a unit, and its counters.
 OUTPUTS = {
     "download": (("part-000",), ("rows_in", "rows_out", "text_bytes")),
-    "filter": (("docs",), ("rows_in", "kept", "text_bytes", "dropped.gopher_short_doc", "dropped.duplicate_line")),
+    "measure": (("measures",), ("documents", "text_bytes")),
+    "filter": (
+        ("kept", "ruled-out"),
+        ("rows_in", "kept", "text_bytes", "dropped.gopher_short_doc", "dropped.duplicate_line"),
+    ),
     "dedup": (("docs",), ("rows_in", "kept", "text_bytes", "dropped.duplicate", "duplicate_of.web")),
     "tokenize": (("tokens", "docs", "histogram"), ("tokens", "train_tokens", "val_tokens", "documents", "text_bytes")),
     "pack_pretrain": (("bin", "idx", "rows"), ("tokens", "documents", "tokens.web", "documents.web")),
@@ -161,18 +166,21 @@ def download_unit(source: str, i: int) -> Unit:
 
 
 async def graph(context: Context, units: int) -> None:
-    """`units` units: one in a hundred a shard, the rest four stages of the same number of parts."""
+    """`units` units: one in a hundred a shard, the rest five stages of the same number of parts."""
     shards = units // 100
-    each = (units - shards) // (4 * len(SOURCES))
+    each = (units - shards) // (5 * len(SOURCES))
 
-    async def fetch_and_filter(source: str, i: int) -> Artifact:
+    async def fetch_and_filter(source: str, i: int) -> list[Artifact]:
         download = download_unit(source, i)
         raw = await context.run(STAGES["download"], download)
         part = raw.output("part-000")
+        label = f"{download.label} part-000"
+        unit = Unit(measuring.work, {"rules": [["gopher_quality", {}, ""]]}, [part], label, source, UNIT_BYTES)
+        measured = await context.run(STAGES["measure"], unit)
         rules = {"rules": [["gopher_quality", {}]]}
-        unit = Unit(apply_rules.work, rules, [part], f"{download.label} part-000", source, UNIT_BYTES)
+        unit = Unit(apply_rules.work, rules, [measured.output("measures")], label, source, 1)
         record = await context.run(STAGES["filter"], unit)
-        return record.output("docs")
+        return [record.output("kept"), part]
 
     async def source_of(source: str) -> list[TokenizedUnit]:
         """Make all units of a source up to its tokens; it keeps what the stages keep."""
@@ -182,9 +190,9 @@ async def graph(context: Context, units: int) -> None:
             for i in range(each)
         ]
 
-        async def deduplicated(i: int, part: Artifact, drop: Artifact) -> Artifact:
+        async def deduplicated(i: int, part: list[Artifact], drop: Artifact) -> Artifact:
             label = f"{i:05d}"
-            unit = Unit(dedup.work, {"source": source}, [part, drop], label, source, UNIT_BYTES)
+            unit = Unit(dedup.work, {"source": source}, [*part, drop], label, source, UNIT_BYTES)
             record = await context.run(STAGES["dedup"], unit)
             return record.output("docs")
 

@@ -30,9 +30,14 @@ import pyarrow as pa
 
 from benchmarks import measure
 from benchmarks.agreement import RULES, Filters, agreement, datatrove_in_a_row, documents
+from stages.filter.apply import apply_to_column
 from stages.filter.document import Document
-from stages.filter.rules import ParsedRule, apply_rules, parse_rules
-from stages.filter.work import apply_to_column, text_hashes, work
+from stages.filter.measure import text_hashes
+from stages.filter.measure import work as measure_part
+from stages.filter.parse import parse_rules
+from stages.filter.rules import ParsedRule, apply_rules
+from stages.filter.verdict import measured_rules
+from stages.filter.work import work
 from stages.sources.base import Row
 from stages.sources.writer import write_parts
 from stages.task import Artifact, Task
@@ -43,8 +48,9 @@ HOSTILE = 20_000
 COLD = """
 import time; start = time.process_time()
 import pyarrow as pa
-from stages.filter.rules import parse_rules
-from stages.filter.work import apply_to_column, text_hashes
+from stages.filter.parse import parse_rules
+from stages.filter.apply import apply_to_column
+from stages.filter.measure import text_hashes
 texts = pa.array(["The cat sat on the mat. "])
 apply_to_column(texts, None, parse_rules(%r)); text_hashes(texts)
 print(time.process_time() - start)
@@ -88,10 +94,13 @@ def write_part(texts: list[str], folder: Path) -> Artifact:
 
 
 def stage(part: Artifact) -> None:
-    """The whole stage on one part."""
+    """The stages `measure` and `filter` on one part."""
     with tempfile.TemporaryDirectory() as folder:
-        rules = {"rules": [list(rule) for rule in parse_rules(RULES)]}
-        work(Task(rules, [part], Path(folder), "filter", lambda a: a.path))
+        rules = parse_rules(RULES)
+        measured = Task({"rules": measured_rules(rules)}, [part], Path(folder), "measure", lambda a: a.path)
+        measure_part(measured)
+        measures = next(a for a in measured.outputs if a.name == "measures")
+        work(Task({"rules": rules}, [measures], Path(folder), "filter", lambda a: a.path))
 
 
 def cold_start() -> dict[str, float]:

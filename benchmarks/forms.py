@@ -28,8 +28,8 @@ from benchmarks import measure
 from stages.comparable import ENTITY, comparable_texts
 from stages.dedup.config import Dedup
 from stages.dedup.minhash import band_keys
-from stages.filter.rules import parse_rules
-from stages.filter.work import apply_to_column
+from stages.filter.apply import apply_to_column
+from stages.filter.parse import parse_rules
 from stages.kernels.ngrams import NgramSearch
 
 GROUP = 250  # documents in a column

@@ -164,17 +164,11 @@ def build_mixture(folder: Path) -> Path:
 
 def sources(folder: Path, rng: random.Random) -> Iterator[Case]:
     """Yield damaged source files of every format for `run filter`, and evaluation sets for `run evals`."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def kept(out: Path) -> list[object]:
-        parts = sorted((out / "mutant" / "filtered").glob("**/*.parquet")) or sorted(
-            out.glob("store/filter/**/*.parquet")
-        )
-        rows: list[object] = (
-            pa.concat_tables([pq.read_table(p, columns=["text"]) for p in parts])["text"].to_pylist() if parts else []
-        )
-        return rows
+        parts = sorted(out.glob("store/download/**/*part-*.parquet"))
+        return [text for part in parts for text in pq.read_table(part, columns=["text"])["text"].to_pylist()]
 
     files = write_sources(folder)
     undamaged: dict[str, list[object]] = {}

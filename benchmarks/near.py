@@ -82,10 +82,10 @@ class Corpus:
         store, progress = open_store(str(folder / "out")), Progress(quiet=True)
         self.context = Context(parse_recipe(recipe, "near"), store, lambda: self.executor, progress)
 
-    def filtered(self) -> list[Artifact]:
-        """Return the parts as the filter leaves them."""
+    def filtered(self) -> list[list[Artifact]]:
+        """Return the parts as the filter leaves them: what a unit needs to read each."""
         parts = drive(self.context, self.context.stage(FILTER)).docs["web"]
-        return [replace(part, path=self.context.artifact_path(part)) for part in parts]
+        return [[replace(one, path=self.context.artifact_path(one)) for one in part.inputs] for part in parts]
 
     def dropped(self) -> dict[bytes, bytes]:
         """Deduplicate. Returns of every document that is dropped the document kept in its stead, by their ids."""
@@ -179,7 +179,7 @@ def signatures(texts: list[str], peer_documents: int, rounds: int, folder: Path)
 
     def unit() -> None:
         for number, part in enumerate(parts):
-            write_keys(Task({"near": shape}, [part], folder, f"sign{number}", lambda a: a.path))
+            write_keys(Task({"near": shape}, part, folder, f"sign{number}", lambda a: a.path))
 
     candidates: dict[str, tuple[list[str], Callable[[], Any]]] = {
         "ours, arrow columns, 14 x 8": (texts, lambda: [minhash.band_keys(column, **shape) for column in columns]),

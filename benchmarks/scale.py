@@ -44,7 +44,7 @@ def build(tokens: float, shards: int, bytes_per_token: float, document_tokens: f
     joins = ranges_for(round(2 * BANDS * ALIKE * documents), PAIRS)
     table: dict[str, dict[str, float]] = {
         "units": {
-            "download, filter": 2 * parts,
+            "download, measure, filter": 3 * parts,
             "dedup": 2 * parts + matches + (ROUNDS + 1) * joins,
             "tokenize": units,
             "merge": merges,

@@ -81,9 +81,9 @@ def step_of(record: Record, raw: dict[str, Any]) -> str:
     if record.stage == "download":
         path = raw["sources"][name]["path"]
         return f"{raw['sources'][name]['from']}{'.zst' if path.endswith('.zst') else ''}"
-    if record.stage == "filter":
+    if record.stage in ("measure", "filter"):
         rules = "four rule sets" if raw["sources"][name].get("rules") else "no rules"
-        return "sample of what was dropped" if words == ["dropped"] else rules
+        return "sample of what was dropped" if words in (["choose"], ["dropped"]) else rules
     if record.stage == "dedup":
         step = words[0] if words[0] in DEDUP_STEPS else "apply"
         return f"match {words[1]}" if step == "match" else step
@@ -93,13 +93,15 @@ def step_of(record: Record, raw: dict[str, Any]) -> str:
 def rows(found: list[Record], raw: dict[str, Any]) -> list[Row]:
     """The table: text, seconds and peak memory of each step's units."""
     names = list(raw["sources"])
-    text: dict[str, Counter[str]] = {stage: Counter() for stage in ("download", "filter", "dedup", "tokenize")}
+    text: dict[str, Counter[str]] = {
+        stage: Counter() for stage in ("download", "measure", "filter", "dedup", "tokenize")
+    }
     tokens = 0
     for record in found:
         if record.stage in text:
             text[record.stage][source_of(record, names)] += record.counts.get("text_bytes", 0)
             tokens += record.counts.get("tokens", 0) if record.stage == "tokenize" else 0
-    before = {"filter": "download", "dedup": "filter", "decontaminate": "dedup"}
+    before = {"measure": "download", "filter": "download", "dedup": "filter", "decontaminate": "dedup"}
     steps: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(found, key=lambda r: r.started):
         steps.setdefault((record.stage, step_of(record, raw)), []).append(record)

@@ -15,7 +15,12 @@ from stages.config import Count, Model, Share
 from stages.decontaminate.config import Decontaminate
 from stages.dedup.config import Dedup
 from stages.exclude.config import Exclude
+from stages.filter import fasttext
+from stages.filter.parse import parse_rules
+from stages.filter.verdict import COLUMNS
+from stages.filter.where import RULE_OF, asks_language, check_columns
 from stages.pack.config import Mixture, check_mixtures
+from stages.scores.config import Score
 from stages.sources.questions import EvalConfig
 from stages.sources.registry import SourceConfig
 from stages.tokenizer.config import TokenizerConfig
@@ -23,6 +28,7 @@ from train.config import ModelConfig, TrainConfig
 
 MIXTURES = ("pretrain", "anneal")  # stages pack_pretrain and pack_anneal_mix
 NAME = re.compile(r"\w[\w.-]{0,59}")  # of a source or a phase: begins the names of files, and of units up to a space
+SCORE = re.compile(r"[A-Za-z]\w{0,59}", re.ASCII)  # a column of measures
 
 ExecutorName = Literal["auto", "ray", "local", "inline"]  # chosen in pipeline/executors/choose.py
 
@@ -49,6 +55,9 @@ class Recipe(Model):
     seed: int = Field(0, ge=0, lt=2**63, description="Decides every shuffle; nothing else is random.")
     executor: ExecutorName = Field("auto", description="Where units run; see --executor.")
     sources: dict[str, SourceConfig] = Field(min_length=1, description="Where text comes from, by name.")
+    scores: dict[str, Score] = Field(
+        default_factory=dict, description="Numbers that a model gives each document, by name, for rules to ask for."
+    )
     evals: dict[str, EvalConfig] = Field(
         default_factory=dict, description="Questions with choices that training is scored on, by name."
     )
@@ -107,6 +116,25 @@ class Recipe(Model):
                 raise ValueError(f"train.{phase}.mixture is {mixture_name!r}; the mixtures are {have}")
         return self
 
+    @model_validator(mode="after")
+    def _scores(self) -> Recipe:
+        for name in self.scores:
+            if not SCORE.fullmatch(name) or name in {*RULE_OF, *COLUMNS}:
+                raise ValueError(
+                    f"scores has the name {name[:80]!r}; write letters, digits and _, a letter first, no measure's name"
+                )
+        if any(score.fasttext for score in self.scores.values()):
+            fasttext.library_versions()
+        for name, source in self.sources.items():
+            try:
+                rules = parse_rules(source.rules)
+                check_columns(rules, self.scores)
+                if asks_language(rules):
+                    fasttext.library_versions()
+            except ValueError as error:
+                raise ValueError(f"sources.{name}: {error}") from None
+        return self
+
     def phase_of(self, mixture: str) -> str:
         """The training phase a mixture is for: the one of its name, else the first that trains on it."""
         phases = [p for p, c in self.train.items() if (c.mixture or p) == mixture]
@@ -120,6 +148,8 @@ class Recipe(Model):
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe, resolved, as JSON values."""
         value: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        if not self.scores:
+            del value["scores"]
         if not self.evals:  # what asks for nothing leaves no mark on a manifest
             del value["evals"]
         if self.decontaminate == Decontaminate():

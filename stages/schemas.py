@@ -34,8 +34,6 @@ DOCUMENTS = pa.schema(
         ("url", pa.string()),
     ]
 )
-# What `filter` adds: the hash that exact deduplication compares.
-FILTERED = DOCUMENTS.append(pa.field("text_hash", ID))
 # What `dedup` writes and users read under `curated/`.
 CURATED = pa.schema([*DOCUMENTS, pa.field("source", pa.string())])
 QUARANTINE = pa.schema(

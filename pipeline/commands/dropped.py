@@ -65,8 +65,11 @@ def print_dropped(store: Store, recipe: str, source: str | None, reason: str | N
 def print_document(console: TextConsole, source: str, row: dict[str, Any], full: bool) -> None:
     """Print one document: where it is from, and its text."""
     where = f"{source}: {row['source_file']} row {row['source_row']}"
+    value = "" if row["value"] is None else f" ({row['value']:.4g})"
     console.print(
-        f"{row['reason']}  {where}  id {row['document_id'].hex()}  {row['url'] or ''}", style="bold", markup=False
+        f"{row['reason']}{value}  {where}  id {row['document_id'].hex()}  {row['url'] or ''}",
+        style="bold",
+        markup=False,
     )
     text = row["text"] if full else row["text"][:EXCERPT]
     more = f"\n[... {row['chars'] - len(text):,} characters more]" if len(text) < row["chars"] else ""

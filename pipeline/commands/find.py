@@ -41,7 +41,7 @@ def find_all(manifest: Manifest, query: Query) -> list[FoundDocument]:
     """Return the documents of the corpus that `query` means, then those that were dropped on the way to it."""
     documents = find(manifest, query)
     stored = records_beside(manifest)
-    downloaded = explain_drops(manifest, query, stored)
+    downloaded = explain_drops(query, stored)
     if stored.missing:
         stage, label = min(stored.missing)
         print(

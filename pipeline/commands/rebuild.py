@@ -42,7 +42,10 @@ def recipe_of(manifest: Manifest, source_paths: Mapping[str, str]) -> Recipe:
             raise UserError(f"--source {name}: it is of kind {entries[name]['from']}, which has no path")
         # As absolute as it can be: the build may run in other processes.
         entries[name]["path"] = path if is_remote(path) else str(Path(local_path(path)).absolute())
-    for name, entry in entries.items():
+    models = {
+        f"scores.{name}": {"path": score.get("fasttext") or []} for name, score in recipe.get("scores", {}).items()
+    }
+    for name, entry in {**entries, **models}.items():
         if name not in source_paths:
             check_protocols(name, entry)
     return parse_recipe(recipe, "the manifest's recipe")

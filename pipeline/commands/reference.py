@@ -14,7 +14,8 @@ from typing import Any
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from pipeline.sweep.config import Sweep
-from stages.filter.rules import RULES, default_thresholds
+from stages.filter.parse import default_thresholds
+from stages.filter.rules import RULES
 from stages.recipe import Recipe
 from stages.sources.presets import PRESETS
 
@@ -101,6 +102,12 @@ def kinds_section(place: str, kinds: list[Schema]) -> list[str]:
     lines += ["\n### Rules\n", "What `rules` may name, with thresholds and their defaults.\n"]
     for name, rule in RULES.items():
         lines += [f"* `{name}`: {paragraph(inspect.getdoc(rule) or '')} {thresholds(rule)}".rstrip()]
+    lines += [
+        "* `where`: what measures and scores must be: `{where: {edu: {top: 30%}, gopher_alphabetic: {min: 0.7}}}`. "
+        "Tests: `min`, `max`; `top`, `bottom`, a share of the source; `in`, a list, of `language`.",
+        "* `sample`: documents taken by a score: `{sample: {edu: {full: 0.9, power: 2}}}`, each with probability "
+        "(value / full) ** power.",
+    ]
     return [*lines, ""]
 
 

@@ -111,7 +111,7 @@ def read_facts(store: Store, recipe: Recipe, options: str, shown: str, documents
     for number, (name, size) in enumerate(sizes.items(), 1):
         say(f"reading documents of {name}, source {number} of {len(sizes)}")
         samples[name] = draw_sample(reader, build, value, name, size, limits[name])
-    check_recipe(accounts, samples, recipe.name, options)
+    check_recipe(samples, recipe.name, options)
     manifests = {}
     for mixture in recipe.mixtures:
         if "manifest.json" in store.published(recipe.name, mixture):
@@ -145,16 +145,14 @@ def limits_of(sizes: Mapping[str, int], documents: int) -> dict[str, int]:
     return limits
 
 
-def check_recipe(accounts: Mapping[str, Account], samples: Mapping[str, Sample], name: str, options: str) -> None:
+def check_recipe(samples: Mapping[str, Sample], name: str, options: str) -> None:
     """Raise UserError where the recipe's rules are not those that the build was made with."""
     for source, sample in samples.items():
-        for reason, n in accounts[source].ruled_out.items():
-            drawn = sum(fate == reason for fate in sample.fate)
-            if (sample.whole and drawn != n) or (drawn == 0 and n * sample.share > 50):
-                raise UserError(
-                    f"{name}: the recipe's rules of {source} are not those of the last build ({reason} dropped {n:,} "
-                    f"documents then, {drawn:,} now); build it again with `python -m pipeline run filter{options}`"
-                )
+        if sample.stale:
+            raise UserError(
+                f"{name}: the recipe's rules of {source} are not those of the last build, and would drop other "
+                f"documents; build it again with `python -m pipeline run filter{options}`"
+            )
 
 
 def origin_of(name: str, recipe: Recipe, manifests: Mapping[str, Manifest]) -> Origin:

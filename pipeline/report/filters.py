@@ -12,6 +12,7 @@ from pipeline.report.charts import LEFT, RIGHT, Axes, bar, plot, round_ticks
 from pipeline.report.facts import Facts
 from pipeline.report.histograms import Floats, bars, edges_of, horizontal_ticks, span_of
 from pipeline.report.markup import clipped, counted, escape, marked, number, share, size, title_of
+from stages.filter.verdict import BOUND_OF
 from stages.review.figures import FIGURES, Figure, evidence
 from stages.review.sample import Sample, as_reached, reached, read_texts, thresholds_of
 
@@ -141,7 +142,7 @@ def nearest(distance: Floats, among: Mask) -> list[int]:
 
 def border(figure: Figure, sample: Sample, group: Group) -> float:
     """Return the threshold of a figure: of two the one beyond which more documents were dropped."""
-    low, high = figure.bounds(thresholds_of(sample, group.reason))
+    low, high = BOUND_OF[group.reason].edges(thresholds_of(sample, group.reason))
     if low is None or high is None:
         return float(low if high is None else high)  # type: ignore[arg-type]
     values = sample.figures[group.reason][group.dropped]
@@ -150,7 +151,7 @@ def border(figure: Figure, sample: Sample, group: Group) -> float:
 
 def is_out(figure: Figure, values: Floats, line: float, sample: Sample, reason: str) -> Mask:
     """Return which values would be dropped with the threshold `line` in the place of the one it replaces."""
-    low, high = figure.bounds(thresholds_of(sample, reason))
+    low, high = BOUND_OF[reason].edges(thresholds_of(sample, reason))
     beyond = np.zeros(len(values), bool)
     if low is not None:
         beyond |= values < (line if high is None or (line < high and abs(line - low) < abs(line - high)) else low)
@@ -222,8 +223,9 @@ def options(facts: Facts, group: Group, figure: Figure, asked: Mask, line: float
                 "text": share(sizes[out].sum() / sample.share / of_measured, facts.accounts[group.source].read_bytes),
             }
         )
-    _, high = figure.bounds(thresholds_of(sample, group.reason))
-    return {"name": figure.high if line == high else figure.low, "rows": rows}
+    _, high = BOUND_OF[group.reason].edges(thresholds_of(sample, group.reason))
+    bound = BOUND_OF[group.reason]
+    return {"name": bound.high if line == high else bound.low, "rows": rows}
 
 
 def others(figure: Figure, line: float) -> list[float]:

@@ -101,6 +101,11 @@ def section(facts: Facts, name: str) -> dict[str, Any]:
         else:
             chart = shares(values, summary)
         charts.append({"title": title, "more": more, "chart": chart, "n": len(values)})
+    for score, of_each in sample.scores.items():
+        values = of_each[kept & ~np.isnan(of_each)]
+        if len(values):
+            chart = shares(values, f"The score {score} of {counted(len(values), 'kept document')} of {name}")
+            charts.append({"title": f"Score {score}", "more": ", of 100 %", "chart": chart, "n": len(values)})
     measured = max((chart["n"] for chart in charts), default=0)
     return {
         "name": name,

@@ -12,7 +12,8 @@ from typing import Any
 from pipeline.recipe import apply_overrides, parse_recipe
 from pipeline.sweep.config import Range, Sweep, phase_of
 from stages.errors import DataError
-from stages.filter.rules import RULES, default_thresholds
+from stages.filter.parse import default_thresholds
+from stages.filter.rules import RULES
 from stages.recipe import Recipe
 from stages.sweep.space import Key, Point
 from stages.tokenizer.spec import SPECIALS

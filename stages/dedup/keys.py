@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.dedup.arrays import Entries, save_array, save_runs
 from stages.hashing import id_words, is_validation
+from stages.kept import kept_rows, read_rows
 from stages.task import Task
 
 RUN = 1 << 22  # keys of a part sorted at a time
@@ -22,7 +23,9 @@ NEAR = np.dtype([("lo", "<u8"), ("first", "<u4"), ("row", "<u4")])
 
 
 def write_keys(task: Task) -> None:
-    """Write the keys of one filtered part. Params: near, None or {ngram, bands, rows}.
+    """Write the keys of one filtered part. Inputs: `kept`, and its documents where near is asked for.
+
+    Params: near, None or {ngram, bands, rows}.
 
     Outputs: `exact` (EXACT), sorted by key, and, if asked for, `near` (see `write_near_keys`); `ids`, 16 bytes a row.
     """
@@ -41,7 +44,7 @@ def write_keys(task: Task) -> None:
     exact["row"] = np.arange(documents)
     save_array(task, "exact", exact[np.lexsort((exact["hi"], exact["lo"]))])
     if task.params["near"]:
-        write_near_keys(task, file, exact["first"], task.params["near"])
+        write_near_keys(task, exact["first"], task.params["near"])
     save_array(task, "ids", ids)
 
 
@@ -53,7 +56,7 @@ def first_bits(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     return is_training << np.uint32(31) | id_bits
 
 
-def write_near_keys(task: Task, file: pq.ParquetFile, first: npt.NDArray[np.uint32], shape: dict[str, int]) -> None:
+def write_near_keys(task: Task, first: npt.NDArray[np.uint32], shape: dict[str, int]) -> None:
     """Write output `near` (NEAR): an entry a document and band, none for a text without words.
 
     first: `first_bits` of each row. shape: ngram, bands, rows. A part of short texts has more entries than fit into
@@ -74,21 +77,22 @@ def write_near_keys(task: Task, file: pq.ParquetFile, first: npt.NDArray[np.uint
             entries["first"] = first[entries["row"]]
             yield entries
 
-    save_runs(task, "near", NEAR, len(first) * bands, (pieces(*run) for run in key_runs(file, shape)))
+    kept, docs = map(task.path, task.inputs)
+    save_runs(task, "near", NEAR, len(first) * bands, (pieces(*run) for run in key_runs(kept, docs, shape)))
 
 
-def key_runs(file: pq.ParquetFile, shape: dict[str, int]) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
+def key_runs(kept: str, docs: str, shape: dict[str, int]) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
     """Yield the band keys of a filtered part, at most RUN of them or one document's at a time.
 
-    Each with the number of its first row, and of shape (rows, bands).
+    kept, docs: paths of its tables. Each with the number of its first row, and of shape (rows, bands).
     """
     from stages.dedup.minhash import band_keys
 
     rows_in_run = max(1, RUN // shape["bands"])
     pieces: list[npt.NDArray[np.uint64]] = []
     first_row = held = 0
-    for group in range(file.num_row_groups):
-        texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
+    for _, table in read_rows(docs, kept_rows(kept), ["text"]):
+        texts = table["text"].combine_chunks()
         done = 0
         while done < len(texts):
             keys = band_keys(texts.slice(done, rows_in_run - held), **shape)

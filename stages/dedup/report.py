@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from stages.kept import kept_rows, read_rows
 from stages.task import Task
 
 EXCERPT = 400  # characters of a text; none where the recipe takes documents down, whose text nothing may publish
@@ -16,11 +15,11 @@ KINDS = ("duplicate", "near_duplicate")
 
 
 def write_report(task: Task) -> None:
-    """Write the report. Inputs: filtered parts. Output: `report`.
+    """Write the report. Inputs: of each filtered part `kept`, then its documents. Output: `report`.
 
     Params: near, None or {ngram, bands, rows}; rates, as `duplicate_rates` gives them; pairs, a list of [number of the
-    input, row] of the document dropped and the same of the one kept; sources, the name of each input's; excerpt,
-    characters.
+    part, row of `kept`] of the document dropped and the same of the one kept; sources, the name of each part's;
+    excerpt, characters.
     """
     from stages.dedup.minhash import describe_minhash
 
@@ -59,18 +58,15 @@ def shorten(document: Mapping[str, Any], excerpt: int) -> dict[str, Any]:
 
 
 def read_document(task: Task, part: int, row: int) -> dict[str, Any]:
-    """Return one document of a filtered part. Raises IndexError for a row that is not there."""
-    file = pq.ParquetFile(task.path(task.inputs[part]))
-    first_row = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if row < first_row + rows:
-            columns = ["document_id", "source_file", "source_row", "url", "text"]
-            document = file.read_row_group(group, columns=columns).slice(row - first_row, 1).to_pylist()[0]
-            document["document_id"] = document["document_id"].hex()
-            return {"source": task.params["sources"][part], **document}
-        first_row += rows
-    raise IndexError(f"row {row} of {first_row}")
+    """Return one document of a filtered part, by its row of `kept`. Raises IndexError for one that is not there."""
+    kept, docs = task.inputs[2 * part : 2 * part + 2]
+    rows = kept_rows(task.path(kept))[row : row + 1]
+    columns = ["document_id", "source_file", "source_row", "url", "text"]
+    for _, table in read_rows(task.path(docs), rows, columns):
+        document = table.to_pylist()[0]
+        document["document_id"] = document["document_id"].hex()
+        return {"source": task.params["sources"][part], **document}
+    raise IndexError(f"row {row} of {kept.rows}")
 
 
 def duplicate_rates(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:

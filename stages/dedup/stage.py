@@ -1,10 +1,10 @@
 """Deduplication across sources: of all documents with the same text, or nearly the same, one is kept.
 
-The same: equal after normalization (`stages.filter.work.text_hash`). Nearly: found by MinHash (`stages.dedup.minhash`),
-and whatever is nearly the same as one of those. `stages.dedup.keys` writes the keys of each part's documents,
-`stages.dedup.exchange` puts those of many parts together, `stages.dedup.clusters` finds documents that share one, and
-`stages.dedup.drops` lists the rows to drop of each part. A list has a digest of its own, so a change in one input file
-writes only those parts again whose own drops changed.
+The same: equal after normalization (`stages.filter.measure.text_hash`). Nearly: found by MinHash
+(`stages.dedup.minhash`), and whatever is nearly the same as one of those. `stages.dedup.keys` writes the keys of each
+part's documents, `stages.dedup.exchange` puts those of many parts together, `stages.dedup.clusters` finds documents
+that share one, and `stages.dedup.drops` lists the rows to drop of each part. A list has a digest of its own, so a
+change in one input file writes only those parts again whose own drops changed.
 
 Which one is kept: a validation document before any other (so that no training copy of it survives), then the source
 that comes first in `dedup.priority` and behind those by name, then the smallest document id (its first 23 bits), then
@@ -31,7 +31,7 @@ from stages.dedup.lines import count_lines, cut_lines, find_frequent
 from stages.dedup.report import EXCERPT, duplicate_rates, write_report
 from stages.dedup.work import work
 from stages.errors import DataError
-from stages.filter.stage import FILTER
+from stages.filter.stage import FILTER, FilteredPart
 from stages.hashing import power_of_two_at_least
 from stages.stage import BuildContext, Record, Stage, Unit
 from stages.task import Artifact
@@ -42,7 +42,7 @@ MOST_RANGES = 1024  # of keys, or of documents
 MOST_PARTS = 256  # whose files of keys are read one by one
 GROUP = 64  # parts of a source whose keys are put together, where there are more
 
-Parts = Mapping[str, Sequence[Artifact]]  # tables of documents by source, one a part
+Parts = Mapping[str, Sequence[FilteredPart]]  # by source
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ async def build(context: BuildContext) -> Deduplicated:
     units, part_number = [], 0
     for name, parts in filtered.items():
         for i, part in enumerate(parts):
-            inputs = [part, drops[part_number]] if drops else [part]
-            units.append(Unit(work, {"source": name}, inputs, f"{i:05d}", name, part.bytes))
+            inputs = [*part.inputs, drops[part_number]] if drops else part.inputs
+            units.append(Unit(work, {"source": name}, inputs, f"{i:05d}", name, part.text_bytes))
             part_number += 1
     records = iter(await context.map(DEDUP, units))
     docs = {name: [next(records).output("docs") for _ in parts] for name, parts in filtered.items()}
@@ -87,7 +87,9 @@ async def build(context: BuildContext) -> Deduplicated:
     return Deduplicated(docs, drops, await report_on(context, filtered, listed) if listed else None)
 
 
-async def without_frequent_lines(context: BuildContext, docs: Parts, most: int) -> dict[str, list[Artifact]]:
+async def without_frequent_lines(
+    context: BuildContext, docs: Mapping[str, Sequence[Artifact]], most: int
+) -> dict[str, list[Artifact]]:
     """Return the documents of each source without the lines that more than `most` of all documents have."""
     parts = [(name, i, part) for name, artifacts in docs.items() for i, part in enumerate(artifacts)]
     counted = await context.map(
@@ -111,11 +113,11 @@ async def without_frequent_lines(context: BuildContext, docs: Parts, most: int) 
     return {name: [next(records).output("docs") for _ in artifacts] for name, artifacts in docs.items()}
 
 
-def warn_of_empty(context: BuildContext, filtered: Parts, docs: Parts) -> None:
+def warn_of_empty(context: BuildContext, filtered: Parts, docs: Mapping[str, Sequence[Artifact]]) -> None:
     """Warn of each source that has no document of its own."""
     for name, parts in docs.items():
         if not any(part.rows for part in parts):
-            rows = sum(part.rows for part in filtered[name])
+            rows = sum(part.documents for part in filtered[name])
             context.warn(f"dedup: nothing is left of {name}: each of its {rows:,} documents is a copy of another's")
 
 
@@ -123,14 +125,14 @@ async def find_drops(context: BuildContext, filtered: Parts) -> list[Record]:
     """Return the records of `list_drops`, whose outputs `drops-` are the drops of every part, in the order of parts."""
     config = context.recipe.dedup
     parts = [part for artifacts in filtered.values() for part in artifacts]
-    if sum(part.rows for part in parts) >= 1 << 32:
+    if sum(part.documents for part in parts) >= 1 << 32:
         raise DataError("dedup: over 4,294,967,295 documents cannot be numbered; split the recipe, or switch it off")
     # Sources outside `priority` rank by name: a manifest does not keep its recipe's order, and a rebuild has to rank
     # as the build did.
     ranked = [*config.priority, *sorted(filtered)]
     ranks = {name: i for i, name in enumerate(sorted(filtered, key=ranked.index))}
     corpus: dict[str, Any] = {
-        "rows": [part.rows for part in parts],
+        "rows": [part.documents for part in parts],
         "sources": [[name, len(artifacts), ranks[name]] for name, artifacts in filtered.items()],
     }
     keys = await write_key_files(context, filtered)
@@ -163,9 +165,19 @@ async def write_key_files(context: BuildContext, filtered: Parts) -> list[KeyFil
     parts = [(name, i, part) for name, artifacts in filtered.items() for i, part in enumerate(artifacts)]
     keyed = await context.map(
         DEDUP,
-        (Unit(write_keys, {"near": near}, [part], f"sign {i:05d}", name, part.bytes) for name, i, part in parts),
+        (
+            Unit(
+                write_keys,
+                {"near": near},
+                part.inputs if near else [part.kept],
+                f"sign {i:05d}",
+                name,
+                part.text_bytes,
+            )
+            for name, i, part in parts
+        ),
     )
-    found = [KeyFiles(name, part.rows, record) for (name, _, part), record in zip(parts, keyed, strict=True)]
+    found = [KeyFiles(name, part.documents, record) for (name, _, part), record in zip(parts, keyed, strict=True)]
     if len(found) <= MOST_PARTS:
         return found
     by_source = [list(files) for _, files in groupby(found, lambda files: files.source)]
@@ -273,7 +285,8 @@ async def report_on(context: BuildContext, filtered: Parts, listed: Sequence[Rec
         "sources": [parts[number][0] for number in used],
         "excerpt": 0 if context.recipe.exclude.asked else EXCERPT,
     }
-    record = await context.run(DEDUP, Unit(write_report, params, [parts[number][1] for number in used], "report"))
+    inputs = [artifact for number in used for artifact in parts[number][1].inputs]
+    record = await context.run(DEDUP, Unit(write_report, params, inputs, "report"))
     return record.output("report")
 
 

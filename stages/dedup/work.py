@@ -6,37 +6,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.kept import kept_rows, read_rows
 from stages.schemas import CURATED, utf8_bytes
 from stages.task import Task
 
 
 def work(task: Task) -> None:
-    """Write one part without its duplicates. Inputs: the filtered part, then its drops if there are any.
+    """Write one part without its duplicates. Inputs: `kept`, its documents, and its drops if there are any.
 
     Params: source. Output: `docs` (CURATED). Counts rows_in, kept, text_bytes, and by the kind of duplicate
     dropped.duplicate, dropped.near_duplicate and duplicate_of.<source>, near_duplicate_of.<source>.
     """
-    file = pq.ParquetFile(task.path(task.inputs[0]))
-    dropped = np.zeros(file.metadata.num_rows, bool)
-    for artifact in task.inputs[1:]:
+    rows = kept_rows(task.path(task.inputs[0]))
+    dropped = np.zeros(len(rows), bool)
+    for artifact in task.inputs[2:]:
         drops = pq.read_table(task.path(artifact), columns=["row", "kept_source", "near"])
         drops = drops.slice(artifact.rows_from, artifact.rows_to - artifact.rows_from)
         dropped[drops["row"].to_numpy()] = True
         count_drops(task, drops)
-    row = 0
+    columns = [name for name in CURATED.names if name != "source"]
     with task.table("docs", CURATED) as writer:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=[n for n in CURATED.names if n != "source"])
-            keep = ~dropped[row : row + table.num_rows]
-            row += table.num_rows
-            table = table.filter(pa.array(keep))
+        for _, table in read_rows(task.path(task.inputs[1]), rows[~dropped], columns):
             source = pa.array([task.params["source"]] * table.num_rows, pa.string())
-            if table.num_rows:
-                writer.write(table.append_column("source", source))
-                task.count("text_bytes", utf8_bytes(table["text"]))
+            writer.write(table.append_column("source", source))
+            task.count("text_bytes", utf8_bytes(table["text"]))
         writer.meta["text_bytes"] = task.counts["text_bytes"]
-    task.count("rows_in", row)
-    task.count("kept", int(row - dropped.sum()))
+    task.count("rows_in", len(rows))
+    task.count("kept", int((~dropped).sum()))
 
 
 def count_drops(task: Task, drops: pa.Table) -> None:

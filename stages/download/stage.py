@@ -16,7 +16,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from stages.errors import DataError
 from stages.sources.base import BaseConfig, SourceUnit
@@ -29,18 +29,30 @@ MAX_WINDOW = 16  # units started at a time for a source with a budget, at most
 MAX_GROWTH = 8  # times the parts read so far that the next slice of a stream may have
 
 
+class Counted(Protocol):
+    """How much is in a part that a source may keep."""
+
+    @property
+    def documents(self) -> int:
+        """Return its number of documents."""
+
+    @property
+    def text_bytes(self) -> int:
+        """Return the bytes of their text."""
+
+
 class KeptPart(NamedTuple):
     """A part that a source may keep, and how much is in it; records themselves are too many to keep."""
 
     docs: Artifact
     documents: int
     text_bytes: int
-    dropped: Artifact | None = None  # a sample of what the filter dropped of it
 
 
+Part = TypeVar("Part", bound=Counted)
 # Takes one unit of a source through its steps: (context, source, its configuration, unit) -> (record of the download,
 # what is kept of each of its parts).
-Chain = Callable[[BuildContext, str, BaseConfig, SourceUnit], Awaitable[tuple[Record, list[KeptPart]]]]
+Chain = Callable[[BuildContext, str, BaseConfig, SourceUnit], Awaitable[tuple[Record, list[Part]]]]
 
 
 async def list_units(context: BuildContext, name: str, config: BaseConfig) -> list[SourceUnit]:
@@ -72,13 +84,13 @@ async def fetch(context: BuildContext, name: str, config: BaseConfig, unit: Sour
     return await context.run(DOWNLOAD, Unit(work, unit.params, unit.inputs, unit.name, name, unit.weight))
 
 
-async def fetch_source(context: BuildContext, name: str, config: BaseConfig, chain: Chain) -> list[KeptPart]:
+async def fetch_source(context: BuildContext, name: str, config: BaseConfig, chain: Chain[Part]) -> list[Part]:
     """Return the parts that make up source `name`, in order: all, or the shortest prefix that fills a budget.
 
     `chain` downloads one unit and says what is kept of it. Raises DataError for a source without rows.
     """
     units = await list_units(context, name, config)
-    kept: list[KeptPart] = []
+    kept: list[Part] = []
     first_record: Record | None = None
     start = 0
     while start < len(units):
@@ -97,15 +109,15 @@ async def fetch_source(context: BuildContext, name: str, config: BaseConfig, cha
 
 
 async def fetch_unit(
-    context: BuildContext, name: str, config: BaseConfig, unit: SourceUnit, chain: Chain, have: tuple[KeptPart, ...]
-) -> tuple[Record, list[KeptPart]]:
+    context: BuildContext, name: str, config: BaseConfig, unit: SourceUnit, chain: Chain[Part], have: tuple[Part, ...]
+) -> tuple[Record, list[Part]]:
     """Take one unit through `chain`; of a stream with a budget only as many parts as fill it after the parts `have`.
 
     Returns the record of the (first slice's) download and what is kept of it.
     """
     if not is_stream(unit):
         return await chain(context, name, config, unit)
-    kept: list[KeptPart] = []
+    kept: list[Part] = []
     first_record: Record | None = None
     start, stop = 0, max(1, math.ceil(missing_bytes(config, have) / unit.params["part_bytes"]))
     while True:
@@ -138,12 +150,12 @@ def budgets(config: BaseConfig, documents: int, text_bytes: int) -> list[tuple[i
     return [(have, limit) for have, limit in pairs if limit is not None]
 
 
-def totals(kept: Sequence[KeptPart]) -> tuple[int, int]:
+def totals(kept: Sequence[Counted]) -> tuple[int, int]:
     """Return (documents, bytes of text) of all `kept`."""
     return sum(part.documents for part in kept), sum(part.text_bytes for part in kept)
 
 
-def missing_bytes(config: BaseConfig, kept: Sequence[KeptPart]) -> float:
+def missing_bytes(config: BaseConfig, kept: Sequence[Counted]) -> float:
     """Estimate the bytes of kept text until the first budget is full; 0 where the length of documents is not known."""
     documents, text_bytes = totals(kept)
     limits = [config.max_bytes, config.max_tokens and 4 * config.max_tokens]
@@ -151,7 +163,7 @@ def missing_bytes(config: BaseConfig, kept: Sequence[KeptPart]) -> float:
     return max(0, min(limit for limit in limits if limit is not None) - text_bytes)
 
 
-def next_window(config: BaseConfig, kept: Sequence[KeptPart], started: int, units: Sequence[SourceUnit]) -> int:
+def next_window(config: BaseConfig, kept: Sequence[Counted], started: int, units: Sequence[SourceUnit]) -> int:
     """Return how many units to start after the first `started`: two at first, then as many as seem missing.
 
     Without a budget it is all of them; of streams one at a time.
@@ -166,7 +178,7 @@ def next_window(config: BaseConfig, kept: Sequence[KeptPart], started: int, unit
     return min(MAX_WINDOW, max(1, round(lacking * started)))
 
 
-def parts_in_budget(config: BaseConfig, kept: Sequence[KeptPart]) -> int | None:
+def parts_in_budget(config: BaseConfig, kept: Sequence[Counted]) -> int | None:
     """Return how many leading parts fill the budget; None when all together do not.
 
     A source with several budgets ends at the first that is full. Without one nothing is ever enough.

@@ -20,7 +20,10 @@ from stages.estimate.deadline import call_all
 from stages.estimate.sample import Estimate, Sample, estimate, sample_source
 from stages.estimate.tokens import count_tokens
 from stages.evals.stage import EVALS, units_of
-from stages.filter.stage import FILTER
+from stages.filter.parse import parse_rules
+from stages.filter.stage import FILTER, MEASURE, edits_texts
+from stages.filter.verdict import LANGUAGE
+from stages.filter.where import named_columns
 from stages.hashing import VALIDATION_THRESHOLD
 from stages.kernels.jit import cache_folder
 from stages.pack.stage import PACK
@@ -40,6 +43,7 @@ TRAIN_STAGE = "train"
 TOKENIZER_STAGE = BUILD_TOKENIZER.name
 TRAINED = 1 - float(VALIDATION_THRESHOLD) / 2**64  # share of documents that is not held out
 ROW_BYTES = 70  # of a document's row and index entry, beside its tokens
+MEASURE_BYTES, KEPT_BYTES = 150, 40  # of a document, its text aside
 STORED = 0.4  # bytes in the store per byte of text, where no sample says
 NO_FILE = Artifact("", "")
 
@@ -239,6 +243,7 @@ def forecast(context: BuildContext, survey: Survey, tell: Callable[[str], None] 
         survey.forecasts = {name: from_records(context, name) for name in sources}
         survey.tokenizer = "counted in the store"
         return
+    warn_of_scores(context)
     with context.temporary_folder() as folder:
         sample_sources(context, survey, folder, tell)
         if not survey.samples:
@@ -251,6 +256,17 @@ def forecast(context: BuildContext, survey: Survey, tell: Callable[[str], None] 
         survey.forecasts[name] = from_sample(sources[name], survey.units[name], sample, guess, tokens.error)
 
 
+def warn_of_scores(context: BuildContext) -> None:
+    """Warn of what rules ask of models, which no estimate knows before sources are measured."""
+    for name, config in context.recipe.sources.items():
+        columns = {column for _, column in named_columns(parse_rules(config.rules))}
+        if unknown := sorted(columns & {*context.recipe.scores, *LANGUAGE}):
+            context.warn(
+                f"source {name}: what its rules ask of {', '.join(unknown)} is not in the estimate; "
+                f"`{context.command('run measure')}` measures it"
+            )
+
+
 def disk(context: BuildContext, survey: Survey, stages: list[str]) -> dict[str, float]:
     """Return the bytes that the outputs of each of `stages` take in the store when all is built."""
     sizes = dict.fromkeys(stages, 0.0)
@@ -259,7 +275,10 @@ def disk(context: BuildContext, survey: Survey, stages: list[str]) -> dict[str, 
         stored = survey.samples[name].stored if name in survey.samples else STORED
         tokens = itemsize * source.tokens / TRAINED + ROW_BYTES * source.documents
         by_stage: dict[Stage[Any], float] = {DOWNLOAD: source.text * stored, TOKENIZE: tokens}
-        by_stage |= dict.fromkeys((FILTER, DEDUP), source.kept_text * stored)
+        measures: float = MEASURE_BYTES * source.documents
+        if edits_texts(context.recipe.sources[name]):
+            measures += source.text * stored
+        by_stage |= {MEASURE: measures, FILTER: KEPT_BYTES * source.documents, DEDUP: source.kept_text * stored}
         for stage, size in by_stage.items():
             if stage.name in sizes:
                 sizes[stage.name] += size
@@ -273,7 +292,7 @@ def text_through(survey: Survey) -> dict[str, float]:
     """Return the bytes of text that each stage of documents reads or writes, whichever its counter `text_bytes` is."""
     kept = sum(source.kept_text for source in survey.forecasts.values())
     text = sum(source.text for source in survey.forecasts.values())
-    return {DOWNLOAD.name: text, **{stage.name: kept for stage in (FILTER, DEDUP, TOKENIZE)}}
+    return {DOWNLOAD.name: text, MEASURE.name: text, **{stage.name: kept for stage in (FILTER, DEDUP, TOKENIZE)}}
 
 
 def question_sets(context: BuildContext) -> dict[str, int | None]:

@@ -24,9 +24,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.errors import DataError
-from stages.filter import work as filter_work
 from stages.filter.edits import parse_edits
-from stages.filter.rules import parse_rules
+from stages.filter.measure import measure_table
+from stages.filter.parse import parse_rules
+from stages.filter.verdict import columns_of_table, judge, measured_rules, numbers
+from stages.filter.where import on_columns, shares, threshold_at, unlisted_rules, with_thresholds
 from stages.hashing import is_validation
 from stages.paths import is_remote
 from stages.sources import arrow
@@ -339,7 +341,7 @@ def sample_source(config: BaseConfig, units: list[SourceUnit], folder: Path) -> 
 def filter_rows(
     config: BaseConfig, meta: dict[str, str], rows: list[Row], folder: Path
 ) -> tuple[dict[tuple[str, int], str], int, float]:
-    """Write and filter `rows` by the code that a run uses.
+    """Write, measure and judge `rows` by the code that a run uses.
 
     Returns the text of each row that is kept, by (file, row), how many of these are held out for validation, and bytes
     in the store per byte of text. `meta` is the parameter of that name of the rows' units; `folder` is scratch space.
@@ -347,19 +349,22 @@ def filter_rows(
     download = Task({"meta": meta}, [], folder, "download", path_of)
     write_parts(download, rows)
     parts = [artifact for artifact in download.outputs if artifact.name.startswith("part-")]
-    params = {
-        "rules": [list(rule) for rule in parse_rules(config.rules, config.words)],
-        "edit": parse_edits(config.edit),
-    }
+    rules = parse_rules(config.rules, config.words)
+    measuring = measured_rules([*rules, *parse_rules(unlisted_rules(rules), config.words)])
+    tables = [pq.read_table(part.path).combine_chunks() for part in parts]
+    measured = [measure_table(table, measuring, parse_edits(config.edit)) for table in tables]
+    columns = [columns_of_table(measures) for measures, _ in measured]
+    rules = on_columns(rules, columns[0] if columns else ())
+    values = {name: np.concatenate([numbers(each[name]) for each in columns]) for name, _, _ in shares(rules)}
+    values = {name: column[~np.isnan(column)] for name, column in values.items()}
+    rules = with_thresholds(rules, [threshold_at(values[name], edge, share) for name, edge, share in shares(rules)])
     kept: dict[tuple[str, int], str] = {}
     held_out = 0
-    for part in parts:
-        task = Task(params, [part], folder, f"filter-{part.name}", path_of)
-        filter_work.work(task)
-        table = pq.read_table(task.outputs[0].path, columns=["document_id", "source_file", "source_row", "text"])
-        held_out += int(is_validation(table.column("document_id")).sum())
-        names, numbers, texts = (column.to_pylist() for column in table.columns[1:])
-        kept.update(zip(zip(names, numbers, strict=True), texts, strict=True))
+    for table, (_, texts), known in zip(tables, measured, columns, strict=True):
+        stays = pa.array(judge(known, rules).codes == 0)
+        held_out += int(is_validation(table["document_id"].filter(stays)).sum())
+        names, places = (table[name].filter(stays).to_pylist() for name in ("source_file", "source_row"))
+        kept.update(zip(zip(names, places, strict=True), texts.filter(stays).to_pylist(), strict=True))
     text = sum(len(row.text.encode()) for row in rows)
     return kept, held_out, sum(Path(part.path).stat().st_size for part in parts) / max(1, text)
 

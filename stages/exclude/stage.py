@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from stages.decontaminate.stage import DECONTAMINATE
 from stages.dedup.stage import DEDUP
 from stages.exclude.work import find_copies, find_named, find_standing, merge_values, work
-from stages.filter.samples import dropped_folder, merge_samples
-from stages.filter.stage import FILTER
+from stages.filter.samples import dropped_folder, leave_out
+from stages.filter.stage import FILTER, FilteredPart
 from stages.stage import BuildContext, Stage, Unit
 from stages.task import Artifact
 
@@ -45,7 +45,7 @@ async def build(context: BuildContext) -> Curated:
     filtered = await context.stage(FILTER)
     resampled = await context.map(
         EXCLUDE,
-        (Unit(merge_samples, selectors, [sample], "dropped", name) for name, sample in filtered.dropped.items()),
+        (Unit(leave_out, selectors, [sample], "dropped", name) for name, sample in filtered.dropped.items()),
     )
     records = zip(filtered.dropped, resampled, strict=True)
     dropped = {name: record.output("dropped") for name, record in records}
@@ -64,12 +64,12 @@ async def build(context: BuildContext) -> Curated:
 
 
 async def find_excluded(
-    context: BuildContext, filtered: dict[str, list[Artifact]], selectors: dict[str, list[str]]
+    context: BuildContext, filtered: dict[str, list[FilteredPart]], selectors: dict[str, list[str]]
 ) -> Artifact | None:
     """Return the table of all documents that are taken down, copies included; None when nothing is meant."""
     parts = [(name, i, part) for name, parts in filtered.items() for i, part in enumerate(parts)]
     searched = await context.map(
-        EXCLUDE, (Unit(find_named, dict(selectors), [part], f"find {i:05d}", name) for name, i, part in parts)
+        EXCLUDE, (Unit(find_named, dict(selectors), part.inputs, f"find {i:05d}", name) for name, i, part in parts)
     )
     used = {selector for record in searched for selector in record.output("named").meta["used"]}
     unused = sorted({selector for names in selectors.values() for selector in names} - used)
@@ -81,7 +81,7 @@ async def find_excluded(
         return None
     hashes = (await context.run(EXCLUDE, Unit(merge_values, {}, named, "named"))).output("union")
     copied = await context.map(
-        EXCLUDE, (Unit(find_copies, {}, [part, hashes], f"copies {i:05d}", name) for name, i, part in parts)
+        EXCLUDE, (Unit(find_copies, {}, [part.kept, hashes], f"copies {i:05d}", name) for name, i, part in parts)
     )
     copies = [record.output("excluded") for record in copied if record.output("excluded").rows]
     return (await context.run(EXCLUDE, Unit(merge_values, {}, copies, "excluded"))).output("union")

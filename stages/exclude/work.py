@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.kept import read_rows
 from stages.schemas import CURATED, ID
 from stages.selectors import select_documents
 from stages.task import Task
@@ -16,19 +17,18 @@ STANDING = pa.schema([("document_id", ID), ("kept_id", ID), ("kept_source", pa.s
 
 
 def find_named(task: Task) -> None:
-    """Find the named documents of one filtered part. Params: ids, urls, domains. Output: `named` (NAMED).
+    """Find the named documents of one filtered part. Inputs: `kept`, its documents. Params: ids, urls, domains.
 
-    Its meta lists the selectors that named any, as `used`.
+    Output: `named` (NAMED). Its meta lists the selectors that named any, as `used`.
     """
     used: set[str] = set()
     with task.table("named", NAMED) as writer:
-        file = pq.ParquetFile(task.path(task.inputs[0]))
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["document_id", "url", "text_hash"])
+        kept = pq.read_table(task.path(task.inputs[0]))
+        for rows, table in read_rows(task.path(task.inputs[1]), kept["row"].to_numpy(), ["document_id", "url"]):
             selected, used_here = select_documents(table["document_id"], table["url"], **task.params)
             used |= used_here
             if selected.any():
-                writer.write(table.select(["text_hash"]).filter(pa.array(selected)))
+                writer.write(kept[rows].select(["text_hash"]).filter(pa.array(selected)))
         writer.meta["used"] = sorted(used)
 
 
@@ -44,7 +44,7 @@ def merge_values(task: Task) -> None:
 def find_copies(task: Task) -> None:
     """Find the documents of one filtered part whose text hash is among those named. Output: `excluded` (EXCLUDED).
 
-    Inputs: the part, the union of `named`.
+    Inputs: `kept`, the union of `named`.
     """
     hashes = pq.read_table(task.path(task.inputs[1]))["text_hash"]
     with task.table("excluded", EXCLUDED) as writer:

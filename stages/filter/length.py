@@ -1,4 +1,4 @@
-"""The rule `length`. `stages.kernels.length` compiles it, and must decide exactly as it does."""
+"""The rule `length`. Its measure is a counter of `stages.kernels.scan`; both must decide alike."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ MEANS = np.array([what for _, _, what in PHRASES], np.int64)
 LETTERS = np.zeros((len(PHRASES), 16), np.uint8)
 for number, phrase in enumerate(PHRASES):
     LETTERS[number, : len(phrase[0])] = list(phrase[0].encode())
-C4_REASONS = ("c4_lorem_ipsum", "c4_curly_bracket", "c4_few_sentences")  # in the order of their code
+C4_MEASURES = ("c4_lorem_ipsum", "c4_curly_bracket", "c4_sentences")  # in the order in which they are written down
 CITED = (np.frombuffer(b"edit]", np.uint8), np.frombuffer(b"citation needed]", np.uint8))
 
 
@@ -228,14 +228,27 @@ def ends_well(data: Any, a: int, b: int) -> bool:
 
 @compiled
 def c4(
-    data: Any, i: int, b: int, form: Any, j: int, form_end: int, table: Any, limit: Any, out: Any, o: int
-) -> tuple[int, int]:
-    """Return what `stages.filter.c4.c4` says of [i, b): the code of its reason, or 0, and where the edited text ends.
+    data: Any,
+    i: int,
+    b: int,
+    form: Any,
+    j: int,
+    form_end: int,
+    table: Any,
+    limit: Any,
+    out: Any,
+    o: int,
+    row: Any,
+    column: int,
+) -> int:
+    """Edit [i, b) as `stages.filter.c4.c4` does and return where the edited text ends, or -1 where a line takes it all.
 
+    Writes C4_MEASURES to `row` from `column` on: 1 for what takes it all, and the sentences of the lines that stay.
     form: [j, form_end) is its comparable form, which has as many lines and may be written to; j < 0 where the text is
     its own. The edited text begins at `o` of `out`, which may be `data`: nothing is written before it has been read.
     """
     begin, returned = o, False
+    row[column] = row[column + 1] = 0
     lines = total = 0
     while i < b:
         if j < 0:
@@ -255,28 +268,30 @@ def c4(
                 i, start, stop, cited = find_line(data, i, b, table)
                 if not words:  # format characters alone
                     stop = start
-        if words and longest > limit[2]:
+        if words and longest > limit[1]:
             continue
         text, at = data, o + (lines > 0)
-        if limit[8] and cited & BRACKET:
+        if limit[7] and cited & BRACKET:
             text, start, stop = out, at, copy_without_citations(data, start, stop, table, out, at)
             if j < 0:
                 judged, first, last = text, start, stop
-        if limit[8] and holds & BRACKET:
+        if limit[7] and holds & BRACKET:
             if j >= 0:
                 last = copy_without_citations(form, first, last, table, form, first)
             _, _, _, _, _, sentences, holds = read_line(judged, first, last, table)
-        if limit[3] and not ends_well(judged, first, last):
+        if limit[2] and not ends_well(judged, first, last):
             continue
-        if words < limit[1]:
+        if words < limit[0]:
             continue
-        if limit[5] and holds & LOREM:
-            return 1, begin
-        if limit[6] and holds & SCRIPT:
+        if limit[4] and holds & LOREM:
+            row[column] = 1
+            return -1
+        if limit[5] and holds & SCRIPT:
             continue
-        if limit[4] and holds & CURLY:
-            return 2, begin
-        if limit[7] and holds & POLICY:
+        if limit[3] and holds & CURLY:
+            row[column + 1] = 1
+            return -1
+        if limit[6] and holds & POLICY:
             continue
         total += sentences
         for k in range(stop - start):
@@ -285,9 +300,8 @@ def c4(
             out[o] = NEWLINE
         lines += 1
         o = at + stop - start
-    if total < limit[0]:
-        return 3, begin
-    return 0, strip_in_place(out, begin, o, table)
+    row[column + 2] = total
+    return strip_in_place(out, begin, o, table)
 
 
 @compiled

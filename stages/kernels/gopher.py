@@ -1,7 +1,7 @@
-"""Gopher's rules, compiled: quality by the counters of a scan, and what repeats by the hashes that it leaves.
+"""Gopher's measures, compiled: quality by the counters of a scan, and what repeats by the hashes that it leaves.
 
-Equal hashes are compared byte by byte, so that the counts are exact. Most documents need none of the exact counts: an
-upper bound that is cheap to get is already below the threshold. `stages.filter.gopher` has the readable form.
+Equal hashes are compared byte by byte, so that the counts are exact. An n-gram can only occur twice where both (n - 1)-
+grams in it do: so each length looks at few places. `stages.filter.gopher` has the readable form.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from stages.kernels.utf8 import MIX, hash_bytes
 from stages.kernels.words import BASE
 
 SHORTEST, LONGEST = 5, 10  # n-grams whose repetition counts anywhere
-# What each rule may say, in the order of its code.
-QUALITY_REASONS = (
-    "gopher_short_doc",
-    "gopher_long_doc",
+# What each rule measures, in the order in which it is written down.
+QUALITY_MEASURES = (
+    "gopher_words",
     "gopher_mean_word_length",
     "gopher_symbol_ratio",
     "gopher_bullet_lines",
@@ -39,7 +38,7 @@ QUALITY_REASONS = (
     "gopher_alphabetic",
     "gopher_stop_words",
 )
-REPETITION_REASONS = (
+REPETITION_MEASURES = (
     "gopher_repeated_paragraphs",
     "gopher_repeated_paragraph_chars",
     "gopher_repeated_lines",
@@ -50,24 +49,16 @@ REPETITION_REASONS = (
 
 
 @compiled
-def gopher_quality(marks: Any, limit: Any) -> int:
-    """Return what `stages.filter.gopher.gopher_quality` says of a scanned document: the code of its reason, or 0."""
+def gopher_quality(marks: Any, row: Any, at: int) -> None:
+    """Write QUALITY_MEASURES of a scanned document to `row` from `at` on."""
     solid, words = marks[SOLID], marks[WORDS]
-    if solid < max(limit[0], 1.0):
-        return 1
-    if solid > limit[1]:
-        return 2
-    if not limit[2] <= marks[SOLID_CHARS] / solid <= limit[3]:
-        return 3
-    if max(marks[HASHES], marks[ELLIPSES]) / words > limit[4]:
-        return 4
-    if marks[BULLETS] / marks[ROWS] > limit[5]:
-        return 5
-    if marks[ELLIPSIS_ROWS] / marks[ROWS] > limit[6]:
-        return 6
-    if marks[ALPHABETIC] / words < limit[7]:
-        return 7
-    return 8 if marks[STOPS] < limit[8] else 0
+    row[at] = solid
+    row[at + 1] = marks[SOLID_CHARS] / solid
+    row[at + 2] = max(marks[HASHES], marks[ELLIPSES]) / words
+    row[at + 3] = marks[BULLETS] / marks[ROWS]
+    row[at + 4] = marks[ELLIPSIS_ROWS] / marks[ROWS]
+    row[at + 5] = marks[ALPHABETIC] / words
+    row[at + 6] = marks[STOPS]
 
 
 @compiled
@@ -168,68 +159,81 @@ def hash_ngram(hashes: Any, i: int, n: int) -> Any:
 
 
 @compiled
-def bound_pairs(words: Any, n: int, sketch: Any) -> int:
-    """Return how often any pair of words occurs at most: pairs with the same few bits of hash count as one."""
+def mark_pairs(words: Any, total: int, sketch: Any, marked: Any) -> int:
+    """Mark where a pair of words may occur twice: its few bits of hash do. Returns how many places."""
     hashes = words[1]
     bits = 8
-    while 1 << bits < 2 * n and 1 << bits < len(sketch):
+    while 1 << bits < 2 * total and 1 << bits < len(sketch):
         bits += 1
     shift = uint64(64 - bits)
     sketch[: 1 << bits] = 0
-    most = 0
-    for i in range(n - 1):
-        at = int64(((get(hashes, i) * BASE + get(hashes, i + 1)) * MIX) >> shift)
-        sketch[at] += 1
-        if sketch[at] > most:
-            most = sketch[at]
-    return most
+    for i in range(total - 1):
+        sketch[int64(((get(hashes, i) * BASE + get(hashes, i + 1)) * MIX) >> shift)] += 1
+    places = 0
+    for i in range(total - 1):
+        marked[i] = get(sketch, int64(((get(hashes, i) * BASE + get(hashes, i + 1)) * MIX) >> shift)) > 1
+        places += marked[i]
+    return places
 
 
 @compiled
-def longest_ngram_chars(words: Any, total: int, n: int) -> int:
-    """Return the characters of the longest n-gram, blanks included."""
-    spans = words[0]
-    most = 0
-    for i in range(total - n + 1):
-        most = max(most, get(spans, 3 * (i + n) + 2) - get(spans, 3 * i + 2))
-    return most + n - 1
+def mark_repeated(
+    data: Any, words: Any, total: int, n: int, places: int, slots: Any, times: Any, marked: Any
+) -> tuple[int, int, int]:
+    """Leave the marks at the n-grams that occur twice. `marked` has all of them, and `places` in all.
 
-
-@compiled
-def top_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any, times: Any) -> int:
-    """Return the characters in all occurrences of the most frequent n-gram, blanks included; 0 if none occurs twice."""
-    bits = clear_slots(slots, total)
+    Returns (the first of the most frequent, how often it occurs, marks left); it occurs 0 times where there is none.
+    """
+    bits = clear_slots(slots, places)
     shift, mask = uint64(64 - bits), (1 << bits) - 1
     for i in range(total - n + 1):
-        times[i] = 0
+        if not get(marked, i):
+            continue
+        times[i], marked[i] = 1, 0
         at = int64(hash_ngram(words[1], i, n) >> shift)
         while True:
             j = get(slots, at)
             if j < 0:
-                slots[at], times[i] = i, 1
+                slots[at] = i
                 break
             if same_words(data, words, i, j, n):
                 times[j] += 1
+                marked[j] = marked[i] = 1
                 break
             at = (at + 1) & mask
-    best = 0
-    for i in range(1, total - n + 1):
-        if times[i] > times[best]:
-            best = i
-    if total < n or times[best] < 2:
-        return 0
-    spans = words[0]
-    return int64(times[best]) * (get(spans, 3 * (best + n) + 2) - get(spans, 3 * best + 2) + n - 1)
+    best = most = left = 0
+    for i in range(total - n + 1):
+        if get(marked, i):
+            left += 1
+            if times[i] > most:
+                best, most = i, times[i]
+    return best, most, left
 
 
 @compiled
-def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any) -> int:
-    """Return the characters, without blanks, of n-grams that occurred before; after one, the next begins behind it."""
+def mark_longer(total: int, n: int, marked: Any) -> int:
+    """Turn marks of repeated n-grams into those of (n + 1)-grams that may be: both n-grams in them are."""
+    places = 0
+    for i in range(total - n):
+        marked[i] &= get(marked, i + 1)
+        places += marked[i]
+    return places
+
+
+@compiled
+def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, places: int, slots: Any, marked: Any) -> int:
+    """Return the characters, without blanks, of n-grams that occurred before; after one, the next begins behind it.
+
+    `marked` are the places, so many, of n-grams that occur twice.
+    """
     spans = words[0]
-    bits = clear_slots(slots, total)
+    bits = clear_slots(slots, places)
     shift, mask = uint64(64 - bits), (1 << bits) - 1
     size = i = 0
     while i + n <= total:
+        if not get(marked, i):
+            i += 1
+            continue
         at = int64(hash_ngram(words[1], i, n) >> shift)
         while True:
             j = get(slots, at)
@@ -246,63 +250,28 @@ def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, slots: Any) 
 
 
 @compiled
-def bound_repeated_ngram_chars(data: Any, words: Any, total: int, slots: Any, most: Any) -> None:
-    """Fill `most` with upper bounds of `repeated_ngram_chars` for n = 5 to 10.
+def gopher_repetition(data: Any, words: Any, lines: Any, marks: Any, spare: Any, row: Any, at: int) -> None:
+    """Write REPETITION_MEASURES of a scanned document to `row` from `at` on.
 
-    Where an n-gram repeats, so do all 5-grams in it: it lies within a run of n - 4 or more 5-grams that have occurred
-    before. So the words under such runs are all that can count.
+    `spare` is (paragraphs, as lines are; slots of a hash table; a counter a word; a sketch; a mark a word).
     """
+    blocks, slots, times, sketch, marked = spare
     spans = words[0]
-    most[:] = 0
-    bits = clear_slots(slots, total)
-    shift, mask = uint64(64 - bits), (1 << bits) - 1
-    run = 0
-    for i in range(total - SHORTEST + 2):
-        again = False
-        if i + SHORTEST <= total:
-            at = int64(hash_ngram(words[1], i, SHORTEST) >> shift)
-            while get(slots, at) >= 0 and not again:
-                again = same_words(data, words, i, get(slots, at), SHORTEST)
-                at = (at + 1) & mask
-            if not again:
-                slots[at] = i
-        if again:
-            run += 1
-        elif run:
-            size = get(spans, 3 * (i + SHORTEST - 1) + 2) - get(spans, 3 * (i - run) + 2)
-            for n in range(SHORTEST, min(LONGEST, SHORTEST + run - 1) + 1):
-                most[n - SHORTEST] += size
-            run = 0
-
-
-@compiled
-def gopher_repetition(data: Any, words: Any, lines: Any, marks: Any, limit: Any, spare: Any) -> int:
-    """Return what `stages.filter.gopher.gopher_repetition` says of a scanned document: the code of its reason, or 0.
-
-    `limit` has its thresholds in their order. `spare` is (paragraphs, as lines are; slots of a hash table; a counter a
-    word; a sketch; bounds).
-    """
-    blocks, slots, times, sketch, most = spare
     size, total = marks[CHARS], marks[WORDS]
     n = fill_paragraphs(data, words, lines, marks, blocks)
     n, number, chars = count_repeated(data, blocks, n, ANY, slots)
-    if number / max(1, n) > limit[0]:
-        return 1
-    if chars / size > limit[1]:
-        return 2
+    row[at], row[at + 1] = number / max(1, n), chars / size
     n, number, chars = count_repeated(data, lines, marks[LINES], ANY, slots)
-    if number / max(1, n) > limit[2]:
-        return 3
-    if chars / size > limit[3]:
-        return 4
-    bound = bound_pairs(words, total, sketch) * longest_ngram_chars(words, total, min(total, 4))
-    for n in range(2, 5):
-        high = limit[n + 2]
-        if bound / size > high and top_ngram_chars(data, words, total, n, slots, times) / size > high:
-            return n + 3
-    bound_repeated_ngram_chars(data, words, total, slots, most)
-    for n in range(SHORTEST, LONGEST + 1):
-        high = limit[n + 2]
-        if most[n - SHORTEST] / size > high and repeated_ngram_chars(data, words, total, n, slots) / size > high:
-            return n + 3
-    return 0
+    row[at + 2], row[at + 3] = number / max(1, n), chars / size
+    row[at + 4 : at + 4 + LONGEST - 1] = 0.0
+    places = mark_pairs(words, total, sketch, marked)
+    for n in range(2, LONGEST + 1):
+        best, most, places = mark_repeated(data, words, total, n, places, slots, times, marked)
+        if not places:
+            break
+        if n < SHORTEST:
+            chars = get(spans, 3 * (best + n) + 2) - get(spans, 3 * best + 2) + n - 1
+            row[at + n + 2] = int64(most) * chars / size
+        else:
+            row[at + n + 2] = repeated_ngram_chars(data, words, total, n, places, slots, marked) / size
+        places = mark_longer(total, n, marked)

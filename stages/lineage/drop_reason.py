@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,15 +13,11 @@ from stages.decontaminate.stage import DECONTAMINATE
 from stages.dedup.stage import DEDUP
 from stages.download.stage import DOWNLOAD
 from stages.exclude.stage import EXCLUDE
-from stages.filter.document import Document
-from stages.filter.edits import apply_edits, parse_edits
-from stages.filter.rules import apply_rules, parse_rules
-from stages.filter.work import META
+from stages.filter.stage import FILTER
 from stages.lineage.find import DocumentName, FoundDocument, Query
 from stages.schemas import ID
 from stages.stage import Record, Stage
 from stages.task import Artifact
-from train.data.manifest import Manifest
 
 SHOWN = 120  # characters of a stretch that contaminates
 
@@ -35,21 +32,23 @@ class RecordReader(Protocol):
         """Read columns of an output, or of the slice that it is."""
 
 
-def explain_drops(manifest: Manifest, query: Query, reader: RecordReader) -> dict[DocumentName, FoundDocument]:
+def explain_drops(query: Query, reader: RecordReader) -> dict[DocumentName, FoundDocument]:
     """Return the documents read from the sources that `query` means, each with why it is not in the corpus.
 
     Those that are in it say so too (status `curated`): the caller knows more of them. Empty without records.
     """
+    rows = list(downloaded_rows(query, reader))
+    ids = pa.array(sorted({row["document_id"] for row in rows}), ID)
+    reasons = rules_that_drop(ids, reader) if rows else {}
     documents: dict[DocumentName, FoundDocument] = {}
-    for row in downloaded_rows(query, reader):
+    for row in rows:
         document = FoundDocument(
             row["document_id"].hex(), row["source"], row["source_file"], row["source_row"], row["url"]
         )
-        reason = rule_that_drops(manifest, row)
+        reason = reasons.get((row["part"], row["row"]))
         document.status, document.note = ("dropped", f"by the rule {reason}") if reason else ("curated", "")
         documents[document.name] = document
     if documents:
-        ids = pa.array(sorted({bytes.fromhex(document_id) for _, document_id in documents}), ID)
         note_duplicates(documents, ids, reader)
         note_contaminated(documents, ids, reader)
         note_excluded(documents, ids, reader)
@@ -57,25 +56,26 @@ def explain_drops(manifest: Manifest, query: Query, reader: RecordReader) -> dic
 
 
 def downloaded_rows(query: Query, reader: RecordReader) -> Iterator[dict[str, Any]]:
-    """Yield the downloaded documents that `query` means, with their `source` and text."""
+    """Yield the downloaded documents that `query` means, with their `source`, and the `part` and `row` of them."""
     columns = list(dict.fromkeys([*query.columns, "source_file", "source_row"]))
     for record in reader.records(DOWNLOAD.name):
         source = record.label.partition(" ")[0]
         for part in record.named("part-"):
-            mask = query.mask(reader.table(part, columns))
-            if mask.any():
-                for row in reader.table(part).filter(pa.array(mask)).to_pylist():
-                    yield {**row, "source": source}
+            table = reader.table(part, columns)
+            rows = np.flatnonzero(query.mask(table))
+            for row, document in zip(rows.tolist(), table.take(pa.array(rows)).to_pylist(), strict=True):
+                yield {"source": source, "part": f"{record.label} {part.name}", "row": row, **document}
 
 
-def rule_that_drops(manifest: Manifest, row: Mapping[str, Any]) -> str:
-    """Return the reason for which the recipe's rules drop a downloaded document, or nothing."""
-    config = manifest.recipe_value("sources", row["source"])
-    rules = parse_rules(config["rules"], config.get("words", "blanks"))  # builds before the key counted so
-    metadata = {name.removeprefix(META): value for name, value in row.items() if name.startswith(META)}
-    text = apply_edits(row["text"], parse_edits(config.get("edit", [])))
-    reason, _ = apply_rules(Document(text, metadata), rules)
-    return reason or ""
+def rules_that_drop(ids: pa.Array, reader: RecordReader) -> dict[tuple[str, int], str]:
+    """Return why the rules dropped documents `ids`, with the measure if there is one, by part and row of it."""
+    reasons = {}
+    for record in reader.records(FILTER.name):
+        for artifact in record.named("ruled-out"):
+            for row in rows_of(reader.table(artifact), ids):
+                value = "" if row["value"] is None else f" ({row['value']:.4g})"
+                reasons[record.label, row["row"]] = row["reason"] + value
+    return reasons
 
 
 def note_duplicates(documents: Mapping[DocumentName, FoundDocument], ids: pa.Array, reader: RecordReader) -> None:

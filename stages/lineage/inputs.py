@@ -15,9 +15,18 @@ from train.data.manifest import Manifest, SourceFile
 
 
 def entries_that_read(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sources and all evaluation sets of a recipe (as JSON values), by name; no two have the same."""
+    """Return the sources, all evaluation sets and examples of scores of a recipe (as JSON values), by name.
+
+    No two have the same. Examples are `scores.NAME.good` and `.bad`.
+    """
     against = recipe.get("decontaminate", {}).get("against", {})
-    return {**recipe.get("sources", {}), **recipe.get("evals", {}), **against}
+    examples = {
+        f"scores.{name}.{kind}": score[kind]
+        for name, score in recipe.get("scores", {}).items()
+        for kind in ("good", "bad")
+        if score.get(kind)
+    }
+    return {**recipe.get("sources", {}), **recipe.get("evals", {}), **against, **examples}
 
 
 def check_protocols(name: str, entry: Mapping[str, Any]) -> None:

@@ -21,7 +21,8 @@ from stages.decontaminate.cut import cut_out
 from stages.errors import DataError
 from stages.filter.document import Document
 from stages.filter.edits import apply_edits, parse_edits
-from stages.filter.rules import EDITING, apply_rules, parse_rules
+from stages.filter.parse import parse_rules
+from stages.filter.rules import EDITING, apply_rules
 from stages.lineage.curated import curated_folder, curated_texts
 from stages.lineage.inputs import check_protocols
 from stages.lineage.reread import read_again, with_path

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.filter.document import Document
-from stages.filter.rules import apply_rules, parse_rules
+from stages.filter.parse import parse_rules
+from stages.filter.rules import apply_rules
 from stages.proposal.scale import PASSES
 
 PROSE = ("gopher_repetition", "gopher_quality")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.decontaminate.stage import DECONTAMINATE
 from stages.dedup.stage import DEDUP
 from stages.download.stage import DOWNLOAD
 from stages.evals.stage import EVALS
 from stages.exclude.stage import EXCLUDE
-from stages.filter.stage import FILTER
+from stages.filter.stage import FILTER, MEASURE
 from stages.lineage.drop_reason import RecordReader
 from stages.pack.describe import DROPPED
 from stages.stage import Record, Stage
@@ -61,12 +61,23 @@ class Account:
         return self.tokens - self.held_tokens
 
 
+class Judged(NamedTuple):
+    """What was measured of a part, a row a document, and which of its rows the rules dropped."""
+
+    measures: Artifact | None
+    ruled_out: Artifact | None
+
+
+NOT_JUDGED = Judged(None, None)
+
+
 @dataclass(frozen=True)
 class StoredBuild:
     """What the records of a build name: counters by stage and source, and the tables that hold documents."""
 
     counts: Mapping[str, Mapping[str, Counter[str]]]  # stage -> source -> counters
     downloaded: Mapping[str, list[Artifact]]  # source -> its parts, as they were read
+    judged: Mapping[str, list[Judged]]  # of each of these parts
     drops: list[Artifact]  # of deduplication
     evidence: list[Artifact]  # of decontamination
     excluded: list[Artifact]
@@ -78,9 +89,10 @@ class StoredBuild:
 
 def read_build(reader: RecordReader) -> StoredBuild:
     """Read the records of all stages up to tokens once."""
-    counts: dict[str, dict[str, Counter[str]]] = {stage.name: defaultdict(Counter) for stage in (*STAGES, EVALS)}
+    stages = (*STAGES, MEASURE, EVALS)
+    counts: dict[str, dict[str, Counter[str]]] = {stage.name: defaultdict(Counter) for stage in stages}
     found: dict[str, list[tuple[str, Record]]] = defaultdict(list)
-    for stage in (*STAGES, EVALS):
+    for stage in stages:
         for record in reader.records(stage.name):
             source = record.label.partition(" ")[0]
             counts[stage.name][source].update(record.counts)
@@ -95,11 +107,21 @@ def read_build(reader: RecordReader) -> StoredBuild:
     def all_of(stage: Stage[Any], prefix: str) -> list[Artifact]:
         return [artifact for _, record in found[stage.name] for artifact in record.named(prefix)]
 
+    measures = {record.label: record.output("measures") for _, record in found[MEASURE.name]}
+    judged = {
+        record.label: Judged(measures.get(record.label), artifact)
+        for _, record in found[FILTER.name]
+        for artifact in record.named("ruled-out")
+    }
+    part_labels: dict[str, list[str]] = defaultdict(list)
+    for source, record in found[DOWNLOAD.name]:
+        part_labels[source] += [f"{record.label} {part.name}" for part in record.named("part-")]
     totals = [record.counts for _, record in found[DECONTAMINATE.name]]
     names = sorted({key.removeprefix("items.") for each in totals for key in each if key.startswith("items.")})
     return StoredBuild(
         counts=counts,
         downloaded=by_source(DOWNLOAD, "part-"),
+        judged={source: [judged.get(label, NOT_JUDGED) for label in labels] for source, labels in part_labels.items()},
         drops=all_of(DEDUP, "drops-"),
         evidence=all_of(DECONTAMINATE, "evidence-"),
         excluded=all_of(EXCLUDE, "excluded"),

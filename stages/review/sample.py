@@ -1,15 +1,14 @@
 """Documents of one source, drawn by a hash of their ids, with what became of each and the figures that rules look at.
 
 The draw is a threshold on a hash, so that the same documents are drawn from every table that a stage left, in every
-build; of a small source they are all. Rules run again on what is drawn: they are compiled, and records hold no more
-than counts.
+build; of a small source they are all. What rules measured and decided stands in tables.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,20 @@ import pyarrow.compute as pc
 
 from stages.filter.document import Document
 from stages.filter.edits import apply_edits, parse_edits
-from stages.filter.rules import EDITING, RULES, ParsedRule, parse_rules
-from stages.filter.work import META, apply_to_column
+from stages.filter.measure import measure_column, one_array
+from stages.filter.parse import parse_rules
+from stages.filter.rules import EDITING, RULES, ParsedRule
+from stages.filter.verdict import BOUND_OF, REASONS_OF, columns_of_table, judge, measured_rules, numbers
+from stages.filter.where import ON_MEASURES, RULE_OF
 from stages.hashing import draw, is_validation
-from stages.kernels.rules import REASONS_OF
 from stages.lineage.drop_reason import RecordReader
-from stages.review.account import BUDGET, StoredBuild
-from stages.review.figures import FIGURES, MEASURES, Form
+from stages.review.account import BUDGET, Judged, StoredBuild
+from stages.review.figures import FIGURES
 from stages.schemas import ID
 from stages.selectors import select_documents
 from stages.task import Artifact
 
 TAG_REPORT = 0x2545F4914F6CDD1D  # of `stages.hashing.draw`: independent of all other draws
-QUICK_BYTES, SLOW_BYTES = 32_000_000, 4_000_000  # of text of a source that figures are measured on
 SHAPES = ("gopher_short_doc", "gopher_mean_word_length", "gopher_alphabetic", "gopher_repeated_line_chars")
 
 Int64s = npt.NDArray[np.int64]
@@ -61,6 +61,8 @@ class Sample:
     tokens: Int64s  # 0 where it has none
     hidden: Mask  # taken down: its text is not shown
     figures: Mapping[str, Floats]  # reason -> its figure, NaN where it was not measured
+    scores: Mapping[str, Floats]  # by name, of those of the recipe
+    stale: bool  # whether the recipe's rules would drop others than they did
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,11 +89,6 @@ def thresholds_of(sample: Sample, reason: str) -> dict[str, Any]:
         if reason in REASONS_OF.get(name, ()):
             return thresholds
     return {}
-
-
-def counting_of(sample: Sample) -> str:
-    """Return what the rules count as words, the source's key `words`."""
-    return next((thresholds["words"] for _, thresholds in sample.rules if "words" in thresholds), "punctuation")
 
 
 def as_reached(sample: Sample, reason: str, text: str) -> str:
@@ -124,39 +121,40 @@ def draw_sample(
     """Draw about `limit` of the `of` documents of a source, and say what became of each."""
     config = recipe["sources"][source]
     rules = parse_rules(config.get("rules", []), config.get("words", "blanks"))  # builds before the key counted so
-    edits = parse_edits(config.get("edit", []))
     share = min(1.0, limit / max(1, of))
     parts = build.downloaded.get(source, [])
     tables: list[pa.Table] = []
-    for number, part in enumerate(parts):
-        table = reader.table(part)
-        is_drawn = drawn(table["document_id"], share)
-        rows = np.flatnonzero(is_drawn)
+    for number, (part, judged) in enumerate(zip(parts, build.judged.get(source, []), strict=True)):
+        rows = np.flatnonzero(drawn(reader.table(part, ["document_id"])["document_id"], share))
         if len(rows):
-            tables.append(described(table.take(pa.array(rows)), number, rows, rules, edits, recipe.get("exclude", {})))
-    empty = pa.table({name: [] for name in COLUMNS})
-    table = pa.concat_tables(tables) if tables else empty
+            table = described(reader.table(part).take(pa.array(rows)), number, rows, recipe.get("exclude", {}))
+            table = table.append_column("reason", reasons_of(reader, judged, rows))
+            measures = measures_of(reader, judged, rows, table["text"], config.get("words", "blanks"))
+            tables.append(pa.table({**dict(zip(table.schema.names, table, strict=True)), **measures}).drop(["text"]))
+    names = (*COLUMNS, "reason")
+    table = pa.concat_tables(tables) if tables else pa.table({name: [] for name in names})
     table = table.sort_by([("document_id", "ascending"), ("part", "ascending"), ("row", "ascending")])
     columns: dict[str, Any] = {name: table[name].to_pylist() for name in ("document_id", "source_file", "reason")}
-    numbers = {name: table[name].to_numpy().astype(np.int64) for name in ("part", "row", "source_row", "size", "chars")}
+    counts = {name: table[name].to_numpy().astype(np.int64) for name in ("part", "row", "source_row", "size", "chars")}
     ids = columns["document_id"]
-    places = list(zip(columns["source_file"], numbers["source_row"].tolist(), strict=True))
+    places = list(zip(columns["source_file"], counts["source_row"].tolist(), strict=True))
     taken_down = ids_in(reader, build.excluded, pa.array(sorted(set(ids)), ID))  # copies among them
     fates, tokens = later_fates(reader, build, source, ids, places, columns["reason"])
+    scores = [name for name in recipe.get("scores", {}) if name in table.schema.names]
     bare = Sample(
         source=source,
         of=of,
         share=share,
         rules=rules,
-        edits=edits,
+        edits=parse_edits(config.get("edit", [])),
         parts=parts,
         ids=ids,
         files=columns["source_file"],
-        part=numbers["part"],
-        row=numbers["row"],
-        file_row=numbers["source_row"],
-        sizes=numbers["size"],
-        chars=numbers["chars"],
+        part=counts["part"],
+        row=counts["row"],
+        file_row=counts["source_row"],
+        sizes=counts["size"],
+        chars=counts["chars"],
         fate=fates,
         held_out=is_validation(ids) if ids else np.zeros(0, bool),
         tokens=tokens,
@@ -164,13 +162,13 @@ def draw_sample(
             [flag or i in taken_down for flag, i in zip(table["hidden"].to_pylist(), ids, strict=True)], bool
         ),
         figures={},
+        scores={name: numbers(table[name].combine_chunks()) for name in scores},
+        stale=bool(tables) and would_differ(table, rules),
     )
-    return Sample(
-        **{**{name: getattr(bare, name) for name in Sample.__dataclass_fields__}, "figures": measured(reader, bare)}
-    )
+    return replace(bare, figures=figures_of(bare, table))
 
 
-COLUMNS = ("document_id", "source_file", "source_row", "size", "chars", "reason", "hidden", "part", "row")
+COLUMNS = ("document_id", "source_file", "source_row", "size", "chars", "hidden", "part", "row")
 
 
 def drawn(ids: pa.ChunkedArray, share: float) -> Mask:
@@ -180,23 +178,8 @@ def drawn(ids: pa.ChunkedArray, share: float) -> Mask:
     return draw(TAG_REPORT, ids) < np.uint64(int(share * 2**64))
 
 
-def described(
-    table: pa.Table,
-    number: int,
-    rows: Int64s,
-    rules: Sequence[ParsedRule],
-    edits: list[str],
-    exclude: Mapping[str, Any],
-) -> pa.Table:
-    """Return COLUMNS of downloaded documents: their place, their size, and the reason of the rule that drops them."""
-    metas = None
-    if meta_columns := [name for name in table.schema.names if name.startswith(META)]:
-        plain_names = [name.removeprefix(META) for name in meta_columns]
-        metas = table.select(meta_columns).rename_columns(plain_names).to_pylist()
-    texts = table["text"].combine_chunks()
-    texts = texts if isinstance(texts, pa.Array) else texts.chunk(0)
-    edited = pa.array([apply_edits(text or "", edits) for text in texts.to_pylist()], pa.string()) if edits else texts
-    reasons, _ = apply_to_column(edited, metas, rules)
+def described(table: pa.Table, number: int, rows: Int64s, exclude: Mapping[str, Any]) -> pa.Table:
+    """Return COLUMNS of downloaded documents, their place and size, and their `text`."""
     selectors = {name: exclude.get(name, []) for name in ("ids", "urls", "domains")}
     hidden = np.zeros(len(table), bool)
     if any(selectors.values()):
@@ -206,14 +189,36 @@ def described(
             "document_id": table["document_id"].combine_chunks(),
             "source_file": table["source_file"],
             "source_row": table["source_row"],
-            "size": pc.binary_length(texts),
-            "chars": pc.utf8_length(texts),
-            "reason": pa.array(reasons, pa.string()),
+            "size": pc.binary_length(table["text"]),
+            "chars": pc.utf8_length(table["text"]),
             "hidden": pa.array(hidden),
             "part": pa.array(np.full(len(table), number, np.int64)),
             "row": pa.array(rows),
+            "text": table["text"],
         }
     )
+
+
+def reasons_of(reader: RecordReader, judged: Judged, rows: Int64s) -> pa.Array:
+    """Return the reason for which the rules dropped each of some rows of a part, or ""."""
+    reasons = dict.fromkeys(rows.tolist(), "")
+    if judged.ruled_out is not None:
+        table = reader.table(judged.ruled_out, ["row", "reason"])
+        table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
+        reasons.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    return pa.array([reasons[row] for row in rows.tolist()], pa.string())
+
+
+def measures_of(
+    reader: RecordReader, judged: Judged, rows: Int64s, texts: pa.ChunkedArray, words: str
+) -> dict[str, pa.Array]:
+    """Return what was measured of some rows of a part; of what SHAPES need and no rule of the source asks, now."""
+    known: dict[str, pa.Array] = {}
+    if judged.measures is not None:
+        table = reader.table(judged.measures).take(pa.array(rows)).drop(["document_id"])
+        known = columns_of_table(table)
+    missing = sorted({RULE_OF[BOUND_OF[reason].measure] for reason in SHAPES if BOUND_OF[reason].measure not in known})
+    return known | measure_column(one_array(texts), None, measured_rules(parse_rules(missing, words)))[0]
 
 
 def later_fates(
@@ -262,27 +267,34 @@ def ids_in(reader: RecordReader, tables: Iterable[Artifact], wanted: pa.Array) -
     return found
 
 
-def measured(reader: RecordReader, sample: Sample) -> dict[str, Floats]:
-    """Return the figures of the reasons that dropped anything, and of SHAPES, for the documents that reached them."""
+def would_differ(table: pa.Table, rules: Sequence[ParsedRule]) -> bool:
+    """Return whether rules would drop others than the build did, as far as measures tell; shares of a source are not.
+
+    table: reasons and measures of documents.
+    """
+    asked = [rule for rule in rules if rule[0] not in ON_MEASURES]
+    columns = columns_of_table(table)
+    try:
+        now = judge(columns, asked).of_each()
+    except KeyError:  # a rule that measured nothing then
+        return True
+    of_rules = tuple(f"{name}_" for name in ON_MEASURES)
+    then = columns["reason"].to_pylist()
+    return any(old != new for old, new in zip(then, now, strict=True) if not old.startswith(of_rules))
+
+
+def figures_of(sample: Sample, table: pa.Table) -> dict[str, Floats]:
+    """Return the figures of the reasons that dropped anything, for the documents that reached them, and of SHAPES.
+
+    table: the columns of measures, in the order of the sample.
+    """
     dropping = sorted({fate for fate in sample.fate if fate in FIGURES})
-    reasons = [*dropping, *(reason for reason in SHAPES if reason not in dropping)]
-    figures = {reason: np.full(len(sample), np.nan) for reason in reasons}
-    places = {reason: reached(sample, reason) if reason in dropping else sample.kept for reason in reasons}
-    for reason in SHAPES:
-        places[reason] = places[reason] | sample.kept
-    before = np.cumsum(sample.sizes) - sample.sizes  # bytes of the documents drawn before it
-    for reason in reasons:
-        places[reason] = places[reason] & (before < (SLOW_BYTES if FIGURES[reason].slow else QUICK_BYTES))
-    wanted = np.logical_or.reduce([*places.values(), np.zeros(len(sample), bool)])
-    thresholds = {reason: thresholds_of(sample, reason) for reason in reasons}
-    counting = counting_of(sample)
-    for number, text in read_texts(reader, sample, np.flatnonzero(wanted).tolist()):
-        form = Form(text, counting)
-        for reason in reasons:
-            if places[reason][number]:
-                seen = Form(as_reached(sample, reason, text), counting) if sample.edited else form
-                if seen.written:
-                    figures[reason][number] = MEASURES[reason](seen, thresholds[reason])
+    figures = {}
+    for reason in [*dropping, *(reason for reason in SHAPES if reason not in dropping)]:
+        places = reached(sample, reason) if reason in dropping else sample.kept
+        name = BOUND_OF[reason].measure
+        values = numbers(table[name].combine_chunks()) if name in table.schema.names else np.full(len(sample), np.nan)
+        figures[reason] = np.where(places | (sample.kept if reason in SHAPES else False), values, np.nan)
     return figures
 
 

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field
 
 from stages.filter.edits import parse_edits
 from stages.filter.metadata import check_metadata
-from stages.filter.rules import parse_rules
+from stages.filter.parse import parse_rules
+from stages.filter.where import shares
 from stages.sources import ai2_arc, arrow, csv, hub, hub_dataset, installed_docs, json_array, jsonl, parquet, text, warc
 from stages.sources.base import BaseConfig, QuestionModule, SourceModule
 from stages.sources.presets import PRESETS, preset_config
@@ -36,7 +37,12 @@ QUESTIONS: dict[str, QuestionModule] = {"ai2_arc": ai2_arc, "jsonl": jsonl}
 
 def check_rules(config: BaseConfig) -> BaseConfig:
     """Return `config`. Raises ValueError for unknown rules, thresholds and edits, as a recipe is read."""
-    parse_rules(config.rules)
+    rules = parse_rules(config.rules)
+    if shares(rules) and config.has_budget:
+        raise ValueError(
+            "top and bottom are shares of the whole source, and a budget reads a part of it; write min or max, or take "
+            "the budget away"
+        )
     parse_edits(config.edit)
     if where := getattr(config, "where", None):
         check_metadata("where", where)

@@ -137,7 +137,8 @@ def load() -> None:
     import pyarrow as pa
 
     from pipeline import commands
-    from stages.filter.work import apply_to_column, text_hashes
+    from stages.filter.apply import apply_to_column
+    from stages.filter.measure import text_hashes
 
     names = [f"{commands.__name__}.{module.name}" for module in pkgutil.iter_modules(commands.__path__)]
     for name in (*MODULES, *names):

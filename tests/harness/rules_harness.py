@@ -6,9 +6,11 @@ import random
 
 import pyarrow as pa
 
+from stages.filter.apply import apply_to_column
 from stages.filter.document import Document
-from stages.filter.rules import apply_rules, parse_rules
-from stages.filter.work import apply_to_column, text_hash, text_hashes
+from stages.filter.measure import text_hash, text_hashes
+from stages.filter.parse import parse_rules
+from stages.filter.rules import apply_rules
 
 LOOSE = {"min_words": 1, "min_mean_word_length": 0, "max_mean_word_length": 1e9, "min_stop_words": 1}
 EVERY = ["gopher_repetition", "gopher_quality", "c4", "fineweb"]

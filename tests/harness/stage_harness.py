@@ -15,8 +15,11 @@ from pipeline.engine.context import Context, drive
 from pipeline.engine.progress import Progress
 from pipeline.engine.store import open_store
 from pipeline.executors.inline import InlineExecutor
+from stages.filter.stage import FilteredPart
+from stages.kept import read_rows
 from stages.recipe import Recipe
 from stages.registry import STAGES
+from stages.schemas import DOCUMENTS
 from stages.stage import Record, Stage, Unit
 from stages.task import Artifact, Task
 from stages.tokenizer.config import TokenizerConfig
@@ -77,6 +80,16 @@ def recipe(sources: dict[str, dict[str, Any]], **keys: Any) -> Recipe:
     """A recipe of small sizes."""
     small = {"tokenizer": TokenizerConfig(vocab_size=300, sample=1_000_000), "shard_tokens": 1000}
     return Recipe(name="test", sources=sources, **{**small, **keys})
+
+
+def kept_documents(parts: Iterable[FilteredPart]) -> list[dict[str, Any]]:
+    """The documents that the rules kept, with the hash of each text."""
+    found = []
+    for part in parts:
+        kept = pq.read_table(part.kept.path)
+        for rows, table in read_rows(part.docs.path, kept["row"].to_numpy(), DOCUMENTS.names):
+            found += table.append_column("text_hash", kept[rows]["text_hash"]).to_pylist()
+    return found
 
 
 def rows_of(artifacts: Iterable[Artifact]) -> list[dict[str, Any]]:

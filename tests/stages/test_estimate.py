@@ -20,7 +20,8 @@ from stages.estimate.forecast import check_inputs
 from stages.estimate.mixtures import check_mixtures
 from stages.estimate.sample import SamplingUnit, draw, estimate, sample_source
 from stages.filter.document import Document
-from stages.filter.rules import apply_rules, parse_rules
+from stages.filter.parse import parse_rules
+from stages.filter.rules import apply_rules
 from stages.sources.registry import SOURCES, SourceConfig
 from stages.sources.writer import rejection_reason
 from stages.task import Artifact, Task

@@ -80,7 +80,9 @@ def importers(root: Path, name: str) -> set[str]:
 
 
 def test_what_is_work_is_found() -> None:
-    assert {"stages.filter.work", "stages.sources.jsonl", "stages.pack.shard", "stages.train.work"} < set(WORK_MODULES)
+    assert {"stages.filter.measure", "stages.sources.jsonl", "stages.pack.shard", "stages.train.work"} < set(
+        WORK_MODULES
+    )
 
 
 @pytest.mark.slow
@@ -131,13 +133,13 @@ def test_only_meaning_counts(tmp_path: Path) -> None:
     edit(root / "stages/hashing.py", '"""', '"""Another docstring. ')
     assert changed(root, before) == set()
     edit(rules, 'return "length_short"', 'return "length_too_short"')
-    assert changed(root, before) == {"stages.filter.work"}
+    assert changed(root, before) == {"stages.filter.measure"}
     edit(root / "stages/tokenizer/spec.py", '"<|tool|>"', '"<|tools|>"')
     tokenizers = {f"stages.tokenizer.{name}" for name in ("work", "sentencepiece_work", "measure", "report")}
     tokenizing = tokenizers | {"stages.tokenize.work", "stages.encode_evals.work"}
-    assert changed(root, before) == {"stages.filter.work"} | tokenizing
+    assert changed(root, before) == {"stages.filter.measure"} | tokenizing
     edit(root / "train/optim/schedule.py", "def ", "UNUSED = 1\n\n\ndef ")
-    assert changed(root, before) == {"stages.filter.work", "train.main"} | tokenizing
+    assert changed(root, before) == {"stages.filter.measure", "train.main"} | tokenizing
 
 
 @pytest.mark.slow
@@ -145,7 +147,7 @@ def test_a_function_that_holds_nothing_but_its_docstring(tmp_path: Path) -> None
     root = copy_project(tmp_path)
     before = fingerprints(root)
     edit(root / "stages/filter/length.py", "def length(", 'def unused() -> None:\n    """Nothing."""\n\n\ndef length(')
-    assert changed(root, before) == {"stages.filter.work"}
+    assert changed(root, before) == {"stages.filter.measure"}
 
 
 GRAPH = """
@@ -244,7 +246,8 @@ def test_a_threshold_of_one_source_runs_its_filter_again(built: Work) -> None:
         "filter": ("3", "parameter rules changed (3)"),
         "dedup": ("?", "not reached: waits for the stages above"),
     }
-    parts = {("filter", f"web w{i}.jsonl part-000") for i in range(3)} | {("filter", "web dropped")}
+    parts = {("filter", f"web w{i}.jsonl part-000") for i in range(3)}
+    parts |= {("filter", "web choose"), ("filter", "web dropped")}
     applied = {("dedup", f"web {sign}{i:05d}") for i in range(3) for sign in ("", "sign ")}
     assert rerun(built, "dedup") == parts | COMPARED | applied
     built.write()
@@ -259,8 +262,9 @@ def test_another_way_to_count_words_runs_the_filters_that_count_them_again(built
     for words in ("punctuation", "blanks"):
         recipe["sources"] = {name: source | {"words": words} for name, source in recipe["sources"].items()}
         built.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        parts = {("filter", f"web w{i}.jsonl part-000") for i in range(3)}
-        assert rerun(built, "filter") - {("filter", "web dropped")} == parts
+        parts = {(stage, f"web w{i}.jsonl part-000") for i in range(3) for stage in ("measure", "filter")}
+        samples = {("filter", "web choose"), ("filter", "web dropped")}
+        assert rerun(built, "filter") - samples == parts
     built.write()
     assert rerun(built, "filter") == set()
 
@@ -276,7 +280,9 @@ def test_one_input_file_runs_its_units_again(built: Work) -> None:
         rerun(built, "dedup")
         == {
             ("download", "web w1.jsonl"),
+            ("measure", "web w1.jsonl part-000"),
             ("filter", "web w1.jsonl part-000"),
+            ("filter", "web dropped"),
             ("dedup", "web sign 00001"),
             ("dedup", "web 00001"),
         }

@@ -172,7 +172,7 @@ def test_a_dropped_document_is_told_of_and_a_cut_one_is_traced(folder):
     context.save_state()
     manifest, told = load_manifest(folder / "build/clean/anneal"), evidence(folder)
     row = told[0]
-    found = explain_drops(manifest, Query(ids=[row["document_id"].hex()]), records_beside(manifest))[
+    found = explain_drops(Query(ids=[row["document_id"].hex()]), records_beside(manifest))[
         "web", row["document_id"].hex()
     ]
     assert found.status == "dropped"
@@ -199,7 +199,7 @@ def test_a_dropped_document_is_told_of_and_a_cut_one_is_traced(folder):
     mended = told[0]
     wanted = Query(text=mended["text"])
     assert ("web", mended["document_id"].hex()) not in find(manifest, wanted)
-    one = explain_drops(manifest, wanted, records_beside(manifest))["web", mended["document_id"].hex()]
+    one = explain_drops(wanted, records_beside(manifest))["web", mended["document_id"].hex()]
     assert one.status == "curated" and one.note.startswith("a piece was cut out, contaminated by quiz item ")
     traced = trace(manifest, mine)
     assert {(t.curated.status, t.origin.status) for t in traced} == {("equal", "equal")}

@@ -80,7 +80,7 @@ def test_only_parts_that_lose_a_row_run_again(tmp_path):
     write(tmp_path / "c", "a.jsonl", [*(f"c text {i}" for i in range(20)), "a text 3", "new"])
     _, context = run(tmp_path, found)
     again = context.ran
-    assert [stage for stage, _ in again][:2] == ["download", "filter"]
+    assert [stage for stage, _ in again][:3] == ["download", "measure", "filter"]
     assert [label for _, label in again if label.endswith(" 00000")][-1:] == ["c 00000"]
     assert [label for _, label in again if " sign " in label] == ["c sign 00000"]
 

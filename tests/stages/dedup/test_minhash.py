@@ -155,10 +155,18 @@ def test_keys_lie_in_sorted_runs(tmp_path, monkeypatch, run):
     texts = ["...", *(f"a b {i}" for i in range(11)), "", *(["..."] * 90)]  # the header says 1,442 entries at first
     ids = [document_id(str(i)) for i in range(len(texts))]
     path = tmp_path / "part.parquet"
-    columns = {"document_id": pa.array(ids, pa.binary(16)), "text": texts, "text_hash": pa.array(ids, pa.binary(16))}
-    pq.write_table(pa.table(columns), path, row_group_size=9)
+    pq.write_table(pa.table({"text": [None, *texts, None]}), path, row_group_size=9)
+    hashes = pa.array(ids, pa.binary(16))
+    kept = {"row": range(1, len(ids) + 1), "document_id": hashes, "text_hash": hashes}
+    pq.write_table(pa.table(kept), tmp_path / "kept.parquet")
     shape = {"ngram": 5, "bands": 14, "rows": 8}
-    task = Task({"near": shape}, [Artifact(str(path), "")], tmp_path, "t", lambda a: a.path)
+    task = Task(
+        {"near": shape},
+        [Artifact(str(tmp_path / "kept.parquet"), ""), Artifact(str(path), "")],
+        tmp_path,
+        "t",
+        lambda a: a.path,
+    )
     write_keys(task)
     file = next(a for a in task.outputs if a.name == "near")
     first = first_bits(np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 16)).tolist()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lineage_harness import RECIPE, every, recipe
-from stage_harness import LocalContext, build, rows_of
+from stage_harness import LocalContext, build, kept_documents
 from stage_harness import recipe as mini
 
 from stages.filter.edits import ADDRESSES, ADDRESSES_6, EMAILS, PHONES, apply_edits, parse_edits, pii
@@ -125,7 +125,7 @@ def filtered(tmp_path, **keys):
     path = tmp_path / "notes.jsonl"
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
     context = LocalContext(tmp_path / "out", mini({"notes": {"from": "jsonl", "path": str(path), **keys}}))
-    rows = rows_of(build(context, "filter").docs["notes"])
+    rows = kept_documents(build(context, "filter").docs["notes"])
     return {row["document_id"]: (row["text"], row["text_hash"]) for row in rows}
 
 

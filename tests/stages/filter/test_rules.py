@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from stages.filter.document import Document
 from stages.filter.gopher import gopher_quality
-from stages.filter.rules import RULES, apply_rules, parse_rules
+from stages.filter.measure import text_hash
+from stages.filter.parse import parse_rules
+from stages.filter.rules import RULES, apply_rules
 from stages.filter.words import count_words, split_words
-from stages.filter.work import text_hash
 
 PROSE = "The quick brown foxes of that old forest have to be with the lazy dogs and rest. " * 4
 

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from rules_harness import EVERY, PARSED, PIECES, differences, hostile
 from stage_harness import REPO, SHARED, needs_shared
 
-from stages.filter.rules import RULES, parse_rules
-from stages.filter.work import apply_to_column, text_hashes
+from stages.filter.apply import apply_to_column
+from stages.filter.measure import text_hashes
+from stages.filter.parse import parse_rules
+from stages.filter.rules import RULES
+from stages.filter.verdict import BOUNDS, REASONS_OF, measured_rules
 from stages.kernels import jit
-from stages.kernels.rules import COMPILED, REASONS, THRESHOLDS, apply_compiled
+from stages.kernels.rules import COMPILED, MEASURES_OF, SETTINGS, measure_compiled
 from stages.kernels.unicode import ALNUM, ALPHA, BREAK, DIGIT, LIMIT, SPACE, classes
 
 JOINED = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=60).map("".join)
@@ -51,7 +54,7 @@ def test_hostile_texts():
     texts = [hostile(rng) for _ in range(1000)]
     assert differences(texts) == []
     said = {reason for rules in PARSED for reason in apply_to_column(pa.array(texts), None, rules)[0]}
-    assert len(said) > len(REASONS) / 2, "the texts reach most of the rules"
+    assert len(said) > sum(map(len, REASONS_OF.values())) / 2, "the texts reach most of the rules"
 
 
 @pytest.mark.slow
@@ -94,8 +97,13 @@ def test_metadata_and_compiled_rules_in_their_order():
 
 
 def test_every_threshold_has_its_place():
-    assert all(len(dict(parse_rules([name]))[name]) <= THRESHOLDS for name in EVERY)
-    assert {"length", *EVERY} == set(COMPILED) <= set(RULES)
+    for name in COMPILED:
+        ((_, thresholds),) = parse_rules([name])
+        ((_, settings, _),) = measured_rules([(name, thresholds)])
+        edges = {edge for bound in BOUNDS[name] for edge in (bound.low, bound.high) if isinstance(edge, str)}
+        assert edges <= set(thresholds) and len(settings) <= SETTINGS
+        assert {bound.measure for bound in BOUNDS[name]} == set(MEASURES_OF[name])
+    assert {"length", *EVERY} == set(COMPILED) == set(BOUNDS) <= set(RULES)
 
 
 @pytest.mark.slow
@@ -146,5 +154,5 @@ def test_where_the_install_folder_cannot_be_written(folders, monkeypatch, capsys
 
 def test_no_rule_at_all():
     texts = pa.array(["a", ""])
-    codes = np.zeros(2, np.int64)
-    assert apply_compiled(texts, codes, []) is texts and [REASONS[c] for c in codes] == ["", "empty"]
+    assert measure_compiled(texts, np.zeros(2, bool), [], [], np.zeros((2, 0))) is texts
+    assert apply_to_column(texts, None, [])[0] == ["", "empty"]

@@ -71,7 +71,7 @@ def test_every_kind_of_change_is_named(pair):
     assert {name for name, _, _ in found.build} == {"seed", "build_id"} | (
         {"val_tokens", "documents"} & {name for name, _, _ in found.build}
     )
-    assert [name for name, _, _ in found.code] == ["stages.exclude.work"] and found.versions == []
+    assert [name for name, _, _ in found.code] == ["stages.exclude.work", "stages.selectors"] and found.versions == []
     edited = dataclasses.replace(b, code={**b.code, "stages.filter.rules": "0"}, versions={**b.versions, "numpy": "0"})
     assert [n for n, _, _ in diff(b, edited).code] == ["stages.filter.rules"]
     assert [(n, y) for n, _, y in diff(b, edited).versions] == [("numpy", "0")]

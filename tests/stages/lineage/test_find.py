@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +16,7 @@ from lineage_harness import LONG, points, published, recipe, run_folder
 from pipeline.commands.find import add_steps, explain_curated
 from pipeline.commands.stored_records import records_beside
 from pipeline.commands.trace import open_run, spans_of_step
-from stages.lineage.drop_reason import explain_drops, rule_that_drops
+from stages.lineage.drop_reason import explain_drops
 from stages.lineage.find import FoundDocument, Query, find
 from stages.lineage.rows import Decoder, rows_of_spans, rows_table, shard_rows
 from stages.schemas import document_id
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 def dropped(manifest, query):
     """Documents that were read, each with why it is not in the corpus."""
-    return explain_drops(manifest, query, records_beside(manifest))
+    return explain_drops(query, records_beside(manifest))
 
 
 def with_rules(folder):
@@ -67,15 +66,6 @@ def test_find_inverts_trace(manifest, everything):
         places = {(p.shard, p.token_start, p.stop, p.copy, p.part) for p in mine}
         assert {(p.shard, p.start, p.stop, p.copy, p.part) for p in one.places} == places
         assert {one.status} == {"training" if splits[p.shard] == "train" else "held out" for p in mine}
-
-
-@pytest.mark.parametrize(("words", "reason"), [("punctuation", "gopher_alphabetic"), ("blanks", ""), (None, "")])
-def test_a_build_is_judged_by_how_it_counted_words(words, reason):
-    """The manifests of builds before the key do not have it: they counted what blanks separate."""
-    source = {"rules": [{"gopher_quality": {"min_mean_word_length": 1}}]} | ({"words": words} if words else {})
-    written = SimpleNamespace(recipe_value=lambda *path: source)
-    row = {"source": "web", "text": "the cat and (x), [y]; {z}: the mat. " * 10}
-    assert rule_that_drops(written, row) == reason
 
 
 def test_addresses_and_domains(manifest, everything):
@@ -170,7 +160,8 @@ def test_what_became_of_others(manifest, folder):
     pairs = json.loads((folder / "corpus/maths.json").read_text())
     pair = next(p for p in pairs if len(p["query"] + p["response"]) < 90)
     (one,) = dropped(manifest, Query(text=f"Q: {pair['query']}\nA: ")).values()
-    assert (one.status, one.note) == ("dropped", "by the rule length_short")
+    size = len(f"Q: {pair['query']}\nA: {pair['response']}")
+    assert (one.status, one.note) == ("dropped", f"by the rule length_short ({size})")
 
 
 def test_what_a_budget_leaves_is_not_called_curated(manifest):

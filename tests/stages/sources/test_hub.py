@@ -24,7 +24,7 @@ from huggingface_hub import HfFileSystem, constants
 from loopback_hub import FAULTS, Dataset, Hub
 from pydantic import TypeAdapter, ValidationError
 from seven import FINEWEB, parquet, seven, web, words
-from stage_harness import LocalContext, build, recipe, rows_of, run_unit
+from stage_harness import LocalContext, build, kept_documents, recipe, rows_of, run_unit
 
 from stages.errors import DataError, TransientError
 from stages.lineage.reread import read_again
@@ -313,7 +313,7 @@ def test_a_stream_is_read_no_further_than_its_budget_needs(start, tmp_path, monk
     monkeypatch.setattr(contents, "CHUNK", 256 << 10)
     source = {"from": "jsonl", "path": "hf://datasets/o/n/a.jsonl.zst", "rules": rules}
     context = LocalContext(tmp_path / "b", recipe({"s": {**source, **budget}}))
-    got = [r["text"] for r in rows_of(build(context, "filter").docs["s"])]
+    got = [r["text"] for r in kept_documents(build(context, "filter").docs["s"])]
     moved = server.moved()
     want = [t for i, t in enumerate(texts) if kept is None or i % kept == 0]
     assert got == want[: len(got)], "the beginning of the stream, each document once"
@@ -340,7 +340,7 @@ def test_the_size_of_slices_does_not_matter(start, tmp_path, monkeypatch):
         context = LocalContext(
             tmp_path / str(growth), recipe({"s": {**source, "rules": [{"length": {"min_chars": 985}}]}})
         )
-        found.append([(r["source_file"], r["source_row"]) for r in rows_of(build(context, "filter").docs["s"])])
+        found.append([(r["source_file"], r["source_row"]) for r in kept_documents(build(context, "filter").docs["s"])])
         ran.append(context.ran)
     assert found[0] == found[1] and ran[0] != ran[1]
 
