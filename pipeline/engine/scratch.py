@@ -32,12 +32,15 @@ class Scratch:
         self._folder: Path | None = None
         self._lock: IO[bytes] | None = None
         self._making = threading.Lock()
+        self._swept = False  # whether abandoned ones were looked for, which takes a look at all that lies there
 
     def folder(self) -> Path:
         """Return the folder."""
         with self._making:
             while self._folder is None:
-                delete_abandoned()
+                if not self._swept:
+                    delete_abandoned()
+                    self._swept = True
                 folder = Path(tempfile.mkdtemp(prefix=PREFIX))
                 with contextlib.suppress(FileNotFoundError):  # somebody took it for abandoned before it was locked
                     lock = (folder / LOCK).open("wb")

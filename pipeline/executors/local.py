@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 
 from pipeline.engine.executor import Reply, UnitSpec, WorkerLost
 from pipeline.executors.forkserver import ForkServer
+from pipeline.executors.memory import kernel_kills
 from pipeline.executors.worker import receive, send
 from train.distributed.launch_env import cores
 
@@ -38,7 +39,8 @@ class LocalExecutor:
         show: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ):
         """workers: by default one a core. show: is called with each line that workers write to standard error."""
-        self.slots = workers or cores()
+        self.slots = workers or cores()  # fewer once memory has run out
+        self.kernel_kills = kernel_kills()  # that are not for what is done here, or were answered
         self.forkserver, self.show = forkserver, show
         self.lock = threading.Lock()
         self.idle: list[Worker] = []
@@ -70,6 +72,13 @@ class LocalExecutor:
         if status != -signal.SIGKILL:
             return f"worker process {pid} ended with {status}"
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        if kernel_kills() > self.kernel_kills:
+            self.kernel_kills += 1
+            before, self.slots = self.slots, max(1, self.slots // 2)
+            return (
+                f"worker process {pid} was killed by the system as memory ran out: {before} units at a time shared "
+                f"{memory:.0f} GB; from now on {self.slots} at a time"
+            )
         return (
             f"worker process {pid} was killed (signal 9), as the system does when memory runs out: {self.slots} units "
             f"at a time share {memory:.0f} GB; fewer --workers leave each more"

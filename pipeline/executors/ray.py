@@ -19,6 +19,7 @@ from pipeline.engine.signals import kept_handlers
 from pipeline.errors import UserError
 from pipeline.executors import ray_cleanup
 from pipeline.executors.last_word import typed_command
+from pipeline.executors.memory import Memory, kernel_kills
 from pipeline.executors.ray_address import CLIENT, resolve
 from pipeline.executors.ray_node import ID_DIGITS, announced, run_on_node
 from pipeline.executors.ray_nodes import Nodes
@@ -34,13 +35,14 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     # Ray ends the process 60 s after the head is gone, with a line of its own; here `Nodes` notices, and we say it.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+    # Ray gives a worker back after 0.5 s, and one is asked for anew: a tenth of a second between units of a second.
+    "RAY_worker_lease_timeout_milliseconds": "10000",
 }
 OBJECT_STORE_BYTES = 128 << 20  # data goes through files, so Ray's object store holds only records
 HEAD_PATIENCE = 30.0  # seconds without an answer, after which the head is given up
 NODE_PATIENCE = 10.0  # seconds in which Ray may say itself what becomes of the units of a node that died
 LOOK_EVERY = 1.0  # seconds
 LEAST_WAITING = 4  # units that wait in a cluster: one that grows does so by what waits
-MEMORY_MARGIN = 1.2  # of what a stage's units have needed so far, to ask for
 
 
 @dataclass(eq=False)
@@ -49,18 +51,7 @@ class Flight:
 
     lost: asyncio.Future[Reply]
     node: str = ""
-
-
-@dataclass
-class Memory:
-    """What units of a stage have needed, in MB, and what was found to be too little."""
-
-    needed: float = 0.0
-    too_little: float = 0.0
-
-    def ask(self, most: float) -> int:
-        """Return the bytes to ask for, of a node that has `most` at best; 0 while nothing is known."""
-        return int(min(max(MEMORY_MARGIN * self.needed, 2 * self.too_little) * 1e6, most))
+    kernel_kills: int = 0  # of that node, as the unit began
 
 
 class RayExecutor:
@@ -147,14 +138,11 @@ class RayExecutor:
         try:
             returned = task.remote(spec)
             if self._announced:
-                flight.node = await (await anext(returned))
+                flight.node, flight.kernel_kills = await (await anext(returned))
             # The generator must live until its last value is here.
             reply: Reply = await (await anext(returned) if self._announced else returned)
         except ray.exceptions.OutOfMemoryError:
-            memory.too_little = max(memory.too_little, asked / 1e6, memory.needed)
-            raise WorkerLost(
-                f"{self._place(flight)}memory ran out there, and Ray ended it; {self._memory(spec, asked)}"
-            ) from None
+            raise self._out_of_memory(spec, flight, asked, "Ray") from None
         except ray.exceptions.RayTaskError as error:
             return {"error": {"kind": "permanent", "message": last_line(error), "trace": str(error)}}
         except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
@@ -163,6 +151,8 @@ class RayExecutor:
                 flight.node = self.nodes.alive.get(named[1], named[1])
             raise NodeLost(f"{self._place(flight)}the node is gone") from None
         except ray.exceptions.WorkerCrashedError:
+            if flight.node and await self._kernel_kills(flight.node) > flight.kernel_kills:
+                raise self._out_of_memory(spec, flight, asked, "the system") from None
             raise WorkerLost(
                 f"{self._place(flight)}its process was ended from outside, as the system does when memory runs out; "
                 f"{self._memory(spec, asked)}"
@@ -170,8 +160,27 @@ class RayExecutor:
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise WorkerLost(f"{self._place(flight)}{' '.join(str(error).split())[:300]}") from None
         if "record" in reply:
-            memory.needed = max(memory.needed, reply["record"]["peak_mb"])
+            memory.needed = max(memory.needed, reply["record"]["peak_mb"] * 2**20)
         return reply
+
+    def _out_of_memory(self, spec: UnitSpec, flight: Flight, asked: int, who: str) -> WorkerLost:
+        """Return what is said of a unit that `who` ended for want of memory; from now on such ones ask for more."""
+        memory, most = self.memory[spec["stage"]], self.nodes.most_memory
+        text = f"{self._place(flight)}memory ran out there, and {who} ended it; {self._memory(spec, asked)}"
+        memory.ran_out(asked, self.nodes.memory_share)
+        return WorkerLost(f"{text}; from now on {memory.ask(most) / 1e9:.1f} GB, so that fewer run at a time")
+
+    async def _kernel_kills(self, node: str) -> int:
+        """Return how many processes the kernel of a node has killed for want of memory; 0 if it does not answer."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = NodeAffinitySchedulingStrategy(self.nodes.whole_ids[node.rpartition("/")[2]], soft=False)
+        asked = ray.remote(num_cpus=0, max_retries=0)(kernel_kills).options(scheduling_strategy=there).remote()
+        try:
+            return int(await asyncio.wait_for(asked, NODE_PATIENCE))
+        except (ray.exceptions.RayError, TimeoutError):
+            return 0
 
     def _place(self, flight: Flight) -> str:
         return f"on node {flight.node}: " if flight.node else ""
@@ -179,7 +188,7 @@ class RayExecutor:
     def _memory(self, spec: UnitSpec, asked: int) -> str:
         """Say how much memory a unit has asked for, and what others of its stage have needed."""
         needed = self.memory[spec["stage"]].needed
-        known = f", others of {spec['stage']} have needed up to {needed / 1e3:.1f} GB" if needed else ""
+        known = f", others of {spec['stage']} have needed up to {needed / 1e9:.1f} GB" if needed else ""
         return f"it had asked for {asked / 1e9:.1f} GB{known}" if asked else f"it had asked for no share of it{known}"
 
     async def _watch(self) -> None:

@@ -1,10 +1,11 @@
 """What a unit meets first in a worker of Ray, whose node may lack a package of the driver's or have another version.
 
-Our own packages travel to every node; what they import does not. So this module imports the standard library alone.
+Our own packages travel to every node; what they import does not. So this module needs the standard library alone.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import socket
@@ -12,6 +13,8 @@ import traceback
 from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING
+
+from pipeline.executors.memory import kernel_kills
 
 if TYPE_CHECKING:
     from pipeline.engine.executor import Reply, UnitSpec
@@ -26,9 +29,12 @@ def here() -> str:
     return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:ID_DIGITS]}"
 
 
-def announced(spec: UnitSpec) -> Iterator[str | Reply]:
-    """Yield the node as the unit begins, so that the driver knows what goes with a node; then the reply."""
-    yield here()
+def announced(spec: UnitSpec) -> Iterator[tuple[str, int] | Reply]:
+    """Yield the node as the unit begins, so that the driver knows what goes with a node; then the reply.
+
+    With the node comes how many processes its kernel has killed for want of memory.
+    """
+    yield here(), kernel_kills()
     yield run_on_node(spec)
 
 
@@ -39,22 +45,20 @@ def run_on_node(spec: UnitSpec) -> Reply:
         if different := difference(spec):
             return _refusal(spec, different)
         from pipeline.engine.executor import find_work
+        from pipeline.executors.ray_metrics import count
         from pipeline.executors.worker import run_unit
 
         find_work(spec["work"])
     except ImportError as error:
         return _refusal(spec, f"{error}")
-    return run_unit(spec)
+    reply = run_unit(spec)
+    count(spec["stage"], reply)
+    return reply
 
 
 def difference(spec: UnitSpec) -> str:
     """Return in words what this node has in another version than the driver, or an empty text."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for library in spec["versions"].keys() - {"python"}:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "not installed"
+    found = {library: installed_version(library) for library in spec["versions"]}
     wanted = sorted(spec["versions"].items())
     words = [f"{name} is {found[name]}, the driver's {version}" for name, version in wanted if found[name] != version]
     if not words:
@@ -64,6 +68,17 @@ def difference(spec: UnitSpec) -> str:
         if fingerprint(module) != spec["code"]:
             words = [f"the code of {module} is not the driver's, which was started before an edit or lies elsewhere"]
     return "; ".join(words)
+
+
+@functools.cache
+def installed_version(library: str) -> str:
+    """Return the version of a library on this node, or of Python its minor version."""
+    if library == "python":
+        return ".".join(platform.python_version_tuple()[:2])
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _refusal(spec: UnitSpec, what: str) -> Reply:

@@ -17,6 +17,8 @@ class Nodes:
     def __init__(self) -> None:
         self.cpus = 0  # of all nodes that live
         self.most_memory = 0.0  # bytes of the node that has most
+        self.memory_share = 0.0  # bytes of that one for each of its CPUs
+        self.whole_ids: dict[str, str] = {}  # short id -> id, of all nodes that were seen
         self.alive: dict[str, str] = {}  # short id -> the node as records name it, host/id
         self._reasons: dict[str, str] = {}  # short id -> what Ray says of why it died
         self._died: dict[str, float] = {}  # short id -> when it was first seen dead, on the monotonic clock
@@ -31,7 +33,12 @@ class Nodes:
         nodes: list[dict[str, Any]] = ray.nodes()
         alive = [node for node in nodes if node["Alive"]]
         self.cpus = int(sum(node["Resources"].get("CPU", 0) for node in alive))
-        self.most_memory = max((node["Resources"].get("memory", 0.0) for node in alive), default=0.0)
+        most: dict[str, float] = max(
+            (node["Resources"] for node in alive), key=lambda has: has.get("memory", 0.0), default={}
+        )
+        self.most_memory = most.get("memory", 0.0)
+        self.memory_share = self.most_memory / max(1.0, most.get("CPU", 0.0))
+        self.whole_ids |= {node["NodeID"][:ID_DIGITS]: node["NodeID"] for node in nodes}
         for node in nodes:
             if not node["Alive"]:
                 self._reasons[node["NodeID"][:ID_DIGITS]] = str(node.get("DeathReasonMessage") or "")

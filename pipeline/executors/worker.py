@@ -7,6 +7,7 @@ the socket closes it exits, in the middle of a unit if need be.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import queue
@@ -39,9 +40,15 @@ TRANSIENT = (TransientError, ConnectionError, TimeoutError, InterruptedError)
 FILES_AT_A_TIME = 4  # hashed and synced; a unit seldom has more
 
 
+@functools.lru_cache(maxsize=1)
+def opened_store(out: str) -> Store:
+    """Return the store at `out`, with the client of its bucket, which takes longer to make than a small unit to run."""
+    return open_store(out)
+
+
 def run_unit(spec: UnitSpec) -> Reply:
     """Run the unit described by `spec` and return its record, or how it failed."""
-    store = open_store(spec["out"])
+    store = opened_store(spec["out"])
     attempt = uuid.uuid4().hex[:12]
     try:
         folder = store.attempt_folder(spec["stage"], spec["key"])

@@ -47,6 +47,7 @@ BINS = 4096  # of the histograms: the top 12 bits of a 64-bit draw
 BY_POSITION, BY_TAKE, BY_TAKE_1, HELD_BY_TAKE = range(4)
 MAX_JOINED = 1 << 13  # chunks joined at a time: bounds the memory beside the tokens themselves
 MAX_JOINED_BYTES = 32 << 20  # and no more bytes than these, but for one long chunk
+FETCHED_BYTES = 64 << 20  # of one request
 MAPPED_BYTES = 256 << 20  # of maps that may stay resident while a file is put together from them
 
 Chunk: TypeAlias = bytes | memoryview
@@ -136,17 +137,29 @@ def write_histogram(task: Task, histogram: Histogram) -> None:
 
 
 class TokenFile:
-    """A tokenized unit, read by ranges of positions."""
+    """A tokenized unit, read by ranges of positions.
+
+    Of one in a bucket the tokens of the rows that were asked for are fetched, and no others.
+    """
 
     def __init__(self, task: Task, docs: Artifact, tokens: Artifact, source: str = ""):
-        self.source = source
-        self.docs_path, self.tokens_path = task.path(docs), task.path(tokens)
+        self.source, self.task, self.tokens = source, task, tokens
+        self.docs_path = task.path(docs)
         self.itemsize: int = tokens.meta.get("itemsize", UINT16.itemsize)
         self.map: mmap.mmap | None = None
+        self.spans: list[tuple[int, int]] = []  # tokens of the rows that were asked for
 
-    def rows(self, low: int = 0, high: int = NUM_POSITIONS, columns: list[str] | None = None) -> pa.Table:
-        """Return the rows whose position lies in [low, high), in order. `position` is always among the columns."""
-        wanted = TOKENIZED.names if columns is None else [*columns, "position"]
+    def rows(self, low: int = 0, high: int = NUM_POSITIONS) -> pa.Table:
+        """Return the rows whose position lies in [low, high), in order; all of them before `memory` is called."""
+        assert self.map is None
+        table = self._read_rows(low, high)
+        if table.num_rows:
+            last = table.slice(table.num_rows - 1)
+            end = last["token_start"][0].as_py() + last["token_count"][0].as_py()
+            self.spans.append((table["token_start"][0].as_py(), end))
+        return table
+
+    def _read_rows(self, low: int, high: int) -> pa.Table:
         with pq.ParquetFile(self.docs_path) as file:
             column = file.schema_arrow.get_field_index("position")
             groups = []
@@ -154,7 +167,7 @@ class TokenFile:
                 stats = file.metadata.row_group(group).column(column).statistics
                 if stats is None or not stats.has_min_max or (stats.min < high and stats.max >= low):
                     groups.append(group)
-            table = file.read_row_groups(groups, columns=wanted, use_threads=False)
+            table = file.read_row_groups(groups, columns=TOKENIZED.names, use_threads=False)
         if low <= 0 and high >= NUM_POSITIONS:
             return table
         position = table["position"].to_numpy()
@@ -163,13 +176,29 @@ class TokenFile:
         return table.slice(first, max(0, last - first))
 
     def memory(self) -> memoryview:
-        """Return the token file's bytes, mapped."""
+        """Return the token file's bytes, mapped; of one in a bucket those of rows that were asked for, among zeros."""
         if self.map is None:
-            with Path(self.tokens_path).open("rb") as file:
-                if Path(self.tokens_path).stat().st_size == 0:
+            path = Path(self.task.path(self.tokens)) if self.task.read_bytes is None else self._fetch()
+            with path.open("rb") as file:
+                if path.stat().st_size == 0:
                     return memoryview(b"")
                 self.map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         return memoryview(self.map)
+
+    def _fetch(self) -> Path:
+        """Write the tokens of `spans` into a file with holes, and return its path."""
+        assert self.task.read_bytes is not None
+        path = Path(self.task.output(f"{id(self):x}.tokens"))
+        with path.open("wb") as out:
+            out.truncate(self.tokens.bytes)
+            done = 0
+            for start, end in sorted(self.spans):
+                for first in range(max(done, start) * self.itemsize, end * self.itemsize, FETCHED_BYTES):
+                    out.seek(first)
+                    last = min(end * self.itemsize, first + FETCHED_BYTES)
+                    out.write(self.task.read_bytes(self.tokens, first, last))
+                done = max(done, end)
+        return path
 
 
 def token_files(task: Task, sources: Sequence[str] | None = None) -> list[TokenFile]:
@@ -181,7 +210,7 @@ def token_files(task: Task, sources: Sequence[str] | None = None) -> list[TokenF
 
 def common_itemsize(units: Sequence[TokenFile]) -> int:
     """Return the bytes of a token in all `units`. Raises DataError, naming two of them, where they differ."""
-    widths = {unit.itemsize: unit.tokens_path for unit in units if len(unit.memory())}
+    widths = {unit.itemsize: unit.tokens.path for unit in units if unit.spans}
     if len(widths) > 1:
         named = " and ".join(f"{path} ({width} bytes a token)" for width, path in sorted(widths.items()))
         raise DataError(f"tokens of different widths cannot be mixed: {named}; run tokenize again with --force")

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -28,6 +29,40 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class Wire:
+    """A port that leads to another, until it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self.ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+                self.ends += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+        with contextlib.suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """Let nothing through any more, and nobody in."""
+        for end in (self.listener, *self.ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
 
 def start_times() -> dict[int, str]:
@@ -83,12 +118,23 @@ class RayCluster:
         """Kill all processes of a node at once, as when its machine vanishes."""
         self.do("remove", node)
 
-    def preempt(self, node: str) -> None:
-        """Ask all processes of a node to end, and kill them a little later, as when its machine is taken back."""
+    def freeze(self, node: str) -> None:
+        """Stop all processes of a node, as when nothing of it comes through; `thaw` lets them go on."""
+        self._signal(node, signal.SIGSTOP)
+
+    def thaw(self, node: str) -> None:
+        """Let the processes of a node go on where they were."""
+        self._signal(node, signal.SIGCONT)
+
+    def _signal(self, node: str, number: int) -> None:
         raylet = int(self.do("pid", node))
         for pid in (*descendants(raylet), raylet):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, number)
+
+    def preempt(self, node: str) -> None:
+        """Ask all processes of a node to end, and kill them a little later, as when its machine is taken back."""
+        self._signal(node, signal.SIGTERM)
         time.sleep(NOTICE)
         self.remove(node)
 
@@ -114,27 +160,33 @@ class RayCluster:
         names = {f"ray::{name}" for name in ([stage] if stage else STAGES)}
         return [pid for pid, said in below.items() if said.split(" ")[0] in names]
 
+    def metrics_ports(self) -> list[int]:
+        """Return the port of each node at which it serves metrics."""
+        return list(map(int, self.do("metrics ports")))
+
     def kill_head(self) -> None:
         """Kill all processes of the head, the node that drivers here are on."""
         self.do("kill head")
 
-    def add_altered(self, cpus: int, instead: dict[Path, Path]) -> str:
+    def add_altered(self, cpus: int, instead: dict[Path, Path], group: Path | None = None, **environment: str) -> str:
         """Add a node that sees other files: `instead` are path -> what lies there for it. Returns its mark.
 
-        Skips the test where mounting is not permitted.
+        group: a control group that its processes are in. Skips the test where mounting is not permitted.
         """
         if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
             pytest.skip("mounting is not permitted here")
         mark = uuid.uuid4().hex
-        mounts = " && ".join(f"mount --bind {shlex.quote(str(b))} {shlex.quote(str(a))}" for a, b in instead.items())
+        steps = [f"mount --bind {shlex.quote(str(b))} {shlex.quote(str(a))}" for a, b in instead.items()]
+        if group:
+            steps.insert(0, f"echo $$ > {shlex.quote(str(group / 'cgroup.procs'))}")
         start = [sys.executable, __file__, self.address, str(cpus)]
         self.altered[mark] = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", f"{mounts} && exec {shlex.join(start)}"],
+            ["unshare", "--mount", "sh", "-c", " && ".join([*steps, f"exec {shlex.join(start)}"])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={**os.environ, **self.environment, **self.driver_environment(), "SHARDMILL_TEST": mark},
+            env={**os.environ, **self.environment, **self.driver_environment(), **environment, "SHARDMILL_TEST": mark},
         )
         return mark
 
@@ -183,6 +235,8 @@ def serve(client_port: int) -> None:
             cluster.remove_node(nodes.pop(arguments[0]), allow_graceful=False)
         elif what == "pid":
             answer = nodes[arguments[0]].all_processes["raylet"][0].process.pid
+        elif what == "metrics ports":
+            answer = [node.metrics_export_port for node in cluster.list_all_nodes()]
         elif what == "raylet":
             nodes[arguments[0]].kill_raylet()
         else:

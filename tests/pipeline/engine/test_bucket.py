@@ -172,7 +172,9 @@ def test_an_output_of_the_store_that_was_damaged_is_made_again(local: Path, s3: 
     assert context.folders == again.folders
 
 
-def test_ranges_of_keys_are_read_by_their_bytes(local: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_of_keys_and_tokens_are_read_by_their_bytes(
+    local: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many ranges of keys: the documents of a local build in one range."""
     for name, value in (("ENTRIES", 500), ("PAIRS", 100)):
         monkeypatch.setattr(dedup, name, value)
@@ -181,7 +183,8 @@ def test_ranges_of_keys_are_read_by_their_bytes(local: Path, s3: S3Server, monke
     s3.fault = lambda environ: ranges.append(environ["PATH_INFO"]) if "HTTP_RANGE" in environ else None
     build_in(out, local)
     assert packed(f"{out}/small/anneal") == packed(local)
-    assert {path.rpartition(".")[0].rpartition(".")[2] for path in ranges} == {"exact", "near", "pairs", "ids"}
+    kinds = {path.rpartition(".")[0].rpartition(".")[2] for path in ranges}
+    assert kinds == {"exact", "near", "pairs", "ids", "tokens"}
     whole = [path for path in s3.paths if path.startswith("GET") and path.endswith((".exact.npy", ".pairs.npy"))]
     assert len(whole) == len([path for path in ranges if path.endswith((".exact.npy", ".pairs.npy"))])
 

@@ -1,10 +1,13 @@
 """Hundreds of units: merged by ranges of positions, and the shards are the same bytes. What pretrain showed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pack_harness import TRAIN_IDS, VAL_IDS, mixture, pack, source, unit
 
 from stages.errors import DataError
+from stages.task import Task
 from stages.tokenize import regroup, token_file
 
 
@@ -49,11 +52,8 @@ def test_row_groups_are_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(token_file, "ROW_GROUP", 10)
     record = unit(tmp_path, source(TRAIN_IDS[:200], [5] * 200))
 
-    class Local:
-        def path(self, artifact):
-            return artifact.path
-
-    whole = token_file.TokenFile(Local(), record.output("docs"), record.output("tokens"))
+    task = Task({}, [], tmp_path, "t", lambda artifact: artifact.path)
+    whole = token_file.TokenFile(task, record.output("docs"), record.output("tokens"))
     everything = whole.rows()
     position = everything["position"].to_numpy()
     decoded = []
@@ -69,6 +69,38 @@ def test_row_groups_are_passed_over(tmp_path, monkeypatch):
         assert found.equals(everything.slice(first, last - first))
         assert decoded[-1] <= (last - first) // 10 + 2
     assert whole.rows(int(position[-1]) + 1).num_rows == 0 and whole.rows(0, 0).num_rows == 0
+
+
+def test_of_a_unit_in_a_bucket_the_tokens_of_a_range_are_fetched(tmp_path):
+    record = unit(tmp_path, source(TRAIN_IDS[:200], [5] * 200))
+    docs, tokens = record.output("docs"), record.output("tokens")
+    fetched = []
+
+    def read_bytes(artifact, start, stop):
+        assert artifact is tokens
+        fetched.append(stop - start)
+        return Path(artifact.path).read_bytes()[start:stop]
+
+    def opened(read_bytes=None):
+        task = Task({}, [], tmp_path, "t", lambda artifact: artifact.path, read_bytes=read_bytes)
+        return token_file.TokenFile(task, docs, tokens)
+
+    position = opened().rows()["position"].to_numpy()
+    for ranges in ([(20, 60)], [(150, 190), (20, 60)], [(20, 60), (40, 90)], [(7, 7)], [(0, 199)]):
+        local, remote = opened(), opened(read_bytes)
+        fetched.clear()
+        rows = set()
+        for first, last in ranges:
+            low, high = int(position[first]), int(position[last])
+            table = remote.rows(low, high)
+            assert table.equals(local.rows(low, high))
+            starts, counts = table["token_start"].to_pylist(), table["token_count"].to_pylist()
+            rows |= set(zip(starts, counts, strict=True))
+        for start, count in rows:
+            span = slice(remote.itemsize * start, remote.itemsize * (start + count))
+            assert remote.memory()[span] == local.memory()[span] != bytes(remote.itemsize * count)
+        assert sum(fetched) == remote.itemsize * sum(count for _, count in rows), "each token once, and no other"
+        assert len(fetched) <= len(ranges)
 
 
 # -- carry-over: what an anneal mixture takes of a source that pretrain has used ----------------------------------
