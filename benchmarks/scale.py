@@ -32,7 +32,7 @@ from train.bucket import PART
 SIZES = ((1e10, 100, 1), (3.5e11, 2_700, 20), (1.3e12, 10_000, 100), (1.3e13, 100_000, 100))  # tokens, shards, nodes
 BANDS, ROUNDS = 14, 3  # keys a document, and rounds of joins
 # Bytes of a document in files, and of an artifact in a spec; seen on 100 MB of real text.
-TOKENIZED_ROW, ROWS_ROW, DROPS_ROW, ID, ARTIFACT = 62, 70, 60, 16, 420
+MEASURES_ROW, KEPT_ROW, TOKENIZED_ROW, ROWS_ROW, DROPS_ROW, ID, ARTIFACT = 150, 40, 62, 70, 60, 16, 420
 BY_RANGE = ("match", "join", "list drops")  # whose units ask for several ranges at a time
 SOURCE_READS = 4  # requests for the part of a source file that a unit reads: footer and row groups
 SEARCHES = 1.5  # requests for a range of pairs, which do not lie evenly
@@ -97,11 +97,12 @@ def text_stages(size: Size) -> dict[str, Stage]:
     def cpu(name: str, size: float) -> float:
         return size / 1e6 / SPEED[name]
 
-    download = cpu("download", size.raw)
+    download, measures = cpu("download", size.raw), MEASURES_ROW * size.documents * size.raw / size.text
     return {
         "download": Stage(parts, parts * SOURCE_READS, raw_puts, raw, raw, parts * 2 * ARTIFACT, download),
-        "filter": Stage(parts, parts, puts, raw, text, parts * ARTIFACT, cpu("filter", size.raw)),
-        "drop duplicates": Stage(parts, 2 * parts, puts, text, text, parts * 2 * ARTIFACT, cpu("drop", size.text)),
+        "measure": Stage(parts, parts, parts, raw, measures, parts * ARTIFACT, cpu("filter", size.raw)),
+        "filter": Stage(parts, parts, 2 * parts, measures, KEPT_ROW * size.documents, parts * ARTIFACT, 0),
+        "drop duplicates": Stage(parts, 3 * parts, puts, raw, text, parts * 3 * ARTIFACT, cpu("drop", size.text)),
     }
 
 
@@ -125,14 +126,15 @@ def duplicate_stages(size: Size) -> dict[str, Stage]:
     sign_puts = parts * (2 + puts_of(near / parts * NEAR.itemsize))
     merge_puts = groups * (2 + puts_of(keys / groups)) if groups else 0
     match_puts = matches * puts_of(pair_bytes / matches)
-    text, merged = size.text * size.stored, (keys + ids) * bool(groups)
+    text, signing = size.raw * size.stored, size.text / 1e6 / SPEED["sign"]
+    merged = (keys + ids) * bool(groups)
     listed = joins * (of_exact + files)
 
     def moving(size: float) -> float:
         return size / 1e6 / MOVING
 
     return {
-        "keys": Stage(parts, parts, sign_puts, text, keys + ids, parts * ARTIFACT, size.text / 1e6 / SPEED["sign"]),
+        "keys": Stage(parts, 2 * parts, sign_puts, text, keys + ids, parts * 2 * ARTIFACT, signing),
         "merge keys": Stage(
             groups, 3 * groups * GROUP, merge_puts, merged, merged, 3 * groups * GROUP * ARTIFACT, moving(merged)
         ),
