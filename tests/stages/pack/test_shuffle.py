@@ -175,6 +175,15 @@ def test_copies_lie_far_apart(order):
     assert copies_apart(order) > least - 2 / SHARDS - 0.02
 
 
+def test_a_copy_of_a_document_stands_before_another_one(order):
+    pairs: dict[int, set[tuple[bytes, bytes]]] = {}
+    for copy, here, behind in zip(order.copy.tolist(), order.ids.tolist(), order.ids.tolist()[1:], strict=False):
+        pairs.setdefault(copy, set()).add((here, behind))
+    again = len(pairs[0] & pairs[1])
+    # of as many successors drawn from all documents at random, some one is the same
+    assert again < 10 < len(pairs[1]) / 100
+
+
 def test_seeds_give_different_orders(out, available):
     counts = {name: int(EPOCHS[name] * n) for name, n in available.items()}
     ranks = []
