@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from train.model.config import ModelConfig
 from train.model.layers import Linear
-from train.model.transformer import on_meta_device
+from train.model.transformer import Model, on_meta_device
 
 
 class Flops(NamedTuple):
@@ -34,10 +34,7 @@ def flops_per_token(cfg: ModelConfig, vocab_size: int, seq_len: int) -> Flops:
     embedding costs nothing, and neither do norms, activations and scales.
     """
     model = on_meta_device(cfg, vocab_size)
-    matrices = {module.weight for module in model.modules() if isinstance(module, Linear)} | {model.head_weight}
-    if model.engram is not None:
-        matrices |= {model.engram.keys, model.engram.values}
-    weights = sum(matrix.numel() for matrix in matrices)
+    weights = multiplying_weights(model)
     causal = full = 0.0
     for block in model.blocks:
         window = seq_len if block.attn.window is None else min(block.attn.window, seq_len)
@@ -46,3 +43,11 @@ def flops_per_token(cfg: ModelConfig, vocab_size: int, seq_len: int) -> Flops:
         causal += heads * pairs / seq_len
         full += heads * window
     return Flops(6 * weights + 12 * causal, 6 * weights + 12 * full)
+
+
+def multiplying_weights(model: Model) -> int:
+    """Count the weights that multiply once a token: those of linear maps, the head, tied or not, the engram's bank."""
+    matrices = {module.weight for module in model.modules() if isinstance(module, Linear)} | {model.head_weight}
+    if model.engram is not None:
+        matrices |= {model.engram.keys, model.engram.values}
+    return sum(matrix.numel() for matrix in matrices)
