@@ -18,6 +18,7 @@ from pipeline.options import (
     PlacesOption,
     RunOption,
     SetOption,
+    WorkersOption,
 )
 from train.data.manifest import Manifest
 from train.monitor.text import printable
@@ -110,7 +111,7 @@ def rebuild_mixture(
     places: PlacesOption = None,
     out: Annotated[str | None, typer.Option(help="An empty folder; by default rebuild/<build id>.")] = None,
     executor: ExecutorOption = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
+    workers: WorkersOption = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Build though code or versions differ.")] = False,
     debug: DebugOption = False,
 ) -> None:

@@ -22,6 +22,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line
 ExecutorOption = Annotated[
     str | None, typer.Option("--executor", help="auto, ray, local or inline; the recipe's by default.")
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="A Ray cluster to join: ray://host:10001; on a node of it host:6379 or auto."),
+]
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Units at a time; all cores by default.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="The folder of a training run.")]
 
 

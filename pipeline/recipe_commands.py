@@ -12,6 +12,7 @@ from pipeline.errors import UsageError, UserError
 from pipeline.options import (
     DEFAULT_OUT,
     DEFAULT_RECIPE,
+    AddressOption,
     DebugOption,
     ExecutorOption,
     JsonOption,
@@ -19,6 +20,7 @@ from pipeline.options import (
     RecipeOption,
     SetOption,
     StageArgument,
+    WorkersOption,
     given_options,
 )
 
@@ -72,10 +74,8 @@ def run(
     overrides: SetOption = None,
     out: OutOption = DEFAULT_OUT,
     executor: ExecutorOption = None,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster to join: ray://host:10001; on a node of it host:6379 or auto.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Units at a time; all cores by default.")] = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     force: Annotated[bool, typer.Option("--force", help="Run STAGE's units again, whatever is cached.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -105,6 +105,36 @@ def run(
             with suppress_read_only():
                 context.save_state()
     print_report(context)
+
+
+@app.command("ladder", rich_help_panel=PANEL)
+def train_ladder(
+    layers: Annotated[list[int], typer.Argument(min=1, help="Numbers of layers of the sizes to train, three or more.")],
+    target: Annotated[int, typer.Option(min=2, help="Layers of the size whose loss is predicted.")],
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    overrides: SetOption = None,
+    out: OutOption = DEFAULT_OUT,
+    phase: Annotated[str | None, typer.Option(help="Of the recipe; its first by default.")] = None,
+    tokens_per_weight: Annotated[
+        float | None, typer.Option(min=0.001, help="Tokens to train on; as many as the recipe has by default.")
+    ] = None,
+    rates: Annotated[
+        bool, typer.Option("--rates", help="Train two sizes at half and twice the rates, too: do they transfer?")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained.")] = False,
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Train a recipe at several small sizes by a stated rule, and predict the loss of a larger one."""
+    from pipeline.commands.ladder import ladder
+    from pipeline.make_context import make_context
+
+    context = make_context(
+        "train", recipe, overrides, out, executor, address, workers, dry=dry_run, quiet=dry_run, debug=debug
+    )
+    ladder(context, phase, layers, target, tokens_per_weight, rates)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stages.errors import DataError
@@ -39,7 +39,7 @@ class Rung:
     tokens: int  # to train on
     batch_size: int
     steps: int
-    settings: dict[str, Any]  # dotted keys over the base's
+    settings: dict[str, Any] = field(hash=False)  # dotted keys over the base's
 
     @property
     def compute(self) -> float:
