@@ -15,12 +15,13 @@ from pipeline.errors import UnitFailed, UserError
 from pipeline.executors import train_job
 from pipeline.recipe import load_recipe
 from pipeline.sweep.config import load_sweep
+from pipeline.sweep.notes import describe_point, known_points
 from pipeline.sweep.recipes import size_of, trial
 from pipeline.sweep.runs import space_of
 from stages.compare.scored import open_scored
 from stages.errors import DataError
 from stages.filter.rules import RULES, default_thresholds
-from stages.sweep.space import Point
+from stages.sweep.space import Key, Point, Space, design
 from train.data.manifest import load_manifest
 from train.main import run
 from train.score import main as score_main
@@ -107,6 +108,7 @@ def sweep(folder: Path, dry: bool = False) -> None:
     sweep_command(folder / "sweep.yaml", str(folder / "build"), None, dry, "inline", None, None, 1, False)
 
 
+@pytest.mark.slow
 def test_from_the_plan_to_the_recipe_that_follows(folder, trainer, capsys):
     """Cut short and continued, found again, and with one source changed: only what has a share of it is trained."""
     sweep(folder, dry=True)
@@ -207,3 +209,19 @@ def test_other_keys_vary_without_ratios_and_rules_by_name(folder, tmp_path, trai
     assert made.recipe.train["pretrain"].muon.lr == 0.08 and made.recipe.train["pretrain"].seed == 3
     assert made.recipe.sources["n"].rules == [{"gopher_quality": {"min_words": 5}}]
     assert made.recipe.model.dim == 16
+
+
+def test_points_of_earlier_runs_are_points_of_a_changed_space():
+    lr = Key("train.pretrain.muon.lr", (0.01, 0.02))
+    before = Space(("a", "b", "n"), (0.4, 0.3, 0.3), (1.0, 1.0, 1.0))
+    points = [Point((0.4, 0.3, 0.3)), Point((0.0, 0.9, 0.1)), Point((0.5, 0.5, 0.0))]
+    notes = [describe_point(before, point) for point in points]
+    assert known_points(before, notes) == points
+    more = Space(("z", "a", "b", "n"), (0.25,) * 4, (1.0, 1.0, 0.6, 1.0), (lr,), (1,))
+    assert known_points(more, notes) == [Point((0, 0.4, 0.3, 0.3), (1,)), Point((0, 0.5, 0.5, 0.0), (1,))]
+    fewer = Space(("a", "b"), (0.5, 0.5), (1.0, 1.0))
+    assert known_points(fewer, notes) == [Point((0.5, 0.5))], "those with a share of what is gone are no points"
+    told = [describe_point(more, point) for point in known_points(more, notes)]
+    assert known_points(before, told) == [], "nor are those at another value of a key that does not vary any more"
+    extended = design(more, 14, known_points(more, notes))
+    assert extended[1:3] == known_points(more, notes) and len(extended) == 14, "a design goes on from them"
