@@ -35,6 +35,8 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     # Ray ends the process 60 s after the head is gone, with a line of its own; here `Nodes` notices, and we say it.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+    # Once a connection is lost, Ray would look for another cluster by itself, or start one.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ray gives a worker back after 0.5 s, and one is asked for anew: a tenth of a second between units of a second.
     "RAY_worker_lease_timeout_milliseconds": "10000",
 }
@@ -158,6 +160,8 @@ class RayExecutor:
                 f"{self._memory(spec, asked)}"
             ) from None
         except (ray.exceptions.RayError, ConnectionError) as error:
+            if not ray.is_initialized():  # Ray Client has given up
+                raise UserError(self._head_gone()) from None
             raise WorkerLost(f"{self._place(flight)}{' '.join(str(error).split())[:300]}") from None
         if "record" in reply:
             memory.needed = max(memory.needed, reply["record"]["peak_mb"] * 2**20)

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 from engine_harness import REPO, Work, copy_project, edit, kill, new_work, wait_for
-from ray_cluster import RayCluster, free_port
+from ray_cluster import RayCluster, Wire, free_port
 from s3_server import S3Server
 
 from pipeline.commands.open_build import open_build
@@ -245,6 +246,64 @@ def test_lost_nodes_a_killed_driver_and_a_failing_store_change_no_byte(
     assert "the node is gone" in status and "where units ran" in status
 
 
+def goes_on(work: Work, local: Work, driver: subprocess.Popen[str], options: tuple[str, ...], said_first: str) -> None:
+    """A driver must end with one line that has the whole command; what was done is kept, and the rest is built here."""
+    status = driver.wait(120)
+    said = (work.folder / "stderr").read_text()
+    assert status == 1, said
+    last = said.splitlines()[-1]
+    assert last.startswith((said_first, "error: the driver was ended")), said
+    assert last.endswith(f"goes on: {shlex.join(['python', '-m', *work.command('run', *options)[2:]])}"), last
+    assert "Traceback" not in said, said
+    done = work.records()
+    work.run("pack_pretrain", "--workers", "8")
+    assert all(work.records()[unit]["attempt"] == record["attempt"] for unit, record in done.items())
+    assert work.results() == local.results()
+
+
+@pytest.mark.soak
+def test_the_last_line_is_ours_when_ray_client_is_cut_off(local: Work, cluster: RayCluster, tmp_path: Path) -> None:
+    work = Work(tmp_path, local.root, local.corpus)
+    work.write()
+    wire = Wire(cluster.client_port)
+    options = ("pack_pretrain", "--address", f"ray://127.0.0.1:{wire.port}")
+    driver = work.start("run", *options, **cluster.driver_environment())
+    wait_for(lambda: list(work.out.glob("store/tokenize/??/*/record.json")), "the tokenizer", 240)
+    wire.cut()
+    goes_on(work, local, driver, options, f"error: the head of the cluster at ray://127.0.0.1:{wire.port} has not")
+
+
+@pytest.mark.soak
+def test_a_node_of_which_nothing_is_heard_for_a_minute_changes_no_byte(local: Work, tmp_path: Path) -> None:
+    """Its units are done elsewhere; then it comes back, and finishes what nobody waits for any more."""
+    work = Work(tmp_path, local.root, local.corpus)
+    work.write()
+    pace = tmp_path / "pace"
+    pace.write_text("2")
+    health = {"period_ms": "1000", "timeout_ms": "2000", "failure_threshold": "3"}
+    watched = {f"RAY_health_check_{name}": value for name, value in health.items()}
+    cluster = RayCluster((1, 2), {"PACE": str(pace), **watched})
+    try:
+        (node,) = cluster.nodes
+        driver = work.start("run", "pack_pretrain", "--address", cluster.address, **cluster.driver_environment())
+        wait_for(lambda: cluster.busy_workers(node, "tokenize"), "units on the node", 240)
+        cluster.freeze(node)
+        silent = time.monotonic()
+        status = driver.wait(300) if driver.poll() is None else driver.poll()
+        said = (tmp_path / "stderr").read_text()
+        time.sleep(max(0.0, 60 - (time.monotonic() - silent)))
+        records = work.records()
+        cluster.thaw(node)
+        time.sleep(5)
+        assert status == 0, said
+        assert re.search(r"tokenize \S+ \S+: its node does not answer any more; trying again", said), said
+        assert re.search(rf"gone: \S+/{node} \(", said), said
+        assert work.records() == records, "what the node does late changes no record"
+        assert work.results() == local.results()
+    finally:
+        cluster.close()
+
+
 @pytest.mark.soak  # a minute, most of it waiting for the head
 def test_the_last_line_is_ours_when_the_head_dies(local: Work, cluster: RayCluster, tmp_path: Path) -> None:
     """It names the whole command, and what was done is kept."""
@@ -254,15 +313,4 @@ def test_the_last_line_is_ours_when_the_head_dies(local: Work, cluster: RayClust
     driver = work.start("run", *options, **cluster.driver_environment())
     wait_for(lambda: list(work.out.glob("store/tokenize/??/*/record.json")), "the tokenizer", 240)
     cluster.kill_head()
-    status = driver.wait(120)
-    said = (tmp_path / "stderr").read_text()
-    assert status == 1, said
-    last = said.splitlines()[-1]
-    assert last.startswith(
-        (f"error: the head of the cluster at {cluster.address} has not", "error: the driver was ended")
-    )
-    assert last.endswith(f"goes on: {shlex.join(['python', '-m', *work.command('run', *options)[2:]])}"), last
-    done = work.records()
-    work.run("pack_pretrain", "--workers", "8")
-    assert all(work.records()[unit]["attempt"] == record["attempt"] for unit, record in done.items())
-    assert work.results() == local.results()
+    goes_on(work, local, driver, options, f"error: the head of the cluster at {cluster.address} has not")
