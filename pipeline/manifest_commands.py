@@ -160,12 +160,19 @@ def compare_runs(
         str | None,
         typer.Option(help="A file of deviations over seeds: written where there are seeds, read where there are none."),
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="A folder to write a page of it into, to open in a browser.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Which trained run is better, by how much, and whether that is the recipe or the seed."""
     from pipeline.commands.compare import print_compared
 
-    print_compared(runs, interest, deviations, as_json)
+    compared = print_compared(runs, interest, deviations, as_json)
+    if page is not None:
+        from pipeline.report.comparison import write_page
+
+        write_page(compared, interest, page)
 
 
 @app.command(rich_help_panel=PANEL)

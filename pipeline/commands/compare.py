@@ -35,10 +35,10 @@ EXCERPT = 140  # characters of a document
 COUNTS = (3, 5, 8)  # seeds a side, of which is said what they resolve
 
 
-def print_compared(names: Sequence[str], interest: float, kept: str | None, as_json: bool) -> None:
+def print_compared(names: Sequence[str], interest: float, kept: str | None, as_json: bool) -> list[Compared]:
     """Compare runs and print it. names: of runs or manifests; some joined by commas are seeds of one side.
 
-    kept: the file of deviations over seeds. Raises DataError and UserError.
+    kept: the file of deviations over seeds. Returns each side against the first. Raises DataError and UserError.
     """
     sides = sides_of([[open_scored(name) for name in names_of_side.split(",")] for names_of_side in names])
     stored = read_deviations(kept)
@@ -52,12 +52,13 @@ def print_compared(names: Sequence[str], interest: float, kept: str | None, as_j
     if as_json:
         for compared in found:
             print(json.dumps(to_dict(compared, interest), sort_keys=True, default=str))
-        return
+        return found
     console = TextConsole()
     for number, compared in enumerate(found):
         if number:
             console.print()
         print_one(console, compared, interest)
+    return found
 
 
 def read_deviations(path: str | None) -> dict[str, Deviations]:
@@ -190,7 +191,19 @@ def print_movers(console: TextConsole, compared: Compared) -> None:
 
 
 def text_lines(compared: Compared, mover: Mover) -> list[str]:
-    """Return where a document comes from and how it begins, by the lineage of the first side whose build is at hand."""
+    """Return where a document comes from and how it begins."""
+    place, text = text_of(compared, mover)
+    if text is None:
+        return [place]
+    begin = " ".join(text[: 2 * EXCERPT].split())[:EXCERPT]
+    return [place, repr(begin) + ("…" if len(text) > EXCERPT else "")]
+
+
+def text_of(compared: Compared, mover: Mover) -> tuple[str, str | None]:
+    """Return where a document comes from and its text, by the lineage of the first side whose build is at hand.
+
+    Without a text the first says why.
+    """
     for side in (compared.a, compared.b):
         run = side.runs[0]
         manifest, document = run.manifest, run.documents[mover.key]
@@ -201,11 +214,9 @@ def text_lines(compared: Compared, mover: Mover) -> list[str]:
             (row,) = shard_rows(document.shard, table)
             text = Decoder(manifest).decode(row).decode("utf-8", "replace")
         except (DataError, ManifestError, ValueError) as error:
-            return [f"its text cannot be shown: {error}"]
-        begin = " ".join(text[: 2 * EXCERPT].split())[:EXCERPT]
-        place = f"{row.source_file} row {row.source_row:,}" + (f"  {row.url}" if row.url else "")
-        return [place, repr(begin) + ("…" if len(text) > EXCERPT else "")]
-    return ["its text is not at hand: the builds that these runs name are not there any more"]
+            return f"its text cannot be shown: {error}", None
+        return f"{row.source_file} row {row.source_row:,}" + (f"  {row.url}" if row.url else ""), text
+    return "its text is not at hand: the builds that these runs name are not there any more", None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

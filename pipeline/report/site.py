@@ -77,6 +77,9 @@ def render(facts: Facts) -> dict[str, bytes]:
         template = "overview.html" if view.file == INDEX else view.file
         text = templates.get_template(template).render(
             build=facts,
+            name=facts.name,
+            command=f"python -m pipeline report{facts.options}",
+            same="the same build",
             here=view.file,
             title=view.title,
             question=view.question,
@@ -85,8 +88,13 @@ def render(facts: Facts) -> dict[str, bytes]:
             page=view.make(facts),
         )
         files[view.file] = text.encode()
+    return files | static_files()
+
+
+def static_files() -> dict[str, bytes]:
+    """Return what every page needs beside it."""
     static = Path(__file__).parent / "static"
-    return files | {name: (static / name).read_bytes() for name in (STYLE, SCRIPT)}
+    return {name: (static / name).read_bytes() for name in (STYLE, SCRIPT)}
 
 
 def write_report(facts: Facts, folder: Path, most_bytes: int) -> int:
@@ -104,6 +112,12 @@ def write_report(facts: Facts, folder: Path, most_bytes: int) -> int:
             f"the report would have {total / 1e6:.1f} MB, more than --max-size allows, {most_bytes / 1e6:.1f} MB "
             f"({largest} alone has {len(files[largest]) / 1e6:.1f}); allow more"
         )
+    replace_folder(folder, files)
+    return total
+
+
+def replace_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Put files into `folder`, in the place of all that is there, at once."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
         new = Path(made) / "new"
@@ -113,7 +127,6 @@ def write_report(facts: Facts, folder: Path, most_bytes: int) -> int:
         if folder.exists():
             folder.rename(Path(made) / "old")
         new.rename(folder)
-    return total
 
 
 def is_report(folder: Path) -> bool:

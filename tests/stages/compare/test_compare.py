@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html
 import json
 import random
 import re
@@ -17,6 +18,8 @@ import pytest
 from trainer_harness import sets, text, write_manifest, write_shard
 
 from pipeline.commands.compare import print_compared
+from pipeline.errors import UserError
+from pipeline.report.comparison import write_page
 from stages.compare.compare import Side, common_documents, compare, row_of_set, rows_of_documents, sides_of
 from stages.compare.scored import ScoredRun, open_scored
 from stages.compare.stats import combine, pooled, ratio, with_seeds
@@ -135,6 +138,40 @@ def test_muon_and_adamw_differ_and_which_is_said(runs, folders, capsys):
     value = json.loads(capsys.readouterr().out)
     assert value["documents"] == 2 * DOCUMENTS and len(value["movers"]) == 3
     assert {r["name"]: r["recipes"]["value"] for r in value["rows"]}["all"] == row.documents.value
+
+
+def test_the_page_shows_what_is_printed(folders, runs, tmp_path, capsys):
+    odd = tmp_path / "<b>s9"  # a name that is markup
+    shutil.copytree(folders["adamw"][0], odd)
+    names = [",".join(folders["muon"][:3]), ",".join([*folders["adamw"][1:], str(odd)])]
+    found = print_compared(names, 0.005, None, as_json=False)
+    printed = capsys.readouterr().out
+    page = tmp_path / "page"
+    write_page(found, 0.005, page)
+    text = (page / "index.html").read_text()
+    verdict = printed[printed.index("\nrecipes ") + len("\nrecipes ") :]
+    assert html.escape(" ".join(verdict.split())) in text
+    for row in found[0].rows:
+        assert f"<td>{row.a:.4f}</td><td>{row.b:.4f}</td>" in text
+    assert "train.optimizer" in text and text.count('<details class="doc"') == len(found[0].movers) == 3
+    assert all(
+        html.escape(HELD_OUT[m.source][place_of(m.key[0], m.source)].decode()[:60]) in text for m in found[0].movers
+    )
+    curves = re.findall(r'<polyline class="(line[^"]*)"', text)
+    assert len(curves) == 6 * 3 and curves.count("line") == curves.count("line hot")  # of all text and two sources
+    assert "<b>s9" not in text and "&lt;b&gt;s9" in text
+    assert "default-src 'none'" in text and not re.findall(r'(?:src|href)="(?:https?:)?//', text)
+    assert {path.name for path in page.iterdir()} == {"index.html", "report.css", "report.js"}
+    write_page(found, 0.005, page)
+    assert (page / "index.html").read_text() == text
+    (page / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else than a page of `compare`; name another"):
+        write_page(found, 0.005, page)
+
+
+def place_of(document_id: bytes, source: str) -> int:
+    """The place of a document among those held out of its source."""
+    return [hashlib.blake2b(t, digest_size=16).digest() for t in HELD_OUT[source]].index(document_id)
 
 
 def test_runs_of_one_recipe_are_hardly_ever_called_different(runs):
