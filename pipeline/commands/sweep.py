@@ -13,7 +13,6 @@ import numpy as np
 from pipeline.commands.compare import print_one
 from pipeline.commands.plan_rows import duration
 from pipeline.commands.report import TextConsole, grid
-from pipeline.engine import quarantine
 from pipeline.engine.context import Context, drive
 from pipeline.engine.locks import store_lock
 from pipeline.errors import NotBuilt
@@ -24,7 +23,7 @@ from pipeline.sweep.notes import Notes, describe_point, read_notes
 from pipeline.sweep.outcome import Outcome, as_csv, as_values, confirm, score_rows
 from pipeline.sweep.page import write_page
 from pipeline.sweep.recipes import changed, keys_of, mixture_of, scored_sources, sizes_of
-from pipeline.sweep.runs import Prepared, Status, finish, look, open_text, prepare, run_trials
+from pipeline.sweep.runs import Prepared, Status, look, open_text, prepare, run_trials
 from pipeline.sweep.texts import fit_lines, next_text, recipe_text, score_table, verdict
 from stages.estimate.forecast import check_inputs, list_sources
 from stages.paths import is_remote
@@ -70,11 +69,7 @@ def sweep_command(
     write_text(folder / BASE, recipe_text(base.to_dict()))
     with store_lock(context.store):
         context.listed = check_inputs(context, [stage for stage in STAGES if stage != "train"])
-        try:
-            outcome = drive(context, whole(context, sweep, notes, parallel))
-        finally:
-            quarantine.publish(context)
-            finish(context)
+        outcome = drive(context, whole(context, sweep, notes, parallel))
     write_results(console, Recipe.model_validate(given), outcome)
 
 

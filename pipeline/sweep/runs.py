@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.engine import quarantine
 from pipeline.engine.context import Context
 from pipeline.engine.locks import suppress_read_only
 from pipeline.errors import NotBuilt
@@ -115,7 +116,11 @@ async def keep_tokenizer(context: Context, notes: Notes) -> str | None:
 
 async def open_text(context: Context, notes: Notes) -> Context:
     """Return the context of the base with the tokenizer that is kept. Raises NotBuilt as `keep_tokenizer` does."""
-    data = context.with_recipe(with_tokenizer(context.recipe, await keep_tokenizer(context, notes)))
+    try:
+        tokenizer = await keep_tokenizer(context, notes)
+    finally:
+        quarantine.publish(context)
+    data = context.with_recipe(with_tokenizer(context.recipe, tokenizer))
     data.listed = context.listed
     return data
 
@@ -123,7 +128,10 @@ async def open_text(context: Context, notes: Notes) -> Context:
 async def prepare(data: Context, sweep: Sweep, notes: Notes) -> Prepared:
     """Build the text of the base, and choose the points. Raises NotBuilt in a dry run where the text is not there."""
     base, mixture = data.recipe, mixture_of(sweep, data.recipe)
-    text = await build.tokenize(data, base.mixtures[mixture].sources)
+    try:
+        text = await build.tokenize(data, base.mixtures[mixture].sources)
+    finally:
+        quarantine.publish(data)
     finish(data)
     held_out, files = data.with_recipe(held_out_recipe(sweep, base)), None
     try:

@@ -20,7 +20,8 @@ from pipeline.sweep.recipes import size_of, trial
 from pipeline.sweep.runs import space_of
 from stages.compare.scored import open_scored
 from stages.errors import DataError
-from stages.filter.rules import RULES, default_thresholds
+from stages.filter.parse import default_thresholds
+from stages.filter.rules import RULES
 from stages.sweep.space import Key, Point, Space, design
 from train.data.manifest import load_manifest
 from train.main import run
