@@ -57,6 +57,7 @@ def python(
                 status = int(answers.readline())
             except TimeoutError:
                 os.killpg(pid, signal.SIGKILL)
+                print(text_of(out), text_of(err))  # pytest shows it
                 raise subprocess.TimeoutExpired(command, seconds) from None
         return subprocess.CompletedProcess(command, status, text_of(out), text_of(err))
 

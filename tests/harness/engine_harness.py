@@ -132,9 +132,9 @@ class Work:
     def command(self, *arguments: str) -> list[str]:
         """argv of one command on this recipe and store."""
         head = [sys.executable, "-m", "pipeline", *arguments]
-        if arguments[0] in ("run", "plan", "status"):
+        if arguments[0] in ("run", "plan", "status", "ladder"):
             head += ["--recipe", str(self.recipe)]
-        if arguments[0] in ("run", "plan", "status", "clean") and "--out" not in arguments:
+        if arguments[0] in ("run", "plan", "status", "clean", "ladder") and "--out" not in arguments:
             head += ["--out", str(self.out)]
         return head
 
