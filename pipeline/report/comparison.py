@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from markupsafe import Markup
 from pipeline.commands.compare import figure, left_out_lines, sentence, text_of
 from pipeline.errors import UserError
 from pipeline.report.charts import LEFT, Axes, Point, plot, round_ticks, thinned
-from pipeline.report.markup import LONG_TEXT, MINUS, clipped, counted, decimal, number, title_of
+from pipeline.report.markup import LONG_TEXT, MINUS, clipped, counted, decimal, escape, number, title_of
 from pipeline.report.site import INDEX, environment, replace_folder, static_files
 from stages.compare.compare import Compared, Mover, Row, Side
 from stages.compare.scored import ScoredRun
@@ -77,7 +78,7 @@ def page(found: Sequence[Compared], interest: float) -> dict[str, Any]:
     """Return what the template shows."""
     sides = sides_of(found)
     return {
-        "lead": [sentence(compared, interest, has_recipes(compared)) for compared in found],
+        "lead": [with_code(sentence(compared, interest, has_recipes(compared))) for compared in found],
         "sides": [side_facts(side, KINDS[min(i, len(KINDS) - 1)]) for i, side in enumerate(sides)],
         "curves": curves(sides),
         "parts": [part(compared, interest) for compared in found],
@@ -101,7 +102,7 @@ def part(compared: Compared, interest: float) -> dict[str, Any]:
     return {
         "a": compared.a.letter,
         "b": compared.b.letter,
-        "other": ("These weights" if known else "The recipes", sentence(compared, interest, not known)),
+        "other": ("These weights" if known else "The recipes", with_code(sentence(compared, interest, not known))),
         "documents": f"{counted(compared.documents, 'document')} held out from both, {number(compared.bytes)} bytes",
         "left_out": left_out_lines(compared),
         "has_recipes": known,
@@ -110,6 +111,11 @@ def part(compared: Compared, interest: float) -> dict[str, Any]:
         "changed": [(name, short(a), short(b)) for name, a, b in compared.changed],
         "movers": [mover(compared, each) for each in compared.movers],
     }
+
+
+def with_code(text: str) -> Markup:
+    """Return a sentence whose commands, between backticks, look like commands."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def has_recipes(compared: Compared) -> bool:

@@ -5,6 +5,7 @@ What the other trainers read of it is in tests/peers/test_peers.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import signal
@@ -28,7 +29,9 @@ from pipeline.engine.store import open_store
 from pipeline.errors import UsageError, UserError
 from pipeline.publish import token_files
 from pipeline.publish.export import export_build
+from pipeline.publish.export_readme import readme
 from pipeline.publish.tiktoken_ranks import pattern_of, ranks_of
+from pipeline.publish.token_files import Written
 from pipeline.recipe import parse_recipe
 from stages.errors import DataError
 from stages.pack.adopt import adopt
@@ -136,6 +139,15 @@ def test_what_cannot_be_exported_is_refused(local: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="its lineage is unknown"):
         export_build(adopted, out, "olmo")
     assert not out.exists() and not list(tmp_path.glob(".part*"))
+
+
+def test_what_a_reader_must_change_is_said(local: Path) -> None:
+    manifest = load_manifest(local)
+    wide = dataclasses.replace(manifest, tokenizer=dataclasses.replace(manifest.tokenizer, vocab_size=70_000))
+    text = readme(wide, Path("out"), "raw", {"train": Written(manifest.tokens + manifest.val_tokens + 2, 9)})
+    for said in ("are uint32", "write `dtype=np.uint32`", "val.bin is missing", "2 tokens end further parts of doc"):
+        assert said in text, said
+    assert "np.uint32" not in readme(manifest, Path("out"), "raw", {"train": Written(9, 9), "val": Written(9, 9)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
