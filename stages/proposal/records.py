@@ -76,7 +76,7 @@ def from_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[Record]:
 def from_warc(stream: IO[bytes], path: str, _: str) -> Iterator[Record]:
     """Yield the pages of an archive of the web."""
     for number, record in enumerate(warc.records(chunks(stream, path), path)):
-        page = warc.page_of(record, {"meta": {}, "template": None})
+        page = warc.page_of(record)
         warc.finish(record, f"record {number}")
         if isinstance(page, dict):
             yield page

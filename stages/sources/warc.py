@@ -25,7 +25,6 @@ from stages.sources.base import (
     StreamConfig,
     row_of,
     stream_params,
-    template_fields,
 )
 from stages.sources.contents import PACKED, chunks, recognized
 from stages.sources.files import files_of, open_source, whole_file_units
@@ -36,15 +35,13 @@ PACKAGES = ("warcio", "resiliparse")
 HTML = ("text/html", "application/xhtml+xml")
 # Where elements lie deeper, as in browsers none do, the search for the main text takes time by the square of the depth.
 DEEP = ">".join(["*"] * 512)
-HEADERS = {"url": "WARC-Target-URI", "date": "WARC-Date"}  # field -> header of a record
 CHUNK = 1 << 20
 
 
 class Config(StreamConfig):
     """Pages of WARC and WET files: `from: warc`.
 
-    The fields of a page are text, url, date, title and language, which rules may ask for:
-    `metadata: {language: {in: [en]}}`.
+    The fields of a page are text, title, url and date.
     """
 
     suffixes: ClassVar = tuple(kind + packed for kind in (".warc", ".wet") for packed in PACKED)
@@ -81,7 +78,7 @@ def rows(task: Task) -> Iterator[Row | BadRow]:
         with open_source(artifact, task.params.get("options")) as stream:
             data = chunks(stream, artifact.path, task.params.get("max_ratio", MAX_RATIO))
             for number, record in enumerate(records(recognized(data, artifact.path, "warc"), artifact.path)):
-                page = page_of(record, task.params)
+                page = page_of(record, task.params.get("largest", LARGEST))
                 finish(record, f"{artifact.path}: record {number}")
                 if isinstance(page, str):
                     yield BadRow(name, number, page, record.rec_headers.get_header("WARC-Target-URI") or "")
@@ -129,9 +126,8 @@ class Chunks:
         return given
 
 
-def page_of(record: Any, params: dict[str, Any]) -> dict[str, Any] | str | None:
+def page_of(record: Any, largest: int = LARGEST) -> dict[str, Any] | str | None:
     """Return the fields of a record that is a page, why it cannot be read, or None of another record."""
-    largest = params.get("largest", LARGEST)
     try:
         kind = page_kind(record)
         if kind is None:
@@ -147,8 +143,9 @@ def page_of(record: Any, params: dict[str, Any]) -> dict[str, Any] | str | None:
         text, title = text_of_page(body, kind, record)
     except UnicodeDecodeError as error:
         return f"not valid UTF-8 at byte {error.start}"
-    page = {"text": text, "title": title, "language": language_of(text) if asks_for(params, "language") else None}
-    return page | {name: record.rec_headers.get_header(header) for name, header in HEADERS.items()}
+    return {"text": text, "title": title} | {
+        name: record.rec_headers.get_header(header) for name, header in HEADERS.items()
+    }
 
 
 def page_kind(record: Any) -> str | None:
@@ -186,18 +183,6 @@ def text_of_page(body: bytes, kind: str, record: Any) -> tuple[str, str | None]:
     tree = HTMLTree.parse(text)
     is_deep = tree.document is not None and tree.document.query_selector(DEEP) is not None
     return extract_plain_text(tree, main_content=not is_deep), tree.title
-
-
-def language_of(text: str) -> str:
-    """Return the code of a text's language (ISO 639-1, mostly), or `unknown`."""
-    from resiliparse.parse.lang import detect_fast
-
-    return str(detect_fast(text)[0])
-
-
-def asks_for(params: dict[str, Any], field: str) -> bool:
-    """Return whether a unit's rows need a field of a page."""
-    return field in params["meta"] or field in template_fields(params["template"] or "{text}")
 
 
 def read_at_most(stream: Any, size: int) -> bytes:

@@ -27,7 +27,6 @@ ADAPTER: TypeAdapter[Any] = TypeAdapter(SourceConfig)
 folders = itertools.count()
 MAIN = "The main text of a page is what is left when its navigation has been taken away, and it has whole sentences."
 PAGE = f"<html><head><title>A title</title></head><body><nav><a href=/>Home</a></nav><main><p>{MAIN}</p></main></body>"
-GERMAN = "Der Text einer Seite ist das, was übrig bleibt, wenn man alles andere weglässt, und er hat ganze Sätze."
 
 
 def record(kind: str, url: str, body: bytes) -> bytes:
@@ -124,13 +123,6 @@ def test_codings_of_http_are_undone_and_broken_ones_go_to_the_quarantine(tmp_pat
         "not valid UTF-8 at byte 0",
     ]
     assert [row["source_row"] for row in bad] == [1, 2]
-
-
-def test_the_language_is_a_field_that_rules_can_ask_for(tmp_path):
-    data = b"".join(record("conversion", "http://a.org/", text.encode()) for text in (MAIN, GERMAN, "7 7 7"))
-    keys = {"rules": [{"metadata": {"language": {"in": ["en"]}}}]}
-    rows, _ = download(tmp_path, data, "a.wet", **keys)
-    assert [row["meta.language"] for row in rows][:2] == ["en", "de"]
 
 
 RECORDS = [record("response", f"http://a.org/{i}", answer(f"<p>Page {i}.</p>".encode())) for i in range(3)]
