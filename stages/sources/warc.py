@@ -143,9 +143,8 @@ def page_of(record: Any, largest: int = LARGEST) -> dict[str, Any] | str | None:
         text, title = text_of_page(body, kind, record)
     except UnicodeDecodeError as error:
         return f"not valid UTF-8 at byte {error.start}"
-    return {"text": text, "title": title} | {
-        name: record.rec_headers.get_header(header) for name, header in HEADERS.items()
-    }
+    address, date = map(record.rec_headers.get_header, ("WARC-Target-URI", "WARC-Date"))
+    return {"text": text, "title": title, "url": address, "date": date}
 
 
 def page_kind(record: Any) -> str | None:
