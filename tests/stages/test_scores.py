@@ -118,7 +118,6 @@ def test_without_the_extra_the_line_says_what_to_install(monkeypatch):
 
 
 def test_languages_by_the_model_in_the_wheel():
-    pytest.importorskip("fasttext")
     texts = pa.array(["This is a text in English.\nTwo lines.", "Das ist ein deutscher Text, nicht wahr?", "", None])
     names, scores = fasttext.languages(texts)
     assert names.to_pylist()[:2] == ["en", "de"] and all(0.5 < value <= 1 for value in scores.to_pylist()[:2])
