@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,3 +118,14 @@ def test_work_imports_neither_driver_nor_keys():
         and {"config", "stage", "recipe", "registry"} & set(name.split("."))
     ]
     assert wrong == [], "an edit of what only the driver needs would run the units again"
+
+
+def test_every_pin_but_torch_has_hashes():
+    text = (ROOT / "requirements.hashes").read_text()
+    pins = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines())
+    found = re.findall(r"(?m)^(\S+)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text)
+    hashed = {name: version for name, version, _ in found}
+    del pins["torch"]
+    assert {name.lower().replace("_", "-"): pin for name, pin in pins.items()} == {
+        name.lower().replace("_", "-"): version for name, version in hashed.items()
+    }, "run `make hashes`"

@@ -35,7 +35,7 @@ def check_built(work: Work, reference: Work) -> None:
     assert any("memory ran out" in why for record in work.records().values() for why in record["tries"])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_of_workers_that_the_kernel_kills_fewer_go_on(reference: Work, tmp_path: Path) -> None:
     """Four at a time need 2 GB; there are 1.4."""
     work = new_work(tmp_path, hungry_project(tmp_path, 500))

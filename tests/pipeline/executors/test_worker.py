@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.engine.executor import UnitSpec, WorkerLost
 from pipeline.engine.store import open_store
-from pipeline.executors import worker
+from pipeline.executors import local, worker
 from pipeline.executors.local import LocalExecutor
 from stages.task import Artifact, Task
 
@@ -71,14 +71,26 @@ def test_what_a_worker_writes_to_standard_error_goes_through_the_display(
     assert "record" in reply and shown == ["step 1", "step \ufffd2"]
 
 
-def test_a_worker_that_was_killed_as_memory_ran_out_says_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kills", "said", "slots"),
+    [
+        ([0, 0], r"killed \(signal 9\).*memory runs out: 3 units .* share \d+ GB; fewer", 3),
+        ([7, 8], r"was killed by the system as memory ran out: 3 units .* shared \d+ GB; from now on 1 at a time", 1),
+    ],
+    ids=["by somebody", "by the kernel"],
+)
+def test_a_worker_that_was_killed_says_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: list[int], said: str, slots: int
 ) -> None:
+    """kills: what the kernel counts of its own, before and after. test_memory.py has real ones, soaks."""
+    counts = iter(kills)
+    monkeypatch.setattr(local, "kernel_kills", lambda: next(counts))
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     monkeypatch.setattr(worker, "find_work", lambda _: lambda _: os.kill(os.getpid(), signal.SIGKILL))
     executor = LocalExecutor(3, show=print)
     spec: dict[str, Any] = {"out": str(tmp_path), "stage": "filter", "key": "ab" * 20, "label": "x", "work": "w"}
     spec |= {"inputs": [], "params": {}, "places": {}, "versions": {}, "executor": "local", "cpus": 1}
-    with pytest.raises(WorkerLost, match=r"killed \(signal 9\).*memory runs out: 3 units .* share \d+ GB; fewer"):
+    with pytest.raises(WorkerLost, match=said):
         asyncio.run(executor.submit(cast(UnitSpec, spec)))
+    assert executor.slots == slots
     executor.close()
