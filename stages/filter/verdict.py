@@ -22,6 +22,7 @@ from stages.hashing import draw
 NOT_MEASURED = ("metadata", "where", "sample")  # rules about columns that are there already
 LANGUAGE = ("language", "language_score")
 COLUMNS = ("document_id", "text_hash", "edited", "bytes", *LANGUAGE)  # that are there beside measures and scores
+NEWLINES_ABOVE = 0.1  # line breaks to a word: FineWeb's threshold is 0.3
 TAG_SAMPLED = 0xD6E8FEB86659FD93  # of `stages.hashing.draw`: independent of all other draws
 
 Columns = Mapping[str, pa.Array]
@@ -108,8 +109,21 @@ def settings_of(name: str, thresholds: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measured_rules(rules: Rules) -> list[MeasuredRule]:
-    """Return the rules that are to be measured, without the thresholds that only compare."""
-    return [(name, settings_of(name, given), end) for name, given, end in numbered(rules) if name not in NOT_MEASURED]
+    """Return the rules that are to be measured, without the thresholds that only compare.
+
+    `fineweb_newlines` is exact above NEWLINES_ABOVE, or a lower threshold, or wherever a rule on measures asks for it;
+    else it is a bound, by words that are not cut.
+    """
+    asked = {column for name, given in rules if name in NOT_MEASURED for column in given}
+    measured = []
+    for name, given, end in numbered(rules):
+        settings = settings_of(name, given)
+        if name == "fineweb":
+            exact = {"fineweb_newlines", f"fineweb_newlines{end}"} & asked
+            settings["newlines_above"] = -1 if exact else min(NEWLINES_ABOVE, given["max_newlines_per_word"])
+        if name not in NOT_MEASURED:
+            measured.append((name, settings, end))
+    return measured
 
 
 def numbered(rules: Rules) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -159,37 +159,37 @@ def hash_ngram(hashes: Any, i: int, n: int) -> Any:
 
 
 @compiled
-def mark_pairs(words: Any, total: int, sketch: Any, marked: Any) -> int:
-    """Mark where a pair of words may occur twice: its few bits of hash do. Returns how many places."""
+def likely_pairs(words: Any, total: int, sketch: Any, places: Any) -> int:
+    """List in `places` where a pair of words may occur twice: its few bits of hash do. Returns how many places."""
     hashes = words[1]
     bits = 8
-    while 1 << bits < 2 * total and 1 << bits < len(sketch):
+    while 1 << bits < 8 * total and 1 << bits < len(sketch):
         bits += 1
     shift = uint64(64 - bits)
     sketch[: 1 << bits] = 0
     for i in range(total - 1):
-        sketch[int64(((get(hashes, i) * BASE + get(hashes, i + 1)) * MIX) >> shift)] += 1
-    places = 0
+        at = int64(((get(hashes, i) * BASE + get(hashes, i + 1)) * MIX) >> shift)
+        sketch[at] += get(sketch, at) < 2
+    n = 0
     for i in range(total - 1):
-        marked[i] = get(sketch, int64(((get(hashes, i) * BASE + get(hashes, i + 1)) * MIX) >> shift)) > 1
-        places += marked[i]
-    return places
+        places[n] = i
+        n += get(sketch, int64(((get(hashes, i) * BASE + get(hashes, i + 1)) * MIX) >> shift)) > 1
+    return n
 
 
 @compiled
-def mark_repeated(
-    data: Any, words: Any, total: int, n: int, places: int, slots: Any, times: Any, marked: Any
+def keep_repeated(
+    data: Any, words: Any, n: int, places: Any, number: int, slots: Any, times: Any
 ) -> tuple[int, int, int]:
-    """Leave the marks at the n-grams that occur twice. `marked` has all of them, and `places` in all.
+    """Leave in `places`, in order, those where n-grams stand that occur twice. It has all of them, and `number` in all.
 
-    Returns (the first of the most frequent, how often it occurs, marks left); it occurs 0 times where there is none.
+    Returns (the first of the most frequent, how often it occurs, places left); 0 times where there is none.
     """
-    bits = clear_slots(slots, places)
+    bits = clear_slots(slots, number)
     shift, mask = uint64(64 - bits), (1 << bits) - 1
-    for i in range(total - n + 1):
-        if not get(marked, i):
-            continue
-        times[i], marked[i] = 1, 0
+    for k in range(number):
+        i = get(places, k)
+        times[i] = 1
         at = int64(hash_ngram(words[1], i, n) >> shift)
         while True:
             j = get(slots, at)
@@ -198,52 +198,54 @@ def mark_repeated(
                 break
             if same_words(data, words, i, j, n):
                 times[j] += 1
-                marked[j] = marked[i] = 1
+                times[i] = 0  # as often as its first
                 break
             at = (at + 1) & mask
     best = most = left = 0
-    for i in range(total - n + 1):
-        if get(marked, i):
+    for k in range(number):
+        i = get(places, k)
+        if get(times, i) != 1:
+            places[left] = i
             left += 1
-            if times[i] > most:
-                best, most = i, times[i]
+            if get(times, i) > most:
+                best, most = i, get(times, i)
     return best, most, left
 
 
 @compiled
-def mark_longer(total: int, n: int, marked: Any) -> int:
-    """Turn marks of repeated n-grams into those of (n + 1)-grams that may be: both n-grams in them are."""
-    places = 0
-    for i in range(total - n):
-        marked[i] &= get(marked, i + 1)
-        places += marked[i]
-    return places
+def keep_longer(places: Any, number: int) -> int:
+    """Leave in `places` of n-grams that occur twice those where (n + 1)-grams may: the next place is there too."""
+    left = 0
+    for k in range(number - 1):
+        i = get(places, k)
+        places[left] = i
+        left += get(places, k + 1) == i + 1
+    return left
 
 
 @compiled
-def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, places: int, slots: Any, marked: Any) -> int:
+def repeated_ngram_chars(data: Any, words: Any, n: int, places: Any, number: int, slots: Any) -> int:
     """Return the characters, without blanks, of n-grams that occurred before; after one, the next begins behind it.
 
-    `marked` are the places, so many, of n-grams that occur twice.
+    `places`, so many, are those of n-grams that occur twice.
     """
     spans = words[0]
-    bits = clear_slots(slots, places)
+    bits = clear_slots(slots, number)
     shift, mask = uint64(64 - bits), (1 << bits) - 1
-    size = i = 0
-    while i + n <= total:
-        if not get(marked, i):
-            i += 1
+    size = free = 0
+    for k in range(number):
+        i = get(places, k)
+        if i < free:
             continue
         at = int64(hash_ngram(words[1], i, n) >> shift)
         while True:
             j = get(slots, at)
             if j < 0:
                 slots[at] = i
-                i += 1
                 break
             if same_words(data, words, i, j, n):
                 size += get(spans, 3 * (i + n) + 2) - get(spans, 3 * i + 2)
-                i += n
+                free = i + n
                 break
             at = (at + 1) & mask
     return size
@@ -253,9 +255,9 @@ def repeated_ngram_chars(data: Any, words: Any, total: int, n: int, places: int,
 def gopher_repetition(data: Any, words: Any, lines: Any, marks: Any, spare: Any, row: Any, at: int) -> None:
     """Write REPETITION_MEASURES of a scanned document to `row` from `at` on.
 
-    `spare` is (paragraphs, as lines are; slots of a hash table; a counter a word; a sketch; a mark a word).
+    `spare` is (paragraphs, as lines are; slots of a hash table; a counter a word; a sketch; a place a word).
     """
-    blocks, slots, times, sketch, marked = spare
+    blocks, slots, times, sketch, places = spare
     spans = words[0]
     size, total = marks[CHARS], marks[WORDS]
     n = fill_paragraphs(data, words, lines, marks, blocks)
@@ -264,14 +266,14 @@ def gopher_repetition(data: Any, words: Any, lines: Any, marks: Any, spare: Any,
     n, number, chars = count_repeated(data, lines, marks[LINES], ANY, slots)
     row[at + 2], row[at + 3] = number / max(1, n), chars / size
     row[at + 4 : at + 4 + LONGEST - 1] = 0.0
-    places = mark_pairs(words, total, sketch, marked)
+    number = likely_pairs(words, total, sketch, places)
     for n in range(2, LONGEST + 1):
-        best, most, places = mark_repeated(data, words, total, n, places, slots, times, marked)
-        if not places:
+        best, most, number = keep_repeated(data, words, n, places, number, slots, times)
+        if not number:
             break
         if n < SHORTEST:
             chars = get(spans, 3 * (best + n) + 2) - get(spans, 3 * best + 2) + n - 1
             row[at + n + 2] = int64(most) * chars / size
         else:
-            row[at + n + 2] = repeated_ngram_chars(data, words, total, n, places, slots, marked) / size
-        places = mark_longer(total, n, marked)
+            row[at + n + 2] = repeated_ngram_chars(data, words, n, places, number, slots) / size
+        number = keep_longer(places, number)

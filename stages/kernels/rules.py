@@ -19,7 +19,7 @@ from stages.kernels.c4 import C4_MEASURES, c4
 from stages.kernels.fineweb import FINEWEB_MEASURES, fineweb
 from stages.kernels.gopher import QUALITY_MEASURES, REPETITION_MEASURES, gopher_quality, gopher_repetition
 from stages.kernels.jit import compiled, int64
-from stages.kernels.scan import CHARS, STOPPED, STOPS, scan, scan_lines
+from stages.kernels.scan import CHARS, NEWLINES, STOPPED, STOPS, WORDS, scan, scan_lines
 from stages.kernels.text_columns import utf8_buffers
 from stages.kernels.unicode import classes
 
@@ -34,7 +34,7 @@ MEASURES_OF: dict[str, tuple[str, ...]] = {
 LENGTH, QUALITY, REPETITION, C4, FINEWEB = range(5)
 COMPILED = tuple(MEASURES_OF)
 SETTINGS = 8  # at most, of one rule
-SKETCH = 1 << 14  # counters with which `mark_pairs` tells most pairs of words that occur once
+SKETCH = 1 << 15  # counters with which `likely_pairs` tells most pairs of words that occur once
 
 
 @compiled
@@ -89,19 +89,23 @@ def run_program(
                     scan_lines(form, fa, fb, table, marks, lines)
                     scanned = 1
                 row[at] = marks[CHARS]
-            else:
-                if scanned < 2 and (cut or rule != FINEWEB):
-                    scan(form, fa, fb, table, len(STOPPED), cut, marks, words, lines)
-                    scanned = 2
-                elif not scanned:
+            elif rule == FINEWEB:
+                if not scanned:
                     scan_lines(form, fa, fb, table, marks, lines)
                     scanned = 1
+                # Cut, there are more words: those that blanks separate bound the measure, and mostly that will do.
+                if cut and scanned < 2 and marks[NEWLINES] > settings[step, 1] * marks[WORDS]:
+                    scan(form, fa, fb, table, len(STOPPED), cut, marks, words, lines)
+                    scanned = 2
+                fineweb(form, lines, marks, settings[step, 0], spare[1], row, at)
+            else:
+                if scanned < 2:
+                    scan(form, fa, fb, table, len(STOPPED), cut, marks, words, lines)
+                    scanned = 2
                 if rule == QUALITY:
                     gopher_quality(marks, row, at)
-                elif rule == REPETITION:
-                    gopher_repetition(form, words, lines, marks, spare, row, at)
                 else:
-                    fineweb(form, lines, marks, settings[step, 0], spare[1], row, at)
+                    gopher_repetition(form, words, lines, marks, spare, row, at)
         if b <= a:
             ended[d] = True
         if not ended[d] and edits:
@@ -120,8 +124,8 @@ def scratch_for(size: int) -> tuple[Any, ...]:
 
     words, (lines, paragraphs) = table_and_hashes(size + 2, 3), (table_and_hashes(size // 2 + 2, 4) for _ in range(2))
     slots, times = np.empty(4 * size + 64, np.int32), np.empty(size + 2, np.int32)
-    sketch, marked = np.empty(SKETCH, np.int32), np.empty(size + 2, np.uint8)
-    return words, lines, np.zeros(STOPS + 1, np.int64), (paragraphs, slots, times, sketch, marked)
+    sketch, places = np.empty(SKETCH, np.uint8), np.empty(size + 2, np.int32)
+    return words, lines, np.zeros(STOPS + 1, np.int64), (paragraphs, slots, times, sketch, places)
 
 
 def measure_compiled(

@@ -21,7 +21,7 @@ def test_list_names_every_stage(work: Work) -> None:
     done = work.cli("list")
     assert done.returncode == 0
     first = [line.split()[0] for line in done.stdout.splitlines()[2:] if line and not line.startswith(" ")]
-    stages = ["download", "filter", "dedup", "exclude", "build_tokenizer", "tokenize"]
+    stages = ["download", "measure", "filter", "dedup", "exclude", "build_tokenizer", "tokenize"]
     stages += ["pack_pretrain", "pack_anneal_mix", "train"]
     assert [word for word in first if word in stages] == stages
 
@@ -30,7 +30,7 @@ def test_status_before_and_after(reference: Work, work: Work) -> None:
     assert "nothing is built" in work.cli("status").stdout
     lines = reference.cli("status").stdout.splitlines()
     rows = {line.split()[0]: line.split()[1:4] for line in lines if line and line.split()[0] in ("filter", "dedup")}
-    assert rows == {"filter": ["5", "0", "0"], "dedup": ["11", "0", "0"]}
+    assert rows == {"filter": ["6", "0", "0"], "dedup": ["11", "0", "0"]}
     assert "quarantined rows: 1" in lines
 
 
@@ -55,7 +55,7 @@ def test_clean_keeps_what_results_refer_to(packed: Work) -> None:
     assert {stage for stage, _ in units - left} == {"tokenize", "pack_pretrain"}
     assert len(list((work.out / "small/builds").glob("pretrain-*"))) == 1
     again = work.run("pack_pretrain", "--set", "seed=8")
-    assert "50 units, 50 cached" in again.stderr
+    assert "55 units, 55 cached" in again.stderr
     assert work.cli("verify", str(work.out / "small/pretrain")).returncode == 0
     assert "deleted" in work.cli("clean", "--force").stdout
     assert not training.exists()
