@@ -190,7 +190,7 @@ def find_best(
     measured = losses @ weights
     said = law.left_out() @ weights
     correlation, by_chance = rank_correlation(said, measured), chance(law, points, losses, seed)
-    best, second = (search(each, seed_deviation, seed) for each in (law, other))
+    best = search(law, seed_deviation, seed)
     base = base_point(space)
     spread = float(measured.std(ddof=1)) if len(points) > 1 else 0.0
     doubts = []
@@ -203,11 +203,9 @@ def find_best(
         doubts.append(
             f"the points differ by {spread:.4f} bits per byte, less than twice what two seeds do, {seed_deviation:.4f}"
         )
-    crossed = [law.mean([second, base]), other.mean([best, base])]
-    if best != base and second != base and any(a >= b for a, b in crossed):
-        doubts.append(
-            "the logshare and the exponential law do not agree that either's best mix is better than the base"
-        )
+    again, own = other.mean([best, base])
+    if best != base and again >= own:
+        doubts.append("the exponential law does not agree that the best mix is better than the base")
     error = float(np.sqrt(((said - measured) ** 2).mean()))
     return Finding(law, other, best, correlation, by_chance, error, spread, seed_deviation, tuple(doubts))
 

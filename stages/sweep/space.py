@@ -1,8 +1,10 @@
 """What a sweep varies, and the points of it that are trained: shares of sources under caps, and levels of other keys.
 
-The points are spread by greedy maximin over the roots of the shares, from candidates on all faces of the simplex: ten
-such points were worth more than 32 drawn at random, whatever was fitted to them. A face, where a source has no share at
-all, is also what stays known when that source changes.
+The points are spread by greedy maximin over the roots of the shares, from candidates on faces of the simplex: ten such
+points were worth more than 32 drawn at random, whatever was fitted to them. A face, where a source has no share at all,
+is also what stays known when that source changes. Candidates lie half-way to the base and have half of the sources at
+least: maximin takes the farthest, and where caps do not forbid it these are mixes of one source or two, which say
+nothing of those that anybody would train.
 """
 
 from __future__ import annotations
@@ -123,6 +125,16 @@ def draw_shares(space: Space, count: int, rng: np.random.Generator) -> F64:
     return within_caps(drawn[drawn.sum(1) > 0], np.array(space.caps))
 
 
+def draw_candidates(space: Space, count: int, rng: np.random.Generator) -> F64:
+    """Return at most so many rows of shares: half-way to the base, of at least half of the sources."""
+    number = len(space.sources)
+    if not number:
+        return np.empty((count, 0))
+    kept = rng.random((count, number)) >= DROP
+    drawn = (rng.dirichlet(np.ones(number), count) + np.array(space.base)) / 2 * kept
+    return within_caps(drawn[2 * kept.sum(1) >= number], np.array(space.caps))
+
+
 def draw_levels(space: Space, count: int, rng: np.random.Generator) -> Levels:
     """Return so many rows of levels."""
     columns = [rng.integers(0, len(key.values), count) for key in space.keys]
@@ -159,7 +171,7 @@ def design(space: Space, count: int, kept: Sequence[Point] = (), seed: int = 0) 
         if np.abs(np.array(equal) - space.base).max() > ABOUT:
             first.append(Point(equal, space.base_levels))
     points = list(dict.fromkeys([*first, *kept]))
-    drawn = list(draw_shares(space, CANDIDATES, rng))
+    drawn = list(draw_candidates(space, CANDIDATES, rng))
     levels = draw_levels(space, len(drawn), rng).tolist()
     made = (
         Point(shares, tuple(level))

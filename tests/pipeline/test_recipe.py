@@ -50,7 +50,7 @@ def message(tmp_path: Path, *overrides: str) -> str:
         ("sources.web.rules=[{length: {min_char: 3}}]", "sources.web: rule length has no threshold", "min_chars"),
         ("sources.web.rules=[{length: {min_chars: x}}]", "sources.web: rule length: min_chars", "number"),
         ("sources.web.words=spaces", "sources.web.words: must be 'punctuation' or 'blanks'", "'spaces'"),
-        ("dedup.exakt=true", "dedup.exakt: unknown key", "exact, near, ngram, priority"),
+        ("dedup.exakt=true", "dedup.exakt: unknown key", "exact, lines, near, ngram, priority"),
         ("tokenizer.vocab=3", "tokenizer.vocab: unknown key; did you mean 'vocab_size'", "sample, split, vocab_size"),
         ("mixtures.pretrain.token=1", "mixtures.pretrain.token: unknown key", "max_epochs, packing, ratios"),
         ("quarantine.rows=1", "quarantine.rows: unknown key", "files, tolerate"),
@@ -187,6 +187,7 @@ def test_json_schema_of_recipes_lists_every_key(work: Work) -> None:
     assert schema == json.loads(json.dumps(Recipe.model_json_schema(by_alias=True)))
     assert set(schema["properties"]) == {
         *load_recipe("quickstart").to_dict(),
+        "scores",
         "evals",
         "decontaminate",
         "variant",

@@ -45,7 +45,7 @@ RECIPE = {
     },
 }
 SWEEP = {
-    **{"name": "mix", "recipe": "five.yaml", "points": 12, "held_out": "20k", "weights": dict.fromkeys(REAL, 1)},
+    **{"name": "mix", "recipe": "five.yaml", "points": 15, "held_out": "20k", "weights": dict.fromkeys(REAL, 1)},
     "confirm": {"seeds": 2},
     "proxy": {
         **{"model.dim": 64, "model.n_layers": 2, "model.n_heads": 2, "train.pretrain.steps": 80},

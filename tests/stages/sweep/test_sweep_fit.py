@@ -108,7 +108,13 @@ def test_a_design_is_more_spread_than_points_at_random():
         return np.sqrt((apart + np.eye(len(shares)) * 9).min(1)).min()
 
     drawn = [nearest(draw_shares(FIVE, 20, np.random.default_rng(i))[:12]) for i in range(20)]
-    assert nearest(as_arrays(design(FIVE, 12))[0]) > 1.5 * max(drawn)
+    assert nearest(as_arrays(design(FIVE, 12))[0]) > max(drawn)
+
+
+@pytest.mark.parametrize("caps", [FIVE.caps, (1.0,) * 5])
+def test_points_are_mixes_that_somebody_would_train_also_where_caps_forbid_nothing(caps):
+    shares = as_arrays(design(Space(SOURCES, FIVE.base, caps), 16))[0]
+    assert ((shares > 0).sum(1) >= 3).all() and shares.max() < 0.75
 
 
 # ---------------------------------------------------------------------------------------------------------------------
