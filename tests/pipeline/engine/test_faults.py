@@ -160,7 +160,9 @@ def test_a_full_disk(work: Work, small_disk: Path, reference: Work, executor: st
 def test_missing_manifests_and_wrong_usage(work: Work) -> None:
     for command in ("verify", "inspect"):
         assert "no such manifest" in work.fails(command, str(work.folder / "nowhere"))
-    assert "no stage 'nonsense'; the stages are download, build_scores, measure, filter" in work.fails("run", "nonsense", status=2)
+    assert "no stage 'nonsense'; the stages are download, build_scores, measure, filter" in work.fails(
+        "run", "nonsense", status=2
+    )
     assert "allowed are auto, ray, local" in work.fails("run", "filter", "--executor", "dask", status=2)
     assert "--workers" in work.fails("run", "filter", "--workers", "0", status=2)
     assert "--address needs" in work.fails("run", "filter", "--executor", "local", "--address", "x:1", status=2)
