@@ -116,6 +116,15 @@ def equal_shares(space: Space) -> tuple[float, ...]:
     return shares
 
 
+def without_each(space: Space) -> list[tuple[float, ...]]:
+    """Return the base's shares without each source in turn, as far as the caps leave room for the others."""
+    caps, base = np.array(space.caps), np.array(space.base)
+    rows = [np.where(np.arange(len(base)) == i, 0.0, base) for i in np.flatnonzero(base)]
+    found = [within_caps(row[None], caps) for row in rows if row.sum() > 0]
+    shares = [rounded(one[0], caps) for one in found if len(one)]
+    return [row for row in shares if row is not None]
+
+
 def draw_shares(space: Space, count: int, rng: np.random.Generator) -> F64:
     """Return about so many rows of shares: uniform on the simplex, sources left out at random, under the caps."""
     number = len(space.sources)
@@ -157,9 +166,9 @@ def key_features(key: Key, level: Levels, squares: bool = True) -> F64:
 
 
 def design(space: Space, count: int, kept: Sequence[Point] = (), seed: int = 0) -> list[Point]:
-    """Return at least `count` points: the base, equal shares, those that are kept, then what is farthest from all.
+    """Return at least `count` points: the first ones, those that are kept, then what is farthest from all.
 
-    Equal shares are left out where the base has about them.
+    The first are the base, equal shares, and the base without each source, which says what that is worth. Equal shares are left out where the base has about them.
 
     Raises DataError where the caps allow no mix at all.
     """
@@ -170,6 +179,7 @@ def design(space: Space, count: int, kept: Sequence[Point] = (), seed: int = 0) 
         equal = equal_shares(space)
         if np.abs(np.array(equal) - space.base).max() > ABOUT:
             first.append(Point(equal, space.base_levels))
+        first += [Point(shares, space.base_levels) for shares in without_each(space)]
     points = list(dict.fromkeys([*first, *kept]))
     drawn = list(draw_candidates(space, CANDIDATES, rng))
     levels = draw_levels(space, len(drawn), rng).tolist()

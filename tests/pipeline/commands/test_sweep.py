@@ -225,4 +225,4 @@ def test_points_of_earlier_runs_are_points_of_a_changed_space():
     told = [describe_point(more, point) for point in known_points(more, notes)]
     assert known_points(before, told) == [], "nor are those at another value of a key that does not vary any more"
     extended = design(more, 14, known_points(more, notes))
-    assert extended[1:3] == known_points(more, notes) and len(extended) == 14, "a design goes on from them"
+    assert set(known_points(more, notes)) < set(extended) and len(extended) == 14, "a design goes on from them"

@@ -46,7 +46,7 @@ RECIPE = {
 }
 SWEEP = {
     **{"name": "mix", "recipe": "five.yaml", "points": 15, "held_out": "20k", "weights": dict.fromkeys(REAL, 1)},
-    "confirm": {"seeds": 2},
+    "confirm": {"seeds": 3},
     "proxy": {
         **{"model.dim": 64, "model.n_layers": 2, "model.n_heads": 2, "train.pretrain.steps": 80},
         "train.pretrain.batch_size": 8,
