@@ -168,7 +168,8 @@ def key_features(key: Key, level: Levels, squares: bool = True) -> F64:
 def design(space: Space, count: int, kept: Sequence[Point] = (), seed: int = 0) -> list[Point]:
     """Return at least `count` points: the first ones, those that are kept, then what is farthest from all.
 
-    The first are the base, equal shares, and the base without each source, which says what that is worth. Equal shares are left out where the base has about them.
+    The first are the base, equal shares, and the base without each source, which says what that is worth. Equal shares
+    are left out where the base has about them.
 
     Raises DataError where the caps allow no mix at all.
     """
