@@ -74,7 +74,7 @@ class Axes:
         spans = []
         for value, text in ticks:
             place = self.x(value)
-            edge = " first" if place < 0.03 else " last" if place > 0.97 else ""
+            edge = " first" if place < 0.03 else " last" if place > 0.94 else ""
             spans.append(Markup(f'<span class="below{edge}" style="left:{percent(place)}">') + escape(text) + END)
         return Markup("").join(spans)
 

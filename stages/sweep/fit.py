@@ -190,7 +190,9 @@ def find_best(
     measured = losses @ weights
     said = law.left_out() @ weights
     correlation, by_chance = rank_correlation(said, measured), chance(law, points, losses, seed)
-    best = search(law, seed_deviation, seed)
+    best, least = search(law, seed_deviation, seed), int(np.argmin(measured))
+    if measured[least] + seed_deviation < law.mean([best])[0]:
+        best = points[least]  # the fit misses by more than seeds do, and promises less than was seen
     base = base_point(space)
     spread = float(measured.std(ddof=1)) if len(points) > 1 else 0.0
     doubts = []

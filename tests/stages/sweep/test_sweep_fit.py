@@ -229,3 +229,14 @@ def test_a_learning_rate_has_its_best_between_and_a_kind_is_chosen():
     loss = 1.2 + 0.02 * (levels[:, 0] - 2) ** 2 + 0.03 * (levels[:, 1] == 0)
     found = find_best(space, points, loss[:, None], np.ones(1), 0.001)
     assert found.best.levels == (2, 1) and not found.doubts
+
+
+def test_a_point_that_was_measured_better_than_the_fit_promises_is_taken():
+    points = design(FIVE, 15)
+    shares = as_arrays(points)[0]
+    losses = np.exp(1 + 0.3 * (shares - 0.2) ** 2 @ np.ones((5, 2)))
+    seen = 4  # some one point, which no law explains
+    losses[seen] -= 0.3
+    found = find_best(FIVE, points, losses, np.array([0.5, 0.5]), 0.001)
+    assert found.best == points[seen]
+    assert find_best(FIVE, points, losses, np.array([0.5, 0.5]), 9.0).best != points[seen], "seeds do as much"
