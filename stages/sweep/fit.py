@@ -191,9 +191,11 @@ def find_best(
     said = law.left_out() @ weights
     correlation, by_chance = rank_correlation(said, measured), chance(law, points, losses, seed)
     best, least = search(law, seed_deviation, seed), int(np.argmin(measured))
-    if measured[least] + seed_deviation < law.mean([best])[0]:
-        best = points[least]  # the fit misses by more than seeds do, and promises less than was seen
     base = base_point(space)
+    said_of_best, said_of_base = law.mean([best, base])
+    own_score = measured[points.index(base)] if base in points else said_of_base
+    if measured[least] - own_score < said_of_best - said_of_base - seed_deviation:
+        best = points[least]  # the fit misses by more than seeds do, and promises a smaller gain than was seen
     spread = float(measured.std(ddof=1)) if len(points) > 1 else 0.0
     doubts = []
     if correlation < max(LEAST_CORRELATION, by_chance):
