@@ -61,6 +61,7 @@ def test_own_text(clone: Path) -> None:
     assert printed[2].startswith("The class")
 
 
+@pytest.mark.soak
 def test_two_mixes(clone: Path) -> None:
     *before, compare = commands("two_mixes/README.md")
     for command in before:
@@ -71,6 +72,7 @@ def test_two_mixes(clone: Path) -> None:
     assert "Different: B is" in verdict and "better on code" in verdict and "worse on prose" in verdict
 
 
+@pytest.mark.soak
 def test_take_down(clone: Path) -> None:
     printed = [run(command, clone) for command in commands("take_down/README.md")]
     texts, build, found, copy, again, left, moved, verified = printed
@@ -103,6 +105,7 @@ SMALL = {  # in the order of the notebook's parameters; one that runs after the 
 }
 
 
+@pytest.mark.soak
 def test_hub_dataset(clone: Path) -> None:
     with Hub({"roneneldan/TinyStories": Dataset(FILES)}) as hub:
         for command in commands("hub_dataset/README.md"):
@@ -128,6 +131,7 @@ class Shown(NamedTuple):
     filename: str
 
 
+@pytest.mark.soak
 def test_the_notebook(clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its cells in order, small, without the one that sets up a machine; no kernel of Jupyter is needed for it."""
     pytest.importorskip("transformers", reason="transformers is not installed (extra dev)")

@@ -228,7 +228,7 @@ GOLF_STEPS += ["swa.every=1", "ema.every=1", "eval_seq_len=128", "artefact.keep_
 
 
 GOLF = [(name, variant) for name, variant in VARIANTS if name.startswith("golf")]
-LONG = [("golf_int5_sp1024", "record"), ("golf_memory_tokens", None)]  # the other of each system is tried by make test
+LONG = [*GOLF[:2], ("golf_memory_tokens", None)]  # the largest is tried by make test
 
 
 @pytest.mark.slow
