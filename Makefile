@@ -24,11 +24,11 @@ quickstart: setup
 	$(BIN)/python -m pipeline run train --recipe quickstart
 
 test: setup
-	$(BIN)/python -m pytest tests -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
 # Lint, types and the tests that take seconds: a minute on 2 cores, 3 the first time, without mypy's cache.
 check: lint
-	$(BIN)/python -m pytest tests -m "not slow and not soak" -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "not slow and not soak" -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .
