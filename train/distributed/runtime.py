@@ -26,7 +26,8 @@ from train.monitor.text import printable
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers before they kill, and of people
-ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # a user's are left as they are
+# A user's are left as they are.
+ALLOCATOR_SETTINGS = {f"PYTORCH_{kind}ALLOC_CONF" for kind in ("", "CUDA_", "HIP_")}
 SAME_CTRL_C = 1.0  # seconds in which SIGINT twice is one press: a terminal and a launcher may both send it
 
 
