@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.comparable import put_texts
 from stages.dedup.arrays import Range, read_ranges, save_array
 from stages.schemas import CURATED, utf8_bytes
 from stages.task import Artifact, Task
@@ -73,16 +74,15 @@ def cut_lines(task: Task) -> None:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=CURATED.names)
             before = utf8_bytes(table["text"])
-            texts, cut = without_lines(table["text"].combine_chunks(), frequent)
-            is_left = pa.array([cut[row] == 0 or text.strip() != "" for row, text in enumerate(texts)], pa.bool_())
+            texts, is_left, lines_cut = without_lines(table["text"].combine_chunks(), frequent)
             place = CURATED.get_field_index("text")
-            table = table.set_column(place, CURATED.field(place), pa.array(texts, pa.string())).filter(is_left)
+            table = table.set_column(place, CURATED.field(place), texts).filter(pa.array(is_left))
             if table.num_rows:
                 writer.write(table)
             after = utf8_bytes(table["text"])
             kept_bytes += after
             task.count("text_bytes", after - before)
-            task.count("lines_cut", int(cut.sum()))
+            task.count("lines_cut", lines_cut)
             if lost := len(texts) - table.num_rows:
                 task.count("kept", -lost)
                 task.count("dropped.repeated_lines", lost)
@@ -94,8 +94,8 @@ def frequent_keys(task: Task, artifacts: Sequence[Artifact]) -> npt.NDArray[np.u
     return np.concatenate([np.empty(0, np.uint64), *(np.load(task.path(artifact)) for artifact in artifacts)])
 
 
-def without_lines(texts: pa.Array, frequent: npt.NDArray[np.uint64]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Return the texts without the lines that have a key of `frequent`, and how many each lost."""
+def without_lines(texts: pa.Array, frequent: npt.NDArray[np.uint64]) -> tuple[pa.Array, npt.NDArray[np.bool_], int]:
+    """Return the texts without the lines that have a key of `frequent`, which have any left, and how many were cut."""
     from stages.kernels.lines import line_keys
 
     rows, lines, keys = line_keys(texts, LEAST)
@@ -103,10 +103,12 @@ def without_lines(texts: pa.Array, frequent: npt.NDArray[np.uint64]) -> tuple[li
     is_cut = np.zeros(len(keys), bool)
     inside = places < len(frequent)
     is_cut[inside] = frequent[places[inside]] == keys[inside]
-    left = texts.to_pylist()
     rows, lines = rows[is_cut], lines[is_cut]
+    is_left = np.ones(len(texts), bool)
+    shorter = []
     for row, cut in groupby(zip(rows.tolist(), lines.tolist(), strict=True), itemgetter(0)):
         gone = {line for _, line in cut}
-        whole = left[row].split("\n")
-        left[row] = "\n".join(line for number, line in enumerate(whole) if number not in gone)
-    return left, np.bincount(rows, minlength=len(texts))
+        whole = texts[row].as_py().split("\n")
+        shorter.append("\n".join(line for number, line in enumerate(whole) if number not in gone))
+        is_left[row] = shorter[-1].strip() != ""
+    return put_texts(texts, np.unique(rows), pa.array(shorter, pa.string())), is_left, len(rows)
