@@ -125,6 +125,13 @@ def without_each(space: Space) -> list[tuple[float, ...]]:
     return [row for row in shares if row is not None]
 
 
+def is_about(point: Point, other: Point) -> bool:
+    """Say whether two points have the same sources and levels, and about the same shares."""
+    shares, others = np.array(point.shares), np.array(other.shares)
+    same = point.levels == other.levels and ((shares > 0) == (others > 0)).all()
+    return bool(same and np.abs(shares - others).max(initial=0.0) <= ABOUT)
+
+
 def draw_shares(space: Space, count: int, rng: np.random.Generator) -> F64:
     """Return about so many rows of shares: uniform on the simplex, sources left out at random, under the caps."""
     number = len(space.sources)
@@ -168,20 +175,17 @@ def key_features(key: Key, level: Levels, squares: bool = True) -> F64:
 def design(space: Space, count: int, kept: Sequence[Point] = (), seed: int = 0) -> list[Point]:
     """Return at least `count` points: the first ones, those that are kept, then what is farthest from all.
 
-    The first are the base, equal shares, and the base without each source, which says what that is worth. Equal shares
-    are left out where the base has about them.
+    The first are the base, equal shares, and the base without each source, which says what that is worth. Those that
+    the base or a kept point is about are left out: a source that grows changes the caps, and with them these shares.
 
     Raises DataError where the caps allow no mix at all.
     """
     rng = np.random.default_rng(seed)
-    caps = np.array(space.caps)
-    first = [base_point(space)]
-    if space.sources:
-        equal = equal_shares(space)
-        if np.abs(np.array(equal) - space.base).max() > ABOUT:
-            first.append(Point(equal, space.base_levels))
-        first += [Point(shares, space.base_levels) for shares in without_each(space)]
-    points = list(dict.fromkeys([*first, *kept]))
+    caps, base = np.array(space.caps), base_point(space)
+    wanted = [equal_shares(space), *without_each(space)] if space.sources else []
+    first = [Point(shares, space.base_levels) for shares in wanted]
+    new = [point for point in first if not any(is_about(point, other) for other in (base, *kept))]
+    points = list(dict.fromkeys([base, *new, *kept]))
     drawn = list(draw_candidates(space, CANDIDATES, rng))
     levels = draw_levels(space, len(drawn), rng).tolist()
     made = (

@@ -102,6 +102,15 @@ def test_a_design_has_the_base_equal_shares_and_faces_and_goes_on_where_it_was()
     assert kept in design(FIVE, 10, kept=[kept])
 
 
+def test_a_source_that_grows_adds_no_points_where_those_that_are_kept_are_about_the_same():
+    before = Space(SOURCES, FIVE.base, (1.0, 0.24, 0.6, 0.4, 0.8))
+    after = Space(SOURCES, FIVE.base, (1.0, 0.26, 0.6, 0.4, 0.8))
+    kept = design(before, 15)
+    assert set(kept) == set(design(after, 15, kept)) != set(design(after, 15)), "the caps move shares"
+    other = Space(SOURCES, (0.3, 0.3, 0.2, 0.1, 0.1), (1.0,) * 5)
+    assert len(design(other, 15, kept)) == 15 + 6, "another base: it and its five faces; equal shares are kept already"
+
+
 def test_a_design_is_more_spread_than_points_at_random():
     def nearest(shares):
         apart = ((np.sqrt(shares)[:, None] - np.sqrt(shares)[None]) ** 2).sum(2)
