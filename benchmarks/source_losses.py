@@ -1,12 +1,13 @@
-"""What losses by source cost: a training step with them against the same step without, in turn.
+"""What losses by source cost: a training step with them against the same run's step without, in turn.
 
-Two runs of one recipe are built as the trainer builds them, on the same mixture, with the same batches; the one knows
-whose tokens it reads, the other does not. They take their steps in turn, with lines read as often as in a run. Losses
-by source must add up to the loss, and the weights of both must stay the same to the bit. Time is the processor's: on a
-shared machine it says more than the clock. Pairs of steps say how much it can be at most, with Student's interval over
-the logarithms of their ratios; the parts that only the one has are timed alone too, which says how much it is.
+Two runs of one recipe, one that knows whose tokens it reads and one that does not, take a few steps first: their
+weights must stay the same to the bit, and losses by source must add up to the loss. Then the first run alone takes its
+steps in pairs, with the losses and without, so that both find the same memory: two runs of one kind were seen to differ
+by a hundredth. Time is the processor's: on a shared machine it says more than the clock. The middle three fifths of the
+pairs say how much it can be at most (mean and winsorised deviation, Student's interval); the parts that only the one
+has are timed alone too, which says how much it is.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.source_losses --manifest build/quickstart/pretrain [--steps 100]
+    OMP_NUM_THREADS=1 python -m benchmarks.source_losses --manifest build/quickstart/pretrain [--pairs 200]
 
 It fails where the parts are more than a hundredth of a step, or the pairs show that the step is as much slower.
 """
@@ -24,9 +25,10 @@ from unittest import mock
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks import measure
-from stages.compare.stats import ratio
+from stages.compare.stats import t_quantile
 from train.data.manifest import load_manifest
 from train.data.sources import sources_to_tell
 from train.distributed.runtime import join_processes
@@ -37,14 +39,16 @@ from train.step import train_step
 
 LIMIT = 0.01
 LOG_EVERY = 10  # steps a line
+STEPS = 10  # of the two runs whose weights are compared
+TRIMMED = 0.2  # of the pairs, on either side
 REPEATS = 200  # of a part timed alone
 
 
-def advance(run: Run) -> float:
+def advance(run: Run, line: bool) -> float:
     """Make a step, and read what a line has where one is due. Returns the processor's seconds."""
     begun = time.process_time()
     loss, _ = train_step(run)
-    if run.step % LOG_EVERY == 0:
+    if line:
         nats = float(loss)
         run.anomalies.read_events(run.step)
         if run.source_losses is not None:
@@ -85,9 +89,35 @@ def parts(run: Run) -> dict[str, float]:
     }
 
 
+def interval(logs: NDArray[np.float64]) -> tuple[float, float]:
+    """Return Student's interval, as changes, for the mean of logarithms without the outer ones on either side.
+
+    Its error is of the values drawn in to the outermost that stay (Tukey and McLaughlin, 1963).
+    """
+    ordered, out = np.sort(logs), int(TRIMMED * len(logs))
+    kept = len(logs) - 2 * out
+    mean = ordered[out : len(logs) - out].mean()
+    drawn_in = ordered.clip(ordered[out], ordered[-out - 1])
+    error = drawn_in.std(ddof=1) / ((1 - 2 * TRIMMED) * math.sqrt(len(logs)))
+    half = t_quantile(0.95, kept - 1) * error
+    return math.exp(mean - half) - 1, math.exp(mean + half) - 1
+
+
+def pair(run: Run, number: int) -> float:
+    """Make a step with the losses and one without, every other time the other way round; the logarithm of the ratio."""
+    told = run.loader.sources, run.source_losses
+    line = 2 * (number + 1) % LOG_EVERY == 0
+    seconds = {}
+    for kind in ("with", "without") if number % 2 else ("without", "with"):
+        run.loader.sources, run.source_losses = told if kind == "with" else ([], None)
+        seconds[kind] = advance(run, line)
+    run.loader.sources, run.source_losses = told
+    return math.log(seconds["with"] / seconds["without"])
+
+
 def main() -> None:
     """Run, print, save."""
-    options = measure.parser(__doc__, manifest="build/quickstart/pretrain", steps=100).parse_args()
+    options = measure.parser(__doc__, manifest="build/quickstart/pretrain", pairs=200).parse_args()
     manifest = load_manifest(options.manifest)
     with tempfile.TemporaryDirectory() as name, join_processes() as rt:
         runs: dict[str, Run] = {}
@@ -97,20 +127,18 @@ def main() -> None:
             tell = sources_to_tell if kind == "with" else lambda manifest: ([], "")
             with mock.patch("train.main.sources_to_tell", tell):
                 runs[kind] = build_run(rt, manifest, model, cfg)
-        sources = runs["with"].loader.sources
-        if not sources:
+        run = runs["with"]
+        if not run.loader.sources:
             raise SystemExit(f"error: {options.manifest}: it has one source, or nobody knows whose tokens these are")
-        pairs: list[dict[str, float]] = []
-        for number in range(options.steps + 2):
-            pairs.append({kind: advance(runs[kind]) for kind in (sorted(runs) if number % 2 else sorted(runs)[::-1])})
-        if not torch.equal(*(run.optimizer.weights for run in runs.values())):
+        steps = [[advance(each, step == STEPS) for each in runs.values()] for step in range(1, STEPS + 1)]
+        if not torch.equal(*(each.optimizer.weights for each in runs.values())):
             raise SystemExit("error: the weights of the two runs differ")
-        alone = parts(runs["with"])
-    logs = np.array([math.log(pair["with"] / pair["without"]) for pair in pairs[2:]])  # the first warm up
-    low, high = (math.exp(bound) - 1 for bound in ratio(logs, np.ones(len(logs))).interval())
-    step = statistics.median(pair["without"] for pair in pairs[2:])
+        logs = np.array([pair(run, number) for number in range(options.pairs)])
+        alone = parts(run)
+    low, high = interval(logs)
+    step = statistics.median(without for _, without in steps)
     share = sum(alone.values()) / step
-    shape = f"{cfg.batch_size} x {cfg.seq_len} tokens, {len(sources)} sources, {step:.4f} s a step"
+    shape = f"{cfg.batch_size} x {cfg.seq_len} tokens, {len(run.loader.sources)} sources, {step:.4f} s a step"
     print(f"{shape}; weights equal to the bit")
     measure.show(("part", "us a step"), [(part, f"{1e6 * seconds:.0f}") for part, seconds in alone.items()])
     print(f"together {share:.3%} of a step; {len(logs)} pairs of steps differ by {low:+.2%} to {high:+.2%}")
