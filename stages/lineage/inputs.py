@@ -9,6 +9,7 @@ from stages.errors import DataError
 from stages.evals.stage import units_of
 from stages.paths import PROTOCOLS, escaped, is_named_protocol, is_remote
 from stages.recipe import Recipe
+from stages.scores.stage import example_configs, model_files
 from stages.sources.base import Identify
 from stages.sources.registry import SOURCES, describe, pin
 from train.data.manifest import Manifest, SourceFile
@@ -52,7 +53,7 @@ def changed_inputs(
     revisions |= {evalset.name: evalset.revision for evalset in manifest.evals}
     recorded_files = manifest.files_read()
     entries = entries_that_read(manifest.recipe)
-    for name, config in {**recipe.sources, **sets}.items():
+    for name, config in {**recipe.sources, **sets, **example_configs(recipe.scores)}.items():
         copied = name in source_paths and reads_remote_files(entries[name])
         pin(config, revisions.get(name, ""))
         try:
@@ -68,6 +69,11 @@ def changed_inputs(
         files = [SourceFile(file.name, file.bytes, file.digest) for unit in units for file in unit.inputs]
         may_grow = name not in sets and config.has_budget
         yield from changed_source_files(name, recorded_files.get(name, []), files, copied, may_grow)
+    try:
+        for name, files in model_files(recipe.scores, identify).items():
+            yield from changed_source_files(name, recorded_files.get(name, []), files, copied=False, may_grow=False)
+    except (DataError, OSError) as error:
+        yield escaped(str(error))
 
 
 def reads_remote_files(entry: Mapping[str, Any]) -> bool:

@@ -17,11 +17,12 @@ from stages.download.stage import DOWNLOAD
 from stages.filter.stage import FILTER
 from stages.pack.layout import Layout
 from stages.pack.mixture import shares_asked
+from stages.scores.stage import example_configs, model_files
 from stages.sources import hub
 from stages.sources.registry import describe as describe_origin
 from stages.stage import BuildContext, Record, Stage, Table
 from stages.task import Artifact
-from train.data.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, Tokenizer
+from train.data.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, SourceFile, Tokenizer
 
 DROPPED = "dropped."  # what the counters of documents that left the corpus begin with
 
@@ -104,10 +105,7 @@ def manifest_values(
         "recipe": recipe.to_dict(),
         "source_tree": context.code_digest(stage),
         "code": context.modules(stage),
-        "files": {
-            source: [asdict(file) for file in context.source_files(source)]
-            for source in [*recipe.sources, *recipe.decontaminate.against]
-        },
+        "files": {name: [asdict(file) for file in files] for name, files in files_read(context).items()},
         "versions": context.versions(stage),
     }
     described_sets = [describe_evalset(context, evalset, record) for evalset, record in evalsets.items()]
@@ -115,6 +113,13 @@ def manifest_values(
     if described_sets:
         values["evals"] = [asdict(evalset) for evalset in described_sets]
     return values
+
+
+def files_read(context: BuildContext) -> dict[str, list[SourceFile]]:
+    """Return the files that decided what is packed, by what read them: sources, sets kept out, and scores."""
+    recipe = context.recipe
+    readers = [*recipe.sources, *recipe.decontaminate.against, *example_configs(recipe.scores)]
+    return {name: context.source_files(name) for name in readers} | model_files(recipe.scores, context.identify)
 
 
 def describe_evalset(context: BuildContext, name: str, record: Record) -> EvalSet:

@@ -16,9 +16,11 @@ from stages.errors import DataError
 from stages.paths import escaped, is_remote, local_path
 from stages.scores.config import Score
 from stages.scores.work import work
-from stages.sources.base import BaseConfig
+from stages.sources.base import BaseConfig, Identify
+from stages.sources.registry import SourceConfig
 from stages.stage import BuildContext, ReportGroup, Stage, Table, Unit
 from stages.task import Artifact
+from train.data.manifest import SourceFile
 
 
 class Scorer(NamedTuple):
@@ -39,11 +41,8 @@ async def build(context: BuildContext) -> dict[str, Scorer]:
 async def build_score(context: BuildContext, name: str, score: Score) -> Scorer:
     """Train one model, or find the fastText file."""
     if score.fasttext is not None:
-        path = score.fasttext if is_remote(score.fasttext) else str(Path(local_path(score.fasttext)).absolute())
-        try:
-            digest, size = await asyncio.to_thread(context.identify, path)
-        except FileNotFoundError:
-            raise DataError(f"scores.{name}.fasttext: there is no file {escaped(path)}") from None
+        path = model_path(score.fasttext)
+        digest, size = await asyncio.to_thread(identify_model, name, path, context.identify)
         return Scorer(Artifact(path, digest, name, size), score.label or "")
     assert score.good is not None and score.bad is not None
 
@@ -56,6 +55,36 @@ async def build_score(context: BuildContext, name: str, score: Score) -> Scorer:
     unit = Unit(work, params, [part.docs for part in (*good, *bad)], "train", name, weight)
     record = await context.run(BUILD_SCORES, unit)
     return Scorer(record.output("model"), report=record.output("report"))
+
+
+def model_path(given: str) -> str:
+    """Return the address of a fastText file, or its absolute path on this machine."""
+    return given if is_remote(given) else str(Path(local_path(given)).absolute())
+
+
+def identify_model(name: str, path: str, identify: Identify) -> tuple[str, int]:
+    """Return the digest and the size of the fastText file of the score `name`. Raises DataError where it is missing."""
+    try:
+        return identify(path)
+    except FileNotFoundError:
+        raise DataError(f"scores.{name}.fasttext: there is no file {escaped(path)}") from None
+
+
+def model_files(scores: Mapping[str, Score], identify: Identify) -> dict[str, list[SourceFile]]:
+    """Return the fastText file of each score that has one, as `scores.NAME.fasttext`. Raises as `identify_model`."""
+    files = {}
+    for name, score in scores.items():
+        if score.fasttext is not None:
+            path = model_path(score.fasttext)
+            digest, size = identify_model(name, path, identify)
+            files[f"scores.{name}.fasttext"] = [SourceFile(path.rpartition("/")[2], size, digest)]
+    return files
+
+
+def example_configs(scores: Mapping[str, Score]) -> dict[str, SourceConfig]:
+    """Return where the examples of each score come from, as `scores.NAME.good` and `.bad`."""
+    named = {(name, kind): getattr(score, kind) for name, score in scores.items() for kind in ("good", "bad")}
+    return {f"scores.{name}.{kind}": config for (name, kind), config in named.items() if config is not None}
 
 
 def publish(result: Mapping[str, Scorer]) -> dict[str, dict[str, Artifact]]:

