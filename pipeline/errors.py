@@ -29,11 +29,3 @@ class Stopped(UserError):  # noqa: N818 - reads as what happened
     """A signal ended the run before its end: exit status 75, EX_TEMPFAIL, "not done"."""
 
     exit_code = 75
-
-
-class NotBuilt(Exception):  # noqa: N818 - a signal of the dry run, not an error
-    """The dry run met a unit that has not run yet, so what depends on it cannot be known."""
-
-    def __init__(self, stage: str):
-        super().__init__(stage)
-        self.stage = stage

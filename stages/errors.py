@@ -1,4 +1,4 @@
-"""What a unit of work may raise for the engine to understand."""
+"""What a unit of work may raise for the engine to understand, and the engine for a stage."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ class TransientError(WorkError):
 
 class Unfinished(Exception):  # noqa: N818 - reads as what happened
     """The unit was asked to stop before its end and has saved what it did; never retried in the same run."""
+
+
+class NotBuilt(Exception):  # noqa: N818 - a signal of the dry run, not an error
+    """The dry run met a unit that has not run yet, so what depends on it cannot be known."""
+
+    def __init__(self, stage: str):
+        super().__init__(stage)
+        self.stage = stage

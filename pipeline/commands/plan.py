@@ -34,8 +34,8 @@ from pipeline.commands.quarantined import printable
 from pipeline.commands.report import TextConsole, grid
 from pipeline.engine.context import Context, drive
 from pipeline.engine.graph import find_stage
-from pipeline.errors import NotBuilt, UserError
-from stages.errors import DataError
+from pipeline.errors import UserError
+from stages.errors import DataError, NotBuilt
 from stages.estimate.forecast import (
     TOKENIZER_STAGE,
     TRAIN_STAGE,

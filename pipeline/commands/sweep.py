@@ -15,7 +15,6 @@ from pipeline.commands.plan_rows import duration
 from pipeline.commands.report import TextConsole, grid
 from pipeline.engine.context import Context, drive
 from pipeline.engine.locks import store_lock
-from pipeline.errors import NotBuilt
 from pipeline.make_context import make_context
 from pipeline.options import given_options
 from pipeline.sweep.config import Sweep, load_sweep, phase_of
@@ -25,6 +24,7 @@ from pipeline.sweep.page import write_page
 from pipeline.sweep.recipes import changed, keys_of, mixture_of, scored_sources, sizes_of
 from pipeline.sweep.runs import Prepared, Status, look, open_text, prepare, run_trials
 from pipeline.sweep.texts import fit_lines, next_text, recipe_text, score_table, verdict
+from stages.errors import NotBuilt
 from stages.estimate.forecast import check_inputs, list_sources
 from stages.paths import is_remote
 from stages.proposal.scale import machine_speed

@@ -28,7 +28,8 @@ from pipeline.engine.executor import Executor, UnitSpec, work_name
 from pipeline.engine.progress import Progress
 from pipeline.engine.state import StageState, compact_record, read_last_build
 from pipeline.engine.store import UNITS, Store
-from pipeline.errors import NotBuilt, UnitFailed, UserError
+from pipeline.errors import UnitFailed, UserError
+from stages.errors import NotBuilt
 from stages.recipe import Recipe
 from stages.sources.base import SourceUnit
 from stages.stage import Record, Stage, Unit

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.engine.changes import short_digest
-from pipeline.errors import NotBuilt, UnitFailed, UserError
+from pipeline.errors import UnitFailed, UserError
+from stages.errors import NotBuilt
 from stages.registry import STAGES
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from typing import TypeVar
 
-from pipeline.errors import NotBuilt, UnitFailed
+from pipeline.errors import UnitFailed
+from stages.errors import NotBuilt
 
 WINDOW = 256  # results awaited at a time, at least
 

@@ -14,7 +14,6 @@ import numpy as np
 from pipeline.engine import quarantine
 from pipeline.engine.context import Context
 from pipeline.engine.locks import suppress_read_only
-from pipeline.errors import NotBuilt
 from pipeline.sweep.config import Sweep
 from pipeline.sweep.notes import Notes, known_points, point_text
 from pipeline.sweep.recipes import (
@@ -29,7 +28,7 @@ from pipeline.sweep.recipes import (
     with_tokenizer,
 )
 from stages.compare.scored import ScoredRun, read_scored
-from stages.errors import DataError
+from stages.errors import DataError, NotBuilt
 from stages.pack.mixture import capacity, exact, shares_asked
 from stages.recipe import Recipe
 from stages.sweep import build

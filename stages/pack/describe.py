@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from stages import hashing
 from stages.dedup.stage import DEDUP
 from stages.download.stage import DOWNLOAD
 from stages.filter.stage import FILTER
@@ -22,7 +23,7 @@ from stages.sources import hub
 from stages.sources.registry import describe as describe_origin
 from stages.stage import BuildContext, Record, Stage, Table
 from stages.task import Artifact
-from train.data.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, SourceFile, Tokenizer
+from train.data.manifest import SCHEMA_VERSION, EvalSet, Shard, Source, SourceFile, Tokenizer, ValidationIds
 
 DROPPED = "dropped."  # what the counters of documents that left the corpus begin with
 
@@ -72,9 +73,10 @@ def manifest_values(
     tokenizer: Tokenizer,
     evalsets: Mapping[str, Record],
     packed: Sequence[PackedShard],
+    val_ids: Artifact,
     layout: Layout,
 ) -> dict[str, Any]:
-    """Return all that the manifest of mixture `name` says, as JSON values, but for its `val_ids`.
+    """Return all that the manifest of mixture `name` says, as JSON values.
 
     `stage` packed it. `evalsets`: the record of each set's encoding, by name. Warns of an evaluation set that is read
     from a file which a source trains on.
@@ -102,6 +104,7 @@ def manifest_values(
         "tokenizer": tokenizer.to_dict(),
         "shards": [asdict(shard) for shard in shards],
         "sources": [asdict(source) for source in sources],
+        "val_ids": asdict(ValidationIds("val_ids.bin", val_ids.sha256, val_ids.rows, hashing.VALIDATION_RULE)),
         "recipe": recipe.to_dict(),
         "source_tree": context.code_digest(stage),
         "code": context.modules(stage),

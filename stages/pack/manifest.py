@@ -1,37 +1,34 @@
-"""The unit that writes the manifest of a packed mixture, and the ids of held-out documents beside it."""
+"""The units that write the ids of held-out documents, and the manifest of a packed mixture.
+
+They are two, as training depends on the ids and not on the manifest, which tells of sources outside the mixture too.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from stages import hashing
 from stages.task import Task
 from train.data.manifest import manifest_text
 
 
-def write_manifest(task: Task) -> None:
-    """Write `val_ids.bin` and `manifest.json`.
+def write_val_ids(task: Task) -> None:
+    """Write `val_ids.bin`. Inputs: the sorted ids of held-out documents, in any number of files.
 
-    Params: manifest (all but val_ids). Inputs: the sorted ids of held-out documents, in any number of files. That no
-    training document is among them, each shard has proved of its own documents, by the rule.
+    That no training document is among them, each shard has proved of its own documents, by the rule.
     """
     ids = distinct_ids([np.fromfile(task.path(artifact), ">u8") for artifact in task.inputs])
-    raw = ids.tobytes()
     path = task.output("val_ids.bin")
-    Path(path).write_bytes(raw)
+    Path(path).write_bytes(ids.tobytes())
     task.add("val_ids", path, rows=len(ids))
-    val_ids = {
-        "path": "val_ids.bin",
-        "sha256": hashlib.sha256(raw).hexdigest(),
-        "count": len(ids),
-        "rule": hashing.VALIDATION_RULE,
-    }
+
+
+def write_manifest(task: Task) -> None:
+    """Write `manifest.json`. Params: manifest, its values."""
     path = task.output("manifest.json")
-    Path(path).write_text(manifest_text({**task.params["manifest"], "val_ids": val_ids}), encoding="utf-8")
+    Path(path).write_text(manifest_text(task.params["manifest"]), encoding="utf-8")
     task.add("manifest", path)
 
 

@@ -7,6 +7,7 @@ then runs a unit a shard, and one that writes the manifest.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,12 +17,12 @@ from itertools import pairwise
 from typing import Any
 
 from stages.encode_evals.stage import ENCODE_EVALS
-from stages.errors import DataError
+from stages.errors import DataError, NotBuilt
 from stages.pack.allocate import Allocation, copy_ranges
 from stages.pack.config import Mixture
 from stages.pack.describe import PackedShard, describe_tokenizer, manifest_values, mixture_table
 from stages.pack.layout import Layout, lay_out
-from stages.pack.manifest import write_manifest
+from stages.pack.manifest import write_manifest, write_val_ids
 from stages.pack.mixture import largest_remainder
 from stages.pack.shard import shard
 from stages.recipe import Recipe
@@ -42,7 +43,7 @@ class Packed:
     name: str  # of the mixture, and of its folder
     build_id: str
     manifest: dict[str, Any]
-    files: dict[str, Artifact]  # by file name
+    files: dict[str, Artifact]  # by file name; in a dry run manifest.json may be missing
 
 
 async def build_mixture(context: BuildContext, name: str) -> Packed:
@@ -70,20 +71,19 @@ async def build_mixture(context: BuildContext, name: str) -> Packed:
         "bos_id": tokenizer.bos_id,
     }
     shards = await pack_shards(context, name, params, layout)
-    values = manifest_values(context, stage, name, build_id, tokenizer, evalsets, shards, layout)
+    held_out_ids = [record.output("ids") for records in layout.held_out.values() for record in records]
+    val_ids = (await context.run(stage, Unit(write_val_ids, {}, held_out_ids, "held-out ids"))).output("val_ids")
+    values = manifest_values(context, stage, name, build_id, tokenizer, evalsets, shards, val_ids, layout)
     if values["tokens"] != mixture.tokens:
         raise AssertionError(f"packed {values['tokens']:,} tokens where {mixture.tokens:,} were asked")
-    held_out_ids = [record.output("ids") for records in layout.held_out.values() for record in records]
-    final = await context.run(stage, Unit(write_manifest, {"manifest": values}, held_out_ids, "manifest"))
-    files = {
-        tokenizer.path: tokenizer_record.output("tokenizer"),
-        "manifest.json": final.output("manifest"),
-        "val_ids.bin": final.output("val_ids"),
-    }
+    files = {tokenizer.path: tokenizer_record.output("tokenizer"), "val_ids.bin": val_ids}
     for packed in shards:
         files |= packed.files()
     for evalset in values.get("evals", []):
         files[evalset["path"]] = evalsets[evalset["name"]].output("encoded")
+    with contextlib.suppress(NotBuilt):  # a dry run goes on: what trains on the mixture does not depend on this file
+        written = await context.run(stage, Unit(write_manifest, {"manifest": values}, [], "manifest"))
+        files["manifest.json"] = written.output("manifest")
     return Packed(name, build_id, values, files)
 
 

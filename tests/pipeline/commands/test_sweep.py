@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from pipeline.commands.sweep import sweep_command
+from pipeline.engine.context import drive
 from pipeline.errors import UnitFailed, UserError
 from pipeline.executors import train_job
+from pipeline.make_context import make_context
 from pipeline.recipe import load_recipe
 from pipeline.sweep.config import load_sweep
 from pipeline.sweep.notes import describe_point, known_points
@@ -23,6 +25,7 @@ from stages.errors import DataError
 from stages.filter.parse import default_thresholds
 from stages.filter.rules import RULES
 from stages.sweep.space import Key, Point, Space, design
+from stages.tokenize.stage import TOKENIZE
 from train.data.manifest import load_manifest
 from train.main import run
 from train.score import main as score_main
@@ -148,8 +151,15 @@ def test_from_the_plan_to_the_recipe_that_follows(folder, trainer, capsys):
     write_source(folder, "b", salt=1)  # one that is scored, so that all are scored again
     sweep(folder, dry=True)
     assert "9 runs: " not in (said := capsys.readouterr().out) and "runs are there; those stay that have no" in said
-    sweep(folder)
+    base = load_recipe(str(folder / "build/mix/sweep/base.yaml"))
+    text = make_context("tokenize", base, None, str(folder / "build"), "inline", None, None, quiet=True)
+    drive(text, text.stage(TOKENIZE))
+    capsys.readouterr()
+    sweep(folder, dry=True)
     with_it = {name for name, row in proxies.items() if row["share.b"]}
+    planned = f"9 runs: 0 kept, {9 - len(with_it)} to be scored again, {len(with_it)} to train"
+    assert planned in (said := capsys.readouterr().out) and f"{len(with_it)}: b changed" in said, said
+    sweep(folder)
     assert set(trainer.taken()) & set(proxies) == with_it and 3 <= len(with_it) < 9
 
 
