@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -15,7 +17,11 @@ from train import bucket
 
 # Some hundred processes are started. Where the environment forbids them to keep compiled modules, compiling the project
 # is a third of what each does.
+# So is rewriting the assertions of all tests here.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# Nothing that is imported is garbage, yet the collector goes through all of it, again and again.
+gc.disable()
 # A shell's `&` makes what it starts ignore Ctrl-C, and a process that ignores a signal hands that on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes is the machine's affair: a busy one would fail a test that is right.
@@ -30,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow_tests[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, but not in what was imported: every run of the trainer collects it, and takes
+    longer for a million objects of libraries than for its steps."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

@@ -137,16 +137,19 @@ def make_steps(
 def paused_collector() -> Iterator[None]:
     """Run Python's collector of cycles only where `gc.collect` is called: a rank that it stops holds up the others.
 
-    What is there already is set aside, so that a call looks at what came since.
+    What is there already is set aside, so that a call looks at what came since. Where our caller has done so, that
+    stays as it is: it could not be told from ours afterwards.
     """
-    was_on = gc.isenabled()
+    was_on, is_ours = gc.isenabled(), gc.get_freeze_count() == 0
     gc.collect()
-    gc.freeze()
+    if is_ours:
+        gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if is_ours:
+            gc.unfreeze()
         if was_on:
             gc.enable()
 

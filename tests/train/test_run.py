@@ -431,7 +431,12 @@ def test_a_validation_of_one_document_is_marked(pretrain, tmp_path, capsys):
     assert json.loads((tmp_path / "r/summary.json").read_text())["val_documents"] == 1
 
 
-def test_cycles_are_collected_at_a_score_and_never_within_a_step(pretrain, tmp_path, monkeypatch):
+@pytest.mark.parametrize("caller_froze", [False, True])
+def test_cycles_are_collected_at_a_score_and_never_within_a_step(
+    caller_froze, pretrain, tmp_path, monkeypatch, request
+):
+    request.addfinalizer(gc.freeze)  # as conftest.py has it
+    (gc.freeze if caller_froze else gc.unfreeze)()
     cycles, seen, step = [], [], loop.train_step
 
     class Cycle:
@@ -447,7 +452,7 @@ def test_cycles_are_collected_at_a_score_and_never_within_a_step(pretrain, tmp_p
     monkeypatch.setattr(loop, "train_step", with_a_cycle)
     run(pretrain, sets(out=str(tmp_path / "r"), steps=6, eval_every=3, checkpoint_every=0))
     assert seen == [1, 2, 3, 1, 2, 3]
-    assert gc.isenabled() and not gc.get_freeze_count()
+    assert gc.isenabled() and (gc.get_freeze_count() > 0) == caller_froze
 
 
 def test_a_checkpoint_is_due_after_minutes_too(pretrain, tmp_path):
