@@ -55,7 +55,7 @@ def test_clean_keeps_what_results_refer_to(packed: Work) -> None:
     assert {stage for stage, _ in units - left} == {"tokenize", "pack_pretrain"}
     assert len(list((work.out / "small/builds").glob("pretrain-*"))) == 1
     again = work.run("pack_pretrain", "--set", "seed=8")
-    assert "55 units, 55 cached" in again.stderr
+    assert "56 units, 56 cached" in again.stderr
     assert work.cli("verify", str(work.out / "small/pretrain")).returncode == 0
     assert "deleted" in work.cli("clean", "--force").stdout
     assert not training.exists()
