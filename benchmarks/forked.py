@@ -133,10 +133,14 @@ def require(outcome: Outcome) -> Outcome:
 
 
 def warm_up() -> None:
-    """Import what the commands import, so that a fork has it."""
+    """Import what the commands import, and load the kernels' machine code, so that a fork has it."""
+    import pyarrow as pa
     import torch
 
     for module in ("pipeline.cli", "pipeline.engine.context", "stages.registry", "train.main", "train.generate"):
         importlib.import_module(module)
 
+    from stages.filter.apply import apply_to_column
+
+    apply_to_column(pa.array(["a text"]), None, [("length", {"min_chars": 1, "max_chars": 9})])
     torch.set_num_threads(1)
