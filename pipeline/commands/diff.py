@@ -35,7 +35,7 @@ def print_diff(a: Manifest, b: Manifest, as_json: bool) -> None:
         print_moved(console, title, moved)
     for manifest in (a, b):
         if manifest.adopted:
-            console.print(f"{manifest.folder} was adopted: its documents are not known, and not compared", markup=False)
+            console.print(f"{manifest.folder} was adopted: its documents are not known, and not compared")
     if not any(tables.values()) and not documents_differ(difference):
         console.print("no difference")
 

@@ -51,7 +51,7 @@ def print_dropped(store: Store, recipe: str, source: str | None, reason: str | N
         header = ("source", "reason", "documents")
         console.print(grid("Dropped documents kept to read", header, rows, left=header[:2]))
         how = f"`python -m pipeline dropped{options} --reason NAME`"
-        console.print(f"\nRead them with {how}; whole texts with --full.", markup=False)
+        console.print(f"\nRead them with {how}; whole texts with --full.")
         return
     known = sorted({why for counts in by_source.values() for why in counts})
     if reason not in known:
@@ -69,8 +69,7 @@ def print_document(console: TextConsole, source: str, row: dict[str, Any], full:
     console.print(
         f"{row['reason']}{value}  {where}  id {row['document_id'].hex()}  {row['url'] or ''}",
         style="bold",
-        markup=False,
     )
     text = row["text"] if full else row["text"][:EXCERPT]
     more = f"\n[... {row['chars'] - len(text):,} characters more]" if len(text) < row["chars"] else ""
-    console.print(text + more + "\n", markup=False)
+    console.print(text + more + "\n")

@@ -82,28 +82,28 @@ def print_documents(documents: list[FoundDocument], run: Run | None, full: bool)
     console = TextConsole()
     counts = Counter(document.status for document in documents)
     summary = ", ".join(f"{n:,} {status}" for status, n in sorted(counts.items()))
-    console.print(f"{len(documents):,} documents: {summary}", markup=False)
+    console.print(f"{len(documents):,} documents: {summary}")
     if run and len(run.builds) > 1:
-        console.print(f"{run.folder} went on with another build; the steps are those that read this one", markup=False)
+        console.print(f"{run.folder} went on with another build; the steps are those that read this one")
     for document in documents if full else documents[:SHOWN]:
         print_document(console, document, run, full)
     if not full and len(documents) > SHOWN:
-        console.print(f"and {len(documents) - SHOWN:,} more; --full or --json shows all", markup=False)
+        console.print(f"and {len(documents) - SHOWN:,} more; --full or --json shows all")
 
 
 def print_document(console: TextConsole, document: FoundDocument, run: Run | None, full: bool) -> None:
     """Print one document: what it is, what became of it, where it lies and which steps of `run` read it."""
     console.print()
     origin = f"{document.source}: {document.source_file} row {document.source_row:,}"
-    console.print(f"{document.document_id}  {origin}  {document.url or ''}".rstrip(), markup=False)
-    console.print(f"  {document.status}{': ' if document.note else ''}{document.note}", markup=False)
+    console.print(f"{document.document_id}  {origin}  {document.url or ''}".rstrip())
+    console.print(f"  {document.status}{': ' if document.note else ''}{document.note}")
     for place in document.places:
         notes = [f"copy {place.copy}"] if place.copy else []
         notes += [f"part {place.part}"] if place.part else []
         suffix = f"  ({', '.join(notes)})" if notes else ""
-        console.print(f"  {place.shard} tokens {place.start:,} to {place.stop - 1:,}{suffix}", markup=False)
+        console.print(f"  {place.shard} tokens {place.start:,} to {place.stop - 1:,}{suffix}")
     if run and document.steps is not None and document.status == "training":
         shown = document.steps if full else document.steps[:SHOWN]
         more = f" and {len(document.steps) - len(shown):,} more" if len(shown) < len(document.steps) else ""
         steps = f"read in steps {', '.join(map(str, shown))}{more}" if shown else "read in no step"
-        console.print(f"  {steps} of {run.folder}", markup=False)
+        console.print(f"  {steps} of {run.folder}")

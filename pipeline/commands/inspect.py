@@ -14,7 +14,7 @@ from train.data.manifest import Manifest
 def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> None:
     """Print mixture, drop reasons, shards, and `length` tokens from `token` on in shard number `shard`, decoded."""
     console = TextConsole()
-    console.print(f"{manifest.name}, phase {manifest.phase}, build {manifest.build_id[:16]}", markup=False)
+    console.print(f"{manifest.name}, phase {manifest.phase}, build {manifest.build_id[:16]}")
     console.print()
     shares = mixture_table(asdict(manifest))
     console.print(grid(shares.title, shares.header, shares.rows))
@@ -34,7 +34,7 @@ def print_manifest(manifest: Manifest, shard: int, token: int, length: int) -> N
         for evalset in manifest.evals:
             license_note = f", {evalset.license}" if evalset.license else ""
             sets.append(f"{evalset.name} ({evalset.items:,} items{license_note})")
-        console.print(f"\nAsked while training: {', '.join(sets)}", markup=False)
+        console.print(f"\nAsked while training: {', '.join(sets)}")
     console.print()
     print_window(manifest, shard, token, length, console)
 
@@ -49,11 +49,11 @@ def print_window(manifest: Manifest, shard: int, token: int, length: int, consol
     stop = min(token + length, chosen.tokens)
     text = Decoder(manifest).text(chosen.path, token, stop)
     (rows,) = [[]] if manifest.adopted else rows_of_spans(manifest, [(chosen.path, token, stop)])
-    console.print(f"{chosen.path}, tokens {token:,} to {stop:,}:", markup=False)
-    console.print(text, markup=False)
+    console.print(f"{chosen.path}, tokens {token:,} to {stop:,}:")
+    console.print(text)
     console.print()
     for row in rows:
         where = f"{row.source}:{row.source_file} row {row.source_row}"
-        console.print(f"  from {where}  id {row.document_id.hex()}  {row.url or ''}", markup=False)
+        console.print(f"  from {where}  id {row.document_id.hex()}  {row.url or ''}")
     if manifest.adopted:
-        console.print("  adopted: which documents these are is not known", markup=False)
+        console.print("  adopted: which documents these are is not known")

@@ -30,7 +30,6 @@ from pipeline.commands.plan_rows import (
     stage_rows,
     time_line,
 )
-from pipeline.commands.quarantined import printable
 from pipeline.commands.report import TextConsole, grid
 from pipeline.engine.context import Context, drive
 from pipeline.engine.graph import find_stage
@@ -54,7 +53,7 @@ from stages.estimate.mixtures import (
 )
 from stages.paths import is_remote
 from stages.recipe import Recipe
-from train.monitor.text import clock_text
+from train.monitor.text import clock_text, printable
 
 
 def explore(context: Context, target: str) -> tuple[str, bool]:
@@ -103,7 +102,7 @@ def doing(command: str = "plan") -> Iterator[Callable[[str], None]]:
 def say(console: TextConsole, *lines: str) -> None:
     """Print lines of plain text."""
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def print_table(console: TextConsole, title: str, header: tuple[str, ...], rows: list[Row]) -> None:
@@ -142,7 +141,7 @@ def print_sources(console: TextConsole, context: Context, survey: Survey) -> Non
         say(console, survey.tokenizer)
     for name, sample in survey.samples.items():
         for reason, n in sample.bad.most_common():
-            say(console, f"{name}: rows of the sample that go to the quarantine: {n:,} ({printable(reason)})")
+            say(console, f"{name}: rows of the sample that go to the quarantine: {n:,} ({reason})")
     later = missing_sources(context, survey)
     say(console, *(f"{name}: {problem}" for name, problem in survey.problems.items() if name not in later))
     say(console, *(f"{name}: cannot be read; why stands at the end" for name in later))

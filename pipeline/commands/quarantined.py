@@ -56,9 +56,9 @@ def print_quarantined(store: Store, recipe: str, source: str | None, full: bool,
                 lines.setdefault(reason, []).append(f"  {row['source_file']} row {row['source_row']}: {beginning(row)}")
     if gone:
         again = f"`python -m pipeline run download{options}` reads them again"
-        console.print(f"{gone:,} units are missing or damaged, so their rows are not shown; {again}", markup=False)
+        console.print(f"{gone:,} units are missing or damaged, so their rows are not shown; {again}")
     if not counts and not gone:
-        console.print(f"{recipe}: no row{f' of {source}' if source else ''} is in quarantine", markup=False)
+        console.print(f"{recipe}: no row{f' of {source}' if source else ''} is in quarantine")
         return
     most_first = sorted(counts, key=lambda key: (key[0], -counts[key], key[1]))
     rows = [(*key, counts[key]) for key in most_first]
@@ -66,10 +66,10 @@ def print_quarantined(store: Store, recipe: str, source: str | None, full: bool,
     table = grid("Rows in quarantine", header, [(name, one_line(why), n) for name, why, n in rows], left=header[:2])
     console.print(table)
     for name, why, n in rows:
-        console.print(f"\n{name}: {one_line(why)}", style="bold", markup=False)
-        console.print("\n".join(one_line(line) for line in lines[name, why]), markup=False)
+        console.print(f"\n{name}: {one_line(why)}", style="bold")
+        console.print("\n".join(one_line(line) for line in lines[name, why]))
         if n > len(lines[name, why]):
-            console.print(f"  and {n - len(lines[name, why]):,} more; --full shows them all", markup=False)
+            console.print(f"  and {n - len(lines[name, why]):,} more; --full shows them all")
 
 
 def beginning(row: dict[str, Any]) -> str:

@@ -93,11 +93,11 @@ def print_report(context: Context) -> None:
             if isinstance(entry, Table):
                 console.print(grid(entry.title, entry.header, entry.rows, entry.left))
             else:
-                console.print(entry, markup=False)
+                console.print(entry)
         console.print()
     for line in (*quarantine.summary(context), *context.warnings):
-        console.print(line, markup=False)
+        console.print(line)
         console.print()
     console.print("Where everything lies", style="bold")
     for folder in context.folders:
-        console.print(f"  {context.folder(folder)}", markup=False)
+        console.print(f"  {context.folder(folder)}")

@@ -27,10 +27,10 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     states = dict(build_states(store, recipe))
     runs = list(noted_runs(store))
     for run, alive in runs:
-        console.print(f"{'running' if alive else 'killed'}: {run['command']} ({named(run)})", markup=False)
+        console.print(f"{'running' if alive else 'killed'}: {run['command']} ({named(run)})")
     if not states:
         start = f"start with `python -m pipeline run STAGE{options}`"
-        console.print(f"{recipe}: nothing is built in {store.out}; {start}", markup=False)
+        console.print(f"{recipe}: nothing is built in {store.out}; {start}")
         return
     rows = []
     account = Account()
@@ -50,14 +50,14 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
                 size += sum(bytes_by_path.values())
         rows.append((stage, done, len(state.units) - done, len(state.failed), f"{seconds:.1f}", f"{size / 1e6:.1f}"))
     console.print(grid(f"{recipe}", ("stage", "done", "missing", "failed", "seconds", "MB"), rows))
-    console.print(f"quarantined rows: {quarantined:,}", markup=False)
+    console.print(f"quarantined rows: {quarantined:,}")
     if quarantined:
-        console.print(f"`python -m pipeline quarantined{options}` shows them", markup=False)
+        console.print(f"`python -m pipeline quarantined{options}` shows them")
     account.print(console)
     print_events(console, store, [run for run, alive in runs if alive])
     for stage, state in states.items():
         for label, message in state.failed.items():
-            console.print(f"failed: {stage} {label}: {message}", markup=False)
+            console.print(f"failed: {stage} {label}: {message}")
 
 
 @dataclass
@@ -85,13 +85,11 @@ class Account:
         if len(nodes) > 1:
             console.print(grid("where units ran", ("node", "units", "seconds"), nodes))
         if self.tried:
-            console.print(f"tried again: {self.tried:,} units", markup=False)
+            console.print(f"tried again: {self.tried:,} units")
         for why, count in self.reasons.most_common(REASONS):
-            console.print(f"  {count:,} times, as {self.examples[why]}: {why}", markup=False)
+            console.print(f"  {count:,} times, as {self.examples[why]}: {why}")
         if len(self.reasons) > REASONS:
-            console.print(
-                f"  and for {len(self.reasons) - REASONS:,} more reasons, in `tries` of records", markup=False
-            )
+            console.print(f"  and for {len(self.reasons) - REASONS:,} more reasons, in `tries` of records")
 
 
 def print_events(console: TextConsole, store: Store, active: list[ActiveRun]) -> None:

@@ -111,7 +111,7 @@ def print_token(
         place = f"number {token - traced.row.token_start:,} of the document's {traced.row.token_count:,}"
         special = "" if token_text else ": begins the document"
         shown = repr(token_text) if token_text else ""
-        console.print(f"{shard.path}, token {token:,} {shown} ({place}){special}", markup=False)
+        console.print(f"{shard.path}, token {token:,} {shown} ({place}){special}")
         print_trace(console, traced, full)
     check_proven([traced])
 
@@ -131,8 +131,7 @@ def print_step(
         documents = len({(row.source, row.document_id) for row in unique})
         console.print(
             f"step {step} of {folder}: {run.config.batch_size} rows of {run.config.seq_len:,} tokens, "
-            f"{documents} documents, seed {run.config.seed} (any number of processes reads the same)",
-            markup=False,
+            f"{documents} documents, seed {run.config.seed} (any number of processes reads the same)"
         )
     for number, (shard, start, stop), row in read:
         if as_json:
@@ -141,7 +140,7 @@ def print_step(
             continue
         inside = min(stop, row.stop) - max(start, row.token_start)
         console.print()
-        console.print(f"row {number}: {shard} from token {start:,}; {inside:,} tokens are of", markup=False)
+        console.print(f"row {number}: {shard} from token {start:,}; {inside:,} tokens are of")
         print_trace(console, traces[row], full)
     check_proven(list(traces.values()))
 
@@ -166,7 +165,7 @@ def print_trace(console: TextConsole, traced: Trace, full: bool) -> None:
     }
     for name, value in lines.items():
         if value:
-            console.print(f"  {name:9} {value}", markup=False)
+            console.print(f"  {name:9} {value}")
 
 
 def check_proven(traces: list[Trace]) -> None:
