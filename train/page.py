@@ -120,7 +120,7 @@ def page_text(run: Record, records: list[Record], events: list[Record], summary:
         "## Scores\n\n" + scores_section(records, summary),
         "\n".join(f"![{name.replace('_', ' ')}](plots/{name}.svg)" for name in names),
         "## Data\n\n" + sources_section(run["data"], steps),
-        "## Events\n\n" + events_section(run, events),
+        "## Events\n\n" + events_section(events),
     ]
     if summary.get("dead_parts"):
         rows = dead_part_rows(summary["dead_parts"])
@@ -240,7 +240,7 @@ def sources_section(data: Record, steps: int) -> str:
     return markdown_table(("source", "tokens", "share", "epochs of it", "from"), rows)
 
 
-def events_section(run: Record, events: list[Record]) -> str:
+def events_section(events: list[Record]) -> str:
     """How many events of each kind, and the first spikes with the documents of their batches."""
     if not events:
         return "None."

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.commands.report import TextConsole, grid
 from pipeline.errors import UserError
+from pipeline.report.markup import listed
 from stages.compare.compare import (
     ALL,
     Compared,
@@ -231,7 +232,7 @@ def sentence(compared: Compared, interest: float, recipes: bool) -> str:
         return declined(a, b)
     rows = [whole, *(row for row in compared.rows if row is not whole)]
     differ = [row for row in rows if said(row, recipes) == "different"]
-    text = f"Different: {b.letter} is {joined([named(row, recipes) for row in differ])}." if differ else ""
+    text = f"Different: {b.letter} is {listed([named(row, recipes) for row in differ])}." if differ else ""
     if whole not in differ and said(whole, recipes) == "equal":
         text += f" Over all they are equal within {interest:g} bits per byte."
     elif whole not in differ:
@@ -258,11 +259,6 @@ def named(row: Row, recipes: bool) -> str:
     return f"{better} {where} by {abs(difference.value):.4f} ({bounds[0]:.4f} to {bounds[1]:.4f})"
 
 
-def joined(parts: Sequence[str]) -> str:
-    """Join parts of a sentence."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 2 else parts)
-
-
 def unknown(compared: Compared, row: Row, interest: float, recipes: bool) -> str:
     """Say between what a difference lies that was not seen, and what would tell it."""
     difference = row.recipes if recipes and row.recipes is not None else row.documents
@@ -270,7 +266,7 @@ def unknown(compared: Compared, row: Row, interest: float, recipes: bool) -> str
     if difference.df <= 0:
         lone = [other.name for other in compared.rows if other.documents.df <= 0 and other.kind == "source"]
         return (
-            f"Cannot tell {where}: of {joined(lone)} one document alone, or one work, was scored, and has no interval; "
+            f"Cannot tell {where}: of {listed(lone)} one document alone, or one work, was scored, and has no interval; "
             "score more with `python -m train.score RUN --rows --tokens 0`, or hold out more text."
         )
     low, high = difference.interval()
@@ -298,7 +294,7 @@ def what_would(row: Row, interest: float, seeds: Deviation | None, there: int) -
     count = None if seeds is None else seeds_needed(documents, seeds, interest)
     if count is not None:
         wanted.append(f"about {count if count > there else 2 * there:,} seeds a side")
-    text = f"{joined(wanted)} would tell {interest:g} (--interest)"
+    text = f"{listed(wanted)} would tell {interest:g} (--interest)"
     if "documents" in text:
         text += "; score more with `python -m train.score RUN --rows --tokens 0`, or hold out more text"
     return f"{text[0].upper()}{text[1:]}."

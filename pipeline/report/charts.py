@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.report.markup import attribute, escape
 
 Point = tuple[float, float]
 Tick = tuple[float, str]
-LEFT, RIGHT, MIDDLE = "left", "right", "middle"  # on which side of its place a note stands
+LEFT, RIGHT = "left", "right"  # on which side of its place a note stands
 
 
 def percent(value: float) -> str:
@@ -150,14 +150,20 @@ def power_ticks(low: float, high: float) -> list[float]:
     return [10.0**power for power in range(first, last + 1)]
 
 
-def thinned(xs: Sequence[float], ys: Sequence[float], most: int = 2000) -> list[Point]:
+def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
+    """Return a figure over the steps of a run that have it and where it is finite."""
+    points = [(float(row["step"]), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
+    return [point for point in points if math.isfinite(point[1])]
+
+
+def thinned(points: Sequence[Point], most: int = 2000) -> list[Point]:
     """Return the points of a curve: all, or the least and the greatest of each of `most` / 2 stretches."""
-    if len(xs) <= most:
-        return list(zip(xs, ys, strict=True))
-    points: list[Point] = []
+    if len(points) <= most:
+        return list(points)
+    kept: list[Point] = []
     stretches = most // 2
     for i in range(stretches):
-        stretch = range(i * len(xs) // stretches, (i + 1) * len(xs) // stretches)
-        ends = {min(stretch, key=lambda j: ys[j]), max(stretch, key=lambda j: ys[j])}
-        points += [(xs[j], ys[j]) for j in sorted(ends)]
-    return points
+        stretch = range(i * len(points) // stretches, (i + 1) * len(points) // stretches)
+        ends = {min(stretch, key=lambda j: points[j][1]), max(stretch, key=lambda j: points[j][1])}
+        kept += [points[j] for j in sorted(ends)]
+    return kept

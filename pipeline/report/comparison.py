@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.commands.compare import figure, left_out_lines, sentence, text_of
 from pipeline.errors import UserError
-from pipeline.report.charts import LEFT, Axes, Point, plot, round_ticks, thinned
+from pipeline.report.charts import LEFT, Axes, Point, plot, round_ticks, series, thinned
 from pipeline.report.markup import LONG_TEXT, MINUS, clipped, counted, decimal, escape, number, title_of
 from pipeline.report.site import INDEX, environment, replace_folder, static_files
 from stages.compare.compare import Compared, Mover, Row, Side
@@ -222,12 +222,6 @@ def steps_of(run: ScoredRun) -> list[dict[str, Any]]:
     return read_json_lines(path) if path.exists() else []
 
 
-def series(rows: Sequence[dict[str, Any]], key: str) -> list[Point]:
-    """Return a figure over the steps that have it."""
-    points = [(float(row["step"]), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
-    return [point for point in points if math.isfinite(point[1])]
-
-
 def chart(lines: Sequence[Curve], name: str) -> Markup:
     """Return curves on one chart, each with its side's letter at its end."""
     ys = [y for line in lines for _, y in line.points]
@@ -236,7 +230,7 @@ def chart(lines: Sequence[Curve], name: str) -> Markup:
     right = max(x for line in lines for x, _ in line.points)
     axes = Axes(0, max(1.0, right), low - margin, high + margin)
     shapes = [axes.grid([])]
-    shapes += [axes.line(thinned([x for x, _ in c.points], [y for _, y in c.points]), c.kind) for c in lines]
+    shapes += [axes.line(thinned(line.points), line.kind) for line in lines]
     step = (round_ticks(high - low, 4)[1:] or [high - low or 1])[0]
     first = math.ceil(low / step)
     levels = [step * i for i in range(first, math.floor(high / step) + 1)]

@@ -58,8 +58,7 @@ def groups(facts: Facts) -> list[Group]:
     found = []
     for name, sample in facts.samples.items():
         for reason, documents in facts.accounts[name].ruled_out.items():
-            dropped = np.array([fate == reason for fate in sample.fate], bool)
-            found.append(Group(name, reason, documents, float(sample.sizes[dropped].sum() / sample.share), dropped))
+            found.append(Group(name, reason, documents, sample.bytes_of(reason), sample.dropped_for(reason)))
     return found
 
 
@@ -116,7 +115,7 @@ def section(facts: Facts, group: Group) -> dict[str, Any]:
     chosen = sorted(np.flatnonzero(group.dropped & ~sample.hidden).tolist(), key=lambda i: (-sample.chars[i], i))
     passed: list[int] = []
     if figure is not None and values is not None:
-        line = border(figure, sample, group)
+        line = border(sample, group)
         asked = reached(sample, group.reason) & ~np.isnan(values)
         shown["measured"], shown["asked"] = int(asked.sum()), int(reached(sample, group.reason).sum())
         shown["threshold"] = figure_text(figure, line)
@@ -140,8 +139,8 @@ def nearest(distance: Floats, among: Mask) -> list[int]:
     return ordered
 
 
-def border(figure: Figure, sample: Sample, group: Group) -> float:
-    """Return the threshold of a figure: of two the one beyond which more documents were dropped."""
+def border(sample: Sample, group: Group) -> float:
+    """Return the threshold of a reason: of two the one beyond which more documents were dropped."""
     low, high = BOUND_OF[group.reason].edges(thresholds_of(sample, group.reason))
     if low is None or high is None:
         return float(low if high is None else high)  # type: ignore[arg-type]
@@ -149,7 +148,7 @@ def border(figure: Figure, sample: Sample, group: Group) -> float:
     return float(high if (values > high).sum() >= (values < low).sum() else low)
 
 
-def is_out(figure: Figure, values: Floats, line: float, sample: Sample, reason: str) -> Mask:
+def is_out(values: Floats, line: float, sample: Sample, reason: str) -> Mask:
     """Return which values would be dropped with the threshold `line` in the place of the one it replaces."""
     low, high = BOUND_OF[reason].edges(thresholds_of(sample, reason))
     beyond = np.zeros(len(values), bool)
@@ -185,11 +184,11 @@ def chart(facts: Facts, group: Group, figure: Figure, asked: Mask, line: float) 
     edges = edges_of(low, high, log, 48, line)
     heights, _ = np.histogram(np.clip(values, low, high), edges, weights=weights)
     middles = (edges[1:] + edges[:-1]) / 2
-    hot = is_out(figure, middles, line, sample, group.reason).tolist()
+    hot = is_out(middles, line, sample, group.reason).tolist()
     top = float(heights.max()) or 1.0
     axes = Axes(low, high, 0, top * 1.24, log)
     levels = round_ticks(top, 2)
-    below = bool(is_out(figure, np.array([np.nextafter(line, -np.inf)]), line, sample, group.reason)[0])
+    below = bool(is_out(np.array([np.nextafter(line, -np.inf)]), line, sample, group.reason)[0])
     sides = (("dropped", LEFT, "hot"), ("passed", RIGHT, ""))
     if not below:
         sides = (("passed", LEFT, ""), ("dropped", RIGHT, "hot"))
@@ -214,7 +213,7 @@ def options(facts: Facts, group: Group, figure: Figure, asked: Mask, line: float
     of_measured = asked.sum() / max(1, reached(sample, group.reason).sum())
     rows = []
     for other in others(figure, line):
-        out = is_out(figure, values, other, sample, group.reason)
+        out = is_out(values, other, sample, group.reason)
         rows.append(
             {
                 "value": figure_text(figure, other),

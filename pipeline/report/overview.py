@@ -103,7 +103,7 @@ def flow_of(account: Account, sample: Sample, in_bytes: bool) -> Flow:
 def commonest(account: Account, sample: Sample, in_bytes: bool, most: int = 3) -> str:
     """Return the reasons that took most, each with how much."""
     if in_bytes:
-        taken = {reason: bytes_of(sample, reason) for reason in account.ruled_out}
+        taken = {reason: sample.bytes_of(reason) for reason in account.ruled_out}
     else:
         taken = {reason: float(n) for reason, n in account.ruled_out.items()}
     shown = size if in_bytes else number
@@ -114,12 +114,6 @@ def commonest(account: Account, sample: Sample, in_bytes: bool, most: int = 3) -
         if len(" · ".join([*words, word])) <= 44:
             words.append(word)
     return " · ".join(words)
-
-
-def bytes_of(sample: Sample, reason: str) -> float:
-    """Return the bytes of the documents that a reason dropped, of the whole source."""
-    dropped = np.array([fate == reason for fate in sample.fate], bool)
-    return float(sample.sizes[dropped].sum() / sample.share)
 
 
 def plain_reason(reason: str) -> str:
@@ -200,14 +194,14 @@ def rule_findings(facts: Facts, text_bytes: int) -> Iterator[Finding]:
     """Yield the rule that takes most of a source's text, where that is much."""
     for name, sample in facts.samples.items():
         account = facts.accounts[name]
-        taken = {reason: bytes_of(sample, reason) / max(1, account.read_bytes) for reason in account.ruled_out}
+        taken = {reason: sample.bytes_of(reason) / max(1, account.read_bytes) for reason in account.ruled_out}
         if not taken or max(taken.values()) < RULE_BYTES:
             continue
         reason = max(taken, key=lambda each: (taken[each], each))
-        dropped = np.array([fate == reason for fate in sample.fate], bool)
+        median = np.median(sample.chars[sample.dropped_for(reason)])
         text = Markup(
             "of the text of <b>{}</b> goes to one rule, <code>{}</code>: {} with a median of {} characters."
-        ).format(name, reason, counted(account.ruled_out[reason], "document"), number(np.median(sample.chars[dropped])))
+        ).format(name, reason, counted(account.ruled_out[reason], "document"), number(median))
         weight = taken[reason] * account.read_bytes / text_bytes
         yield Finding(weight, share(taken[reason]), text, f"filter.html#{name}-{reason}", "See what it takes", True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.report.charts import LEFT, Axes, Point, data_script, percent, plot, round_ticks, thinned
+from pipeline.report.charts import LEFT, Axes, Point, data_script, percent, plot, round_ticks, series, thinned
 from pipeline.report.facts import Facts, RunFacts
 from pipeline.report.markup import clipped, counted, decimal, escape, listed, number, title_of
 from pipeline.report.mixtures import key_of
@@ -93,16 +93,9 @@ def last_step(run: RunFacts) -> int:
     return int(run.steps[-1]["step"]) if run.steps else 0
 
 
-def series(run: RunFacts, key: str) -> list[Point]:
-    """Return a figure over the steps that have it and where it is finite."""
-    points = [(float(step["step"]), float(step[key])) for step in run.steps if isinstance(step.get(key), int | float)]
-    return [point for point in points if np.isfinite(point[1])]
-
-
 def values(run: RunFacts) -> dict[str, Any]:
     """Return the values of the curve of the loss for whoever points at it."""
-    points = series(run, "loss")
-    kept = thinned([x for x, _ in points], [y for _, y in points])
+    kept = thinned(series(run.steps, "loss"))
     return {
         "x": [x for x, _ in kept],
         "label": [f"step {number(x)}: {decimal(y)}" for x, y in kept],
@@ -115,10 +108,10 @@ def curve(
     run: RunFacts, key: str, title: str, pins: Sequence[tuple[int, int]], name: str = "", held: str = ""
 ) -> Markup | None:
     """Return a figure over the steps: each logged one pale, their mean over it, the validation set where `held` is."""
-    points = series(run, key)
+    points = series(run.steps, key)
     if not points:
         return None
-    held_points = series(run, held) if held else []
+    held_points = series(run.steps, held) if held else []
     ys = [y for _, y in points + held_points]
     low, high = min(ys), max(ys)
     if high <= low:
@@ -129,8 +122,8 @@ def curve(
     shapes = [axes.grid([])]
     if key == "grad_norm":
         shapes.insert(0, axes.box(0, WARM, low - margin, high + margin, "area shade"))
-    shapes += [axes.line(thinned(*columns(points)), "line pale" if smooth else "line")]
-    shapes += [axes.line(thinned(*columns(smooth)), "line")] if smooth else []
+    shapes += [axes.line(thinned(points), "line pale" if smooth else "line")]
+    shapes += [axes.line(thinned(smooth), "line")] if smooth else []
     shapes += [axes.line(held_points, "line strong")] if held_points else []
     step = (round_ticks(high - low, 4)[1:] or [high - low])[0]
     levels = [float(value) for value in np.arange(np.ceil(low / step) * step, high, step)]
@@ -153,16 +146,11 @@ def curve(
     return plot(shapes, labels, summary, 220 if held else 130, name)
 
 
-def columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    """Return the two coordinates of points."""
-    return [x for x, _ in points], [y for _, y in points]
-
-
 def mean_of(points: Sequence[Point]) -> list[Point]:
     """Return the running mean of a curve, MEAN_OF points at a time; none of a short one."""
     if len(points) < 4 * MEAN_OF:
         return []
-    xs, ys = columns(points)
+    xs, ys = zip(*points, strict=True)
     means = np.convolve(ys, np.full(MEAN_OF, 1 / MEAN_OF), "valid")
     half = MEAN_OF // 2
     return list(zip(xs[half : half + len(means)], means.tolist(), strict=True))
@@ -173,7 +161,7 @@ def by_source(run: RunFacts, prefix: str, title: str, unit: str) -> list[dict[st
     names = sorted({key.removeprefix(prefix) for step in run.steps for key in step if key.startswith(prefix)})
     made = []
     for name in names[:CHARTED]:
-        points = series(run, f"{prefix}{name}")
+        points = series(run.steps, f"{prefix}{name}")
         if not points:
             continue
         low, high = min(y for _, y in points), max(y for _, y in points)
@@ -182,7 +170,7 @@ def by_source(run: RunFacts, prefix: str, title: str, unit: str) -> list[dict[st
         ends = [(high, decimal(high, 2)), (low, decimal(low, 2))][: 1 + (high > low)]
         labels = [axes.ticks_below([(0, "0"), (axes.right, f"{number(axes.right)} steps")]), axes.ticks_left(ends)]
         summary = f"{title} of {name}: from {decimal(points[0][1])} to {decimal(points[-1][1])}"
-        line = axes.line(thinned(*columns(points)), "line" if unit else "line strong")
+        line = axes.line(thinned(points), "line" if unit else "line strong")
         made.append({"name": name, "chart": plot([axes.grid([]), line], labels, summary, 90), "last": points[-1][1]})
     return made
 

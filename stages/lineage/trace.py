@@ -256,7 +256,6 @@ def taken_out(manifest: Manifest, ids: Mapping[str, set[bytes]]) -> dict[str, St
         if (policy if isinstance(policy, str) else policy.get(source, "drop")) == "drop":
             by_source[source] = {}
             continue
-        contaminated = manifest.beside("contaminated")
         if f"{source}.parquet" not in contaminated:
             continue
         table = pq.read_table(

@@ -99,57 +99,20 @@ def evidence(reason: str, text: str, thresholds: Thresholds) -> Spans:
     return []
 
 
-def has_no_letter(word: str, _: Thresholds) -> bool:
-    """Return whether a word has no letter."""
-    return not any(map(str.isalpha, word))
-
-
-def is_long(word: str, thresholds: Thresholds) -> bool:
-    """Return whether a word is longer than their mean may be."""
-    return len(word) > thresholds["max_mean_word_length"] and any(map(str.isalnum, word))
-
-
-def has_symbol(word: str, _: Thresholds) -> bool:
-    """Return whether a word has a `#` or an ellipsis."""
-    return "#" in word or "..." in word or "…" in word
-
-
-def is_stop_word(word: str) -> bool:
-    """Return whether a word counts as a stop word."""
-    return word.strip(STRIPPED).lower() in STOP_WORDS
-
-
-def begins_with_bullet(line: str, _: Thresholds = {}) -> bool:  # noqa: B006 - never written to
-    """Return whether a line is an item of a list."""
-    return line.lstrip().startswith(BULLETS)
-
-
-def ends_in_ellipsis(line: str, _: Thresholds = {}) -> bool:  # noqa: B006
-    """Return whether a line ends in an ellipsis."""
-    return line.rstrip().endswith(("...", "…"))
-
-
-def is_punctuated(line: str, _: Thresholds = {}) -> bool:  # noqa: B006
-    """Return whether a line that is not blank ends in terminal punctuation."""
-    return line.rstrip()[-1] in TERMINAL
-
-
-def is_short(line: str, thresholds: Thresholds) -> bool:
-    """Return whether a line is short, as `fineweb` has it."""
-    return len(line) <= int(thresholds["short_line_chars"])
-
-
+# Whether a word, or a line that is not blank, is one of those that a figure counts: by it and the rule's thresholds.
 WORD_TESTS: dict[str, Callable[[str, Thresholds], bool]] = {
-    "gopher_mean_word_length": is_long,
-    "gopher_symbol_ratio": has_symbol,
-    "gopher_alphabetic": has_no_letter,
-    "gopher_stop_words": lambda word, _: is_stop_word(word),
+    "gopher_mean_word_length": lambda word, thresholds: (
+        len(word) > thresholds["max_mean_word_length"] and any(map(str.isalnum, word))
+    ),
+    "gopher_symbol_ratio": lambda word, _: any(symbol in word for symbol in ("#", "...", "…")),
+    "gopher_alphabetic": lambda word, _: not any(map(str.isalpha, word)),
+    "gopher_stop_words": lambda word, _: word.strip(STRIPPED).lower() in STOP_WORDS,
 }
 LINE_TESTS: dict[str, Callable[[str, Thresholds], bool]] = {
-    "gopher_bullet_lines": begins_with_bullet,
-    "gopher_ellipsis_lines": ends_in_ellipsis,
-    "fineweb_line_punctuation": lambda line, _: not is_punctuated(line),
-    "fineweb_short_lines": is_short,
+    "gopher_bullet_lines": lambda line, _: line.lstrip().startswith(BULLETS),
+    "gopher_ellipsis_lines": lambda line, _: line.rstrip().endswith(("...", "…")),
+    "fineweb_line_punctuation": lambda line, _: line.rstrip()[-1] not in TERMINAL,
+    "fineweb_short_lines": lambda line, thresholds: len(line) <= int(thresholds["short_line_chars"]),
     "c4_curly_bracket": lambda line, _: "{" in line,
     "c4_lorem_ipsum": lambda line, _: "lorem ipsum" in line.lower(),
 }

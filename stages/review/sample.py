@@ -72,6 +72,14 @@ class Sample:
         """Which documents are in the corpus."""
         return np.array([not fate for fate in self.fate], bool)
 
+    def dropped_for(self, reason: str) -> Mask:
+        """Return which documents a reason dropped."""
+        return np.array([fate == reason for fate in self.fate], bool)
+
+    def bytes_of(self, reason: str) -> float:
+        """Return the bytes of the documents that a reason dropped, of the whole source."""
+        return float(self.sizes[self.dropped_for(reason)].sum() / self.share)
+
     @property
     def edited(self) -> bool:
         """Whether its texts may be others after its rules."""
