@@ -50,9 +50,13 @@ def local_path(path: str) -> str:
     return path[path.index("://") + 3 :] if path.startswith(FILE) else path
 
 
-def is_utf8(name: str) -> bool:
-    """Return whether a name can be written down: Python has a byte that is no UTF-8 as a lone surrogate."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written down: Python has a byte that is no UTF-8 as a lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def escaped(name: str) -> str:

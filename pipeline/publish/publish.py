@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 from pipeline.commands.fetch import fetch_build
+from pipeline.engine.local_store import link_or_copy
 from pipeline.errors import UsageError, UserError
 from pipeline.publish.croissant import croissant
 from pipeline.publish.dataset_card import dataset_card, warnings
@@ -55,7 +55,7 @@ def write_dataset(facts: Facts, training: Training | None, folder: Path, reposit
     for old in (folder / "text").iterdir():
         old.unlink()
     for name, path in facts.text.items():
-        link_or_copy(path, folder / "text" / name)
+        link_or_copy(path.resolve(), folder / "text" / name)
     pages = facts.manifest.beside("report")
     if pages:
         shutil.copytree(next(iter(pages.values())).parent, folder / "report", dirs_exist_ok=True)
@@ -88,11 +88,3 @@ def write(path: Path, text: str) -> None:
     """Write a text, and say so."""
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
     print(path)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file of the store a second name, which takes no room; on another file system, copy it."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +221,7 @@ def read_head(module: SourceModule, file: SamplingUnit, budget: float, folder: P
 
 def reading_task(params: dict[str, Any], artifact: Artifact) -> Task:
     """Return a task that only reads `artifact`."""
-    return Task(params, [artifact], Path(), "plan", path_of)
-
-
-def path_of(artifact: Artifact) -> str:
-    """Return the path of an artifact that is a local file."""
-    return artifact.path
+    return Task(params, [artifact], Path(), "plan", attrgetter("path"))
 
 
 def first_rows(rows: Iterable[Row | BadRow], text_bytes: float) -> list[Row | BadRow]:
@@ -346,7 +342,7 @@ def filter_rows(
     Returns the text of each row that is kept, by (file, row), how many of these are held out for validation, and bytes
     in the store per byte of text. `meta` is the parameter of that name of the rows' units; `folder` is scratch space.
     """
-    download = Task({"meta": meta}, [], folder, "download", path_of)
+    download = Task({"meta": meta}, [], folder, "download", attrgetter("path"))
     write_parts(download, rows)
     parts = [artifact for artifact in download.outputs if artifact.name.startswith("part-")]
     rules = parse_rules(config.rules, config.words)

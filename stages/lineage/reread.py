@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,7 +90,7 @@ def rows_of(module: SourceModule, units: list[SourceUnit], numbers: set[int]) ->
     """Yield the rows `numbers` of the one file that `units` read."""
     last = max(numbers)
     for unit in only_row_groups(units, numbers):
-        for row in module.rows(Task(unit.params, unit.inputs, Path(), "", lambda artifact: artifact.path)):
+        for row in module.rows(Task(unit.params, unit.inputs, Path(), "", attrgetter("path"))):
             if row.row in numbers:
                 yield row
             if row.row >= last:

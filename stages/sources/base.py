@@ -360,15 +360,6 @@ def coerce(value: Any, kind: str, column: str) -> float | str | None:
     raise FieldError(f"field {column!r} is {type_name(value)}, the rule needs a {kind}")
 
 
-def is_utf8(text: str) -> bool:
-    """Return whether `text` can be written: it has no lone surrogate."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def type_name(value: Any) -> str:
     """Return what a person calls the type of a value."""
     if isinstance(value, HugeNumber):

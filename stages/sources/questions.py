@@ -15,8 +15,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stages.errors import DataError
+from stages.paths import is_utf8
 from stages.schemas import ID, document_id
-from stages.sources.base import LICENSE_KEYS, Addresses, BadRow, is_utf8
+from stages.sources.base import LICENSE_KEYS, Addresses, BadRow
 from stages.task import Task
 
 KINDS = ("ai2_arc", "jsonl")

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from stages.errors import DataError
+from stages.paths import is_utf8
 from stages.schemas import DOCUMENTS, QUARANTINE, document_id
-from stages.sources.base import BadRow, Row, is_utf8, type_name
+from stages.sources.base import BadRow, Row, type_name
 from stages.task import TableWriter, Task
 
 PART_BYTES = 128 << 20  # text in a part, at most (but for one larger document)
