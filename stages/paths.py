@@ -112,11 +112,6 @@ def split_pattern(fs: Any, name: str) -> tuple[str, str]:
     return name, ""
 
 
-def is_pattern(path: str) -> bool:
-    """Return whether `path`, local or remote, stands for the files that match it."""
-    return has_wildcard(path) and bool(split_pattern(*file_system(path))[1])
-
-
 def has_wildcard(name: str) -> bool:
     """Return whether `name` has a character that means something in a pattern."""
     return any(character in name for character in WILDCARDS)

@@ -140,14 +140,3 @@ def versions(libraries: tuple[str, ...]) -> dict[str, str]:
     """Return Python's minor version and the versions of the libraries a stage declares."""
     python = {"python": ".".join(platform.python_version_tuple()[:2])}
     return python | {library: metadata.version(library) for library in sorted(libraries)}
-
-
-@functools.cache
-def source_tree() -> str:
-    """Return a digest of every Python file of the project, as the manifest records it."""
-    total = hashlib.sha256()
-    for package in PROJECT:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            total.update(f"{name}:{_module(name)[0]};".encode())
-    return total.hexdigest()
