@@ -232,7 +232,7 @@ def child(units: int, out: str, disk: bool) -> dict[str, Any]:
     context = Context(parse_recipe(raw, "fake"), store, lambda: fake, Progress(quiet=True))  # type: ignore[arg-type,return-value]
     drive(context, graph(context, units))
     built = time.perf_counter() - started
-    if context.started_executor:
+    if context.dispatcher.started:
         context.save_state()
     store.close()
     used = resource.getrusage(resource.RUSAGE_SELF)

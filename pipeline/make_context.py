@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 from pipeline.engine.context import Context
 from pipeline.engine.executor import Executor
@@ -16,6 +18,7 @@ from pipeline.executors.last_word import fork_driver
 from pipeline.options import DEFAULT_RECIPE, given_options
 from pipeline.recipe import find_recipe, load_recipe
 from stages.recipe import Recipe
+from train.data.manifest import RECIPE
 
 
 def make_context(
@@ -65,5 +68,20 @@ def make_context(
         recipe_file=file,
         settings=overrides or (),
     )
-    context.warn_of_shared_name()
+    warn_of_shared_name(context)
     return context
+
+
+def warn_of_shared_name(context: Context) -> None:
+    """Warn where the results that the recipe's name stands for were last made of another recipe file."""
+    store, name, file = context.store, context.recipe.name, None
+    with contextlib.suppress(ValueError):  # damaged: a run writes it anew
+        file = (store.read_state(name, RECIPE) or {}).get("file")
+    if not isinstance(file, str) or not context.recipe_file or file == context.recipe_from_store():
+        return
+    other = Path(store.out, file).resolve() if store.local else Path(file)
+    if other.is_file():  # else it was moved
+        context.warn(
+            f"{context.recipe_file} has the name of {other}, {name}, and both write their results to "
+            f"{context.folder('')}; give one of them another name"
+        )

@@ -350,26 +350,7 @@ class Context:
         task = self._stages.get(stage.name)
         return task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
 
-    @property
-    def started_executor(self) -> bool:
-        """Whether anything had to run."""
-        return self.dispatcher.started
-
-    def warn_of_shared_name(self) -> None:
-        """Warn where the results that this recipe's name stands for were last made of another recipe file."""
-        file = None
-        with contextlib.suppress(ValueError):  # damaged: a run writes it anew
-            file = (self.store.read_state(self.recipe.name, RECIPE) or {}).get("file")
-        if not isinstance(file, str) or not self.recipe_file or file == self._recipe_from_store():
-            return
-        other = Path(self.store.out, file).resolve() if self.store.local else Path(file)
-        if other.is_file():  # else it was moved
-            self.warn(
-                f"{self.recipe_file} has the name of {other}, {self.recipe.name}, and both write their results to "
-                f"{self.folder('')}; give one of them another name"
-            )
-
-    def _recipe_from_store(self) -> str:
+    def recipe_from_store(self) -> str:
         """Return the recipe's file as state says it: from a local store, so that a copy of both agrees."""
         return os.path.relpath(self.recipe_file, self.store.out) if self.store.local else self.recipe_file
 
@@ -379,7 +360,7 @@ class Context:
         A build that was cut short has not seen all its units, so what it knows is added to what was known.
         """
         if self.recipe_file:
-            self.store.write_state(self.recipe.name, RECIPE, {"file": self._recipe_from_store(), "set": self.settings})
+            self.store.write_state(self.recipe.name, RECIPE, {"file": self.recipe_from_store(), "set": self.settings})
         for name, state in self.states.items():
             units = state.units if self.complete else self._units_before(name).merged(state.units)
             failed = {error.label: error.message for error in state.failed}

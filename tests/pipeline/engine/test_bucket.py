@@ -67,7 +67,7 @@ def test_a_build_in_a_bucket_has_the_bytes_of_a_local_one(local: Path, s3: S3Ser
     made = len([p for p in s3.paths if p.startswith("PUT") and p.endswith("/record.json")])
     s3.reset()
     again = build_in(out, local)
-    assert not again.started_executor and not again.published
+    assert not again.dispatcher.started and not again.published
     assert s3.requests["PUT"] == 1, "its lease"
     assert s3.requests["HEAD"] == 0
     # A list for each stage, two for leases and one for each folder that is published.
@@ -154,7 +154,7 @@ def test_a_published_file_that_was_damaged_or_deleted_is_mended(local: Path, s3:
             open_build(f"{out}/small/anneal")
     context = build_in(out, local)
     assert context.published == ([] if damage == "index" else ["anneal"])
-    assert not context.started_executor
+    assert not context.dispatcher.started
     assert packed(f"{out}/small/anneal") == packed(local)
 
 
@@ -166,7 +166,7 @@ def test_an_output_of_the_store_that_was_damaged_is_made_again(local: Path, s3: 
     output = next(found for found in store.bucket.objects(f"{store.root}/tokenize") if "record" not in found.path)
     store.bucket.put(output.path, bytes(output.size))
     again = build_in(out, local)
-    assert again.started_executor
+    assert again.dispatcher.started
     assert again.states["tokenize"].reasons == {"its output is missing or damaged": 1}
     assert packed(f"{out}/small/anneal") == packed(local)
     assert context.folders == again.folders

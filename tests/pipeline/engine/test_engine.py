@@ -279,7 +279,7 @@ def test_a_store_that_cannot_be_locked_starts_no_executor(tmp_path: Path) -> Non
     (tmp_path / "out/store/running").write_text("in the way")
     with pytest.raises(FileExistsError):
         drive(context, one(context, 1))
-    assert not started and not context.started_executor
+    assert not started and not context.dispatcher.started
 
 
 def test_the_rate_of_a_stage_is_that_of_the_time_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:

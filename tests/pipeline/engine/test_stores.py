@@ -139,4 +139,4 @@ def test_a_build_has_the_bytes_of_a_local_one(local: Path, server: Server) -> No
     assert packed(f"{out}/small/anneal") == packed(local)
     assert list(verify(open_build(f"{out}/small/anneal"))) == []
     again = build_in(out, local)
-    assert not again.started_executor and not again.published
+    assert not again.dispatcher.started and not again.published
