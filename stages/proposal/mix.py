@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.filter.document import Document
+import pyarrow as pa
+
+from stages.filter.apply import apply_to_column
 from stages.filter.parse import parse_rules
-from stages.filter.rules import apply_rules
 from stages.proposal.scale import PASSES
 
 PROSE = ("gopher_repetition", "gopher_quality")
@@ -23,12 +24,15 @@ LEAST_BUDGET = 5_000_000  # max_tokens: what a tokenizer is trained on
 
 
 def rules_for(texts: Sequence[str]) -> tuple[list[Any], str]:
-    """Return the rules for prose if they leave most of a sample, else those of them that do, and why."""
+    """Return the rules for prose if they leave most of a sample, else those of them that do, and why.
+
+    texts: one at least.
+    """
     step = max(1, len(texts) // SAMPLE)
-    some = [text[:LONGEST] for text in texts[::step][:SAMPLE]]
+    some = pa.array([text[:LONGEST] for text in texts[::step][:SAMPLE]])
     for rules in (list(PROSE), [PROSE[0]]):
-        parsed = parse_rules(rules)
-        dropped = sum(apply_rules(Document(text), parsed)[0] is not None for text in some) / max(1, len(some))
+        reasons, _ = apply_to_column(some, None, parse_rules(rules))
+        dropped = sum(map(bool, reasons)) / len(some)
         if dropped <= MOST_DROPPED:
             return rules, f"they drop {dropped:.0%} of a sample"
     return [], f"none: those for prose would drop {dropped:.0%} of a sample"
