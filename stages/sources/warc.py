@@ -9,12 +9,12 @@ of resiliparse is a parameter of each unit, as another one may find other text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from stages.errors import DataError
+from stages.extras import extra_versions
 from stages.sources.base import (
     LARGEST,
     MAX_RATIO,
@@ -31,7 +31,6 @@ from stages.sources.files import files_of, open_source, whole_file_units
 from stages.sources.writer import write_parts
 from stages.task import Task
 
-PACKAGES = ("warcio", "resiliparse")
 HTML = ("text/html", "application/xhtml+xml")
 # Where elements lie deeper, as in browsers none do, the search for the main text takes time by the square of the depth.
 DEEP = ">".join(["*"] * 512)
@@ -55,10 +54,7 @@ class Config(StreamConfig):
 
 def versions() -> dict[str, str]:
     """Return the releases of the packages that read pages. Raises ValueError where one is not installed."""
-    try:
-        return {name: metadata.version(name) for name in PACKAGES}
-    except metadata.PackageNotFoundError as error:
-        raise ValueError(f"from: warc needs {error.name}; pip install 'shardmill[warc]'") from None
+    return extra_versions(("warcio", "resiliparse"), "from: warc needs", "warc")
 
 
 def units(config: Config, identify: Identify) -> list[SourceUnit]:

@@ -112,7 +112,7 @@ def test_without_the_extra_the_line_says_what_to_install(monkeypatch):
     def missing(name):
         raise fasttext.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("stages.filter.fasttext.metadata.version", missing)
+    monkeypatch.setattr("stages.extras.metadata.version", missing)
     with pytest.raises(ValueError, match=r"need fasttext-predict; pip install 'shardmill\[fasttext\]'"):
         fasttext.library_versions()
 

@@ -108,7 +108,7 @@ def test_a_missing_library_is_named(monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("stages.filter.edits.metadata.version", missing)
+    monkeypatch.setattr("stages.extras.metadata.version", missing)
     with pytest.raises(ValueError, match=r"pip install 'shardmill\[ftfy\]'"):
         parse_edits(["mojibake"])
     assert parse_edits(["pii"]) == ["pii"]
