@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from train.checkpoint.load_model import TrainedModel
 from train.config import ArtefactConfig, TrainConfig, TrainError
 from train.data.manifest import ManifestError
 from train.eval.validation import Score
+from train.exit_status import complain, run_command
 from train.model.transformer import Model
 from train.score import Scorer, add_score_arguments, of_which, open_scored
 
@@ -187,13 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
         out = given.out or trained.point.folder.absolute().parents[1] / "model.artefact"
         report = make_artefact(trained, cfg, scorer, out)
     except (TrainError, ManifestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return complain(error)
     print(f"{out}: {of_which(trained)}, counted as {cfg.eval_counting}")
     print("\n".join(report.lines()))
     return 0 if report.file_bytes + report.code_bytes <= report.limit else 1
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # in front of `head` it ends without a word, as other commands do
-    sys.exit(main())
+    run_command(main)

@@ -22,8 +22,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -37,12 +35,11 @@ from train.checkpoint import gemma3
 from train.checkpoint.load_model import TrainedModel, add_model_arguments, model_from_arguments
 from train.config import ModelConfig, TrainError
 from train.data.manifest import ManifestError, Tokenizer
+from train.exit_status import complain, run_command
 from train.export_readme import bos_name, readme
 from train.export_seed_card import Config as SeedConfig
 from train.generate import TEMPERATURE, TOP_P
 from train.keys import keys_fixed_by_weights
-from train.monitor.text import printable
-from train.redact import without_secrets
 from train.tokenizer.convert import converted
 from train.tokenizer.pieces import SUFFIX, TokenizerError
 
@@ -340,8 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
         trained = model_from_arguments(given)
         export(trained, given.format, given.out, given.dtype)
     except (TrainError, ManifestError, OSError) as error:
-        print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
-        return 1
+        return complain(error)
     print(f"{trained.point.folder} as {given.format}, {given.dtype}:")
     for path in sorted(p for p in given.out.rglob("*") if p.is_file()):
         print(f"  {path}  {path.stat().st_size:,} bytes")
@@ -349,5 +345,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # in front of `head` it ends without a word, as other commands do
-    sys.exit(main())
+    run_command(main)

@@ -15,7 +15,6 @@ tokens before (SmearGate, BigramHash) get their ids from the cache.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,11 +28,10 @@ from torch import Tensor
 from train.checkpoint.load_model import TrainedModel, add_model_arguments, model_from_arguments
 from train.config import TrainError
 from train.data.manifest import ManifestError
+from train.exit_status import complain, run_command
 from train.model.attention import attend, sdpa
 from train.model.masks import row_mask
 from train.model.transformer import Model
-from train.monitor.text import printable
-from train.redact import without_secrets
 from train.tokenizer.pieces import TokenizerError
 from train.tokenizer.text import TextTokenizer
 
@@ -250,11 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         continue_texts(model_from_arguments(given), given.prompt, given)
     except (TrainError, ManifestError, OSError) as error:
-        print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
-        return 1
+        return complain(error)
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # in front of `head` it ends without a word, as other commands do
-    sys.exit(main())
+    run_command(main)

@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import shlex
-import signal
 import statistics
 import sys
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Any
 
 from train.checkpoint.run_folder import read_run
 from train.config import TrainError
+from train.exit_status import complain, run_command
 from train.files import write_atomic
 from train.monitor.commands import continue_command, trace_command
 from train.monitor.metrics import read_json_lines
@@ -307,14 +307,11 @@ def main(arguments: list[str] | None = None) -> int:
             )
         print(write_page(Path(given.run)))
     except (TrainError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return complain(error)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        print(f"error: {given.run}: not a run of ours ({type(error).__name__}: {error})", file=sys.stderr)
-        return 1
+        return complain(f"{given.run}: not a run of ours ({type(error).__name__}: {error})")
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # in front of `head` it ends without a word, as other commands do
-    sys.exit(main())
+    run_command(main)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +22,7 @@ from train.data.remote import is_address
 from train.eval.multiple_choice import MultipleChoice
 from train.eval.rows import FILE
 from train.eval.validation import EVAL_TOKENS, Score, Validation
+from train.exit_status import complain, run_command
 from train.model.attention import choose_kernel
 from train.model.masks import MaskBuilder
 from train.model.transformer import Model
@@ -161,11 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
                 f"({score.tokens:,} tokens, {score.bytes:,} bytes)"
             )
     except (TrainError, ManifestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return complain(error)
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # in front of `head` it ends without a word, as other commands do
-    sys.exit(main())
+    run_command(main)
