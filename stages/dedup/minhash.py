@@ -1,4 +1,4 @@
-"""Near-duplicates by MinHash (Broder 1997): what is compared, how likely a pair is found, and the readable form.
+"""Near-duplicates by MinHash (Broder 1997): what is compared, and how likely a pair is found.
 
 A document is the set of its word n-grams (`stages.kernels.words` says what a word is). Of each of `bands` x `rows`
 permutations of all n-grams it keeps the least; two documents agree in one of them with a probability that is their
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from stages.comparable import comparable, comparable_texts
 from stages.hashing import distinct, mix64
-from stages.kernels.words import MASK, fill_ngram_hashes, folded, ngram_hash, word_hash, words
+from stages.kernels.words import fill_ngram_hashes, folded
 
 SALT = 0x6E656172  # of the permutations
 
@@ -48,17 +48,8 @@ def band_keys(texts: pa.Array, ngram: int, bands: int, rows: int) -> npt.NDArray
     return keys
 
 
-def shingles(text: str, ngram: int) -> set[tuple[str, ...]]:
-    """Return the word n-grams of a text; all its words where there are fewer; none of a text without words."""
-    given = words(text)
-    if not given:
-        return set()
-    starts = range(max(1, len(given) - ngram + 1))
-    return {tuple(given[start : start + ngram]) for start in starts}
-
-
 def shingle_hashes(text: str, ngram: int) -> npt.NDArray[np.uint64]:
-    """Return the hashes of `shingles`, each once, sorted."""
+    """Return the hashes of the word n-grams of a text, each once, sorted; of all its words where there are fewer."""
     from stages.kernels.text_columns import utf8_buffers
 
     data, offsets = utf8_buffers(pa.array([comparable(text)]))
@@ -79,23 +70,6 @@ def jaccard(a: str, b: str, ngram: int) -> float:
 def chance_found(similarity: float, bands: int, rows: int) -> float:
     """Return how likely two documents of a Jaccard similarity are found: the S-curve."""
     return float(1 - (1 - similarity**rows) ** bands)
-
-
-def readable_keys(text: str, ngram: int, bands: int, rows: int) -> list[int]:
-    """Return `band_keys` of one text, made step by step."""
-    factors, terms = (values.tolist() for values in permutations(bands * rows))
-    shingle_bits = {ngram_hash([word_hash(word) for word in shingle]) >> 32 for shingle in shingles(text, ngram)}
-    if not shingle_bits:
-        return [0] * bands
-    signature = [min((a * x + b) % 2**32 for x in shingle_bits) for a, b in zip(factors, terms, strict=True)]
-    keys = []
-    for band in range(bands):
-        key = band
-        for value in signature[band * rows : (band + 1) * rows]:
-            key = ((key ^ value) * 0x9E3779B97F4A7C15) & MASK
-            key ^= key >> 32
-        keys.append(key)
-    return keys
 
 
 def describe_minhash(ngram: int, bands: int, rows: int) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 A document is the mean of its features, one and two words in a row, each hashed to one of the weights; its score is the
 logistic function of the bias and the mean of their weights (Joulin et al. 2016 without the hidden layer). All is added
-in the order of the text and in double precision, so a score has the same bits on every machine. `score_readably` is the
-readable form.
+in the order of the text and in double precision, so a score has the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import pyarrow as pa
 
 from stages.kernels.jit import compiled, get, int64, uint64
 from stages.kernels.text_columns import utf8_buffers
-from stages.kernels.words import BASE, folded, next_word, ngram_hash, split_words, spread, word_hash
+from stages.kernels.words import BASE, folded, next_word, spread
 
 BITS = 20  # of a feature: a million weights in four megabytes, which a core's caches hold
 SHIFT = uint64(64 - BITS)
@@ -131,14 +130,3 @@ def score(texts: pa.Array, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.f
     scores = np.empty(len(texts))
     score_all(data, offsets, folded(), weights, scores)
     return scores
-
-
-def score_readably(text: str, weights: npt.NDArray[np.float32]) -> float:
-    """Return the score of a text: the readable form of `score_text`."""
-    hashes = [word_hash(word) for word in split_words(text)]
-    total = 0.0
-    for i in range(len(hashes)):
-        for ngram in [hashes[i : i + 1], hashes[i - 1 : i + 1]][: 1 + (i > 0)]:
-            total += float(weights[ngram_hash(ngram) >> (64 - BITS)])
-    x = float(weights[-1]) + total / max(1, 2 * len(hashes) - 1)
-    return 1 / (1 + math.exp(-x))

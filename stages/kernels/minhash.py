@@ -1,4 +1,4 @@
-"""MinHash of word n-grams over hashes, compiled. `stages.dedup.minhash` has the readable form and its purpose."""
+"""MinHash of word n-grams over hashes, compiled. `stages.dedup.minhash` says what it is for."""
 
 from __future__ import annotations
 

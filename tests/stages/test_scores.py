@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from stage_harness import LocalContext, build, kept_documents, recipe
 from pipeline.errors import UnitFailed
 from stages.errors import DataError
 from stages.filter import fasttext
-from stages.kernels.linear import BITS, STEEP, logistic, score, score_readably, train
+from stages.kernels.linear import BITS, STEEP, logistic, score, train
+from stages.kernels.words import ngram_hash, split_words, word_hash
 from stages.scores.work import describe
 
 GOOD, BAD = (
@@ -39,6 +41,17 @@ def write(path, texts):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return {"from": "jsonl", "path": str(path)}
+
+
+def score_readably(text, weights):
+    """The score of a text, step by step."""
+    hashes = [word_hash(word) for word in split_words(text)]
+    total = 0.0
+    for i in range(len(hashes)):
+        for ngram in [hashes[i : i + 1], hashes[i - 1 : i + 1]][: 1 + (i > 0)]:
+            total += float(weights[ngram_hash(ngram) >> (64 - BITS)])
+    x = float(weights[-1]) + total / max(1, 2 * len(hashes) - 1)
+    return 1 / (1 + math.exp(-x))
 
 
 @given(st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=40).map(" ".join), max_size=4))

@@ -216,14 +216,3 @@ def shorten_prompt(item: Item, max_len: int, name: str) -> Item:
             f"{max_len}; raise that, or set train.eval_items=null"
         )
     return item if len(item.prompt) <= room else replace(item, prompt=item.prompt[len(item.prompt) - room :])
-
-
-@torch.no_grad()
-def reference_nats(model: Model, item: Item, bos_id: int) -> list[float]:
-    """Return the nats of an item's choices, one after the other: what `MultipleChoice.score` must agree with."""
-    nats: list[float] = []
-    for choice in item.choices:
-        ids = torch.tensor([bos_id, *item.prompt, *choice])
-        log_p = torch.log_softmax(model.logits(model.text_states(ids[None, :-1]))[0].double(), -1)
-        nats.append(-sum(float(log_p[i, ids[i + 1]]) for i in range(len(item.prompt), len(ids) - 1)))
-    return nats

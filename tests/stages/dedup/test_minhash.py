@@ -24,6 +24,7 @@ from stages.dedup.keys import EXACT, NEAR, first_bits, write_keys
 from stages.dedup.stage import ranges_for
 from stages.exclude.config import Exclude
 from stages.hashing import is_validation
+from stages.kernels.words import MASK, ngram_hash, word_hash, words
 from stages.registry import STAGES
 from stages.schemas import document_id
 from stages.task import Artifact, Task
@@ -32,15 +33,41 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "A", "Bé", "é1", ",", "...", 
 HOSTILE = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
+def shingles(text, ngram):
+    """The word n-grams of a text; all its words where there are fewer; none of a text without words."""
+    given_words = words(text)
+    if not given_words:
+        return set()
+    starts = range(max(1, len(given_words) - ngram + 1))
+    return {tuple(given_words[start : start + ngram]) for start in starts}
+
+
+def readable_keys(text, ngram, bands, rows):
+    """`band_keys` of one text, made step by step."""
+    factors, terms = (values.tolist() for values in minhash.permutations(bands * rows))
+    shingle_bits = {ngram_hash([word_hash(word) for word in shingle]) >> 32 for shingle in shingles(text, ngram)}
+    if not shingle_bits:
+        return [0] * bands
+    signature = [min((a * x + b) % 2**32 for x in shingle_bits) for a, b in zip(factors, terms, strict=True)]
+    keys = []
+    for band in range(bands):
+        key = band
+        for value in signature[band * rows : (band + 1) * rows]:
+            key = ((key ^ value) * 0x9E3779B97F4A7C15) & MASK
+            key ^= key >> 32
+        keys.append(key)
+    return keys
+
+
 @pytest.mark.slow
 @settings(max_examples=150)
 @example(["", "a", "a b c d", "a b c d e", "..."], 5, 2, 3)
 @given(st.lists(st.one_of(WORDS, HOSTILE), max_size=5), st.integers(1, 7), st.integers(1, 4), st.integers(1, 9))
 def test_compiled_keys_are_the_readable_ones(texts, ngram, bands, rows):
     found = minhash.band_keys(pa.array(texts, pa.string()), ngram, bands, rows)
-    assert found.tolist() == [minhash.readable_keys(text, ngram, bands, rows) for text in texts]
+    assert found.tolist() == [readable_keys(text, ngram, bands, rows) for text in texts]
     for a, b in pairwise(texts):
-        left, right = minhash.shingles(a, ngram), minhash.shingles(b, ngram)
+        left, right = shingles(a, ngram), shingles(b, ngram)
         assert minhash.jaccard(a, b, ngram) == len(left & right) / max(1, len(left | right))
 
 
@@ -280,7 +307,7 @@ def test_off_compares_equal_texts_alone(tmp_path):
 def test_the_crawl_sample(tmp_path):
     """Its 269 exact duplicates go; copies with words changed go as often as the curve says; held-out ones stay."""
     file = SHARED / "web/crawl_dclm_c4_samples.parquet"
-    whole = dict.fromkeys(t for t in pq.read_table(file)["text"].to_pylist() if len(minhash.shingles(t, 5)) > 30)
+    whole = dict.fromkeys(t for t in pq.read_table(file)["text"].to_pylist() if len(shingles(t, 5)) > 30)
     rng, copies, expected, spread = random.Random(5), [], 0.0, 0.0
     for text in whole:
         words = text.split()

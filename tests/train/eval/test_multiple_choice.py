@@ -19,7 +19,7 @@ from train.config import ModelConfig, TrainError
 from train.data.evalset import Item, evalset_text
 from train.data.manifest import EvalSet, ManifestError, load_manifest
 from train.eval import multiple_choice
-from train.eval.multiple_choice import ChoiceScore, MultipleChoice, reference_nats
+from train.eval.multiple_choice import ChoiceScore, MultipleChoice
 from train.eval.validation import Score
 from train.main import main, run
 from train.model.transformer import build
@@ -40,6 +40,17 @@ def with_items(folder, **found):
     manifest = dataclasses.replace(load_manifest(folder), evals=said)
     (folder / "manifest.json").write_text(manifest.to_json())
     return load_manifest(folder)
+
+
+@torch.no_grad()
+def reference_nats(model, item, bos_id):
+    """The nats of an item's choices, one after the other."""
+    nats = []
+    for choice in item.choices:
+        ids = torch.tensor([bos_id, *item.prompt, *choice])
+        log_p = torch.log_softmax(model.logits(model.text_states(ids[None, :-1]))[0].double(), -1)
+        nats.append(-sum(float(log_p[i, ids[i + 1]]) for i in range(len(item.prompt), len(ids) - 1)))
+    return nats
 
 
 @pytest.fixture
