@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pipeline.engine.changes import KeyHistory
-from pipeline.engine.journal import forget_old_accounts
+from pipeline.engine.journal import forget_old_events
 from pipeline.engine.locks import active_runs, forget_ended_runs, named, store_lock
 from pipeline.engine.store import RECORD, UNITS, Store, StoredFolder
 from pipeline.errors import UserError
@@ -40,7 +40,7 @@ def clean_store(store: Store, dry_run: bool, force: bool) -> None:
                 freed += removal.bytes
             if not dry_run:
                 forget_ended_runs(store)
-                forget_old_accounts(store)
+                forget_old_events(store)
     except BlockingIOError:
         run = next(iter(active_runs(store)), None)
         who = f"{named(run)} is running `{run['command']}` here" if run else "another run is using this store"

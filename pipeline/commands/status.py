@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from pipeline.commands.report import TextConsole, grid
-from pipeline.engine.journal import read_accounts
+from pipeline.engine.journal import read_run_events
 from pipeline.engine.locks import ActiveRun, named, noted_runs
 from pipeline.engine.state import LastBuild, read_last_build
 from pipeline.engine.store import Store
@@ -33,7 +33,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
         console.print(f"{recipe}: nothing is built in {store.out}; {start}")
         return
     rows = []
-    account = Account()
+    totals = UnitTotals()
     quarantined = 0
     for stage, state in states.items():
         done = size = 0
@@ -44,7 +44,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
             if record is not None:
                 done += 1
                 seconds += record.seconds
-                account.add(record)
+                totals.add(record)
                 quarantined += record.counts.get("quarantined", 0)
                 bytes_by_path = {output.path: output.bytes for output in record.outputs}  # slices share a file
                 size += sum(bytes_by_path.values())
@@ -53,7 +53,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
     console.print(f"quarantined rows: {quarantined:,}")
     if quarantined:
         console.print(f"`python -m pipeline quarantined{options}` shows them")
-    account.print(console)
+    totals.print(console)
     print_events(console, store, [run for run, alive in runs if alive])
     for stage, state in states.items():
         for label, message in state.failed.items():
@@ -61,7 +61,7 @@ def print_status(store: Store, recipe: str, options: str = "") -> None:
 
 
 @dataclass
-class Account:
+class UnitTotals:
     """What ran where, and what was tried again and why, summed over records."""
 
     units: Counter[str] = field(default_factory=Counter)  # by node
@@ -96,12 +96,12 @@ def print_events(console: TextConsole, store: Store, active: list[ActiveRun]) ->
     """Print what befell runs on clusters, a line an event: when, which run, and what. `active` are those at work."""
     at_work = {(run["pid"], run["command"]) for run in active}
     rows = []
-    for account in read_accounts(store):
-        name = f"process {account.pid} on {account.host}"
-        for at, what in account.events:
+    for run in read_run_events(store):
+        name = f"process {run.pid} on {run.host}"
+        for at, what in run.events:
             rows.append((f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}", name, what))
-        if not account.ended and (account.pid, account.command) not in at_work:
-            rows.append(("after that", name, f"was killed: {account.command}"))
+        if not run.ended and (run.pid, run.command) not in at_work:
+            rows.append(("after that", name, f"was killed: {run.command}"))
     if rows:
         console.print(grid("what befell runs on clusters", ("when", "run", "what"), rows, left=("when", "run", "what")))
 

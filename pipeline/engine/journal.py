@@ -22,7 +22,7 @@ NEWEST = 20  # runs of which `status` tells, and which `clean` does not forget
 
 
 @dataclass(frozen=True)
-class Account:
+class RunEvents:
     """One run, and what befell it."""
 
     pid: int
@@ -58,20 +58,20 @@ class Journal:
             self._store.write(self._path, text)
 
 
-def read_accounts(store: Store) -> list[Account]:
-    """Return the newest runs that anything befell, the oldest of them first; damaged accounts are left out."""
+def read_run_events(store: Store) -> list[RunEvents]:
+    """Return the newest runs that anything befell, the oldest of them first; damaged files are left out."""
     found = []
     for name in sorted(store.names(f"{store.root}/{EVENTS}"))[-NEWEST:]:
         with contextlib.suppress(FileNotFoundError, LookupError, TypeError, ValueError):
             value = parse_sealed(store.read(f"{store.root}/{EVENTS}/{name}"))
             events = [(float(at), str(what)) for at, what in value["events"]]
             pid, host, command = int(value["pid"]), str(value["host"]), str(value["command"])
-            found.append(Account(pid, host, command, events, bool(value["ended"])))
+            found.append(RunEvents(pid, host, command, events, bool(value["ended"])))
     return found
 
 
-def forget_old_accounts(store: Store) -> None:
-    """Delete all but the newest accounts."""
+def forget_old_events(store: Store) -> None:
+    """Delete the events of all but the newest runs."""
     for name in sorted(store.names(f"{store.root}/{EVENTS}"))[:-NEWEST]:
         path = f"{store.root}/{EVENTS}/{name}"
         store.remove(StoredFolder(path, [StoredFile(path, 0, datetime.now(UTC))]))

@@ -7,26 +7,26 @@ from dataclasses import replace
 import pytest
 
 from pipeline.commands.report import TextConsole
-from pipeline.commands.status import REASONS, Account
+from pipeline.commands.status import REASONS, UnitTotals
 from stages.stage import Record
 
 
-def test_the_account_names_nodes_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    account = Account()
+def test_the_totals_name_nodes_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    totals = UnitTotals()
     record = Record("k", "filter", "web a", [], [], {}, 2.0, 0, {}, 0, 0, "one", "host/1")
-    account.add(record)
-    account.print(TextConsole())
+    totals.add(record)
+    totals.print(TextConsole())
     assert capsys.readouterr().out == "", "one node and no trouble are no news"
     for number in range(3):
-        account.add(
+        totals.add(
             replace(record, node="host/2", label=f"web {number}", tries=["the node is gone", "503"][: 1 + number % 2])
         )
-    account.print(TextConsole())
+    totals.print(TextConsole())
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["host/1", "1", "2"] in lines and ["host/2", "3", "6"] in lines
     assert ["tried", "again:", "3", "units"] in lines
     assert ["3", "times,", "as", "filter", "web", "0:", "the", "node", "is", "gone"] in lines
     assert ["1", "times,", "as", "filter", "web", "1:", "503"] in lines
-    account.add(replace(record, tries=[f"reason {number}" for number in range(REASONS)]))
-    account.print(TextConsole())
+    totals.add(replace(record, tries=[f"reason {number}" for number in range(REASONS)]))
+    totals.print(TextConsole())
     assert "and for 2 more reasons" in capsys.readouterr().out

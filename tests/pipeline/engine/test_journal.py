@@ -9,7 +9,7 @@ from s3_server import S3Server
 
 from pipeline.commands.report import TextConsole
 from pipeline.commands.status import print_events
-from pipeline.engine.journal import NEWEST, Journal, forget_old_accounts, read_accounts
+from pipeline.engine.journal import NEWEST, Journal, forget_old_events, read_run_events
 from pipeline.engine.store import EVENTS, Store, open_store
 
 
@@ -31,11 +31,11 @@ def test_events_are_kept_of_runs_that_had_any(store: Store, capsys: pytest.Captu
     whole = Journal(store, "run b")
     whole.note("new: vm/2")
     whole.close("ended")
-    accounts = read_accounts(store)
-    assert [[what for _, what in account.events] for account in accounts] == [["gone: vm/1"], ["new: vm/2", "ended"]]
-    assert [account.ended for account in accounts] == [False, True]
-    assert list(store.units()) == [], "an account is no unit"
-    running = {"pid": accounts[0].pid, "command": "run a"}
+    runs = read_run_events(store)
+    assert [[what for _, what in run.events] for run in runs] == [["gone: vm/1"], ["new: vm/2", "ended"]]
+    assert [run.ended for run in runs] == [False, True]
+    assert list(store.units()) == [], "events are no unit"
+    running = {"pid": runs[0].pid, "command": "run a"}
     print_events(TextConsole(), store, [running])  # type: ignore[list-item]
     assert "killed" not in capsys.readouterr().out
     print_events(TextConsole(), store, [])
@@ -43,14 +43,14 @@ def test_events_are_kept_of_runs_that_had_any(store: Store, capsys: pytest.Captu
     assert said.index("gone: vm/1") < said.index("was killed: run a") < said.index("new: vm/2") < said.index(" ended")
 
 
-def test_a_damaged_account_is_left_out_and_old_ones_are_forgotten(store: Store) -> None:
+def test_a_damaged_file_is_left_out_and_old_ones_are_forgotten(store: Store) -> None:
     for number in range(NEWEST + 3):
         journal = Journal(store, f"run {number}")
         journal.note("gone")
         journal.close("ended")
-    forget_old_accounts(store)
+    forget_old_events(store)
     names = sorted(store.names(f"{store.root}/{EVENTS}"))
-    assert [account.command for account in read_accounts(store)] == [f"run {n}" for n in range(3, NEWEST + 3)]
+    assert [run.command for run in read_run_events(store)] == [f"run {n}" for n in range(3, NEWEST + 3)]
     store.write(f"{store.root}/{EVENTS}/{names[-1]}", '{"pid": 1}')
     store.write(f"{store.root}/{EVENTS}/{names[-2]}", "[")
-    assert [account.command for account in read_accounts(store)] == [f"run {n}" for n in range(3, NEWEST + 1)]
+    assert [run.command for run in read_run_events(store)] == [f"run {n}" for n in range(3, NEWEST + 1)]

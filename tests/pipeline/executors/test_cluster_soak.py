@@ -142,7 +142,7 @@ def test_no_byte_differs_whatever_dies(
             stores.append(store)
             assert packed(f"{store.out}/small/pretrain") == wanted
             assert {path: stamp for path, stamp in committed(store).items() if path in seen} == seen
-            ended = [account.events[-1][1] for account in journal.read_accounts(store) if account.ended]
+            ended = [run.events[-1][1] for run in journal.read_run_events(store) if run.ended]
             stopped = ended.count("ended early: SIGTERM")  # the last one may have come when all was done
             assert ended[-1] == "ended" and 0 <= new["notice"] - stopped <= 1, ended
             print(f"{faults.total()} faults, {len(stores)} builds, {time.monotonic() - began:.0f} s")
