@@ -10,10 +10,22 @@ from typing import Any
 import numpy as np
 
 from stages.kernels.jit import compiled, get, load, lowest, uint64
-from stages.kernels.unicode import ANCHOR, BREAK, CLOSER, DIGIT, END, LIMIT, SPACE
-from stages.kernels.utf8 import NEWLINE, ONES, RETURN, TOPS, decode, end_without, is_nothing, is_same
+from stages.kernels.unicode import ANCHOR, BREAK, CLOSER, DIGIT, END, SPACE
+from stages.kernels.utf8 import (
+    NEWLINE,
+    ONES,
+    RETURN,
+    TOPS,
+    decode,
+    end_without,
+    flags_of,
+    is_nothing,
+    is_same,
+    last_flags,
+)
 
 LOREM, SCRIPT, POLICY, CURLY, BRACKET = 1, 2, 4, 8, 16  # what a line may hold
+STAYS, GOES = 0, -1  # what becomes of a line, beside LOREM and CURLY
 BRACKETS, BLANKS = uint64(0x5B5B5B5B5B5B5B5B), uint64(0x2020202020202020)
 KELVIN = 0x212A  # lower case of this sign is k
 # Each phrase in lower case, its rare letter (it has no other k), and what it makes of a line.
@@ -72,17 +84,8 @@ def phrases_at(data: Any, a: int, b: int, i: int, c: int, width: int) -> int:
 @compiled
 def ends_sentence(data: Any, a: int, b: int, table: Any) -> bool:
     """Return whether the word [a, b) ends in terminal punctuation, closing quotes and brackets aside."""
-    while b > a:
-        b -= 1
-        while get(data, b) & 0xC0 == 0x80:
-            b -= 1
-        c = get(data, b)
-        if c >= 128:
-            c = decode(data, b)[0]
-        flags = get(table, c) if c < LIMIT else 0
-        if not flags & CLOSER:
-            return flags & END != 0
-    return False
+    flags = last_flags(data, a, b, table, CLOSER)
+    return flags > 0 and flags & END != 0
 
 
 @compiled
@@ -98,10 +101,8 @@ def read_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int
     longest = -1
     ended = True
     while i < b:
-        c, width = get(data, i), 1
-        if c >= 128:
-            c, width = decode(data, i)
-        flags = get(table, c) if c < LIMIT else 0
+        c, width = decode(data, i)
+        flags = flags_of(c, table)
         if flags & SPACE:
             if start >= 0:
                 words += 1
@@ -151,13 +152,11 @@ def find_line(data: Any, i: int, b: int, table: Any) -> tuple[int, int, int, int
         if i == b:
             stop = b
             break
-        c, width = get(data, i), 1
-        if c >= 128:
-            c, width = decode(data, i)
+        c, width = decode(data, i)
         i += width
         if c == 0x5B:
             holds = BRACKET
-        elif c < LIMIT and get(table, c) & BREAK:
+        elif flags_of(c, table) & BREAK:
             stop = i - width
             if c == RETURN and i < b and get(data, i) == NEWLINE:
                 i += 1
@@ -187,10 +186,8 @@ def citation_end(data: Any, i: int, b: int, table: Any) -> int:
     """Return where the citation ends whose bracket opens at `i`; `i` if it is none."""
     k = i + 1
     while k < b:
-        c, width = get(data, k), 1
-        if c >= 128:
-            c, width = decode(data, k)
-        if c >= LIMIT or not get(table, c) & DIGIT:
+        c, width = decode(data, k)
+        if not flags_of(c, table) & DIGIT:
             break
         k += width
     if k < b and get(data, k) == 0x5D:
@@ -224,6 +221,22 @@ def ends_well(data: Any, a: int, b: int) -> bool:
         return False
     c = get(data, b - 1)
     return c == 0x2E or c == 0x3F or c == 0x21 or c == 0x22 or c == 0x27
+
+
+@compiled
+def judge_line(data: Any, a: int, b: int, words: int, holds: int, limit: Any) -> int:
+    """Return STAYS or GOES for the line [a, b) that has `words` and `holds`; LOREM or CURLY where that takes all."""
+    if limit[2] and not ends_well(data, a, b):
+        return GOES
+    if words < limit[0]:
+        return GOES
+    if limit[4] and holds & LOREM:
+        return LOREM
+    if limit[5] and holds & SCRIPT:
+        return GOES
+    if limit[3] and holds & CURLY:
+        return CURLY
+    return GOES if limit[6] and holds & POLICY else STAYS
 
 
 @compiled
@@ -279,20 +292,12 @@ def c4(
             if j >= 0:
                 last = copy_without_citations(form, first, last, table, form, first)
             _, _, _, _, _, sentences, holds = read_line(judged, first, last, table)
-        if limit[2] and not ends_well(judged, first, last):
+        verdict = judge_line(judged, first, last, words, holds, limit)
+        if verdict == GOES:
             continue
-        if words < limit[0]:
-            continue
-        if limit[4] and holds & LOREM:
-            row[column] = 1
+        if verdict != STAYS:
+            row[column + (verdict == CURLY)] = 1
             return -1
-        if limit[5] and holds & SCRIPT:
-            continue
-        if limit[3] and holds & CURLY:
-            row[column + 1] = 1
-            return -1
-        if limit[6] and holds & POLICY:
-            continue
         total += sentences
         for k in range(stop - start):
             out[at + k] = text[start + k]
@@ -310,9 +315,7 @@ def skip_spared(form: Any, i: int, table: Any) -> int:
 
     The form spares one there, so that a return does not join a line feed; the form of the line alone has none.
     """
-    c, width = get(form, i), 1
-    if c >= 128:
-        c, width = decode(form, i)
+    c, width = decode(form, i)
     return i + width if is_nothing(c, table) else i
 
 
@@ -330,10 +333,8 @@ def strip_in_place(out: Any, a: int, b: int, table: Any) -> int:
 def strip(data: Any, a: int, b: int, table: Any) -> tuple[int, int]:
     """Return [start, stop) of the text [a, b) without the white space at its ends."""
     while a < b:
-        c, width = get(data, a), 1
-        if c >= 128:
-            c, width = decode(data, a)
-        if c >= LIMIT or not get(table, c) & SPACE:
+        c, width = decode(data, a)
+        if not flags_of(c, table) & SPACE:
             break
         a += width
     return a, end_without(data, a, b, table, SPACE)

@@ -8,20 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from stages.kernels.jit import compiled, get
-from stages.kernels.unicode import ALPHA, HYPHEN, LEAD, LIMIT, TRAIL
-from stages.kernels.utf8 import DOT, decode, end_without, hash_bytes
+from stages.kernels.unicode import ALPHA, HYPHEN, LEAD, TRAIL
+from stages.kernels.utf8 import DOT, decode, end_without, flags_of, hash_bytes
 
 
 @compiled
 def leading_end(data: Any, a: int, b: int, table: Any) -> int:
     """Return where what is cut off before the word [a, b) ends."""
     while a < b:
-        c, width = get(data, a), 1
-        if c >= 128:
-            c, width = decode(data, a)
+        c, width = decode(data, a)
         if c == DOT and a + 1 < b and get(data, a + 1) == DOT:
             a = mark_end(data, a, b)
-        elif c < LIMIT and get(table, c) & LEAD:
+        elif flags_of(c, table) & LEAD:
             a += width
         else:
             break
@@ -31,10 +29,8 @@ def leading_end(data: Any, a: int, b: int, table: Any) -> int:
 @compiled
 def mark_end(data: Any, i: int, b: int) -> int:
     """Return where the mark at `i` in [i, b) ends: a character, or all full stops in a row."""
-    c = get(data, i)
-    if c >= 128:
-        return i + decode(data, i)[1]
-    i += 1
+    c, width = decode(data, i)
+    i += width
     while c == DOT and i < b and get(data, i) == DOT:
         i += 1
     return i
@@ -43,16 +39,12 @@ def mark_end(data: Any, i: int, b: int) -> int:
 @compiled
 def hyphen_end(data: Any, i: int, b: int, table: Any) -> int:
     """Return where the hyphens at `i` in [i, b) end, all the same, if a letter is behind them; `i` if none is."""
-    c, width = get(data, i), 1
-    if c >= 128:
-        c, width = decode(data, i)
+    c, width = decode(data, i)
     k = i + width
     while k < b:
-        behind, width = get(data, k), 1
-        if behind >= 128:
-            behind, width = decode(data, k)
+        behind, width = decode(data, k)
         if behind != c:
-            return k if behind < LIMIT and get(table, behind) & ALPHA else i
+            return k if flags_of(behind, table) & ALPHA else i
         k += width
     return i
 
@@ -76,10 +68,8 @@ def piece_end(data: Any, i: int, b: int, table: Any) -> int:
     flags = 0
     while i < b:
         before = flags
-        c, width = get(data, i), 1
-        if c >= 128:
-            c, width = decode(data, i)
-        flags = get(table, c) if c < LIMIT else 0
+        c, width = decode(data, i)
+        flags = flags_of(c, table)
         if flags & HYPHEN and before & ALPHA and hyphen_end(data, i, b, table) > i:
             return i
         i += width

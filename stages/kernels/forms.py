@@ -14,79 +14,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stages.comparable import comparable, lead_and_form, meaning, patterns
-from stages.kernels.jit import compiled, copy, get, int64, load, lowest, uint64
+from stages.kernels.entities import AMPERSAND, entity_end, skip_plain
+from stages.kernels.jit import compiled, copy, get, int64, uint64
 from stages.kernels.text_columns import utf8_views
 from stages.kernels.unicode import CHANGES, JOINS, LIMIT, classes, nfkc_order
-from stages.kernels.utf8 import FIRST_IGNORED, HASH, LAST_IGNORED, MIX, ONES, RETURN, TOPS, decode, is_nothing, is_same
+from stages.kernels.utf8 import FIRST_IGNORED, LAST_IGNORED, MIX, RETURN, decode, flags_of, is_nothing, is_same
 
-AMPERSAND, SEMICOLON, BLANK = 0x26, 0x3B, 0x20
-AMPERSANDS = uint64(0x2626262626262626)
-LONGEST_NAME = 32  # of an entity
+BLANK = 0x20
 LONGEST_PIECE = 256  # bytes of a piece that is remembered
 MOST_PIECES = 1 << 14
 UNKNOWN, NO_ROOM, TO_UNDO = -1, -2, -3
 PIECES, USED = 0, 1  # counters of the memory: pieces in it, bytes of the pool in use
-
-
-@compiled
-def skip_plain(data: Any, i: int, b: int) -> int:
-    """Return where the first ampersand or byte beyond ASCII of [i, b) is, or b."""
-    while i + 8 <= b:
-        eight = load(data, i)
-        ampersands = eight ^ AMPERSANDS
-        # The top of each byte that is one, and maybe of some behind.
-        found = (eight | ((ampersands - ONES) & ~ampersands)) & TOPS
-        if found:
-            return i + (lowest(found) >> 3)
-        i += 8
-    while i < b and get(data, i) < 128 and get(data, i) != AMPERSAND:
-        i += 1
-    return i
-
-
-@compiled
-def entity_end(data: Any, i: int, b: int) -> tuple[int, int]:
-    """Return (start, end) of the name or number, semicolon included, of the entity whose ampersand is at `i` in [i, b).
-
-    (0, 0) where none is; `end` is where the entity ends. `&amp;lt;` is one, with the name lt: see `comparable.ENTITY`.
-    """
-    name = i + 1
-    while (
-        name + 4 <= b
-        and get(data, name) == 0x61
-        and get(data, name + 1) == 0x6D
-        and get(data, name + 2) == 0x70
-        and get(data, name + 3) == SEMICOLON
-    ):
-        name += 4
-    end = name_end(data, name, b)
-    if end:
-        return name, end
-    return (name - 4, name) if name > i + 1 else (0, 0)
-
-
-@compiled
-def name_end(data: Any, i: int, b: int) -> int:
-    """Return where the name or number at `i` ends with its semicolon, or 0 where it is none."""
-    least, most, digits, letters = 2, LONGEST_NAME, False, 26
-    start = i
-    if i < b and get(data, i) == HASH:
-        least, most, digits, letters = 1, 10, True, 0
-        start = i + 1
-        if start < b and get(data, start) | 0x20 == 0x78:  # x
-            most, letters = 8, 6
-            start += 1
-    k = start
-    while k < b and k - start <= most:
-        c = get(data, k)
-        is_digit = 48 <= c <= 57
-        is_letter = 0 <= (c | 0x20) - 0x61 < letters
-        if not is_letter and not (is_digit and (digits or k > start)):
-            break
-        k += 1
-    if k < b and get(data, k) == SEMICOLON and least <= k - start <= most:
-        return k + 1
-    return 0
 
 
 @compiled
@@ -123,13 +61,8 @@ def find_piece(data: Any, a: int, b: int, memory: Any) -> int:
     at = int64((h ^ (h >> uint64(32))) & uint64(len(slots) - 1))
     while slots[at] >= 0:
         piece = int64(slots[at])
-        start = spans[piece, 0]
-        if spans[piece, 1] - start == b - a:
-            k = 0
-            while k < b - a and get(pool, start + k) == get(data, a + k):
-                k += 1
-            if k == b - a:
-                return piece
+        if is_same(data, a, b, pool, spans[piece, 0], spans[piece, 1]):
+            return piece
         at = (at + 1) & (len(slots) - 1)
     piece, used = counters[PIECES], counters[USED]
     if piece == len(spans) or used + b - a > len(pool) or b - a > LONGEST_PIECE:
@@ -151,13 +84,11 @@ def put_meaning(
     """
     changes = False
     while i < b:
-        c, width = get(pool, i), 1
-        if c >= 128:
-            c, width = decode(pool, i)
+        c, width = decode(pool, i)
         if before == RETURN or not is_nothing(c, table):
             copy(out, o, pool, i, width)
             o += width
-            changes |= c < LIMIT and get(order, c) > 0
+            changes |= flags_of(c, order) > 0
         before = c
         i += width
     return o, before, changes
@@ -183,7 +114,7 @@ def undo(data: Any, i: int, b: int, order: Any, table: Any, memory: Any, out: An
             c, width = decode(data, i)
             if is_nothing(c, table):
                 end = i + width
-            changes |= c < LIMIT and get(order, c) > 0
+            changes |= flags_of(c, order) > 0
         if not end:
             i += width
             continue
@@ -235,7 +166,7 @@ def normalize(data: Any, i: int, b: int, is_undone: bool, order: Any, table: Any
             previous = i - 1
             continue
         c, width = decode(data, i)
-        now = get(order, c) if c < LIMIT else 0
+        now = flags_of(c, order)
         if not now and (c < LIMIT or is_undone or not is_nothing(c, table)):
             previous = i
             i += width
@@ -251,7 +182,7 @@ def normalize(data: Any, i: int, b: int, is_undone: bool, order: Any, table: Any
             if i == b or get(data, i) < 128:
                 break
             c, width = decode(data, i)
-            if c >= LIMIT or not get(table, c) & JOINS:
+            if not flags_of(c, table) & JOINS:
                 break
             now = get(order, c)
         if stays:

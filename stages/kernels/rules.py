@@ -38,6 +38,32 @@ SKETCH = 1 << 15  # counters with which `likely_pairs` tells most pairs of words
 
 
 @compiled
+def scan_for(
+    rule: int,
+    scanned: int,
+    data: Any,
+    a: int,
+    b: int,
+    table: Any,
+    cut: bool,
+    limit: Any,
+    marks: Any,
+    words: Any,
+    lines: Any,
+) -> int:
+    """Scan [a, b) as far as `rule` asks, unless it is `scanned` so far; returns how far: 1, its lines, 2, its words."""
+    if not scanned and rule in (LENGTH, FINEWEB):
+        scan_lines(data, a, b, table, marks, lines)
+        scanned = 1
+    # Cut, there are more words: those that blanks separate bound the measure, and mostly that will do.
+    exceeds = rule == FINEWEB and cut and marks[NEWLINES] > limit[1] * marks[WORDS]
+    if scanned < 2 and (exceeds or rule in (QUALITY, REPETITION)):
+        scan(data, a, b, table, len(STOPPED), cut, marks, words, lines)
+        scanned = 2
+    return scanned
+
+
+@compiled
 def run_program(
     data: Any,
     offsets: Any,
@@ -81,31 +107,20 @@ def run_program(
                 b = c4(text, a, b, form, fa if apart else -1, fb, table, settings[step], out, o, row, at)
                 text, a, scanned = out, o, 0
                 form, fa, fb = text, a, b
-            elif rule == LENGTH and apart:
+                continue
+            if rule == LENGTH and apart:
                 scan_lines(text, a, b, table, marks, lines)
                 row[at], scanned = marks[CHARS], 0
-            elif rule == LENGTH:
-                if not scanned:
-                    scan_lines(form, fa, fb, table, marks, lines)
-                    scanned = 1
+                continue
+            scanned = scan_for(rule, scanned, form, fa, fb, table, cut, settings[step], marks, words, lines)
+            if rule == LENGTH:
                 row[at] = marks[CHARS]
             elif rule == FINEWEB:
-                if not scanned:
-                    scan_lines(form, fa, fb, table, marks, lines)
-                    scanned = 1
-                # Cut, there are more words: those that blanks separate bound the measure, and mostly that will do.
-                if cut and scanned < 2 and marks[NEWLINES] > settings[step, 1] * marks[WORDS]:
-                    scan(form, fa, fb, table, len(STOPPED), cut, marks, words, lines)
-                    scanned = 2
                 fineweb(form, lines, marks, settings[step, 0], spare[1], row, at)
+            elif rule == QUALITY:
+                gopher_quality(marks, row, at)
             else:
-                if scanned < 2:
-                    scan(form, fa, fb, table, len(STOPPED), cut, marks, words, lines)
-                    scanned = 2
-                if rule == QUALITY:
-                    gopher_quality(marks, row, at)
-                else:
-                    gopher_repetition(form, words, lines, marks, spare, row, at)
+                gopher_repetition(form, words, lines, marks, spare, row, at)
         if b <= a:
             ended[d] = True
         if not ended[d] and edits:

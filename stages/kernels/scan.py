@@ -12,8 +12,8 @@ import numpy as np
 
 from stages.kernels.cut import cut_word
 from stages.kernels.jit import compiled, get, int64, load, lowest, uint64
-from stages.kernels.unicode import ALNUM, ALPHA, BREAK, END, HYPHEN, LEAD, LIMIT, MARK, SPACE, TRAIL
-from stages.kernels.utf8 import DOT, HASH, NEWLINE, RETURN, TOPS, decode, hash_bytes
+from stages.kernels.unicode import ALNUM, ALPHA, BREAK, END, HYPHEN, LEAD, MARK, SPACE, TRAIL
+from stages.kernels.utf8 import DOT, HASH, NEWLINE, RETURN, TOPS, decode, flags_of, hash_bytes, last_flags
 
 # Counters of a document, by their place in `marks`. SOLID are the WORDS with a letter or digit, SOLID_CHARS their
 # characters, ALPHABETIC the words with a letter. LINES lie between NEWLINES, none is empty.
@@ -98,7 +98,7 @@ def word_end(data: Any, i: int, b: int, table: Any, marks: Any) -> tuple[int, in
             break
         if c >= 128:
             c, width = decode(data, i)
-            now = get(table, c) if c < LIMIT else 0
+            now = flags_of(c, table)
             if now & SPACE:
                 break
         flags = now
@@ -135,10 +135,8 @@ def scan(
     word_table[0, 2] = 0
     i = a
     while i < b:
-        c, width = get(data, i), 1
-        if c >= 128:
-            c, width = decode(data, i)
-        flags = get(table, c) if c < LIMIT else 0
+        c, width = decode(data, i)
+        flags = flags_of(c, table)
         if not flags & SPACE:
             if row_end < 0:
                 marks[BULLETS] += c in (DASH, BULLET)
@@ -194,17 +192,8 @@ def end_line(data: Any, lines: Any, marks: Any, a: int, b: int, extra: int, kind
 @compiled
 def kind_of_line(data: Any, a: int, b: int, table: Any) -> int:
     """Return what the line [a, b) is, by its last character that is no white space."""
-    while b > a:
-        b -= 1
-        while get(data, b) & 0xC0 == 0x80:
-            b -= 1
-        c = get(data, b)
-        if c >= 128:
-            c = decode(data, b)[0]
-        flags = get(table, c) if c < LIMIT else 0
-        if not flags & SPACE:
-            return NOT_BLANK | (ENDED if flags & END else 0)
-    return ANY
+    flags = last_flags(data, a, b, table, SPACE)
+    return ANY if flags < 0 else NOT_BLANK | (ENDED if flags & END else 0)
 
 
 @compiled
@@ -218,10 +207,8 @@ def scan_lines(data: Any, a: int, b: int, table: Any, marks: Any, lines: Any) ->
     gap, at, i = 1, a, a
     line_extra = 0
     while i < b:
-        c, width = get(data, i), 1
-        if c >= 128:
-            c, width = decode(data, i)
-        space = (get(table, c) & SPACE) // SPACE if c < LIMIT else 0
+        c, width = decode(data, i)
+        space = (flags_of(c, table) & SPACE) // SPACE
         words += gap & ~space
         gap = space
         if c == NEWLINE:

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from stages.kernels.jit import compiled, get
 from stages.kernels.text_columns import utf8_buffers
-from stages.kernels.unicode import LIMIT, PLAIN, SPACE, classes
-from stages.kernels.utf8 import decode
+from stages.kernels.unicode import PLAIN, SPACE, classes
+from stages.kernels.utf8 import decode, flags_of
 
 BLANK = 0x20
 
@@ -33,7 +33,7 @@ def normalize(data: Any, offsets: Any, table: Any, out: Any, ends: Any) -> None:
                     c += 32
             else:
                 c, width = decode(data, i)
-                flags = get(table, c) if c < LIMIT else 0
+                flags = flags_of(c, table)
             if flags & SPACE:
                 gap = o > a
             elif not flags & PLAIN:

@@ -16,7 +16,14 @@ HASH, DOT, NEWLINE, RETURN = 0x23, 0x2E, 0x0A, 0x0D
 
 @compiled
 def decode(data: Any, i: int) -> tuple[int, int]:
-    """Return (code point, bytes) of the character at `i`, which is not ASCII. The text must be valid UTF-8."""
+    """Return (code point, bytes) of the character at `i`. The text must be valid UTF-8."""
+    c = get(data, i)
+    return (c, 1) if c < 0x80 else decode_longer(data, i)
+
+
+@compiled
+def decode_longer(data: Any, i: int) -> tuple[int, int]:
+    """Return what `decode` does, of a character that is not ASCII. Apart, so that `decode` is inlined everywhere."""
     c = get(data, i)
     if c < 0xE0:
         return (c & 0x1F) << 6 | (get(data, i + 1) & 0x3F), 2
@@ -24,6 +31,12 @@ def decode(data: Any, i: int) -> tuple[int, int]:
         return (c & 0x0F) << 12 | (get(data, i + 1) & 0x3F) << 6 | (get(data, i + 2) & 0x3F), 3
     high = (c & 0x07) << 18 | (get(data, i + 1) & 0x3F) << 12
     return high | (get(data, i + 2) & 0x3F) << 6 | (get(data, i + 3) & 0x3F), 4
+
+
+@compiled
+def flags_of(c: int, table: Any) -> int:
+    """Return what a table by code point says of a character: nothing, 0, from LIMIT on."""
+    return get(table, c) if c < LIMIT else 0
 
 
 @compiled
@@ -64,16 +77,31 @@ def hash_bytes(data: Any, a: int, b: int) -> Any:
 
 
 @compiled
+def last_char(data: Any, b: int) -> int:
+    """Return where the character begins that ends at `b`."""
+    b -= 1
+    while get(data, b) & 0xC0 == 0x80:
+        b -= 1
+    return b
+
+
+@compiled
 def end_without(data: Any, a: int, b: int, table: Any, kind: int) -> int:
     """Return where the text [a, b) ends without the characters at its end that `table` says are of `kind`."""
     while b > a:
-        k = b - 1
-        while get(data, k) & 0xC0 == 0x80:
-            k -= 1
-        c = get(data, k)
-        if c >= 128:
-            c = decode(data, k)[0]
-        if c >= LIMIT or not get(table, c) & kind:
+        start = last_char(data, b)
+        if not flags_of(decode(data, start)[0], table) & kind:
             break
-        b = k
+        b = start
     return b
+
+
+@compiled
+def last_flags(data: Any, a: int, b: int, table: Any, passed: int) -> int:
+    """Return the flags of the last character of [a, b) that is not of the kind `passed`; -1 where there is none."""
+    while b > a:
+        b = last_char(data, b)
+        flags = flags_of(decode(data, b)[0], table)
+        if not flags & passed:
+            return flags
+    return -1
