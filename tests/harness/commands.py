@@ -7,6 +7,7 @@ one thread and does nothing else; it ends with the connection to it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -14,6 +15,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -22,7 +24,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 REPO = Path(__file__).resolve().parents[2]
 LIMIT = 120  # seconds that any one command may take
@@ -44,22 +46,58 @@ def python(
 
     Raises TimeoutExpired, as subprocess does, when that takes longer than `seconds`.
     """
-    command = [sys.executable, *words]
-    ours, theirs = socket.socketpair()
-    with ours, theirs, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        request = json.dumps([list(words), str(cwd), dict(environment)]).encode()
-        socket.send_fds(server(), [request], [out.fileno(), err.fileno(), theirs.fileno()])
-        theirs.close()
-        with ours.makefile() as answers:
-            pid = int(answers.readline())
-            ours.settimeout(seconds)
-            try:
-                status = int(answers.readline())
-            except TimeoutError:
-                os.killpg(pid, signal.SIGKILL)
-                print(text_of(out), text_of(err))  # pytest shows it
-                raise subprocess.TimeoutExpired(command, seconds) from None
-        return subprocess.CompletedProcess(command, status, text_of(out), text_of(err))
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        command = Command(words, cwd, environment, out, err)
+        try:
+            status = command.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(command.pid, signal.SIGKILL)
+            print(text_of(out), text_of(err))  # pytest shows it
+            raise
+        return subprocess.CompletedProcess(command.args, status, text_of(out), text_of(err))
+
+
+class Command:
+    """`python WORDS` under way, with the parts of `subprocess.Popen` that tests use."""
+
+    def __init__(
+        self, words: Sequence[str], cwd: Path, environment: Mapping[str, str], out: IO[Any], err: IO[Any]
+    ) -> None:
+        """out, err: where its output goes."""
+        self.args = [sys.executable, *words]
+        self.returncode: int | None = None
+        self.answers, theirs = socket.socketpair()
+        with theirs:
+            request = json.dumps([list(words), str(cwd), dict(environment)]).encode()
+            socket.send_fds(server(), [request], [out.fileno(), err.fileno(), theirs.fileno()])
+        self.pid = self._number()
+
+    def _number(self) -> int:
+        """Read a line of what the server answers, and no byte more."""
+        digits = b""
+        while (byte := self.answers.recv(1)) not in (b"\n", b""):
+            digits += byte
+        return int(digits)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end, and return how it ended. Raises TimeoutExpired."""
+        if self.returncode is None:
+            if not select.select([self.answers], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = self._number()
+            self.answers.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Return how it ended, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it is known to have ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 def text_of(file: IO[bytes]) -> str:
@@ -134,12 +172,14 @@ def run(words: list[str]) -> None:
 
 
 def load() -> None:
-    """Load what commands and workers load, the machine code of kernels among it."""
+    """Load what commands and workers load, the machine code of kernels and tables of all characters among it."""
     import pyarrow as pa
 
     from pipeline import commands
     from stages.filter.apply import apply_to_column
     from stages.filter.measure import text_hashes
+    from stages.kernels.words import folded
+    from stages.tokenizer.split import compiled_split
 
     names = [f"{commands.__name__}.{module.name}" for module in pkgutil.iter_modules(commands.__path__)]
     for name in (*MODULES, *names):
@@ -147,6 +187,8 @@ def load() -> None:
     text = pa.array(["a text"])
     apply_to_column(text, None, [("length", {"min_chars": 1, "max_chars": 9})])
     text_hashes(text)
+    folded()
+    compiled_split("gpt4", None)
     assert "huggingface_hub" not in sys.modules, "it reads the environment when it is loaded"
     gc.collect()
     gc.freeze()  # a command that ends looks at none of it again

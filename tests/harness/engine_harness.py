@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from commands import LIMIT, REPO, python
+from commands import LIMIT, REPO, Command, python
 
 
 def words(rng: random.Random, n: int) -> list[str]:
@@ -143,13 +143,21 @@ class Work:
         paths = [str(self.root), *([more.pop("PYTHONPATH")] if "PYTHONPATH" in more else [])]
         return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200", **more}
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def forks(self, environment: Mapping[str, str]) -> bool:
+        """Whether a command with these variables is forked: one of this project, unless they say how Python itself is
+        to start, or are the mark of `marked`, which sees only the variables that a program was started with."""
+        return self.root == REPO and not any(name.startswith(("PYTHON", "SHARDMILL_TEST")) for name in environment)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str] | Command:
         """The command as a process in a session of its own, output to files beside the recipe."""
+        command, variables = self.command(*arguments), self.environment(**environment)
         with (self.folder / "stdout").open("w") as out, (self.folder / "stderr").open("w") as err:
+            if self.forks(environment):
+                return Command(command[1:], self.folder, variables, out, err)
             return subprocess.Popen(
-                self.command(*arguments),
+                command,
                 cwd=self.folder,
-                env=self.environment(**environment),
+                env=variables,
                 stdout=out,
                 stderr=err,
                 text=True,
@@ -157,9 +165,9 @@ class Work:
             )
 
     def cli(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end; one of this project is forked, unless it says how Python itself is to start."""
+        """Run one command to its end, forked if it can be."""
         command, variables = self.command(*arguments), self.environment(**environment)
-        if self.root == REPO and not any(name.startswith("PYTHON") for name in environment):
+        if self.forks(environment):
             return python(command[1:], self.folder, variables)
         return subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=LIMIT)
 

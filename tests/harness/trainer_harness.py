@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -239,6 +240,7 @@ def _forked(argv: list[str], variables: dict[str, str], said: str) -> None:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     torch.set_num_threads(1)
+    gc.freeze()  # what was loaded ahead is not searched for garbage
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
 

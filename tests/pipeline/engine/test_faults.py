@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from commands import cli
-from engine_harness import LIMIT, Work, documents, new_work, small_recipe, write_jsonl
+from engine_harness import Work, documents, new_work, small_recipe, write_jsonl
 
 pytestmark = pytest.mark.slow
 
@@ -179,11 +180,11 @@ def without_anneal(work: Work) -> tuple[str, ...]:
 
 def test_two_drivers_of_one_store(reference: Work, tmp_path: Path) -> None:
     work = new_work(tmp_path, corpus=reference.corpus)
-    command = [*work.command("run", "pack_pretrain"), "--executor", "local", "--workers", "2"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    drivers = [subprocess.Popen(command, cwd=tmp_path, env=work.environment(), **pipes) for _ in range(2)]
-    said = [driver.communicate(timeout=LIMIT) for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0], said
+    command = ("run", "pack_pretrain", "--executor", "local", "--workers", "2")
+    with ThreadPoolExecutor(2) as pool:
+        drivers = [pool.submit(work.cli, *command) for _ in range(2)]
+    ended = [driver.result() for driver in drivers]
+    assert [each.returncode for each in ended] == [0, 0], ended
     work.run("pack_anneal_mix")
     assert work.results() == reference.results()
 

@@ -46,14 +46,28 @@ def cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> It
     cluster.close()
 
 
+HOLD = "hold"
+KEEP_PACE = f"""
+
+def keep_pace(spec):
+    file = Path(os.environ.get("PACE", "/dev/null"))
+    while (pace := file.read_text()) == "{HOLD}" and spec["stage"] == "tokenize":
+        time.sleep(0.05)
+    time.sleep(float(pace) if pace not in ("", "{HOLD}") else 0)
+"""
+
+
 def build_locally(folder: Path) -> Work:
-    """A mixture packed on this machine, by a project that cuts finely and whose units take a while on the cluster."""
+    """A mixture packed on this machine, by a project that cuts finely and whose units keep the pace that a file says.
+
+    It says how many seconds each unit waits, or HOLD: those of the tokenizer wait until it says something else.
+    """
     root = copy_project(folder, unit_bytes=30_000)
-    pace = '__import__("os").environ.get("PACE", "/dev/null")'
-    sleep = f"time.sleep(float(open({pace}).read() or 0))"
-    edit(root / "pipeline/executors/worker.py", "    find_work(spec", f"    {sleep}\n    find_work(spec")
+    worker = root / "pipeline/executors/worker.py"
+    edit(worker, "    find_work(spec", "    keep_pace(spec)\n    find_work(spec")
+    worker.write_text(worker.read_text() + KEEP_PACE)
     work = new_work(folder, root)
-    work.run("pack_pretrain", "--workers", "8")
+    work.run("pack_pretrain", "--workers", "2")
     return work
 
 
@@ -111,16 +125,23 @@ def finish(work: Work, driver: subprocess.Popen[str], seconds: float = 200) -> s
 def test_a_build_on_three_nodes_has_the_bytes_of_a_local_one(
     local: Work, cluster: RayCluster, s3: S3Server, tmp_path: Path
 ) -> None:
-    """The third node comes while the build runs, has none of our packages, and is used like the others."""
+    """The third node comes while the build runs, has none of our packages, and is used like the others.
+
+    The first units of the tokenizer wait for it.
+    """
     work, out = upload(local, s3, tmp_path), f"{s3.new_bucket()}/out"
     empty = tmp_path / "empty"
     empty.mkdir()
     options = ("--address", cluster.address, "--out", out)
+    pace, changed = Path(cluster.environment["PACE"]), "the cluster has changed: 5 CPUs on 3 nodes"
+    pace.write_text(HOLD)
     driver = work.start("run", "pack_pretrain", *options, **cluster.driver_environment())
     wait_for(lambda: "executor ray" in (tmp_path / "stderr").read_text(), "the driver", 120)
     mark = cluster.add_altered(2, {local.root / package: empty for package in PROJECT})
+    wait_for(lambda: changed in (tmp_path / "stderr").read_text() or driver.poll() is not None, "the node", 120)
+    pace.write_text("1")
     said = finish(work, driver)
-    assert "the cluster has changed: 5 CPUs on 3 nodes" in said
+    assert changed in said
     assert packed(f"{out}/small/pretrain") == packed(str(local.out / "small/pretrain"))
     most = at_once(tokenized(out))
     print(f"units of the tokenizer at once, by node: {dict(most)}")

@@ -22,8 +22,7 @@ def record_files(work: Work) -> list[Path]:
 
 def run_and_kill(work: Work, records: int, *options: str) -> bool:
     """Start a run, kill -9 its driver when `records` units are done. False if it ended before."""
-    mark = uuid.uuid4().hex
-    driver = work.start("run", "pack_pretrain", *options, SHARDMILL_TEST=mark)
+    driver = work.start("run", "pack_pretrain", *options)
     wait_for(lambda: len(record_files(work)) >= records or driver.poll() is not None, "records")
     killed = driver.poll() is None
     kill(driver.pid)
