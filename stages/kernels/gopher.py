@@ -24,7 +24,7 @@ from stages.kernels.scan import (
     STOPS,
     WORDS,
 )
-from stages.kernels.utf8 import MIX, hash_bytes
+from stages.kernels.utf8 import MIX, hash_bytes, is_same
 from stages.kernels.words import BASE
 
 SHORTEST, LONGEST = 5, 10  # n-grams whose repetition counts anywhere
@@ -72,15 +72,6 @@ def clear_slots(slots: Any, n: int) -> int:
 
 
 @compiled
-def same_bytes(data: Any, a: int, b: int, length: int) -> bool:
-    """Return whether the bytes at `a` and `b` are the same."""
-    k = 0
-    while k < length and get(data, a + k) == get(data, b + k):
-        k += 1
-    return k == length
-
-
-@compiled
 def count_repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tuple[int, int, int]:
     """Count the items (lines or paragraphs) of a kind, those that repeat an earlier one, and characters in these."""
     table, hashes = items
@@ -92,14 +83,14 @@ def count_repeated(data: Any, items: Any, n: int, kind: int, slots: Any) -> tupl
             continue
         total += 1
         at = int64((get(hashes, i) * MIX) >> shift)
-        start, length = int64(table[i, 0]), int64(table[i, 1] - table[i, 0])
+        start, end = int64(table[i, 0]), int64(table[i, 1])
         while True:
             j = get(slots, at)
             if j < 0:
                 slots[at] = i
                 break
-            alike = hashes[j] == get(hashes, i) and table[j, 1] - table[j, 0] == length
-            if alike and same_bytes(data, int64(table[j, 0]), start, length):
+            alike = hashes[j] == get(hashes, i)
+            if alike and is_same(data, int64(table[j, 0]), int64(table[j, 1]), data, start, end):
                 number += 1
                 size += table[i, 2]
                 break
@@ -142,9 +133,8 @@ def same_words(data: Any, words: Any, i: int, j: int, n: int) -> bool:
         if get(hashes, i + k) != get(hashes, j + k):
             return False
     for k in range(n):
-        a, b = get(spans, 3 * (i + k)), get(spans, 3 * (j + k))
-        length = get(spans, 3 * (i + k) + 1) - a
-        if get(spans, 3 * (j + k) + 1) - b != length or not same_bytes(data, a, b, length):
+        a, b = 3 * (i + k), 3 * (j + k)
+        if not is_same(data, get(spans, a), get(spans, a + 1), data, get(spans, b), get(spans, b + 1)):
             return False
     return True
 
