@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.report.markup import listed
 from stages.compare.compare import (
     ALL,
+    FEWEST,
     Compared,
     Deviations,
     Mover,
@@ -131,7 +132,7 @@ def short(value: Any) -> str:
 
 
 def left_out_lines(compared: Compared) -> list[str]:
-    """Say which documents are not compared."""
+    """Say which documents are not compared, and of which sources there are too few."""
     only_a, only_b, in_part = compared.left_out
     lines = []
     if only_a or only_b:
@@ -139,6 +140,8 @@ def left_out_lines(compared: Compared) -> list[str]:
         lines.append(f"left out: {only_a:,} scored by {letters[0]} alone, {only_b:,} by {letters[1]} alone")
     if in_part:
         lines.append(f"left out: {in_part:,} of which not all runs scored the same bytes")
+    if few := [row.name for row in compared.rows if row.kind == "source" and row.clusters < FEWEST]:
+        lines.append(f"without an interval of its own: {listed(few)}, of fewer than {FEWEST} documents or works")
     return lines
 
 
@@ -155,7 +158,7 @@ def table_of(compared: Compared) -> Any:
         if with_recipes:
             line += [interval(row.recipes), "-" if row.seeds is None else f"{row.seeds.value:.4f}"]
         counted = f"{row.n:,}" if row.clusters == row.n else f"{row.n:,} of {row.clusters:,} works"
-        cells.append([*line, figure(row.p_recipes if with_recipes else row.p_documents), counted])
+        cells.append([*line, p_text(row, with_recipes), counted])
     return grid(f"Bits per byte (negative: {b} is better)", [*head, "p, Holm", "n"], cells)
 
 
@@ -167,8 +170,9 @@ def interval(difference: Difference | None) -> str:
     return f"{low:+.4f} {high:+.4f}"
 
 
-def figure(p: float | None) -> str:
-    """Write a p value."""
+def p_text(row: Row, recipes: bool) -> str:
+    """Write a row's p value, Holm's; a dash where there is none."""
+    p = None if row.documents.df <= 0 else row.p_recipes if recipes else row.p_documents
     return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -264,9 +268,11 @@ def unknown(compared: Compared, row: Row, interest: float, recipes: bool) -> str
     difference = row.recipes if recipes and row.recipes is not None else row.documents
     where = "over all" if row.name == ALL else f"on {row.name}"
     if difference.df <= 0:
-        lone = [other.name for other in compared.rows if other.documents.df <= 0 and other.kind == "source"]
+        sources = [other for other in compared.rows if other.kind == "source"]
+        lone = [other.name for other in sources if other.clusters < 2 or len(sources) == 1]
+        fault = "one document alone, or one work, was" if len(sources) > 1 else f"fewer than {FEWEST} documents were"
         return (
-            f"Cannot tell {where}: of {listed(lone)} one document alone, or one work, was scored, and has no interval; "
+            f"Cannot tell {where}: of {listed(lone)} {fault} scored, which has no interval; "
             "score more with `python -m train.score RUN --rows --tokens 0`, or hold out more text."
         )
     low, high = difference.interval()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from pipeline.commands.compare import figure, left_out_lines, sentence, text_of
+from pipeline.commands.compare import left_out_lines, p_text, sentence, text_of
 from pipeline.errors import UserError
 from pipeline.report.charts import LEFT, Axes, Point, plot, round_ticks, series, thinned
 from pipeline.report.markup import LONG_TEXT, MINUS, clipped, counted, decimal, escape, number, title_of
@@ -139,7 +139,7 @@ def table_row(row: Row, recipes_known: bool) -> dict[str, Any]:
         "weights": bounds(row.documents),
         "recipes": bounds(row.recipes),
         "seeds": "" if row.seeds is None else decimal(row.seeds.value, 4),
-        "p": figure(row.p_recipes if recipes_known else row.p_documents),
+        "p": p_text(row, recipes_known),
         "n": number(row.n) if row.clusters == row.n else f"{number(row.n)} of {number(row.clusters)} works",
         "differs": (row.verdict_recipes if recipes_known else row.verdict_documents) == "different",
     }

@@ -32,6 +32,9 @@ from stages.errors import DataError
 from stages.lineage.diff import Change, changes
 
 ALL = "all"  # the row of all sources together
+FEWEST = (
+    20  # documents, or works, of a source; over fewer an interval of 95 % covers less than 93 (benchmarks.intervals)
+)
 ANSWER, RIGHT = 3, 0  # columns of an item's row: bits per byte of the answer, and whether it is right
 Deviations = dict[str, Deviation]  # by kind and name of a row: source/web
 
@@ -225,10 +228,12 @@ def _row(
 ) -> Row:
     """Return a row. of_a_byte (n,): what a bit of each document's counts for in its score, 0 for those of others."""
     own = of_a_byte > 0
+    clusters = len(np.unique(common.cluster[own]))
+    if kind == "source" and clusters < FEWEST:
+        measured = Difference(measured.value, math.inf, 0)
     a, b = ((bits @ of_a_byte).tolist() for bits in (common.bits_a, common.bits_b))
     seeds = pooled(a, b) or stored.get(f"{kind}/{name}")
     recipes = None if seeds is None else with_seeds(measured, seeds, len(a), len(b))
-    clusters = len(np.unique(common.cluster[own]))
     return Row(name, kind, float(np.mean(a)), float(np.mean(b)), int(own.sum()), clusters, measured, seeds, recipes)
 
 
@@ -320,14 +325,17 @@ def compare(
 def judged(found: Sequence[Compared], interest: float) -> list[Compared]:
     """Return the comparisons with a verdict on each row: Holm's correction is over all rows of all of them."""
     named = {(i, row.kind, row.name): row for i, compared in enumerate(found) for row in compared.rows}
-    p_documents = holm({key: row.documents.p for key, row in named.items()})
-    p_recipes = holm({key: row.recipes.p for key, row in named.items() if row.recipes is not None})
+    p_documents = holm({key: row.documents.p for key, row in named.items() if row.documents.df > 0})
+    p_recipes = holm(
+        {key: row.recipes.p for key, row in named.items() if row.recipes is not None and row.recipes.df > 0}
+    )
     result = []
     for i, compared in enumerate(found):
         rows = []
         for row in compared.rows:
             key = (i, row.kind, row.name)
-            p, p_both = p_documents[key], p_recipes.get(key)
+            p = p_documents.get(key, 1.0)
+            p_both = None if row.recipes is None else p_recipes.get(key, 1.0)
             said = None
             if row.recipes is not None and p_both is not None:
                 said = verdict(row.recipes, p_both, interest)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import html
 import json
+import math
 import random
 import re
 import shutil
@@ -17,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from trainer_harness import sets, text, write_manifest, write_shard
 
-from pipeline.commands.compare import print_compared
+from pipeline.commands.compare import left_out_lines, p_text, print_compared, sentence
 from pipeline.errors import UserError
 from pipeline.report.comparison import write_page
-from stages.compare.compare import Side, common_documents, compare, row_of_set, rows_of_documents, sides_of
+from stages.compare.compare import ALL, FEWEST, Side, common_documents, compare, row_of_set, rows_of_documents, sides_of
 from stages.compare.scored import ScoredRun, open_scored
 from stages.compare.stats import combine, pooled, ratio, with_seeds
 from stages.errors import DataError
@@ -203,6 +204,24 @@ def test_a_difference_planted_in_one_source_is_found_there_alone(runs, source):
     }
     found = compared.row(source).recipes
     assert found is not None and found.interval()[0] < 0.15 < found.interval()[1]
+
+
+def test_a_source_of_few_documents_has_no_interval_and_no_verdict_but_counts_in_all(runs):
+    def short(run: ScoredRun, count: int) -> ScoredRun:
+        own = [key for key, document in sorted(run.documents.items()) if document.source == "maths"]
+        return dataclasses.replace(run, documents={k: d for k, d in run.documents.items() if k not in own[count:]})
+
+    for count, known in ((FEWEST - 1, False), (FEWEST, True)):
+        sides = [
+            side(letter, *(short(r, count) for r in runs[rule])) for letter, rule in (("A", "muon"), ("B", "adamw"))
+        ]
+        (compared,) = compare(sides, 0.005)
+        row, both = compared.row("maths"), compared.row(ALL)
+        assert row.n == count and math.isfinite(row.documents.interval()[0]) == known
+        assert (row.verdict_recipes == "different") == known and (p_text(row, True) != "-") == known
+        assert math.isfinite(both.documents.interval()[0]) and both.verdict_recipes == "different"
+        said = [line for line in left_out_lines(compared) if "without an interval of its own: maths" in line]
+        assert len(said) == (not known) and ("maths" in sentence(compared, 0.005, recipes=True)) == known
 
 
 @pytest.mark.parametrize("count", [3, 5])
