@@ -271,7 +271,7 @@ def test_golf_recipes_run_in_small_from_raw_text_to_an_artefact(name, variant, o
 
 
 @pytest.mark.slow
-def test_shard_40m_trains_a_few_steps_from_packed_text(tmp_path):
+def test_shard_40m_trains_a_few_steps_from_packed_text(out, tmp_path):
     raw = yaml.safe_load((ROOT / "manifests" / "shard_40m.yaml").read_text())
     docs = {"from": "installed_docs", "packages": ["stdlib"], "rules": ["gopher_quality"]}
     raw |= {"sources": {"docs": docs}, "dedup": {"exact": True}, "evals": {}, "decontaminate": {}}
@@ -280,13 +280,13 @@ def test_shard_40m_trains_a_few_steps_from_packed_text(tmp_path):
     recipe = tmp_path / "shard.yaml"
     recipe.write_text(yaml.safe_dump(raw))
     build = ["-m", "pipeline", "run", "pack_anneal_mix", "--recipe", str(recipe), "--executor", "local"]
-    done = run(*build, "--out", str(tmp_path / "out"), cwd=ROOT)
+    done = run(*build, "--out", str(out), cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    manifest = tmp_path / "out" / "shard_40m" / "anneal" / "manifest.json"
+    manifest = out / "shard_40m" / "anneal" / "manifest.json"
     settings = ["steps=2", "adamw.lr=0.01", "batch_size=2", "micro_batch=2", "seq_len=64", "schedule.warmup=1"]
     # Newton-Schulz at this size is most of a CPU step; five iterations instead of ten
     settings += ["muon.ns=jordan5", "schedule.decay_frac=0", "sample_tokens=0"]
-    settings += ["eval_tokens=1000", "eval_every=0", "log_every=1", "checkpoint_every=0", f"out={tmp_path / 'run'}"]
+    settings += ["eval_tokens=300", "eval_every=0", "log_every=1", "checkpoint_every=0", f"out={tmp_path / 'run'}"]
     sets = [f"train.{s}" for s in settings]
     done = run(str(ROOT / "train" / "main.py"), "--manifest", str(manifest), "--set", *sets, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
