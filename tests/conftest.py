@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from hypothesis import settings
@@ -61,6 +62,8 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket, "_user", 0)  # and again at the end: later tests may fork
+    # Pauses for a server that is busy; this one fails because it is told to.
+    monkeypatch.setattr(bucket, "BACKOFF", (timedelta(milliseconds=10), timedelta(milliseconds=200)))
     s3_server.reset()
     yield s3_server
     s3_server.reset()

@@ -32,6 +32,7 @@ from train.data.manifest import load_manifest
 from train.files import sha256_file
 
 STAGE = "pack_anneal_mix"
+BACKOFF = bucket.BACKOFF  # as users have it; the fixture `s3` makes it short
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +226,7 @@ def test_a_store_that_never_answers_is_named_after_a_while(
     s3: S3Server, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = f"{s3.new_bucket()}/out"
+    monkeypatch.setattr(bucket, "BACKOFF", BACKOFF)
     monkeypatch.setattr(bucket, "PATIENCE", timedelta(seconds=1.5))
     monkeypatch.setattr(bucket, "SILENCE", timedelta(seconds=0.5))
     s3.fault = lambda _: fault
