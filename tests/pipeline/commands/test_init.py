@@ -147,7 +147,7 @@ def test_what_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_a_folder(tmp_path: Path, folder: str) -> None:
     _, sources, left_out = EXPECTED[folder]
     make(folder, tmp_path)
-    done = cli("init", folder, "--minutes", "0.1", cwd=tmp_path)
+    done = cli("init", folder, "--minutes", "0.2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     recipe = yaml.safe_load((tmp_path / f"{folder}.yaml").read_text())
     chosen = {name: {key: value for key, value in s.items() if key != "rules"} for name, s in recipe["sources"].items()}
@@ -190,7 +190,7 @@ def test_a_recipe_elsewhere_of_a_folder_that_holds_results(tmp_path: Path) -> No
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.jsonl").write_bytes(lines_of([{"text": text} for text in ARTICLES]))
     (tmp_path / "recipes").mkdir()
-    done = cli("init", ".", "--file", "../recipes/mine.yaml", "--minutes", "0.1", cwd=tmp_path / "here")
+    done = cli("init", ".", "--file", "../recipes/mine.yaml", "--minutes", "2", cwd=tmp_path / "here")
     assert done.returncode == 0, done.stderr
     recipe = yaml.safe_load((tmp_path / "recipes/mine.yaml").read_text())
     assert [source["path"] for source in recipe["sources"].values()] == ["../here/a.jsonl"]
@@ -206,14 +206,14 @@ def test_what_cannot_be_trained_on_is_said(tmp_path: Path) -> None:
     numbers = cli("init", "numbers.csv", cwd=tmp_path)
     assert numbers.returncode == 1 and "none of its fields is running text (a, b)" in numbers.stderr
     assert "tokens of text are too little" in cli("init", "short.jsonl", cwd=tmp_path).stderr
-    few = cli("init", "few.jsonl", "--minutes", "0.1", cwd=tmp_path)
+    few = cli("init", "few.jsonl", "--minutes", "2", cwd=tmp_path)
     assert few.returncode == 1 and "held out" in few.stderr, few.stderr
 
 
 def test_a_dataset_of_the_hub(tmp_path: Path) -> None:
     with Hub({"owner/name": Dataset(hub_layout())}) as hub:
         environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "", "HF_HOME": str(tmp_path / "hf")}
-        done = cli("init", "owner/name", "--minutes", "0.1", cwd=tmp_path, **environment)
+        done = cli("init", "owner/name", "--minutes", "2", cwd=tmp_path, **environment)
         assert done.returncode == 0, done.stderr
         recipe = yaml.safe_load((tmp_path / "name.yaml").read_text())
         assert recipe["sources"]["data"]["path"] == "hf://datasets/owner/name/data/train*.parquet"
