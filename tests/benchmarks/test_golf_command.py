@@ -16,7 +16,7 @@ from train.files import sha256_file
 from train.model.transformer import count_parameters
 from train.overrides import configs
 
-STEPS = {"full": 16, "small": 12}
+STEPS = {"full": 16, "small": 8}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_the_command_goes_on_where_it_was_and_fails_where_the_file_is_too_large(
     monkeypatch.setattr(golf, "make", make)
 
     def run(*options):
-        monkeypatch.setattr("sys.argv", ["golf", "--small-steps", "12", "--out", str(tmp_path / "g.json"), *options])
+        monkeypatch.setattr("sys.argv", ["golf", "--small-steps", "8", "--out", str(tmp_path / "g.json"), *options])
         with pytest.raises(SystemExit) as stopped:
             golf.main()
         return str(stopped.value), json.loads((tmp_path / "g.json").read_text())

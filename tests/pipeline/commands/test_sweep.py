@@ -51,7 +51,7 @@ def write_source(folder: Path, name: str, salt: int = 0, documents: int = 700) -
 
 def recipe(**changes) -> dict:
     model = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 32, "sliding_window": 16}
-    train = {"steps": 200, "batch_size": 8, "seq_len": 32, "schedule": {"warmup": 2}, "dtype": "float32"}
+    train = {"steps": 120, "batch_size": 8, "seq_len": 32, "schedule": {"warmup": 2}, "dtype": "float32"}
     train |= {"muon": {"lr": 0.02}, "adamw": {"lr": 0.02}}
     return {
         "name": "tiny",

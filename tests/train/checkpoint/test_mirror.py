@@ -131,7 +131,7 @@ def test_half_a_checkpoint_is_never_gone_on_from(
         return "503" if seen and is_lost else None
 
     s3.fault = fault
-    monkeypatch.setattr(bucket, "PATIENCE", timedelta(seconds=0.5))
+    monkeypatch.setattr(bucket, "PATIENCE", timedelta(seconds=0.1))
     monkeypatch.setattr(bucket, "AGAIN", 0)
     with pytest.raises(TrainError, match=r"what is not in the bucket is in .*: copy it to s3://"):
         run(pretrain, command(out, tmp_path / "one"))
