@@ -14,6 +14,7 @@ from pipeline.sweep.notes import describe_point
 from pipeline.sweep.recipes import CONFIRM_SEED
 from pipeline.sweep.runs import Prepared, Result, run_trials
 from stages.compare.compare import Compared, Row, Side, compare, to_dict
+from stages.compare.stats import Difference
 from stages.sweep.fit import Finding, find_best, pooled_deviation
 from stages.sweep.space import Point, base_point, rounded, within_caps
 
@@ -34,17 +35,28 @@ class Outcome:
 
     @property
     def winner(self) -> Point:
-        """The best point where it was confirmed to be better, else the base."""
-        base = base_point(self.prepared.space)
-        if self.confirmed is None:
+        """The best point where it was confirmed to be better, else the base.
+
+        Where the base without what the best leaves out was better still, it is that.
+        """
+        base, best = base_point(self.prepared.space), self.finding.best
+        if self.confirmed is None or difference_of(self.confirmed).interval()[1] >= 0:
             return base
-        difference = row_of_all(self.confirmed).recipes
-        return self.finding.best if difference is not None and difference.interval()[1] < 0 else base
+        if self.rest is not None and difference_of(self.rest).interval()[0] > 0:
+            return without(self.prepared, best, self.dropped) or best
+        return best
 
 
 def row_of_all(compared: Compared) -> Row:
     """Return the row of all sources together, or of the only one."""
     return next((row for row in compared.rows if row.kind == "all"), compared.rows[0])
+
+
+def difference_of(compared: Compared) -> Difference:
+    """Return the difference of the two recipes over all sources; a sweep confirms with seeds, so it is known."""
+    difference = row_of_all(compared).recipes
+    assert difference is not None
+    return difference
 
 
 def by_point(results: Sequence[Result]) -> dict[Point, list[Result]]:

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from pipeline.sweep.notes import describe_point, point_text
-from pipeline.sweep.outcome import Outcome, by_point, row_of_all
+from pipeline.sweep.outcome import Outcome, by_point, difference_of
 from pipeline.sweep.recipes import next_recipe
 from stages.compare.stats import Difference
 from stages.paths import is_remote, leads_anywhere
@@ -65,10 +65,9 @@ def verdict(outcome: Outcome) -> list[str]:
             f"The proxies cannot tell: {'; '.join(finding.doubts)}. Kept: the base.",
             f"To know more: points: {len(outcome.prepared.points) + more}, or larger proxies; what is done is kept.",
         ]
-    row = row_of_all(outcome.confirmed)
-    assert row.recipes is not None
-    lines = [f"With {seeds} fresh seeds a side, the best against the base: {said(row.recipes)}."]
-    low, high = row.recipes.interval()
+    difference = difference_of(outcome.confirmed)
+    lines = [f"With {seeds} fresh seeds a side, the best against the base: {said(difference)}."]
+    low, high = difference.interval()
     if low <= 0 <= high:
         lines.append("The proxies cannot tell the best mix from the base. Kept: the base.")
     elif low > 0:
@@ -78,9 +77,12 @@ def verdict(outcome: Outcome) -> list[str]:
         if outcome.rest is None:
             lines.append(f"It is the base without {names}: all of the difference is that.")
         else:
-            rest = row_of_all(outcome.rest).recipes
-            assert rest is not None
-            lines.append(f"Against the base without {names}: {said(rest)}; that much is not the leaving out alone.")
+            rest = difference_of(outcome.rest)
+            low, high = rest.interval()
+            beyond = "that much is not the leaving out alone"
+            if high >= 0:
+                beyond = "no more is shown than what leaving out does" if low <= 0 else "leaving out alone does more"
+            lines.append(f"Against the base without {names}: {said(rest)}; {beyond}.")
     return lines
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,9 +19,12 @@ from pipeline.make_context import make_context
 from pipeline.recipe import load_recipe
 from pipeline.sweep.config import load_sweep
 from pipeline.sweep.notes import describe_point, known_points
+from pipeline.sweep.outcome import Outcome
 from pipeline.sweep.recipes import size_of, trial
 from pipeline.sweep.runs import space_of
+from pipeline.sweep.texts import verdict
 from stages.compare.scored import open_scored
+from stages.compare.stats import Difference
 from stages.errors import DataError
 from stages.filter.parse import default_thresholds
 from stages.filter.rules import RULES
@@ -236,3 +240,27 @@ def test_points_of_earlier_runs_are_points_of_a_changed_space():
     assert known_points(before, told) == [], "nor are those at another value of a key that does not vary any more"
     extended = design(more, 14, known_points(more, notes))
     assert set(known_points(more, notes)) < set(extended) and len(extended) == 14, "a design goes on from them"
+
+
+@pytest.mark.parametrize(
+    ("against_base", "against_rest", "shares", "said"),
+    [
+        (-0.05, -0.03, (0.4, 0.4, 0.2, 0.0), "that much is not the leaving out alone"),
+        (-0.05, 0.005, (0.4, 0.4, 0.2, 0.0), "no more is shown than what leaving out does"),
+        (-0.05, 0.03, (0.334, 0.333, 0.333, 0.0), "leaving out alone does more"),
+        (0.005, 0.03, (0.25, 0.25, 0.25, 0.25), "Kept: the base"),
+    ],
+)
+def test_what_follows_is_the_best_mix_the_base_or_the_base_without_what_is_left_out(
+    against_base, against_rest, shares, said
+):
+    def compared(value: float) -> SimpleNamespace:
+        row = SimpleNamespace(kind="all", recipes=Difference(value, 0.005, 50.0))
+        return SimpleNamespace(rows=(row,))
+
+    space = Space(("a", "b", "c", "n"), (0.25,) * 4, (1.0,) * 4)
+    prepared = SimpleNamespace(space=space, sweep=SimpleNamespace(confirm=SimpleNamespace(seeds=3)))
+    finding = SimpleNamespace(best=Point((0.4, 0.4, 0.2, 0.0)), doubts=())
+    outcome = Outcome(prepared, [], finding, compared(against_base), ("n",), compared(against_rest))  # type: ignore[arg-type]
+    assert outcome.winner.shares == shares
+    assert said in " ".join(verdict(outcome))
