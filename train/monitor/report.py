@@ -260,6 +260,15 @@ def score_record(score: Score, suffix: str = "") -> dict[str, Any]:
 # The end
 
 
+def found_before(folder: Path) -> dict[str, Any] | None:
+    """Return the dead parts in the summary of an earlier start: one that finds a run at its end makes no step."""
+    try:
+        found: dict[str, Any] | None = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["dead_parts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
 def finish_run(run: Run, manifest: Manifest, parameters: int) -> dict[str, Any]:
     """Draw samples, write summary.json and the page, print how the run went. Returns the summary."""
     cfg, rt = run.cfg, run.rt
@@ -269,7 +278,7 @@ def finish_run(run: Run, manifest: Manifest, parameters: int) -> dict[str, Any]:
     ids = torch.from_numpy(run.validation.windows[0][:-1].astype("int64"))[None].to(rt.device)
     dead = None if run.dead_parts is None else run.dead_parts.find(run.model, ids)
     summary = run_summary(run, manifest, parameters, run.after, unigram, samples)
-    summary["dead_parts"] = None if dead is None else dead.to_dict()
+    summary["dead_parts"] = found_before(run.folder) if dead is None else dead.to_dict()
     if run.after.document_nats is None and not manifest.adopted and cfg.eval_counting == "once":
         rt.print_rank0(
             f"note: no {ROWS}: an .idx of what is held out is missing or does not fit, so documents are unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -191,13 +192,13 @@ def test_a_slow_disk_is_said(pretrain, tmp_path, monkeypatch, capsys):
     save = loop.save_checkpoint
 
     def slow(*args):
-        time.sleep(0.2)
+        time.sleep(2)  # longer than a step takes on a busy machine
         return save(*args)
 
     monkeypatch.setattr(loop, "save_checkpoint", slow)
     monkeypatch.setattr(loop, "LONG_WAIT", 0.01)
     run(pretrain, sets(out=str(tmp_path / "r"), steps=3, checkpoint_every=1))
-    assert "step 2: waited 0." in capsys.readouterr().out
+    assert re.search(r"step 2: waited [0-2]\.", capsys.readouterr().out)
     assert len(list_checkpoints(tmp_path / "r/checkpoints")) == 2
 
 

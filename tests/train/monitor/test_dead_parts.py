@@ -133,8 +133,9 @@ def test_a_graph_that_is_compiled_again_is_told_with_the_reason():
     torch._dynamo.reset()
 
 
-def test_a_run_that_makes_no_step_tells_nothing(pretrain, tmp_path, capsys):
+def test_a_start_that_makes_no_step_tells_nothing_and_keeps_what_was_found(pretrain, tmp_path, capsys):
     run(pretrain, sets(out=str(tmp_path / "r"), steps=3))
+    before = told(tmp_path / "r")
     capsys.readouterr()
     run(pretrain, sets(out=str(tmp_path / "r"), steps=3, resume="auto"))
-    assert "dead" not in capsys.readouterr().out and told(tmp_path / "r") is None
+    assert "dead" not in capsys.readouterr().out and told(tmp_path / "r") == before is not None
