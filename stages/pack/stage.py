@@ -1,7 +1,7 @@
 """Packing: from tokenized units to shards in a global random order, with an exact mixture, and their manifest.
 
 The driver's part. It solves the mixture from the histograms of the tokenized units, decides where everything goes,
-then runs a unit a shard, and one that writes the manifest.
+then runs a unit a shard, and one each that writes the ids held out and the manifest.
 """
 
 from __future__ import annotations
