@@ -11,6 +11,7 @@ import yaml
 from pipeline.sweep.notes import describe_point, point_text
 from pipeline.sweep.outcome import Outcome, by_point, difference_of
 from pipeline.sweep.recipes import next_recipe
+from stages.compare.compare import FEWEST
 from stages.compare.stats import Difference
 from stages.paths import is_remote, leads_anywhere
 from stages.recipe import Recipe
@@ -87,7 +88,10 @@ def verdict(outcome: Outcome) -> list[str]:
 
 
 def said(difference: Difference) -> str:
-    """Write a difference and its interval."""
+    """Write a difference and its interval, or why it has none."""
+    if difference.df <= 0:
+        few = f"fewer than {FEWEST} documents are held out of what is scored; raise held_out"
+        return f"{difference.value:+.4f} bits per byte, without an interval, as {few}"
     low, high = difference.interval()
     return f"{difference.value:+.4f} bits per byte [{low:+.4f}, {high:+.4f}]"
 

@@ -261,6 +261,17 @@ def test_what_follows_is_the_best_mix_the_base_or_the_base_without_what_is_left_
     space = Space(("a", "b", "c", "n"), (0.25,) * 4, (1.0,) * 4)
     prepared = SimpleNamespace(space=space, sweep=SimpleNamespace(confirm=SimpleNamespace(seeds=3)))
     finding = SimpleNamespace(best=Point((0.4, 0.4, 0.2, 0.0)), doubts=())
-    outcome = Outcome(prepared, [], finding, compared(against_base), ("n",), compared(against_rest))  # type: ignore[arg-type]
+    outcome = Outcome(prepared, [], finding, compared(against_base), ("n",), compared(against_rest))
     assert outcome.winner.shares == shares
     assert said in " ".join(verdict(outcome))
+
+
+def test_one_source_of_few_documents_keeps_the_base_and_says_what_to_raise():
+    row = SimpleNamespace(kind="source", recipes=Difference(-0.05, math.inf, 0))
+    space = Space(("a", "b"), (0.5, 0.5), (1.0, 1.0))
+    prepared = SimpleNamespace(space=space, sweep=SimpleNamespace(confirm=SimpleNamespace(seeds=3)))
+    finding = SimpleNamespace(best=Point((0.6, 0.4)), doubts=())
+    outcome = Outcome(prepared, [], finding, SimpleNamespace(rows=(row,)), (), None)
+    lines = " ".join(verdict(outcome))
+    assert outcome.winner.shares == (0.5, 0.5) and "inf" not in lines
+    assert "fewer than 20 documents are held out" in lines and "raise held_out" in lines and "Kept: the base" in lines
