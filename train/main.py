@@ -53,7 +53,7 @@ from train.data.prefetch import Prefetcher
 from train.data.remote import RemoteManifest, copied, fetch_ahead, open_manifest
 from train.data.sources import sources_to_tell
 from train.distributed import hardware, launch_env
-from train.distributed.runtime import PeerLostError, Runtime, ignore_stop_requests, join_processes, stop_requests
+from train.distributed.runtime import PeerLostError, Runtime, join_processes, stop_requests
 from train.eval.multiple_choice import MultipleChoice
 from train.eval.validation import Score, Validation
 from train.model.attention import choose_kernel
@@ -84,11 +84,13 @@ def run(
     overrides: list[str],
     on_save: OnSave | None = None,
     stop: Callable[[], bool] | None = None,
+    ends_process: bool = False,
 ) -> dict[str, Any]:
     """Train. Returns the summary; its `status` is "done", or "stopped" when a signal or `stop` asked for it.
 
     on_save(metrics, path) is called on every rank at every checkpoint, once it is on the disk, with the path on rank 0
     and None elsewhere. stop() is asked on rank 0 after each step, for launchers whose signals do not get here.
+    ends_process: nothing follows in this process, see stop_requests.
     Raises ManifestError and TrainError, whose texts are for people.
     """
     manifest = open_manifest(manifest_path)
@@ -97,7 +99,12 @@ def run(
     sampler.check_epochs(manifest, cfg)
     if cfg.deterministic:
         use_deterministic_kernels()
-    with stop_requests() as signalled, join_processes() as rt, copied(manifest, cfg), mirrored(rt, cfg) as mirror:
+    with (
+        stop_requests(ends_process) as signalled,
+        join_processes() as rt,
+        copied(manifest, cfg),
+        mirrored(rt, cfg) as mirror,
+    ):
         check_same_build(rt, manifest)
         run = build_run(rt, manifest, model_cfg, cfg, on_save, mirror)
         report.print_start(run, manifest, parameters)
@@ -350,15 +357,16 @@ def restored_progress(resumed: Checkpoint, best: dict[str, Any] | None) -> Progr
 # The command
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit status."""
+def main(arguments: list[str] | None = None, ends_process: bool = False) -> int:
+    """The command line. Returns the exit status. ends_process: see run."""
     parser = argparse.ArgumentParser(prog="train/main.py", description="Train a model on a packed mixture.")
     parser.add_argument("--manifest", required=True, metavar="M", help="a manifest.json, or the folder that holds one")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="as train.steps=20")
     parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
     given = parser.parse_args(arguments)
     try:
-        return EXIT_STOPPED if run(given.manifest, given.set)["status"] == "stopped" else 0
+        summary = run(given.manifest, given.set, ends_process=ends_process)
+        return EXIT_STOPPED if summary["status"] == "stopped" else 0
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted: steps after the last checkpoint are lost", file=sys.stderr, flush=True)
@@ -387,6 +395,4 @@ def tell_torchrun(message: str) -> None:
 
 
 if __name__ == "__main__":
-    status = main()
-    ignore_stop_requests()
-    sys.exit(status)
+    sys.exit(main(ends_process=True))

@@ -153,10 +153,12 @@ def _gpu_number(info: ProcessInfo | None) -> int:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests(ends_process: bool = False) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGTERM, SIGUSR1 or Ctrl-C came. Outside the main thread it never does.
 
     Ctrl-C a second time raises KeyboardInterrupt. torchrun passes the first on to processes that have it already.
+    ends_process: once all is done and saved, the signals are ignored: Python itself takes time to end, and the exit
+    status is known. After an error they act as before, so that torchrun can end us.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -179,14 +181,11 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     # What ignores Ctrl-C was started in the background, or by a driver that answers it.
     ignored = {signal.SIGINT} if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else set()
     handlers_before = {number: signal.signal(number, handle) for number in STOP_SIGNALS if number not in ignored}
+    handlers_after: dict[signal.Signals, Any] = handlers_before
     try:
         yield requested.is_set
+        if ends_process:
+            handlers_after = dict.fromkeys(handlers_before, signal.SIG_IGN)
     finally:
-        for number, handler in handlers_before.items():
+        for number, handler in handlers_after.items():
             signal.signal(number, handler)
-
-
-def ignore_stop_requests() -> None:
-    """Let no signal of STOP_SIGNALS end this process, whose work is done and saved: Python itself takes time to end."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
