@@ -40,10 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage from now on, but not in what was imported: every run of the trainer collects it, and takes
-    longer for a million objects of libraries than for its steps."""
+    """Look for garbage from now on, but not in what was imported."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Have the next test look for garbage in its own objects alone: a run of the trainer collects at each save, and
+    with what earlier tests imported and compiled that took a quarter of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

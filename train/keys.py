@@ -13,6 +13,7 @@ and `json_schema_extra` out of the metadata by itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def keys_fixed_by_weights(group: type[Keys]) -> list[str]:
 # Checks
 
 
+@functools.cache
 def type_hints(group: type) -> dict[str, Any]:
     """Return the types of a group's keys by name."""
     return typing.get_type_hints(group)
