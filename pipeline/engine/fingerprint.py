@@ -35,6 +35,7 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent if spec and spec.origin else ROOT / name
 
 
+@functools.cache
 def _module_file(name: str) -> Path | None:
     """Return the file of a project module, or None for anything else (or for a name inside a module)."""
     package, *rest = name.split(".")

@@ -40,14 +40,20 @@ def cli(*arguments: str, cwd: Path = REPO, **environment: str) -> subprocess.Com
 
 
 def python(
-    words: Sequence[str], cwd: Path, environment: Mapping[str, str] = os.environ, seconds: float = LIMIT
+    words: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str] = os.environ,
+    seconds: float = LIMIT,
+    root: Path = REPO,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python WORDS`, a module of this project with `-m` or a program of it, to its end, with nothing to read.
+
+    root: where the project is loaded from, once; what is edited there later is read, but not run.
 
     Raises TimeoutExpired, as subprocess does, when that takes longer than `seconds`.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        command = Command(words, cwd, environment, out, err)
+        command = Command(words, cwd, environment, out, err, root)
         try:
             status = command.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -61,15 +67,21 @@ class Command:
     """`python WORDS` under way, with the parts of `subprocess.Popen` that tests use."""
 
     def __init__(
-        self, words: Sequence[str], cwd: Path, environment: Mapping[str, str], out: IO[Any], err: IO[Any]
+        self,
+        words: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        out: IO[Any],
+        err: IO[Any],
+        root: Path = REPO,
     ) -> None:
-        """out, err: where its output goes."""
+        """out, err: where its output goes. root: as `python` has it."""
         self.args = [sys.executable, *words]
         self.returncode: int | None = None
         self.answers, theirs = socket.socketpair()
         with theirs:
             request = json.dumps([list(words), str(cwd), dict(environment)]).encode()
-            socket.send_fds(server(), [request], [out.fileno(), err.fileno(), theirs.fileno()])
+            socket.send_fds(server(root), [request], [out.fileno(), err.fileno(), theirs.fileno()])
         self.pid = self._number()
 
     def _number(self) -> int:
@@ -107,12 +119,12 @@ def text_of(file: IO[bytes]) -> str:
 
 
 @functools.cache
-def server() -> socket.socket:
-    """Start the process that forks; return the connection to it."""
+def server(root: Path) -> socket.socket:
+    """Start the process that forks, with the project that lies in `root`; return the connection to it."""
     ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MOST)
     with theirs:
-        command = [sys.executable, __file__, str(theirs.fileno())]
+        command = [sys.executable, __file__, str(theirs.fileno()), str(root)]
         subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
     return ours
 
@@ -195,7 +207,7 @@ def load() -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(REPO)
+    sys.path[0] = sys.argv[2]
     connection = socket.socket(fileno=int(sys.argv[1]))
     load()
     run(serve(connection))

@@ -110,6 +110,7 @@ class Work:
     folder: Path
     root: Path = REPO
     shared: Path | None = None  # a corpus that belongs to somebody else
+    is_loaded: bool = False  # commands are forked though the project is another: edits of it are to be read, not run
 
     @property
     def corpus(self) -> Path:
@@ -144,16 +145,17 @@ class Work:
         return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200", **more}
 
     def forks(self, environment: Mapping[str, str]) -> bool:
-        """Whether a command with these variables is forked: one of this project, unless they say how Python itself is
-        to start, or are the mark of `marked`, which sees only the variables that a program was started with."""
-        return self.root == REPO and not any(name.startswith(("PYTHON", "SHARDMILL_TEST")) for name in environment)
+        """Whether a command with these variables is forked: one of a loaded project, unless they say how Python itself
+        is to start, or are the mark of `marked`, which sees only the variables that a program was started with."""
+        own_start = any(name.startswith(("PYTHON", "SHARDMILL_TEST")) for name in environment)
+        return (self.root == REPO or self.is_loaded) and not own_start
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str] | Command:
         """The command as a process in a session of its own, output to files beside the recipe."""
         command, variables = self.command(*arguments), self.environment(**environment)
         with (self.folder / "stdout").open("w") as out, (self.folder / "stderr").open("w") as err:
             if self.forks(environment):
-                return Command(command[1:], self.folder, variables, out, err)
+                return Command(command[1:], self.folder, variables, out, err, self.root)
             return subprocess.Popen(
                 command,
                 cwd=self.folder,
@@ -168,7 +170,7 @@ class Work:
         """Run one command to its end, forked if it can be."""
         command, variables = self.command(*arguments), self.environment(**environment)
         if self.forks(environment):
-            return python(command[1:], self.folder, variables)
+            return python(command[1:], self.folder, variables, root=self.root)
         return subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=LIMIT)
 
     def run(self, stage: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,17 +9,13 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import python
 from engine_harness import REPO, Work, copy_project, edit, new_work, small_recipe, started_since
-
-PRINT_ALL = """
-import json, sys
-from pipeline.engine.fingerprint import fingerprint
-print(json.dumps({name: fingerprint(name) for name in sys.argv[1:]}))
-"""
 
 
 def is_work(node: ast.stmt) -> bool:
@@ -43,10 +39,16 @@ WORK_MODULES = [
 
 
 def fingerprints(root: Path) -> dict[str, str]:
-    """Fingerprint of each work module of the project at `root`, and of the trainer."""
-    command = [sys.executable, "-c", PRINT_ALL, *WORK_MODULES, "train.main"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout))
+    """Fingerprint of each work module of the project at `root`, and of the trainer.
+
+    By the module of that project, loaded here anew: it remembers nothing but what is in its file.
+    """
+    spec = spec_from_file_location("fingerprint_of_a_copy", root / "pipeline/engine/fingerprint.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert root == module.ROOT
+    return {name: module.fingerprint(name) for name in (*WORK_MODULES, "train.main")}
 
 
 def changed(root: Path, before: dict[str, str]) -> set[str]:
@@ -173,9 +175,14 @@ print(json.dumps(stage_rows(context, target)))
 
 def plan(work: Work, target: str, **environment: str) -> dict[str, tuple[str, str]]:
     """stage -> (units to run, why) as `plan` prints them, without its forecast; stages with nothing to run left out."""
-    command = [sys.executable, "-c", GRAPH, target, str(work.recipe), str(work.out)]
-    environment = work.environment(**environment)
-    done = subprocess.run(command, cwd=work.root, env=environment, capture_output=True, text=True)
+    program = work.folder / "graph.py"
+    program.write_text(GRAPH)
+    words = [str(program), target, str(work.recipe), str(work.out)]
+    variables = work.environment(**environment)
+    if work.forks(environment):
+        done = python(words, work.folder, variables, root=work.root)
+    else:
+        done = subprocess.run([sys.executable, *words], env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {
         row[0]: (str(row[3]), row[4]) for row in json.loads(done.stdout) if row[4] not in ("cached", "nothing to do")
@@ -187,14 +194,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A project of its own that cuts finely, with everything packed. Tests leave it as they found it."""
     folder = tmp_path_factory.mktemp("rerun")
     work = new_work(folder, copy_project(folder, unit_bytes=20_000))
-    work.run("pack_pretrain")
+    work.is_loaded = True  # edits below change no unit's result
+    work.run("pack_pretrain", "--executor", "inline")
     return work
 
 
 def rerun(work: Work, stage: str, **environment: str) -> set[tuple[str, str]]:
     """(stage, label) of the units that running `stage` again makes."""
     moment = time.time()
-    work.run(stage, **environment)
+    work.run(stage, "--executor", "inline", **environment)
     return started_since(work, moment)
 
 
