@@ -90,7 +90,7 @@ def test_a_bucket_that_fails_one_request_in_ten_costs_retries_and_once_warm_no_t
     assert sum(s3.failed.values()) > 10
     assert losses(tmp_path / "cold") == losses_of_local
     s3.fault = None
-    more = {"model__dim": 256, "batch_size": 16}  # steps long enough to tell waiting from reading
+    more = {"model__dim": 256, "batch_size": 16, "eval_tokens": 64}  # steps long enough to tell waiting from reading
     run(manifest, sets(out=str(tmp_path / "warm"), cache=cache, **more))
     lines = [line for line in metrics(tmp_path / "warm") if "loss" in line]
     assert sum(line["seconds_waited"] for line in lines) <= 0.01 * lines[-1]["seconds"]
@@ -123,7 +123,7 @@ def test_shards_are_fetched_in_the_order_of_need(local: Path, order: str) -> Non
 def test_a_small_cache_keeps_its_bound_and_changes_no_loss(
     local: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"order": "sequential", "steps": 150, "epochs": 2}
+    settings = {"order": "sequential", "steps": 38, "batch_size": 32, "epochs": 2, "model__dim": 16}
     run(local, sets(out=str(tmp_path / "local"), **settings))
     manifest, root = upload(local.parent, s3), tmp_path / "cache"
     size = next(local.parent.glob("*train*.bin")).stat().st_size
