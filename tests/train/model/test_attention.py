@@ -21,7 +21,6 @@ from train.model.transformer import build
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = ModelConfig(dim=32, n_layers=2, n_heads=2, max_seq_len=512, sliding_window=8, init_std=0.3)
 MODELS = {  # parts beside TINY's
-    "engram": {"engram_enabled": True, "engram_inject_layer": 1},
     "all of golf's": {
         "n_kv_heads": 1,
         "qk_norm": "rms",
@@ -41,9 +40,10 @@ MODELS = {  # parts beside TINY's
         "depth_scale": True,
         "unet_skips": True,
         "mtp_heads": 2,
-        "n_layers": 4,
     },
-    "all of Gemma's": {
+    "all of Gemma's and Engram": {
+        "engram_enabled": True,
+        "engram_inject_layer": 1,
         "n_heads": 4,
         "n_kv_heads": 1,
         "head_dim": 16,
@@ -105,9 +105,8 @@ def test_blocks_hold_every_pair_and_full_ones_no_other(data, rows, blocks, windo
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(UNFUSED)
-@pytest.mark.parametrize("window", [None, 1, 100, 200])
+@pytest.mark.parametrize(("window", "kv_heads"), [(None, 2), (1, 1), (100, 1), (200, 2)])
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 3, 128, 256, 300, 512]])
-@pytest.mark.parametrize("kv_heads", [2, 1])
 def test_flex_is_the_dense_mask(window, cu_seqlens, kv_heads):
     rows, length = 2, 2 * FLEX_BLOCK
     documents = None if cu_seqlens is None else document_ids(torch.tensor(cu_seqlens, dtype=torch.int32), rows, CPU)
