@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 
 import pytest
@@ -66,7 +67,7 @@ def test_until_the_switch_losses_and_gradients_are_the_same_to_the_bit_and_then_
 def test_the_switch_of_a_compiled_model_compiles_nothing(rule):
     from torch._dynamo.utils import counters
 
-    model = build(TINY, 30, 0)
+    model = build(dataclasses.replace(TINY, n_layers=1, attention_pattern="all_global"), 30, 0)
     plain = copy.deepcopy(model)
     switch = FakeQuant(model, QATConfig(0.1, rule), SMALL)
     FakeQuant(plain, QATConfig(0.1, rule), SMALL).turn_on()
