@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_work_imports_neither_driver_nor_keys():
         and {"config", "stage", "recipe", "registry"} & set(name.split("."))
     ]
     assert wrong == [], "an edit of what only the driver needs would run the units again"
+
+
+def test_a_driver_loads_no_compiler_and_no_torch():
+    """They are memory, and time at each start, of a process that runs no unit."""
+    code = "import pipeline.recipe_commands, pipeline.engine.context, stages.estimate.mixtures, stages.registry, sys"
+    code += "; print(sorted({'numba', 'scipy', 'torch', 'ray', 'datasets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_pin_but_torch_has_hashes():

@@ -104,7 +104,7 @@ def keys_fixed_by_weights(group: type[Keys]) -> list[str]:
 
 
 @functools.cache
-def type_hints(group: type) -> dict[str, Any]:
+def type_hints(group: Any) -> dict[str, Any]:
     """Return the types of a group's keys by name."""
     return typing.get_type_hints(group)
 

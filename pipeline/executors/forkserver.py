@@ -126,6 +126,7 @@ def run_server(control: socket.socket) -> None:
 
 def _serve(control: socket.socket) -> None:
     """Answer requests until the driver's end of `control` closes. In a worker, serve units: never returns there."""
+    import stages.kernels.jit  # noqa: F401  # the compiler of kernels, .2 s, once for all workers; a driver needs none
     from pipeline.executors.worker import serve
 
     while True:

@@ -25,7 +25,6 @@ from stages.filter.stage import FILTER, MEASURE, edits_texts
 from stages.filter.verdict import LANGUAGE
 from stages.filter.where import named_columns
 from stages.hashing import VALIDATION_THRESHOLD
-from stages.kernels.jit import cache_folder
 from stages.pack.stage import PACK
 from stages.paths import escaped, is_remote, local_path
 from stages.recipe import Recipe
@@ -159,6 +158,7 @@ def too_long_phases(recipe: Recipe) -> list[str]:
 
 def sample_sources(context: BuildContext, survey: Survey, folder: Path, tell: Callable[[str], None]) -> None:
     """Sample all sources that are listed: local ones in turn, for as long as they take, and remote ones together."""
+    from stages.kernels.jit import cache_folder
 
     def sampler(name: str) -> Callable[[], Sample]:
         scratch = folder / name

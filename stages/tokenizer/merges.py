@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from stages.errors import DataError
-from stages.kernels.bpe import Merger
-from stages.kernels.pretokens import WordCounts
+
+if TYPE_CHECKING:
+    from stages.kernels.pretokens import WordCounts
 
 Pair = tuple[int, int]
 BYTES_A_WORD, BYTES_A_BYTE = 100, 30  # that counts and merges take at most
@@ -30,6 +31,8 @@ def find_merges(counts: WordCounts, vocab_size: int, specials: Sequence[bytes], 
     has an id already where a pair comes twice or two pairs make one text; then a pair's last merge is the one that
     counts. There are fewer than `vocab_size` where the words run out of pairs.
     """
+    from stages.kernels.bpe import Merger
+
     texts = list(specials) + [bytes([byte]) for byte in alphabet]
     vocabulary = {text: i for i, text in enumerate(texts)}
     ids = np.array([vocabulary[bytes([byte])] for byte in range(256)], np.int32)

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from stages.kernels.pretokens import BLANK, LETTER, NEWLINE, NO_LIMIT, NUMBER
-
 # Llama 3's spelling of the GPT-4 split, and GPT-2's: every fast tokenizer knows them.
 GPT4_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -61,6 +59,8 @@ def splitter(split: str, digits: int | None) -> pre_tokenizers.PreTokenizer:
 
 def compiled_split(split: str, digits: int | None) -> Split:
     """Return the compiled form of `splitter`."""
+    from stages.kernels.pretokens import NO_LIMIT
+
     gpt4 = split != "gpt2"
     return Split(character_classes(gpt4, split == "gpt4_marks"), gpt4, digits or (3 if gpt4 else NO_LIMIT))
 
@@ -71,6 +71,8 @@ def character_classes(gpt4: bool, marks: bool) -> NDArray[np.uint8]:
 
     Takes some tenths of a second, once a process.
     """
+    from stages.kernels.pretokens import BLANK, LETTER, NEWLINE, NUMBER
+
     table = np.zeros(POINTS, np.uint8)
     for expression, kind in ((r"\P{L}+", LETTER), (r"\P{N}+", NUMBER), (r"\S+", BLANK)):
         table[members(expression)] = kind

@@ -8,17 +8,19 @@ pieces of that; encoding never cuts.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.kernels.pretokens import LONGEST_WORD, WordCounts
 from stages.kernels.text_columns import utf8_buffers
 from stages.task import Artifact, Task
 from stages.tokenizer.sample import sampled_tables
 from stages.tokenizer.split import compiled_split
+
+if TYPE_CHECKING:
+    from stages.kernels.pretokens import WordCounts
 
 WORDS = pa.schema([("word", pa.binary()), ("count", pa.int64())])
 TEXTS_AT_A_TIME = 1000
@@ -37,6 +39,8 @@ def work(task: Task) -> None:
 
     Output: `words` (WORDS), in the order in which they are met. Its meta says how many were cut, and the longest.
     """
+    from stages.kernels.pretokens import WordCounts
+
     words = WordCounts()
     split = compiled_split(task.params["split"], task.params["digits"])
     for table in sampled_tables(task, task.inputs, task.params["taken"]):
@@ -57,6 +61,8 @@ def word_table(words: WordCounts, start: int, stop: int) -> pa.Table:
 
 def count_texts(texts: Iterable[str], split: str, digits: int | None) -> WordCounts:
     """Return the words of texts."""
+    from stages.kernels.pretokens import WordCounts
+
     words, remaining = WordCounts(), list(texts)
     for start in range(0, len(remaining), TEXTS_AT_A_TIME):
         column = pa.array(remaining[start : start + TEXTS_AT_A_TIME], pa.string())
@@ -66,6 +72,8 @@ def count_texts(texts: Iterable[str], split: str, digits: int | None) -> WordCou
 
 def read_words(task: Task, files: Iterable[Artifact]) -> WordCounts:
     """Return the sums of counts that units left."""
+    from stages.kernels.pretokens import WordCounts
+
     words = WordCounts()
     for artifact in files:
         with pq.ParquetFile(task.path(artifact)) as file:
@@ -77,6 +85,8 @@ def read_words(task: Task, files: Iterable[Artifact]) -> WordCounts:
 
 def long_words_line(count: int, longest: int) -> str:
     """Say, for people, how many words were cut."""
+    from stages.kernels.pretokens import LONGEST_WORD
+
     words = "1 word" if count == 1 else f"{count:,} words"
     return (
         f"the tokenizer was trained with {words} of more than {LONGEST_WORD:,} bytes cut into pieces (the longest had "

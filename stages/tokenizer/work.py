@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from importlib import metadata
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from stages.errors import DataError
-from stages.kernels.pretokens import WordCounts
 from stages.task import Task
 from stages.tokenizer import external
 from stages.tokenizer.encoder import hostile
@@ -28,6 +27,9 @@ from stages.tokenizer.split import splitter
 from stages.tokenizer.words import LongWords, count_texts, read_words
 from train.tokenizer.pieces import SUFFIX
 from train.tokenizer.vocabulary import byte_alphabet
+
+if TYPE_CHECKING:
+    from stages.kernels.pretokens import WordCounts
 
 CHECKED = 200  # documents of the sample whose round trip is asserted
 CHECKED_WORDS = 5000
