@@ -103,10 +103,12 @@ def keys_fixed_by_weights(group: type[Keys]) -> list[str]:
 # Checks
 
 
-@functools.cache
 def type_hints(group: Any) -> dict[str, Any]:
     """Return the types of a group's keys by name."""
-    return typing.get_type_hints(group)
+    return _type_hints(group)
+
+
+_type_hints = functools.cache(typing.get_type_hints)  # it evaluates the text of each annotation
 
 
 def check(holds: bool, message: str) -> None:
