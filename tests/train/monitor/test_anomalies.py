@@ -24,7 +24,7 @@ from train.monitor import text as monitor_text
 from train.monitor.anomalies import CLIP, FLOOR, LOSS, NORM, NOT_FINITE, RATES, WARM, documents_of_step, judge
 from train.optim.optimizer import Optimizer
 
-STEPS, GARBAGE = 90, 11  # the document that is planted in the first shard
+STEPS, GARBAGE = 60, 11  # the document that is planted in the first shard
 PHASE = {"muon": {"lr": 0.003}, "adamw": {"lr": 0.003}, "schedule": {"kind": "constant"}}
 OPTIONS = {"steps": STEPS, "batch_size": 8, "seq_len": 64, "log_every": 7, "checkpoint_every": 0, "sample_tokens": 0}
 
@@ -115,7 +115,8 @@ def planted(tmp_path_factory):
     manifest = load_manifest(path)
     first = sum(len(d) + 1 for d in documents[:GARBAGE])
     seed, read = 0, [0]
-    while read[0] < WARM + 9:  # all of it behind the steps that are not judged
+    # all of it behind the steps that are not judged, and steps after it
+    while not read or read[0] < WARM + 9 or read[-1] > STEPS - 5:
         seed += 1
         read = steps_that_read(manifest, config(seed=seed), shards[0].path, first, first + 200)
     return path, [step + 1 for step in read], {**OPTIONS, "seed": seed, "init_from": str(folder / "before")}
