@@ -24,11 +24,11 @@ from train.config import ConfigError, TrainError
 from train.data.manifest import load_manifest
 from train.main import run
 
-STEPS = 24
+STEPS = 12
 
 
 def command(out: str, cache: Path, **more: Any) -> list[str]:
-    return sets(out=out, cache=str(cache), steps=STEPS, resume="auto", eval_every=8, **more)
+    return sets(out=out, cache=str(cache), steps=STEPS, resume="auto", eval_every=4, **more)
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +80,14 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(
 
     assert files(there) == files(undisturbed), "and what was pruned here was pruned there"
     puts = [path.rpartition("/a/")[2] for path in s3.paths if path.startswith("PUT")]
-    for step in (8, 16, 24):
+    for step in (4, 8, 12):
         files_of = [f"checkpoints/step_{step:06d}/{name}.safetensors" for name in ("model", "optimizer")]
         state = puts.index(f"checkpoints/step_{step:06d}/state.json")
         assert max(map(puts.index, files_of)) < state < len(puts) - 1 - puts[::-1].index("checkpoints/latest")
     facts = json.loads((there / "run.json").read_text())
     assert facts["command"]["folder"] == out
-    with pytest.raises(TrainError, match=rf"^{out} holds this very run, saved at step 24\ncontinue it with"):
-        run(pretrain, sets(out=out, cache=str(tmp_path / "cache"), steps=STEPS, eval_every=8))
+    with pytest.raises(TrainError, match=rf"^{out} holds this very run, saved at step 12\ncontinue it with"):
+        run(pretrain, sets(out=out, cache=str(tmp_path / "cache"), steps=STEPS, eval_every=4))
     with pytest.raises(TrainError, match=rf"^train.resume=auto: {out} holds another run \(differs in train.seed"):
         run(pretrain, command(out, tmp_path / "cache", seed=1))
 
@@ -98,7 +98,7 @@ def test_killed_with_a_bucket_that_fails_it_goes_on_on_another_machine(
 ) -> None:
     out = f"{s3.new_bucket()}/runs/a"
     s3.fault_rate = 0.1
-    for step in (8, 16):
+    for step in (4, 8):
         machine = tmp_path / f"until-{step}"
         process = launch(pretrain, command(out, machine), variables=s3.environment())
         deadline = time.monotonic() + 90
@@ -120,13 +120,13 @@ def test_killed_with_a_bucket_that_fails_it_goes_on_on_another_machine(
 def test_half_a_checkpoint_is_never_gone_on_from(
     pretrain: Path, undisturbed: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """From step 16 on one kind of object cannot be written: the run ends with a sentence, another goes on from 12."""
+    """From step 8 on one kind of object cannot be written: the run ends with a sentence, another goes on from 4."""
     out = f"{s3.new_bucket()}/runs/a"
     seen = 0
 
     def fault(environ: dict[str, Any]) -> str | None:
         nonlocal seen
-        seen += environ["REQUEST_METHOD"] == "PUT" and "step_000016" in environ["PATH_INFO"]
+        seen += environ["REQUEST_METHOD"] == "PUT" and "step_000008" in environ["PATH_INFO"]
         is_lost = environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith(lost)
         return "503" if seen and is_lost else None
 
@@ -135,7 +135,7 @@ def test_half_a_checkpoint_is_never_gone_on_from(
     monkeypatch.setattr(bucket, "AGAIN", 0)
     with pytest.raises(TrainError, match=r"what is not in the bucket is in .*: copy it to s3://"):
         run(pretrain, command(out, tmp_path / "one"))
-    assert latest(out) == "step_000012"
+    assert latest(out) == "step_000004"
     s3.fault = None
     run(pretrain, command(out, tmp_path / "two"))
     assert same_end(download(out, tmp_path / "there"), undisturbed)
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(
 ) -> None:
     out = f"{s3.new_bucket()}/runs/a"
     run(pretrain, command(out, tmp_path))
-    damaged = f"{out}/checkpoints/step_000024/optimizer.safetensors"
+    damaged = f"{out}/checkpoints/step_000012/optimizer.safetensors"
     Bucket(out).put(damaged, Bucket(out).get(damaged)[:-1] + b"x")
     run(pretrain, command(out, tmp_path))
     assert same_end(download(out, tmp_path / "there"), undisturbed)
