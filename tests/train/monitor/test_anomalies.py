@@ -115,8 +115,8 @@ def planted(tmp_path_factory):
     manifest = load_manifest(path)
     first = sum(len(d) + 1 for d in documents[:GARBAGE])
     seed, read = 0, [0]
-    # all of it behind the steps that are not judged, and steps after it
-    while not read or read[0] < WARM + 9 or read[-1] > STEPS - 5:
+    # by several steps, all behind those that are not judged and ahead of the last ones
+    while len(read) < 3 or read[0] < WARM + 9 or read[-1] > STEPS - 5:
         seed += 1
         read = steps_that_read(manifest, config(seed=seed), shards[0].path, first, first + 200)
     return path, [step + 1 for step in read], {**OPTIONS, "seed": seed, "init_from": str(folder / "before")}
