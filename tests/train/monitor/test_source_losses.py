@@ -179,10 +179,10 @@ def test_a_spike_names_the_source_that_made_it(tmp_path):
     seed, read = 0, [0]
     while read[0] < WARM + 9:  # all of it behind the steps that are not judged
         seed += 1
-        cfg = TrainConfig(**{**options, "steps": 66, "seed": seed})
+        cfg = TrainConfig(**{**options, "steps": 90, "seed": seed})
         read = steps_that_read(manifest, cfg, manifest.shards[0].path, first, first + 200)
     begin = {"seed": seed, "init_from": str(tmp_path / "before"), "out": str(tmp_path / "r")}
-    run(path, sets(**{**options, **begin, "steps": 66}))
+    run(path, sets(**{**options, **begin, "steps": 90}))
     events = [json.loads(line) for line in (tmp_path / "r" / "events.jsonl").read_text().splitlines()]
     spikes = [event for event in events if "loss spike" in event["event"]]
     assert spikes
