@@ -21,6 +21,10 @@ from train import bucket
 # So is rewriting the assertions of all tests here.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Threads of torch wait for each other at full speed: on a busy machine, five times what a tiny model takes. What
+# `run train` starts has all threads of the machine nevertheless; those are to wait without a processor.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Nothing that is imported is garbage, yet the collector goes through all of it, again and again.
 gc.disable()
 # A shell's `&` makes what it starts ignore Ctrl-C, and a process that ignores a signal hands that on.

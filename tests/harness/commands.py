@@ -32,10 +32,6 @@ LIMIT = 120  # seconds that any one command may take
 MODULES = ("pipeline.cli", "pipeline.engine.quarantine", "pipeline.make_context", "train.main")
 MODULES += ("pipeline.executors.worker", "stages.estimate.mixtures", "train.artefact")
 MOST = 1 << 20  # bytes of a request
-# Threads of torch that wait for each other do so at full speed: on a busy machine, five times what a tiny model takes.
-# What `run train` starts has all the machine's threads all the same; those are to wait without a processor.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def cli(*arguments: str, cwd: Path = REPO, **environment: str) -> subprocess.CompletedProcess[str]:
