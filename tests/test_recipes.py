@@ -25,7 +25,6 @@ from train.optim.optimizer import Optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARD_PARAMETERS = 54_538_752  # the card's figure
-torch.set_num_threads(1)  # two that wait for each other do so at full speed
 
 
 VARIANTS = [

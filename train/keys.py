@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -103,12 +104,8 @@ def keys_fixed_by_weights(group: type[Keys]) -> list[str]:
 # Checks
 
 
-def type_hints(group: Any) -> dict[str, Any]:
-    """Return the types of a group's keys by name."""
-    return _type_hints(group)
-
-
-_type_hints = functools.cache(typing.get_type_hints)  # it evaluates the text of each annotation
+# The types of a group's keys by name, kept: each annotation is text that is evaluated.
+type_hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 def check(holds: bool, message: str) -> None:

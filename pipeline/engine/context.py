@@ -372,6 +372,7 @@ def drive(context: Context, coroutine: Coroutine[Any, Any, Result]) -> Result:
     """Run a build to its end, and stop the executor whatever happens."""
 
     async def main() -> Result:
+        """Run it; at its end, cancel what is under way and close the executor."""
         how = "ended"
         try:
             result = await coroutine

@@ -5,11 +5,13 @@ Linux, or threads already run, those of a bucket's client among them) it is a fr
 itself, once. The server has one thread and does nothing else. It and its workers end when the driver's end of their
 sockets closes, however that happens.
 
-The forkserver of `multiprocessing` always imports afresh: 0.8 s of work before its first worker, against 0.05 s here.
+The forkserver of `multiprocessing` always imports afresh: 0.8 s of work before its first worker, against 0.3 s here,
+or 0.05 s where the driver has loaded the kernels' compiler, to look at samples before a first build.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -126,7 +128,7 @@ def run_server(control: socket.socket) -> None:
 
 def _serve(control: socket.socket) -> None:
     """Answer requests until the driver's end of `control` closes. In a worker, serve units: never returns there."""
-    import stages.kernels.jit  # noqa: F401  # the compiler of kernels, .2 s, once for all workers; a driver needs none
+    importlib.import_module("stages.kernels.jit")  # the compiler of kernels, once for all workers: a driver needs none
     from pipeline.executors.worker import serve
 
     while True:

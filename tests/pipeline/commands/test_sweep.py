@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 
 from pipeline.commands.sweep import sweep_command
@@ -38,7 +37,6 @@ from train.score import main as score_main
 
 WORDS = {name: ["".join(random.Random(f"{name}{i}").choices("abcdefghij", k=4)) for i in range(60)] for name in "abn"}
 PROXY = {"train.pretrain.steps": 12, "model.dim": 16}
-torch.set_num_threads(1)  # on a busy machine two that wait for each other take five times as long
 
 
 def write_source(folder: Path, name: str, salt: int = 0, documents: int = 700) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +20,7 @@ from pipeline.executors import local, worker
 from pipeline.executors.local import LocalExecutor
 from stages.task import Artifact, Task
 
+ROOT = Path(__file__).resolve().parents[3]
 DATA = b"some tokens"
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
@@ -31,6 +34,24 @@ def write(task: Task) -> None:
     task.add("unknown", paths[1], tokens=2, colour="red")
     for i in range(2):
         task.outputs.append(Artifact(paths[2], f"{i}" * 64, name=f"slice-{i}", rows_from=i, rows_to=i + 1))
+
+
+FORK_ONE = """
+import pathlib, stages.registry
+from pipeline.executors.forkserver import ForkServer
+server = ForkServer()
+pid, connection = server.start_worker()
+print(*("llvmlite" in pathlib.Path(f"/proc/{who}/maps").read_text() for who in ("self", pid)))
+connection.close()
+server.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_is_forked_with_the_compiler_of_kernels_that_its_driver_lacks() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK_ONE], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_each_file_is_read_back_once_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
